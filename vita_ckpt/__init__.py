@@ -1,0 +1,108 @@
+"""Surgery and checkpoint management for VITA multimodal models, without loading them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vita_ckpt.api.reading import inspect
+    from vita_ckpt.api.surgery import (
+        apply,
+        check_plan,
+        load_plan,
+        plan_extract_projector,
+        plan_merge_projector,
+        save_plan,
+        summarize,
+    )
+    from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, Shard, TensorRef
+    from vita_ckpt.core.plan import AddTensor, DropTensor, Plan, ReplaceTensor, SetConfig
+    from vita_ckpt.errors import (
+        AdapterError,
+        CastError,
+        InputError,
+        MalformedFileError,
+        OutputError,
+        StaleInputError,
+        UnsafePickleError,
+        UsageError,
+        VitaCkptError,
+    )
+    from vita_ckpt.storage.directory import open_checkpoint
+    from vita_ckpt.surgery.projector import get_w
+
+__version__ = "0.1.0"
+
+# Resolved on first use: a program pays for what it calls.
+_HOMES = {
+    "vita_ckpt.api.reading": ("inspect",),
+    "vita_ckpt.api.surgery": (
+        "apply",
+        "check_plan",
+        "load_plan",
+        "plan_extract_projector",
+        "plan_merge_projector",
+        "save_plan",
+        "summarize",
+    ),
+    "vita_ckpt.core.checkpoint": ("Cast", "Checkpoint", "LocalFile", "Shard", "TensorRef"),
+    "vita_ckpt.core.plan": ("AddTensor", "DropTensor", "Plan", "ReplaceTensor", "SetConfig"),
+    "vita_ckpt.errors": (
+        "AdapterError",
+        "CastError",
+        "InputError",
+        "MalformedFileError",
+        "OutputError",
+        "StaleInputError",
+        "UnsafePickleError",
+        "UsageError",
+        "VitaCkptError",
+    ),
+    "vita_ckpt.storage.directory": ("open_checkpoint",),
+    "vita_ckpt.surgery.projector": ("get_w",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AdapterError",
+    "AddTensor",
+    "Cast",
+    "CastError",
+    "Checkpoint",
+    "DropTensor",
+    "InputError",
+    "LocalFile",
+    "MalformedFileError",
+    "OutputError",
+    "Plan",
+    "ReplaceTensor",
+    "SetConfig",
+    "Shard",
+    "StaleInputError",
+    "TensorRef",
+    "UnsafePickleError",
+    "UsageError",
+    "VitaCkptError",
+    "__version__",
+    "apply",
+    "check_plan",
+    "get_w",
+    "inspect",
+    "load_plan",
+    "open_checkpoint",
+    "plan_extract_projector",
+    "plan_merge_projector",
+    "save_plan",
+    "summarize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

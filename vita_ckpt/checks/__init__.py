@@ -1,0 +1,1 @@
+"""What a checkpoint is and whether its halves agree: described, never mended."""

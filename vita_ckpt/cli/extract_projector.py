@@ -1,0 +1,41 @@
+"""``vita-ckpt extract-projector``: the projector of a checkpoint as a file."""
+
+from __future__ import annotations
+
+import click
+
+from vita_ckpt.api import surgery as api
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.surgery import plan_options, run_plan
+
+
+@click.command("extract-projector")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    type=click.Path(),
+    metavar="CKPT",
+    help="A checkpoint, a projector or LoRA run, or a weight file.",
+)
+@click.option(
+    "--bare", is_flag=True, help="Name tensors 0.weight, not model.mm_projector.0.weight."
+)
+@plan_options
+@click.pass_obj
+def command(
+    settings: Settings,
+    source: str,
+    bare: bool,
+    out: str | None,
+    dry_run: bool,
+    plan_out: str | None,
+    as_json: bool,
+) -> None:
+    """Write the mm_projector of CKPT to a .safetensors or .bin file.
+
+    The .bin is what the trainer writes: it loads with torch.load(weights_only=True) and as
+    upstream's pretrain_mm_mlp_adapter. Only the projector is read.
+    """
+    plan = api.plan_extract_projector(source, bare=bare)
+    run_plan(settings, plan, out=out, dry_run=dry_run, plan_out=plan_out, as_json=as_json)

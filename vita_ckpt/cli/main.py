@@ -1,0 +1,140 @@
+"""The root command: its options, the commands below it, and the one place where errors end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+import click
+
+from vita_ckpt import __version__
+from vita_ckpt.errors import VitaCkptError, printable
+
+_COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
+_INTERRUPTED: Final = 130
+
+# Imported only when they are run: a command costs what it needs.
+_COMMANDS: Final = {
+    "inspect": "vita_ckpt.cli.inspect",
+    "extract-projector": "vita_ckpt.cli.extract_projector",
+    "merge-projector": "vita_ckpt.cli.merge_projector",
+    "apply": "vita_ckpt.cli.apply",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of the root command, for the commands below it."""
+
+    quiet: bool
+    debug: bool
+
+    def note(self, text: str) -> None:
+        """Say something beside the data: to stderr, unless quiet."""
+        if not self.quiet:
+            click.echo(printable(text), err=True)
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(_COMMANDS[cmd_name]).command
+        return command
+
+
+def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
+    if shell is None or ctx.resilient_parsing:
+        return
+    from click.shell_completion import get_completion_class  # noqa: PLC0415 - seldom needed
+
+    completion = get_completion_class(shell)
+    assert completion is not None  # noqa: S101 - the choices are click's own
+    click.echo(completion(cli, {}, "vita-ckpt", _COMPLETE_VARIABLE).source())
+    ctx.exit()
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, "--version", prog_name="vita-ckpt")
+@click.option("--quiet", "-q", is_flag=True, help="No notes and no progress, only data and errors.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option(
+    "--completion",
+    type=click.Choice(["bash", "zsh", "fish"]),
+    expose_value=False,
+    is_eager=True,
+    callback=_show_completion,
+    help='Print a completion script: eval "$(vita-ckpt --completion bash)".',
+)
+@click.pass_context
+def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
+    """Surgery and checkpoint management for VITA multimodal models, without loading them.
+
+    Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
+    """
+    ctx.obj = Settings(quiet, debug)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # A request to end is an interrupt: what was staged is removed on the way out.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    try:
+        result: Any = cli.main(
+            arguments,
+            prog_name="vita-ckpt",
+            complete_var=_COMPLETE_VARIABLE,
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+    except VitaCkptError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return error.exit_code
+    except click.exceptions.Abort:
+        _complain("interrupted: nothing was written")
+        return _INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # Nobody reads on; what the interpreter flushes at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        _complain(
+            f"internal-error: {type(error).__name__}: {printable(error)} "
+            "(a bug of vita-ckpt: --debug shows where)"
+        )
+        return 3
+    return result if isinstance(result, int) else 0
+
+
+def _complain(line: str) -> None:
+    click.echo(f"error: {line}", err=True)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,58 @@
+"""``vita-ckpt merge-projector``: a trained projector into a checkpoint."""
+
+from __future__ import annotations
+
+import click
+
+from vita_ckpt.api import surgery as api
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.surgery import plan_options, run_plan
+
+
+@click.command("merge-projector")
+@click.option(
+    "--base",
+    required=True,
+    type=click.Path(),
+    metavar="CKPT",
+    help="The checkpoint to put it into.",
+)
+@click.option(
+    "--adapter",
+    required=True,
+    type=click.Path(),
+    metavar="FILE|DIR",
+    help="mm_projector.bin, its run, a LoRA run, or another checkpoint.",
+)
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    help="Write the projector as f32, bf16 or f16.  [default: the base's]",
+)
+@click.option(
+    "--with",
+    "extras",
+    multiple=True,
+    metavar="NAME",
+    help="Take along other tensors of the adapter, such as embed_tokens.",
+)
+@plan_options
+@click.pass_obj
+def command(
+    settings: Settings,
+    base: str,
+    adapter: str,
+    dtype: str | None,
+    extras: tuple[str, ...],
+    out: str | None,
+    dry_run: bool,
+    plan_out: str | None,
+    as_json: bool,
+) -> None:
+    """Put the mm_projector of an adapter into a checkpoint; every other tensor stays as it is.
+
+    Names and shapes are checked against the projector type and the model's widths first. The output
+    is a new directory: complete, or not there at all.
+    """
+    plan = api.plan_merge_projector(base, adapter, dtype=dtype, extras=extras)
+    run_plan(settings, plan, out=out, dry_run=dry_run, plan_out=plan_out, as_json=as_json)

@@ -1,0 +1,81 @@
+"""Numbers, tables and progress as a person reads them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from vita_ckpt.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LONG_ENOUGH: Final = 0.5  # seconds of work before a progress bar appears
+_THOUSAND: Final = 1000
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, as disks are sold: ``15.9 GB``."""
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def count(number: int) -> str:
+    """A number of parameters: ``7.62 B``, ``313 M``, ``12,352``."""
+    return _scaled(number, ("", "k", "M", "B", "T")) if number >= 1_000_000 else f"{number:,}"
+
+
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = "") -> str:
+    """A plain table; ``right`` has a character ``r`` for each column that is aligned right."""
+    from tabulate import tabulate  # noqa: PLC0415 - slow to import, and JSON does not need it
+
+    align = [("right" if flag == "r" else "left") for flag in right.ljust(len(headers))]
+    cells = [[printable(cell) for cell in row] for row in rows]
+    return tabulate(cells, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+
+
+def echo_json(value: Any) -> None:
+    """JSON to stdout, in ASCII: whatever a name contains is escaped."""
+    click.echo(json.dumps(value, indent=2))
+
+
+@contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr when that is a terminal and the work takes its time."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    started = time.monotonic()
+    done = 0
+    bar = click.progressbar(length=total, file=sys.stderr, label="writing")
+    shown = False
+
+    def step(nbytes: int) -> None:
+        nonlocal done, shown
+        done += nbytes
+        if not shown and time.monotonic() - started > _LONG_ENOUGH:
+            shown = True
+            bar.update(done)
+        elif shown:
+            bar.update(nbytes)
+
+    try:
+        yield step
+    finally:
+        if shown:
+            bar.render_finish()
+
+
+def _scaled(number: int, units: Sequence[str]) -> str:
+    value = float(number)
+    for unit in units:
+        if value < _THOUSAND or unit == units[-1]:
+            digits = f"{value:.0f}" if unit == units[0] else f"{value:.3g}"
+            return f"{digits} {unit}".rstrip()
+        value /= _THOUSAND
+    raise AssertionError("a unit was returned")

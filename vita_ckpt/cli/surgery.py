@@ -1,0 +1,104 @@
+"""What every surgery command shares: options for the plan, its rendering, running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from vita_ckpt.api import surgery as api
+from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.core.plan import Plan
+from vita_ckpt.errors import UsageError, printable
+
+_Command = Callable[..., None]
+
+
+def plan_options(command: _Command) -> _Command:
+    """``--out``, ``--dry-run``, ``--plan-out`` and ``--json``, as every surgery takes them."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the plan's summary as JSON."),
+        click.option(
+            "--plan-out",
+            type=click.Path(),
+            metavar="FILE",
+            help="Save the plan for 'vita-ckpt apply'; without --out nothing else is written.",
+        ),
+        click.option(
+            "--dry-run", is_flag=True, help="Print what would be done, and write nothing."
+        ),
+        click.option(
+            "--out", type=click.Path(), metavar="PATH", help="What to write; must be new."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def run_plan(
+    settings: Settings,
+    plan: Plan,
+    *,
+    out: str | None,
+    dry_run: bool,
+    plan_out: str | None,
+    as_json: bool,
+) -> None:
+    """Save, show and run a plan as its options say."""
+    if out is None and not dry_run and plan_out is None:
+        raise UsageError(
+            "no-output", "--out", expected="a path to write", hint="or use --dry-run or --plan-out"
+        )
+    summary = api.summarize(plan)
+    for note in plan.notes:
+        settings.note(note)
+    writes = out is not None and not dry_run
+    if not writes:
+        api.check_plan(plan)
+    if plan_out is not None:
+        api.save_plan(plan, plan_out)
+        settings.note(f"plan saved: vita-ckpt apply {plan_out} --out PATH")
+    written = None
+    if writes:
+        assert out is not None  # noqa: S101 - for the type checker
+        with render.progress(summary["bytes_to_write"], settings.quiet) as step:
+            written = api.apply(plan, out, progress=step)
+    if as_json:
+        render.echo_json({**summary, "out": written})
+    else:
+        click.echo("\n".join(_lines(summary, written)))
+
+
+def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
+    lines: list[str] = []
+    if summary["tensors"]:
+        rows = [
+            (change["name"], change["change"], _arrow(change["before"], change["after"]))
+            for change in summary["tensors"]
+        ]
+        lines.append(render.table(rows, ("tensor", "change", "dtype and shape")))
+    for change in summary["config"]:
+        before, after = change["before"], change["after"]
+        lines.append(
+            printable(f"config.json: {change['key']} {before!r} → {after!r}: {change['reason']}")
+        )
+    for file in summary["rewritten"]:
+        lines.append(printable(f"rewritten: {file['name']} ({render.size(file['bytes'])})"))
+    if summary["carried"]:
+        size = render.size(sum(file["bytes"] for file in summary["carried"]))
+        names = ", ".join(file["name"] for file in summary["carried"])
+        lines.append(printable(f"carried: {len(summary['carried'])} files ({size}): {names}"))
+    for name, reason in summary["left_out"].items():
+        lines.append(printable(f"not carried: {name}: {reason}"))
+    size = render.size(summary["bytes_to_write"])
+    lines.append(f"wrote {printable(written)} ({size})" if written else f"would write {size}")
+    return lines
+
+
+def _arrow(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    old, new = (f"{side['dtype']} {side['shape']}" if side else "" for side in (before, after))
+    if old == new:
+        return f"{old}, other values"
+    return " → ".join(filter(None, (old, new)))

@@ -1,0 +1,68 @@
+"""The parts of a VITA checkpoint, told by the prefixes of its tensor names."""
+
+from __future__ import annotations
+
+from typing import Final
+
+VISION_TOWER: Final = "vision_tower"
+MM_PROJECTOR: Final = "mm_projector"
+LANGUAGE_MODEL: Final = "language_model"
+AUDIO_ENCODER: Final = "audio_encoder"
+AUDIO_ADAPTER: Final = "audio_adapter"
+STATE_PREDICTOR: Final = "state_predictor"
+LORA: Final = "lora"
+OTHER: Final = "other"
+
+# In the order in which a report shows them.
+LABELS: Final[dict[str, str]] = {
+    LANGUAGE_MODEL: "language model",
+    MM_PROJECTOR: "projector",
+    VISION_TOWER: "vision tower",
+    AUDIO_ENCODER: "audio encoder",
+    AUDIO_ADAPTER: "audio adapter",
+    STATE_PREDICTOR: "state predictor",
+    LORA: "LoRA deltas",
+    OTHER: "other",
+}
+
+PROJECTOR_PREFIX: Final = "model.mm_projector."
+TOWER_PREFIX: Final = "model.vision_tower.vision_tower."
+EMBED_TOKENS: Final = "model.embed_tokens.weight"
+LM_HEAD: Final = "lm_head.weight"
+LAYERS_PREFIX: Final = "model.layers."
+
+# PEFT writes every name of the model it wraps below this prefix.
+PEFT_PREFIX: Final = "base_model.model."
+
+# The first prefix that fits decides, so the audio adapter stands before the encoder around it.
+# "adpter" is how the checkpoints spell it.
+_PREFIXES: Final = (
+    (PROJECTOR_PREFIX, MM_PROJECTOR),
+    ("model.vision_tower.", VISION_TOWER),
+    ("model.audio_encoder.adpter.", AUDIO_ADAPTER),
+    ("model.audio_encoder.", AUDIO_ENCODER),
+    ("predictor_head.", STATE_PREDICTOR),
+    ("model.embed_tokens.", LANGUAGE_MODEL),
+    (LAYERS_PREFIX, LANGUAGE_MODEL),
+    ("model.norm.", LANGUAGE_MODEL),
+    ("lm_head.", LANGUAGE_MODEL),
+)
+
+_LORA_COMPONENTS: Final = frozenset(
+    {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
+)
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor belongs to, by its on-disk name (PEFT's prefix is looked through)."""
+    if not _LORA_COMPONENTS.isdisjoint(name.split(".")):
+        return LORA
+    bare = name.removeprefix(PEFT_PREFIX)
+    return next((part for prefix, part in _PREFIXES if bare.startswith(prefix)), OTHER)
+
+
+def below(prefix: str, names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the names below ``prefix``, the prefix taken off."""
+    return {
+        name.removeprefix(prefix): shape for name, shape in names.items() if name.startswith(prefix)
+    }

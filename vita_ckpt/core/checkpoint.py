@@ -1,0 +1,119 @@
+"""A checkpoint as a value: where each tensor's bytes lie, never the bytes themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+from vita_ckpt.core.dtype import nbytes
+
+Shape = tuple[int, ...]
+Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A regular file as it was when it was opened.
+
+    ``path`` is absolute, ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch; ``digest``
+    is the SHA-256 of what describes the file's content (a safetensors header, a pickle, the whole
+    of a config), empty for a file whose content was not read.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Bytes of one tensor inside a file.
+
+    ``offset`` is the byte of element 0 from the start of the file, ``dtype`` a safetensors code.
+    ``strides``, in elements, is None for a contiguous (C order) tensor.
+    """
+
+    source: LocalFile
+    offset: int
+    dtype: str
+    shape: Shape
+    strides: Shape | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor once written contiguously."""
+        return nbytes(self.dtype, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """A tensor converted to another floating dtype as torch's ``Tensor.to`` does."""
+
+    ref: TensorRef
+    dtype: str
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the tensor: a conversion keeps it."""
+        return self.ref.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the converted tensor."""
+        return nbytes(self.dtype, self.ref.shape)
+
+
+Tensor = TensorRef | Cast
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One weight file: its name below the checkpoint, a safetensors ``__metadata__``."""
+
+    name: str
+    file: LocalFile
+    format: Literal["safetensors", "torch"]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint, adapter, run or tower; or the target of a plan.
+
+    ``root`` is the absolute path of the directory or the lone file (empty for a value that has no
+    place on disk yet). ``tensors`` maps on-disk names to tensors, ``shards`` are the weight files
+    they come from, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the other
+    regular files, by their path below ``root``; ``left_out`` says of everything else in the
+    directory why it is not part of the checkpoint.
+    """
+
+    root: str
+    layout: Layout
+    tensors: Mapping[str, Tensor]
+    shards: tuple[Shard, ...] = ()
+    config: Mapping[str, Any] | None = None
+    adapter_config: Mapping[str, Any] | None = None
+    index: Mapping[str, Any] | None = None
+    files: Mapping[str, LocalFile] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def refs(self) -> dict[str, TensorRef]:
+        """The tensors that lie in files: all of an opened checkpoint."""
+        return {name: t for name, t in self.tensors.items() if isinstance(t, TensorRef)}
+
+    @property
+    def fingerprint(self) -> tuple[LocalFile, ...]:
+        """Every file the checkpoint consists of, as it was seen."""
+        return (*(shard.file for shard in self.shards), *self.files.values())
+
+
+EMPTY = Checkpoint(root="", layout="none", tensors={})
+
+
+def parameters(tensor: Tensor) -> int:
+    """Number of elements of a tensor (1 for a scalar)."""
+    return prod(tensor.shape)

@@ -1,0 +1,74 @@
+"""Element types by their safetensors code, with their widths in bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BITS: dict[str, int] = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+
+# What users and torch call the dtypes that a projector can be written in.
+SPELLINGS: dict[str, str] = {
+    "f32": "F32",
+    "fp32": "F32",
+    "float32": "F32",
+    "float": "F32",
+    "f16": "F16",
+    "fp16": "F16",
+    "float16": "F16",
+    "half": "F16",
+    "bf16": "BF16",
+    "bfloat16": "BF16",
+}
+
+# Between which dtypes a conversion is defined; the conversion itself is storage's.
+CAST_SOURCES = ("F64", "F32", "F16", "BF16")
+CAST_TARGETS = ("F32", "F16", "BF16")
+
+_U64 = 1 << 64
+
+
+def can_cast(source: str, target: str) -> bool:
+    """Whether a tensor of dtype ``source`` can become one of dtype ``target``."""
+    return source == target or (source in CAST_SOURCES and target in CAST_TARGETS)
+
+
+def nbytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a dense tensor.
+
+    Raises OverflowError where a 64-bit reader would overflow (whatever a later zero makes of the
+    product) and ValueError where a sub-byte tensor does not end on a byte.
+    """
+    elements = 1
+    for size in shape:
+        elements *= size
+        if elements >= _U64:
+            raise OverflowError(f"{dtype} {list(shape)} has 2^64 elements or more")
+    bits = elements * BITS[dtype]
+    if bits >= _U64:
+        raise OverflowError(f"{dtype} {list(shape)} needs 2^64 bits or more")
+    if bits % 8:
+        raise ValueError(f"{dtype} {list(shape)} does not end on a byte")
+    return bits // 8

@@ -1,0 +1,237 @@
+"""Plans: surgery as data. A plan computes its target and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, Tensor, TensorRef
+from vita_ckpt.core.dtype import can_cast
+from vita_ckpt.errors import InputError, StaleInputError
+
+FORMAT: Final = "vita-ckpt-plan"
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AddTensor:
+    """A tensor under a name that the base does not have."""
+
+    name: str
+    tensor: Tensor
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceTensor:
+    """Another tensor under a name of the base."""
+
+    name: str
+    tensor: Tensor
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropTensor:
+    """A tensor of the base that the target does not have."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetConfig:
+    """A key of ``config.json`` with its new value."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Edits on a base checkpoint; the tensors come from the base or from one of the ``donors``.
+
+    ``notes`` are sentences for the user: what was decided, what is left out. Two edits of one name
+    are refused, so the order of the edits never matters.
+    """
+
+    operation: str
+    base: Checkpoint
+    edits: tuple[Edit, ...]
+    donors: tuple[Checkpoint, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: set[tuple[bool, str]] = set()
+        for edit in self.edits:
+            key = (isinstance(edit, SetConfig), _subject(edit))
+            if key in seen:
+                raise ValueError(f"two edits of {key[1]}")
+            seen.add(key)
+            if isinstance(edit, SetConfig):
+                continue
+            if isinstance(edit, AddTensor) == (edit.name in self.base.tensors):
+                raise ValueError(f"{type(edit).__name__} of {edit.name}")
+
+    @property
+    def preconditions(self) -> tuple[LocalFile, ...]:
+        """Every file that the plan was computed from, as it was."""
+        checkpoints = (self.base, *self.donors)
+        return tuple(dict.fromkeys(file for c in checkpoints for file in c.fingerprint))
+
+    def target(self) -> Checkpoint:
+        """The checkpoint that the plan makes; its tensors are references, nothing is written."""
+        tensors = dict(self.base.tensors)
+        config = dict(self.base.config) if self.base.config is not None else None
+        for edit in self.edits:
+            if isinstance(edit, SetConfig):
+                config = {**(config or {}), edit.key: edit.value}
+            elif isinstance(edit, DropTensor):
+                del tensors[edit.name]
+            else:
+                tensors[edit.name] = edit.tensor
+        return replace(self.base, tensors=tensors, config=config)
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON: inputs with their fingerprints, edits that name tensors of the inputs."""
+    inputs = (plan.base, *plan.donors)
+    origins = {
+        tensor: (index, name)
+        for index, checkpoint in enumerate(inputs)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "operation": plan.operation,
+        "inputs": [
+            {"path": checkpoint.root, "files": [_file_json(f) for f in checkpoint.fingerprint]}
+            for checkpoint in inputs
+        ],
+        "edits": [_edit_json(edit, origins) for edit in plan.edits],
+        "notes": list(plan.notes),
+    }
+
+
+def input_paths(data: Any) -> tuple[str, ...]:
+    """The paths of a saved plan's inputs (the base's is empty if it starts from nothing).
+
+    Raises InputError if ``data`` is no plan of this version.
+    """
+    plan = _expect(data, dict, "the plan")
+    if plan.get("format") != FORMAT or plan.get("version") != VERSION:
+        raise _not_a_plan(f"format {plan.get('format')!r}, version {plan.get('version')!r}")
+    inputs = _expect(plan.get("inputs"), list, "inputs")
+    if not inputs:
+        raise _not_a_plan("no inputs")
+    return tuple(_expect(_expect(i, dict, "an input").get("path"), str, "a path") for i in inputs)
+
+
+def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
+    """The plan of ``data`` on its re-opened ``inputs``.
+
+    Raises StaleInputError if an input is not, byte for byte as far as fingerprints tell, the one
+    that the plan was computed from, and InputError if ``data`` is not a plan.
+    """
+    input_paths(data)
+    for checkpoint, entry in zip(inputs, data["inputs"], strict=True):
+        _check_unchanged(checkpoint, _expect(entry.get("files"), list, "files"))
+    edits = [_edit_from_json(edit, inputs) for edit in _expect(data.get("edits"), list, "edits")]
+    notes = [_expect(note, str, "a note") for note in _expect(data.get("notes"), list, "notes")]
+    operation = _expect(data.get("operation"), str, "operation")
+    try:
+        return Plan(operation, inputs[0], tuple(edits), tuple(inputs[1:]), tuple(notes))
+    except ValueError as error:
+        raise _not_a_plan(str(error)) from error
+
+
+def _subject(edit: Edit) -> str:
+    return edit.key if isinstance(edit, SetConfig) else edit.name
+
+
+def _file_json(file: LocalFile) -> dict[str, Any]:
+    return {"path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "digest": file.digest}
+
+
+_KINDS: Final[dict[str, type[AddTensor] | type[ReplaceTensor]]] = {
+    "add-tensor": AddTensor,
+    "replace-tensor": ReplaceTensor,
+}
+
+
+def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[str, Any]:
+    if isinstance(edit, SetConfig):
+        return {"edit": "set-config", "key": edit.key, "value": edit.value, "reason": edit.reason}
+    if isinstance(edit, DropTensor):
+        return {"edit": "drop-tensor", "name": edit.name, "reason": edit.reason}
+    ref = edit.tensor.ref if isinstance(edit.tensor, Cast) else edit.tensor
+    origin, name = origins[ref]
+    return {
+        "edit": "add-tensor" if isinstance(edit, AddTensor) else "replace-tensor",
+        "name": edit.name,
+        "input": origin,
+        "tensor": name,
+        "dtype": edit.tensor.dtype,
+        "reason": edit.reason,
+    }
+
+
+def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:
+    edit = _expect(data, dict, "an edit")
+    kind, reason = edit.get("edit"), _expect(edit.get("reason"), str, "a reason")
+    if kind == "set-config":
+        return SetConfig(_expect(edit.get("key"), str, "a key"), edit.get("value"), reason)
+    name = _expect(edit.get("name"), str, "a name")
+    if kind == "drop-tensor":
+        return DropTensor(name, reason)
+    if kind not in _KINDS:
+        raise _not_a_plan(f"an edit {kind!r}")
+    origin = _expect(edit.get("input"), int, "an input")
+    donor = inputs[origin].tensors if 0 <= origin < len(inputs) else {}
+    tensor = donor.get(_expect(edit.get("tensor"), str, "a tensor"))
+    if not isinstance(tensor, TensorRef):
+        raise _not_a_plan(f"{edit.get('tensor')!r} is not a tensor of input {origin}")
+    dtype = _expect(edit.get("dtype"), str, "a dtype")
+    if not can_cast(tensor.dtype, dtype):
+        raise _not_a_plan(f"a conversion of {tensor.dtype} to {dtype!r}")
+    return _KINDS[kind](name, tensor if dtype == tensor.dtype else Cast(tensor, dtype), reason)
+
+
+def _check_unchanged(checkpoint: Checkpoint, files: Sequence[Any]) -> None:
+    now = [_file_json(file) for file in checkpoint.fingerprint]
+    if now == list(files):
+        return
+    before = {f.get("path"): f for f in files if isinstance(f, Mapping)}
+    changed = next(
+        (f["path"] for f in now if before.get(f["path"]) != f),
+        next((path for path in before if path not in {f["path"] for f in now}), checkpoint.root),
+    )
+    raise StaleInputError(
+        "input-changed",
+        changed,
+        expected="the file that the plan was computed from",
+        got="another size, time or content",
+        hint="compute the plan again",
+    )
+
+
+def _expect(value: Any, kind: type, what: str) -> Any:
+    if type(value) is not kind:
+        raise _not_a_plan(f"{what} that is a {type(value).__name__}")
+    return value
+
+
+def _not_a_plan(got: str) -> InputError:
+    return InputError(
+        "invalid-plan",
+        "the plan",
+        expected=f"a plan of version {VERSION}",
+        got=got,
+        hint="write one with --plan-out",
+    )

@@ -1,0 +1,95 @@
+"""The exception hierarchy: every error has a kebab-case code, a subject and an exit code."""
+
+from __future__ import annotations
+
+_LONGEST = 300
+_KEPT = 140
+
+# Characters that move a terminal's cursor, end a line or reverse its direction.
+_UNPRINTABLE = {
+    *range(0x20),
+    *range(0x7F, 0xA0),
+    0x061C,
+    *range(0x200B, 0x2010),
+    *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A),
+    0xFEFF,
+    *range(0xD800, 0xE000),
+}
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _UNPRINTABLE}
+
+
+def printable(text: object) -> str:
+    """``text`` as one line, safe on a terminal: control characters escaped, length bounded."""
+    line = str(text).translate(_ESCAPES)
+    if len(line) > _LONGEST:
+        line = f"{line[:_KEPT]}…{line[-_KEPT:]}"
+    return line
+
+
+class VitaCkptError(Exception):
+    """Base of every error of this package.
+
+    ``code`` is a stable kebab-case name, ``subject`` what the error is about (a path, a tensor,
+    an option), ``expected`` and ``got`` the two sides of the rule that was broken, ``hint`` what to do.
+    ``str(error)`` is one printable line.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self, code: str, subject: object, *, expected: str = "", got: str = "", hint: str = ""
+    ) -> None:
+        self.code = code
+        self.subject = str(subject)
+        self.expected = expected
+        self.got = got
+        self.hint = hint
+        super().__init__(code, self.subject, expected, got, hint)
+
+    def __str__(self) -> str:
+        rule = ", ".join(
+            part
+            for part in (
+                f"expected {printable(self.expected)}" if self.expected else "",
+                f"got {printable(self.got)}" if self.got else "",
+            )
+            if part
+        )
+        line = f"{self.code}: {printable(self.subject)}"
+        line += f": {rule}" if rule else ""
+        return f"{line} ({printable(self.hint)})" if self.hint else line
+
+
+class UsageError(VitaCkptError):
+    """The call itself is wrong: an option, an output path, two options that exclude each other."""
+
+    exit_code = 2
+
+
+class InputError(VitaCkptError):
+    """An input cannot be read, or is not what it should be."""
+
+
+class MalformedFileError(InputError):
+    """A file breaks a rule of its format."""
+
+
+class UnsafePickleError(InputError):
+    """A pickle asks for more than tensors: it is refused, never executed."""
+
+
+class AdapterError(InputError):
+    """An adapter holds no projector, an ambiguous one, or one that does not fit the base."""
+
+
+class CastError(InputError):
+    """A dtype conversion is not defined or would turn a finite value into infinity."""
+
+
+class StaleInputError(InputError):
+    """An input is not the one that a plan was computed from."""
+
+
+class OutputError(VitaCkptError):
+    """The output could not be written; nothing of it was left behind."""

@@ -1,0 +1,1 @@
+"""The disk: one way in (directory), one way out (commit)."""

@@ -1,0 +1,98 @@
+"""Conversion of floating dtypes over raw little-endian bytes, bit for bit as torch's ``Tensor.to``.
+
+Rounding is to nearest, ties to even, subnormals kept. NaNs follow torch's vectorised x86 kernels:
+a NaN of F32 becomes 0xffff in BF16, one of F16 becomes 0x7fc0 there, and every other conversion
+keeps sign and leading payload bits and sets the quiet bit. (torch's scalar tail, the last elements
+of a tensor whose size is no multiple of the vector width, gives other NaNs; finite values and
+infinities never differ.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vita_ckpt.core.dtype import can_cast
+
+Array = npt.NDArray[Any]
+
+_NUMPY: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class BecomesInfiniteError(ValueError):
+    """A finite value has no finite counterpart in the target dtype."""
+
+    def __init__(self, index: int, value: float) -> None:
+        super().__init__(f"{value:g} at element {index}")
+        self.index = index
+        self.value = value
+
+
+def convert(data: bytes, source: str, target: str) -> bytes:
+    """The elements in ``data`` converted from one dtype to another (safetensors codes).
+
+    Raises BecomesInfiniteError where a finite value would turn into infinity, and KeyError for a
+    pair of dtypes that :func:`~vita_ckpt.core.dtype.can_cast` denies.
+    """
+    if source == target:
+        return data
+    if not can_cast(source, target):
+        raise KeyError((source, target))
+    values = np.frombuffer(data, _NUMPY[source])
+    with np.errstate(all="ignore"):
+        wide = _to_f32(values, source)
+        if target == "F32":
+            result, infinite = wide, np.isinf(wide)
+        elif target == "BF16":
+            result = _f32_to_bf16(wide, 0x7FC0 if source == "F16" else 0xFFFF)
+            infinite = (result & 0x7FFF) == 0x7F80
+        else:
+            result = _f32_to_f16(wide)
+            infinite = np.isinf(result.view("<f2"))
+    finite = np.isfinite(values) if source != "BF16" else (values & 0x7F80) != 0x7F80
+    lost = np.flatnonzero(infinite & finite)
+    if lost.size:
+        index = int(lost[0])
+        value = values[index] if source == "F64" else wide[index]
+        raise BecomesInfiniteError(index, float(value))
+    return result.tobytes()
+
+
+def gather(data: bytes, width: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
+    """A strided view as contiguous bytes.
+
+    ``data`` starts at element 0 of the view and holds all it reaches; ``width`` is bytes per
+    element (1, 2, 4 or 8), ``strides`` are in elements.
+    """
+    elements = np.frombuffer(data, f"<u{width}")
+    steps = [stride * width for stride in strides]
+    return np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False).tobytes()
+
+
+def _to_f32(values: Array, source: str) -> Array:
+    if source == "BF16":
+        bits: Array = values.astype("<u4") << 16
+        return bits.view("<f4")
+    wide = values.astype("<f4") if source != "F32" else values
+    if source == "F16":
+        bits = wide.view("<u4")
+        bits[np.isnan(values)] |= 0x00400000
+    return wide
+
+
+def _f32_to_bf16(values: Array, nan: int) -> Array:
+    bits = values.view("<u4")
+    # Adding half of the last kept bit, less one unless that bit is odd, rounds to nearest even.
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    rounded[np.isnan(values)] = nan
+    return rounded
+
+
+def _f32_to_f16(values: Array) -> Array:
+    result = values.astype("<f2").view("<u2")
+    nans = np.isnan(values)
+    bits = values.view("<u4")[nans]
+    result[nans] = ((bits >> 16) & 0x8000) | 0x7E00 | ((bits >> 13) & 0x3FF)
+    return result

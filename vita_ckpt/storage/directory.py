@@ -1,0 +1,351 @@
+"""The one way in: a directory or a file becomes a Checkpoint, read down to its headers."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vita_ckpt.core.checkpoint import Checkpoint, Layout, LocalFile, Shard, TensorRef
+from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.storage.safetensors_file import read_safetensors
+from vita_ckpt.storage.source import os_reason, read_json_object
+
+CONFIG: Final = "config.json"
+SAFETENSORS: Final = "model.safetensors"
+SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
+_TORCH: Final = "pytorch_model.bin"
+_TORCH_INDEX: Final = "pytorch_model.bin.index.json"
+_ADAPTER_CONFIG: Final = "adapter_config.json"
+_NON_LORA: Final = "non_lora_trainables.bin"
+_STEPS: Final = "mm_projector"
+
+# What one file in a directory makes it, in the order in which loaders prefer them.
+_SINGLE_FILES: Final[tuple[tuple[str, Layout], ...]] = (
+    (SAFETENSORS, "safetensors"),
+    (_TORCH, "torch"),
+)
+_LORA_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
+_RUN_FILES: Final = ("mm_projector.bin", "mm_projector.safetensors", "audio_adpter.bin")
+
+_STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
+_STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII)
+_WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+# Files that a loader could take for weights: none of them may survive a surgery unnoticed.
+_STALE: Final = re.compile(
+    r".*\.safetensors|.*\.(safetensors|bin)\.index\.json|(pytorch_model|adapter_model).*\.bin"
+    r"|mm_projector\.bin|non_lora_trainables\.bin|audio_adpter\.bin|adapter_config\.json"
+    r"|consolidated.*\.pth?|.*\.gguf|tf_model.*\.h5|flax_model.*\.msgpack",
+    re.ASCII | re.IGNORECASE,
+)
+_TRAINING_STATE: Final = re.compile(
+    r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", re.ASCII
+)
+_STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
+_DEEPEST: Final = 16
+
+
+@dataclass(slots=True)
+class _Weights:
+    """Shards read so far; a name may come from one of them only."""
+
+    shards: list[Shard] = field(default_factory=list)
+    tensors: dict[str, TensorRef] = field(default_factory=dict)
+
+    def read(self, root: str, name: str) -> Mapping[str, TensorRef]:
+        path = os.path.join(root, name) if name else root
+        tensors: Mapping[str, TensorRef]
+        if path.endswith(".safetensors"):
+            opened = read_safetensors(path)
+            shard = Shard(name, opened.file, "safetensors", opened.metadata)
+            tensors = opened.tensors
+        else:
+            from vita_ckpt.storage.torch_file import read_torch  # noqa: PLC0415 - zipfile, pickletools
+
+            saved = read_torch(path)
+            shard, tensors = Shard(name, saved.file, "torch"), saved.tensors
+        for tensor in tensors:
+            if tensor in self.tensors:
+                raise MalformedFileError(
+                    "duplicate-tensor",
+                    f"{path}: {tensor}",
+                    expected="each tensor in one file",
+                    got=f"it also stands in {self.tensors[tensor].source.path}",
+                )
+        self.shards.append(shard)
+        self.tensors.update(tensors)
+        return tensors
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
+
+    ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
+    run, a folder of steps) or a lone ``.safetensors``/``.bin``/``.pt`` file. Raises InputError (or
+    a subclass) naming the file, and the tensor where one is concerned, if it cannot be read, breaks
+    a rule of its format, or leads out of the directory.
+    """
+    root = os.path.abspath(os.fspath(path))
+    try:
+        mode = os.stat(root).st_mode
+    except (OSError, ValueError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else str(error)
+        raise InputError(
+            "not-found",
+            os.fspath(path),
+            expected="a checkpoint directory or file",
+            got=reason,
+            hint="check the path",
+        ) from error
+    return _open_directory(root) if stat.S_ISDIR(mode) else _open_file(root)
+
+
+def _open_file(path: str) -> Checkpoint:
+    if path.endswith(".json"):
+        raise InputError(
+            "not-a-weight-file",
+            path,
+            expected="a checkpoint directory or a weight file",
+            hint=f"give the directory {os.path.dirname(path)}",
+        )
+    weights = _Weights()
+    weights.read(path, "")
+    folder, name = os.path.split(path)
+    run = None
+    if name in (*_RUN_FILES, _NON_LORA):
+        run = folder
+    elif _STEP_FILE.fullmatch(name) and os.path.basename(folder) == _STEPS:
+        run = os.path.dirname(folder)
+    config, files = _read_optional(run, CONFIG) if run else (None, {})
+    return Checkpoint(
+        path, "file", weights.tensors, tuple(weights.shards), config=config, files=files
+    )
+
+
+def _open_directory(root: str) -> Checkpoint:
+    names = _listing(root)
+    weights = _Weights()
+    index: dict[str, Any] | None = None
+    layout: Layout
+    files: dict[str, LocalFile] = {}
+    index_name = next((n for n in (SAFETENSORS_INDEX, _TORCH_INDEX) if n in names), None)
+    if SAFETENSORS in names and index_name == _TORCH_INDEX:
+        index_name = None
+    if index_name is not None:
+        index, index_file = read_json_object(os.path.join(root, index_name))
+        files[index_name] = index_file
+        _read_indexed(root, index_name, index, names, weights)
+        layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
+    else:
+        layout = _read_unindexed(root, names, weights)
+    config, config_files = _read_optional(root, CONFIG)
+    adapter_config, adapter_files = (
+        _read_optional(root, _ADAPTER_CONFIG) if layout == "lora" else (None, {})
+    )
+    files |= config_files | adapter_files
+    left_out: dict[str, str] = {}
+    used = {shard.name for shard in weights.shards} | files.keys()
+    _collect(root, "", used, files, left_out, 0)
+    return Checkpoint(
+        root,
+        layout,
+        weights.tensors,
+        tuple(weights.shards),
+        config=config,
+        adapter_config=adapter_config,
+        index=index,
+        files=files,
+        left_out=left_out,
+    )
+
+
+def _listing(root: str) -> list[str]:
+    try:
+        return sorted(os.listdir(root))
+    except OSError as error:
+        raise InputError("unreadable-directory", root, got=os_reason(error)) from error
+
+
+def _read_indexed(
+    root: str, index_name: str, index: Mapping[str, Any], names: Iterable[str], weights: _Weights
+) -> None:
+    path = os.path.join(root, index_name)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MalformedFileError("invalid-index", path, expected="a weight_map of tensors to files")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise MalformedFileError(
+                "invalid-index", f"{path}: {tensor}", expected="a file name", got=repr(shard)
+            )
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        _check_inside(root, shard, path)
+    single = SAFETENSORS if index_name == SAFETENSORS_INDEX else _TORCH
+    if single in names and single not in shards:
+        raise InputError(
+            "ambiguous-weights",
+            root,
+            expected=f"either {single} or {index_name}",
+            got="both",
+            hint="loaders disagree which one counts: remove the stale one",
+        )
+    for shard in shards:
+        found = weights.read(root, shard)
+        for tensor in found:
+            if weight_map.get(tensor) != shard:
+                raise MalformedFileError(
+                    "index-mismatch",
+                    f"{os.path.join(root, shard)}: {tensor}",
+                    expected=f"{index_name} to name this file for it",
+                    got=repr(weight_map.get(tensor, "nothing")),
+                )
+    for tensor, shard in weight_map.items():
+        if tensor not in weights.tensors:
+            raise MalformedFileError(
+                "index-mismatch",
+                f"{path}: {tensor}",
+                expected=f"the tensor in {shard}",
+                got="no such tensor there",
+            )
+
+
+def _check_inside(root: str, name: str, index_path: str) -> None:
+    """A name in an index stays in the directory; the file itself may be a link (the hub cache)."""
+    parts = name.split("/")
+    inside = name and not os.path.isabs(name) and not {"", ".", ".."} & set(parts)
+    if inside and "\0" not in name and "\\" not in name:
+        folder = os.path.realpath(os.path.join(root, *parts[:-1]))
+        top = os.path.realpath(root)
+        if os.path.commonpath([top, folder]) == top:
+            return
+    raise MalformedFileError(
+        "path-outside-checkpoint",
+        f"{index_path}: {name!r}",
+        expected="a file in the directory",
+        hint="the index is broken or hostile; nothing was read through it",
+    )
+
+
+def _read_unindexed(root: str, names: list[str], weights: _Weights) -> Layout:
+    for name, layout in _SINGLE_FILES:
+        if name in names:
+            weights.read(root, name)
+            return layout
+    lora = [name for name in _LORA_FILES if name in names][:1]
+    if lora or _NON_LORA in names:
+        for name in (*lora, *([_NON_LORA] if _NON_LORA in names else [])):
+            weights.read(root, name)
+        return "lora"
+    run: str | None = next((name for name in _RUN_FILES if name in names), None)
+    if run is None:
+        run = _step_or_lone_file(root, names)
+    weights.read(root, run)
+    return "run" if run in _RUN_FILES or _STEP_FILE.fullmatch(os.path.basename(run)) else "file"
+
+
+def _step_or_lone_file(root: str, names: list[str]) -> str:
+    """The only weight file of a directory without one of the known names."""
+    steps = [name for name in names if _STEP_FILE.fullmatch(name)]
+    folder = os.path.join(root, _STEPS)
+    if not steps and os.path.isdir(folder):
+        steps = [f"{_STEPS}/{n}" for n in _listing(folder) if _STEP_FILE.fullmatch(n)]
+    steps += [
+        f"{name}/{file}"
+        for name in names
+        if _STEP.fullmatch(name)
+        for file in _RUN_FILES
+        if os.path.isfile(os.path.join(root, name, file))
+    ]
+    lone = [
+        name
+        for name in names
+        if name.endswith(_WEIGHT_SUFFIXES) and not _TRAINING_STATE.fullmatch(name)
+    ]
+    found = steps or lone
+    if len(found) == 1:
+        return found[0]
+    if steps:
+        raise InputError(
+            "several-steps",
+            root,
+            expected="one projector",
+            got=", ".join(steps[:8]),
+            hint=f"name one of them: {os.path.join(root, steps[-1])}",
+        )
+    if lone:
+        raise InputError(
+            "missing-index",
+            root,
+            expected=f"{SAFETENSORS_INDEX} beside several weight files",
+            got=", ".join(lone[:8]),
+            hint="copy the index too, or name one of the files",
+        )
+    raise InputError(
+        "not-a-checkpoint",
+        root,
+        expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
+        got=_what_it_looks_like(names),
+    )
+
+
+def _what_it_looks_like(names: list[str]) -> str:
+    if not names:
+        return "an empty directory"
+    if any(name.endswith(".gguf") for name in names):
+        return "a GGUF model"
+    if any(re.fullmatch(r"global_step[0-9]+|zero_to_fp32\.py", name) for name in names):
+        return "a DeepSpeed checkpoint (zero_to_fp32.py in it makes weights)"
+    steps = [name for name in names if _STEP.fullmatch(name)]
+    if steps:
+        return f"a run with checkpoints in {', '.join(steps[:8])}"
+    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+
+
+def _read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, LocalFile]]:
+    path = os.path.join(root, name)
+    if not os.path.lexists(path):
+        return None, {}
+    value, file = read_json_object(path)
+    return value, {name: file}
+
+
+def _collect(
+    root: str,
+    below: str,
+    used: set[str],
+    files: dict[str, LocalFile],
+    left_out: dict[str, str],
+    depth: int,
+) -> None:
+    """Sort what else the directory holds into files to carry and what is left out, with why."""
+    for name in _listing(os.path.join(root, below)):
+        relative = f"{below}{name}"
+        if relative in used:
+            continue
+        path = os.path.join(root, relative)
+        try:
+            is_link = os.path.islink(path)
+            status = os.stat(path)
+        except OSError:
+            left_out[relative] = "a broken link"
+            continue
+        if stat.S_ISREG(status.st_mode):
+            if not below and _STALE.fullmatch(name):
+                left_out[relative] = "a weight file that is not part of the checkpoint"
+            else:
+                files[relative] = LocalFile(path, status.st_size, status.st_mtime_ns)
+        elif not stat.S_ISDIR(status.st_mode):
+            left_out[relative] = "not a regular file"
+        elif is_link:
+            left_out[relative] = "a link to a directory"
+        elif (not below and name == _STEPS) or _STALE_DIRECTORIES.fullmatch(name):
+            left_out[relative] = "a directory of other checkpoints or hidden"
+        elif depth >= _DEEPEST:
+            left_out[relative] = "nested too deeply"
+        else:
+            _collect(root, f"{relative}/", used, files, left_out, depth + 1)

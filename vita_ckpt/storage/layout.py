@@ -1,0 +1,162 @@
+"""Which file of a target is carried as it is and which is written anew: pure, from sizes alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vita_ckpt.core.anatomy.parts import part_of
+from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Shard, Tensor
+from vita_ckpt.core.dtype import BITS
+from vita_ckpt.core.plan import Plan
+from vita_ckpt.storage.directory import CONFIG, SAFETENSORS_INDEX
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedFile:
+    """A file of the base that the output has byte for byte."""
+
+    name: str
+    source: LocalFile
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A safetensors file to write; ``entries`` are (name, tensor) in storage order."""
+
+    name: str
+    metadata: Mapping[str, str]
+    entries: tuple[tuple[str, Tensor], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors, the header not counted."""
+        return sum(tensor.nbytes for _, tensor in self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenText:
+    """A small file whose whole content is known."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryLayout:
+    """Every file of an output directory."""
+
+    carried: tuple[CarriedFile, ...]
+    shards: tuple[WrittenShard, ...]
+    texts: tuple[WrittenText, ...]
+
+    @property
+    def bytes_carried(self) -> int:
+        """Bytes that are copied as they are."""
+        return sum(file.source.size for file in self.carried)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of rewritten shards and texts."""
+        return sum(shard.nbytes for shard in self.shards) + sum(len(t.data) for t in self.texts)
+
+
+def storage_order(
+    entries: Mapping[str, Tensor], ranks: Mapping[str, int]
+) -> tuple[tuple[str, Tensor], ...]:
+    """``entries`` as a safetensors file stores them: wide dtypes first, so that all are aligned.
+
+    ``ranks`` keep tensors of a file being rewritten in their old order; new names come behind.
+    """
+    return tuple(
+        sorted(
+            entries.items(),
+            key=lambda item: (-BITS[item[1].dtype], ranks.get(item[0], len(ranks)), item[0]),
+        )
+    )
+
+
+def plan_layout(plan: Plan) -> DirectoryLayout:
+    """The files of the target of ``plan``, whose base is a directory.
+
+    A safetensors shard of which no tensor changes is carried, any other is rewritten; shards of
+    ``.bin`` become safetensors. A new tensor goes where the most tensors of its part are.
+    """
+    base, target = plan.base, plan.target()
+    held = _place(base, target)
+    carried: list[CarriedFile] = []
+    written: list[WrittenShard] = []
+    weight_map: dict[str, str] = {}
+    for shard in base.shards:
+        before = {n: ref for n, ref in base.refs.items() if ref.source == shard.file}
+        now = {name: target.tensors[name] for name in held[shard.name]}
+        if now == before and shard.format == "safetensors":
+            carried.append(CarriedFile(shard.name, shard.file))
+        elif now:
+            in_order = sorted(before, key=lambda name: before[name].offset)
+            ranks = {name: rank for rank, name in enumerate(in_order)}
+            name = _safetensors_name(shard)
+            written.append(WrittenShard(name, _metadata(shard), storage_order(now, ranks)))
+        weight_map |= dict.fromkeys(now, _safetensors_name(shard))
+    texts = (*_config_text(base, target), *_index_text(base, target, weight_map))
+    gone = {text.name for text in texts}
+    if any(shard.format == "torch" for shard in base.shards):
+        gone |= {name for name in base.files if name.endswith(".bin.index.json")}
+    carried += [CarriedFile(name, file) for name, file in base.files.items() if name not in gone]
+    return DirectoryLayout(tuple(carried), tuple(written), texts)
+
+
+def _place(base: Checkpoint, target: Checkpoint) -> dict[str, list[str]]:
+    """The names of the target's tensors, by the shard of the base that will hold them."""
+    held: dict[str, list[str]] = {shard.name: [] for shard in base.shards}
+    shard_of_file = {shard.file: shard.name for shard in base.shards}
+    votes: dict[str, Counter[str]] = {}
+    for name, ref in base.refs.items():
+        shard = shard_of_file[ref.source]
+        votes.setdefault(part_of(name), Counter())[shard] += 1
+        if name in target.tensors:
+            held[shard].append(name)
+    for name in target.tensors.keys() - base.tensors.keys():
+        most = votes.get(part_of(name), Counter()).most_common(1)
+        held[most[0][0] if most else base.shards[-1].name].append(name)
+    return held
+
+
+def _safetensors_name(shard: Shard) -> str:
+    if shard.format == "safetensors":
+        return shard.name
+    return shard.name.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
+
+
+def _metadata(shard: Shard) -> Mapping[str, str]:
+    return shard.metadata if shard.format == "safetensors" else {"format": "pt"}
+
+
+def _config_text(base: Checkpoint, target: Checkpoint) -> tuple[WrittenText, ...]:
+    if target.config == base.config:
+        return ()
+    return (WrittenText(CONFIG, _json(target.config)),)
+
+
+def _index_text(
+    base: Checkpoint, target: Checkpoint, weight_map: Mapping[str, str]
+) -> tuple[WrittenText, ...]:
+    """The index, written anew where the old one no longer says what is where."""
+    if base.index is None:
+        return ()
+    sizes = [sum(t.nbytes for t in tensors.values()) for tensors in (base.tensors, target.tensors)]
+    if weight_map == base.index["weight_map"] and sizes[0] == sizes[1]:
+        return ()
+    metadata = base.index.get("metadata")
+    index = {
+        "metadata": {**(metadata if isinstance(metadata, dict) else {}), "total_size": sizes[1]},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return (WrittenText(SAFETENSORS_INDEX, _json(index)),)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -1,0 +1,357 @@
+"""The allow-listed unpickler: a pickle of tensors becomes descriptions, and nothing is executed.
+
+A pickle is a program for a small stack machine. This module runs that machine with inert values:
+a global is a name, a tensor is where its bytes would be, and only the constructors that
+``torch.save`` writes are understood. Everything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, Protocol
+
+from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.dtype import BITS
+from vita_ckpt.errors import MalformedFileError, UnsafePickleError
+
+# 16 MiB of pickle describe a hundred thousand tensors.
+LARGEST_PICKLE: Final = 16 << 20
+
+_STORAGES: Final[dict[str, str]] = {
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64",
+}
+_DTYPES: Final[dict[str, str]] = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "torch.float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "torch.float8_e8m0fnu": "F8_E8M0",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint64": "U64",
+    "torch.uint32": "U32",
+    "torch.uint16": "U16",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+    "torch.complex64": "C64",
+}
+_UNTYPED: Final = "torch.storage.UntypedStorage"
+_TENSOR_TYPES: Final = frozenset({"torch.Tensor", "torch.nn.parameter.Parameter"})
+_CONSTRUCTORS: Final = frozenset(
+    {
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch._tensor._rebuild_from_type_v2",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+    }
+)
+_STORAGE_DTYPES: Final[dict[str, str]] = {
+    f"{module}.{name}": dtype
+    for module in ("torch", "torch.cuda")
+    for name, dtype in _STORAGES.items()
+}
+_ALLOWED: Final = (
+    _CONSTRUCTORS | _TENSOR_TYPES | _DTYPES.keys() | _STORAGE_DTYPES.keys() | {_UNTYPED}
+)
+
+_PUSHED_AS_READ: Final = frozenset(
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    )
+)
+_CONSTANTS: Final[dict[str, Any]] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLES: Final = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class PickleStream(Protocol):
+    """What the machine reads from: a binary file whose reads are bounded by its owner."""
+
+    def read(self, size: int, /) -> bytes: ...  # noqa: D102
+    def readline(self) -> bytes: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class PickledStorage:
+    """A storage: its ``key`` in the file, its ``size`` in elements of ``dtype`` ("" if untyped)."""
+
+    key: str
+    dtype: str
+    size: int
+
+    @property
+    def width(self) -> int:
+        """Bytes of one element: an untyped storage is counted in bytes."""
+        return BITS[self.dtype] // 8 if self.dtype else 1
+
+
+@dataclass(frozen=True, slots=True)
+class PickledTensor:
+    """A view of a storage: ``offset`` and ``strides`` in elements."""
+
+    storage: PickledStorage
+    dtype: str
+    offset: int
+    shape: Shape
+    strides: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class _Global:
+    name: str
+
+
+class _Mark:
+    pass
+
+
+_MARK: Final = _Mark()
+
+
+def read_pickle(
+    stream: PickleStream, path: str, storages: dict[str, PickledStorage] | None = None
+) -> Any:
+    """The object of the next pickle in ``stream``: plain values, dicts, lists and PickledTensor.
+
+    Every storage that the pickle names is put into ``storages`` by its key, where given.
+
+    Raises UnsafePickleError naming the global (or the opcode) that is not on the list, and
+    MalformedFileError for what is no pickle. ``path`` is for messages.
+    """
+    try:
+        return _Machine(path, {} if storages is None else storages).run(stream)
+    except (ValueError, IndexError, TypeError, EOFError, RecursionError, OverflowError) as error:
+        raise MalformedFileError(
+            "invalid-pickle", path, expected="a pickle written by torch.save", got=str(error)
+        ) from error
+
+
+class _Machine:
+    def __init__(self, path: str, storages: dict[str, PickledStorage]) -> None:
+        self._path = path
+        self._storages = storages
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self, stream: PickleStream) -> Any:
+        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+            if opcode.name == "STOP":
+                return self._stack.pop()
+            self._step(opcode.name, argument)
+        raise EOFError("the pickle has no end")
+
+    def _step(self, name: str, argument: Any) -> None:  # noqa: PLR0912 - one arm per opcode
+        stack = self._stack
+        if name in _PUSHED_AS_READ:
+            stack.append(argument)
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self._memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            if argument not in self._memo:
+                raise ValueError(f"memo entry {argument} is not set")
+            stack.append(self._memo[argument])
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in _TUPLES:
+            stack.append(tuple(self._pop(_TUPLES[name])))
+        elif name == "TUPLE":
+            stack.append(tuple(self._pop_mark()))
+        elif name in ("EMPTY_LIST", "LIST"):
+            stack.append(self._pop_mark() if name == "LIST" else [])
+        elif name in ("EMPTY_DICT", "DICT"):
+            stack.append(_pairs(self._pop_mark()) if name == "DICT" else {})
+        elif name in ("APPEND", "APPENDS"):
+            items = self._pop_mark() if name == "APPENDS" else self._pop(1)
+            self._top(list, name).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = self._pop_mark() if name == "SETITEMS" else self._pop(2)
+            self._top(dict, name).update(_pairs(items))
+        elif name == "GLOBAL":
+            stack.append(self._global(argument.replace(" ", ".", 1)))
+        elif name == "STACK_GLOBAL":
+            stack.append(self._global(".".join(map(str, self._pop(2)))))
+        elif name == "BINPERSID":
+            stack.append(self._storage(stack.pop()))
+        elif name == "REDUCE":
+            function, arguments = self._pop(2)
+            stack.append(self._reduce(function, arguments))
+        elif name == "BUILD":
+            # The attributes of a state dict (its _metadata) do not concern the tensors.
+            self._pop(1)
+            self._top(dict, name)
+        elif name not in ("PROTO", "FRAME"):
+            self._refuse(f"the opcode {name}")
+
+    def _pop(self, count: int) -> list[Any]:
+        if count > len(self._stack):
+            raise IndexError("the pickle takes more from its stack than it put there")
+        items = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        return items
+
+    def _pop_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (item := self._stack.pop()) is not _MARK:
+            items.append(item)
+        items.reverse()
+        return items
+
+    def _top(self, kind: type, opcode: str) -> Any:
+        if type(self._stack[-1]) is not kind:
+            raise ValueError(f"{opcode} on a {type(self._stack[-1]).__name__}")
+        return self._stack[-1]
+
+    def _global(self, name: str) -> _Global:
+        if name not in _ALLOWED:
+            self._refuse(f"the global {name}")
+        return _Global(name)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UnsafePickleError(
+            "unsafe-pickle",
+            self._path,
+            expected="a state dict of tensors only",
+            got=what,
+            hint="nothing was executed; save the state dict alone, or as safetensors",
+        )
+
+    def _storage(self, identifier: Any) -> PickledStorage:
+        match identifier:
+            case ("storage", _Global(name=kind), key, str(), int(size), *rest):
+                if rest not in ([], [None]):
+                    raise ValueError("a storage that is a view of another one")
+                dtype = "" if kind == _UNTYPED else _STORAGE_DTYPES.get(kind)
+                if dtype is not None and isinstance(key, (str, int)) and size >= 0:
+                    return self._storages.setdefault(
+                        str(key), PickledStorage(str(key), dtype, size)
+                    )
+        raise ValueError("a persistent id that is no storage")
+
+    def _reduce(self, function: Any, arguments: Any) -> Any:  # noqa: PLR0911 - one per constructor
+        name = function.name if isinstance(function, _Global) else type(function).__name__
+        match name, arguments:
+            case "collections.OrderedDict", ():
+                return {}
+            case "collections.OrderedDict", (list(pairs),):
+                return _pairs([item for pair in pairs for item in _pair(pair)])
+            case "torch.Size", (tuple(sizes),):
+                return sizes
+            case "torch._utils._rebuild_tensor", (
+                PickledStorage() as storage,
+                offset,
+                sizes,
+                strides,
+            ):
+                return _tensor(storage, storage.dtype, offset, sizes, strides)
+            case "torch._utils._rebuild_tensor_v2", (
+                PickledStorage() as storage,
+                offset,
+                sizes,
+                strides,
+                _,
+                _,
+                *metadata,
+            ) if not any(metadata):
+                return _tensor(storage, storage.dtype, offset, sizes, strides)
+            case "torch._utils._rebuild_tensor_v3", (
+                PickledStorage() as storage,
+                offset,
+                sizes,
+                strides,
+                _,
+                _,
+                _Global(name=dtype),
+                *metadata,
+            ) if not any(metadata) and dtype in _DTYPES:
+                return _tensor(storage, _DTYPES[dtype], offset, sizes, strides)
+            case (
+                "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
+                (PickledTensor() as tensor, *_),
+            ):
+                return tensor
+            case "torch._tensor._rebuild_from_type_v2", (
+                _Global() as rebuild,
+                _Global(name=kind),
+                tuple(inner),
+                _,
+            ) if kind in _TENSOR_TYPES and rebuild.name != name:
+                return self._reduce(rebuild, inner)
+        return self._refuse(f"a call of {name} that torch.save does not write")
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    if len(items) % 2:
+        raise ValueError("a dict item without a value")
+    keys = items[::2]
+    for key in keys:
+        if not (key is None or isinstance(key, (str, int, float, bytes))):
+            raise ValueError(f"a dict key of type {type(key).__name__}")
+    return dict(zip(keys, items[1::2], strict=True))
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError("an item that is no pair")
+    return value[0], value[1]
+
+
+def _tensor(
+    storage: PickledStorage, dtype: str, offset: Any, sizes: Any, strides: Any
+) -> PickledTensor:
+    numbers = (offset, *sizes, *strides)
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        raise ValueError("a tensor whose offset, sizes or strides are not sizes")
+    if len(sizes) != len(strides) or not dtype:
+        raise ValueError("a tensor whose sizes, strides and dtype do not go together")
+    return PickledTensor(storage, dtype, offset, tuple(sizes), tuple(strides))
+
+
+def state_dict_of(value: Any) -> Mapping[str, PickledTensor] | None:
+    """The tensors of a state dict, at the top or one level below; None if there is no dict.
+
+    Values that are no tensors (an epoch, an optimizer's settings) are passed over. One level below
+    means under ``state_dict``, ``module`` or ``model``, and only if the top holds no tensor.
+    """
+    if not isinstance(value, dict):
+        return None
+    levels = [value]
+    levels += [
+        value[key] for key in ("state_dict", "module", "model") if isinstance(value.get(key), dict)
+    ]
+    for level in levels:
+        tensors = {
+            name: tensor
+            for name, tensor in level.items()
+            if isinstance(name, str) and isinstance(tensor, PickledTensor)
+        }
+        if tensors:
+            return tensors
+    return {}

@@ -1,0 +1,126 @@
+"""Opening input files: regular ones only, bounded reads, the identity of what was seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from vita_ckpt.core.checkpoint import LocalFile
+from vita_ckpt.errors import InputError, MalformedFileError
+
+_LARGEST_JSON = 64 << 20
+
+
+@contextmanager
+def opened(path: str) -> Iterator[tuple[int, LocalFile]]:
+    """A descriptor of the regular file at ``path`` (read-only) and its identity.
+
+    Symbolic links to regular files are followed, as in the hub cache; a directory, a pipe or a
+    device is refused without being read from.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise InputError("unreadable-file", path, got=str(error)) from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("not-a-regular-file", path, expected="a regular file")
+        yield descriptor, LocalFile(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    finally:
+        os.close(descriptor)
+
+
+def read_at(descriptor: int, size: int, offset: int, path: str) -> bytes:
+    """Exactly ``size`` bytes at ``offset``; a file that ends before is an error."""
+    parts: list[bytes] = []
+    while size:
+        try:
+            part = os.pread(descriptor, min(size, 1 << 26), offset)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except OverflowError:
+            part = b""
+        if not part:
+            raise MalformedFileError(
+                "truncated-file",
+                path,
+                expected=f"{size} bytes at {offset}",
+                got="the end of it",
+                hint="the file is cut off or damaged: copy or download it again",
+            )
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of ``data``, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def identify(path: str) -> LocalFile:
+    """The identity of a regular file whose content is carried, not read."""
+    with opened(path) as (_, file):
+        return file
+
+
+def read_json_object(path: str) -> tuple[dict[str, Any], LocalFile]:
+    """A JSON file that holds an object, with its identity.
+
+    Raises InputError if it cannot be read and MalformedFileError if it is not such a file.
+    """
+    with opened(path) as (descriptor, file):
+        if file.size > _LARGEST_JSON:
+            raise MalformedFileError(
+                "json-too-large",
+                path,
+                expected=f"at most {_LARGEST_JSON} bytes",
+                got=str(file.size),
+            )
+        data = read_at(descriptor, file.size, 0, path)
+    if data.startswith(b"version https://git-lfs"):
+        raise_lfs_pointer(path)
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise MalformedFileError("invalid-json", path, expected="UTF-8", got=str(error)) from error
+    except (ValueError, RecursionError) as error:
+        got = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise MalformedFileError("invalid-json", path, expected="JSON", got=got) from error
+    if not isinstance(value, dict):
+        raise MalformedFileError(
+            "invalid-json", path, expected="a JSON object", got=f"a {type(value).__name__}"
+        )
+    return value, LocalFile(file.path, file.size, file.mtime_ns, digest(data))
+
+
+def raise_lfs_pointer(path: str) -> NoReturn:
+    """A git-lfs pointer stands where the file should be."""
+    raise InputError(
+        "git-lfs-pointer",
+        path,
+        expected="the file itself",
+        got="a git-lfs pointer to it",
+        hint="run 'git lfs pull' in the repository",
+    )
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    return InputError(
+        "unreadable-file", path, got=os_reason(error), hint="check the path and its permissions"
+    )
+
+
+def os_reason(error: OSError) -> str:
+    """What the system says, without the path that the message names already."""
+    return (error.strerror or type(error).__name__).lower()

@@ -1,0 +1,149 @@
+"""The bytes of a tensor on their way out: copied by the kernel, converted where a cast says."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Final
+
+from vita_ckpt.core.checkpoint import Cast, LocalFile, Tensor, TensorRef
+from vita_ckpt.core.dtype import BITS
+from vita_ckpt.errors import CastError, StaleInputError
+from vita_ckpt.storage.source import opened, read_at
+from vita_ckpt.storage.syscalls import start_writeback
+
+Progress = Callable[[int], None]
+
+# One step of a copy: long enough to cost nothing, short enough for writeback to keep up.
+_STEP: Final = 32 << 20
+_CAST_STEP: Final = 4 << 20
+_NOT_IN_KERNEL: Final = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+)
+
+
+class Inputs(AbstractContextManager["Inputs"]):
+    """Descriptors of the input files, each opened once and checked against its fingerprint."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._descriptors: dict[LocalFile, int] = {}
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def descriptor(self, file: LocalFile) -> int:
+        """A descriptor of ``file``; StaleInputError if it is not the file it was."""
+        if file not in self._descriptors:
+            descriptor, seen = self._stack.enter_context(opened(file.path))
+            check_same(file, seen)
+            self._descriptors[file] = descriptor
+        return self._descriptors[file]
+
+
+def check_same(file: LocalFile, seen: LocalFile) -> None:
+    """Raise StaleInputError unless size and time are those that the plan was computed from."""
+    if (file.size, file.mtime_ns) != (seen.size, seen.mtime_ns):
+        raise StaleInputError(
+            "input-changed",
+            file.path,
+            expected=f"the file as it was ({file.size} bytes)",
+            got=f"a file changed since ({seen.size} bytes)",
+            hint="run the command again once nothing writes to it",
+        )
+
+
+class Writer:
+    """An output descriptor that starts writeback as it goes: fsync has little left to wait for."""
+
+    def __init__(self, descriptor: int, progress: Progress) -> None:
+        self._descriptor = descriptor
+        self._progress = progress
+        self._written = 0
+
+    def write(self, data: bytes) -> None:
+        """Append ``data``."""
+        view = memoryview(data)
+        while view:
+            count = os.write(self._descriptor, view[:_STEP])
+            self._advance(count)
+            view = view[count:]
+
+    def copy(self, source: int, offset: int, size: int, path: str) -> None:
+        """Append ``size`` bytes of the descriptor ``source`` from ``offset``, in the kernel."""
+        while size:
+            try:
+                count = os.copy_file_range(
+                    source, self._descriptor, min(size, _STEP), offset_src=offset
+                )
+            except OSError as error:
+                if error.errno not in _NOT_IN_KERNEL:
+                    raise
+                count = 0
+            if count:
+                self._advance(count)
+            else:  # another file system, or the end of a file that has become shorter
+                data = read_at(source, min(size, _CAST_STEP), offset, path)
+                self.write(data)
+                count = len(data)
+            offset += count
+            size -= count
+
+    def _advance(self, count: int) -> None:
+        start_writeback(self._descriptor, self._written, count)
+        self._written += count
+        self._progress(count)
+
+
+def write_tensor(tensor: Tensor, inputs: Inputs, name: str, writer: Writer) -> None:
+    """Append the contiguous bytes of ``tensor``; raise CastError where a cast loses a value."""
+    ref = tensor.ref if isinstance(tensor, Cast) else tensor
+    source = inputs.descriptor(ref.source)
+    if isinstance(tensor, TensorRef) and tensor.strides is None:
+        writer.copy(source, ref.offset, ref.nbytes, ref.source.path)
+        return
+    for data in tensor_bytes(tensor, inputs, name):
+        writer.write(data)
+
+
+def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
+    """The contiguous bytes of ``tensor`` in pieces; a strided view is gathered in one."""
+    ref = tensor.ref if isinstance(tensor, Cast) else tensor
+    if not isinstance(tensor, Cast):
+        yield from _ref_bytes(ref, inputs)
+        return
+    from vita_ckpt.storage.cast import BecomesInfiniteError, convert  # noqa: PLC0415 - numpy
+
+    position = 0
+    for data in _ref_bytes(ref, inputs):
+        try:
+            yield convert(data, ref.dtype, tensor.dtype)
+        except BecomesInfiniteError as error:
+            raise CastError(
+                "cast-overflow",
+                f"{ref.source.path}: {name}",
+                expected=f"values that {tensor.dtype} can hold",
+                got=f"{error.value:g} at element {position + error.index}",
+                hint="keep the dtype with --dtype, or mend the adapter",
+            ) from error
+        position += len(data) * 8 // BITS[ref.dtype]
+
+
+def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
+    source, path = inputs.descriptor(ref.source), ref.source.path
+    if ref.strides is not None:
+        from vita_ckpt.storage.cast import gather  # noqa: PLC0415 - numpy only where it is needed
+
+        width = BITS[ref.dtype] // 8
+        reach = sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
+        data = read_at(source, (reach + 1) * width, ref.offset, path)
+        yield gather(data, width, ref.shape, ref.strides)
+        return
+    offset, left = ref.offset, ref.nbytes
+    while left:
+        data = read_at(source, min(left, _CAST_STEP), offset, path)
+        yield data
+        offset += len(data)
+        left -= len(data)

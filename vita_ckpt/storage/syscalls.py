@@ -1,0 +1,74 @@
+"""System calls that Python does not wrap, each with what it does where the system lacks it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+_AT_FDCWD: Final = -100
+_RENAME_NOREPLACE: Final = 1
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_FICLONE: Final = 0x40049409
+_NOT_SUPPORTED: Final = frozenset(
+    {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EPERM}
+)
+
+
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Ask the kernel to begin writing a range out: a hint, not a promise; else nothing."""
+    function = _libc_function("sync_file_range")
+    if function is not None:
+        function(descriptor, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
+
+
+def clone(source: int, target: int) -> bool:
+    """Make the empty file ``target`` share the blocks of ``source``; False where it cannot."""
+    import fcntl  # noqa: PLC0415 - not on every system
+
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            return False
+        raise
+    return True
+
+
+def rename_new(source: str, target: str) -> None:
+    """Rename a file or directory in one step; FileExistsError if ``target`` exists.
+
+    Without renameat2 a file is linked and then unlinked. A directory is renamed: no other name is
+    ever overwritten, but an empty directory that appears in that instant is replaced.
+    """
+    function = _libc_function("renameat2")
+    if function is not None:
+        result = function(
+            _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE
+        )
+        if result == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in _NOT_SUPPORTED:
+            raise OSError(code, os.strerror(code), target)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+    if stat.S_ISDIR(os.lstat(source).st_mode):
+        os.rename(source, target)
+    else:
+        os.link(source, target)
+        os.unlink(source)
+
+
+@functools.cache
+def _libc_function(name: str) -> Callable[..., int] | None:
+    try:
+        function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (OSError, AttributeError):
+        return None
+    function.restype = ctypes.c_int
+    return function  # type: ignore[no-any-return]

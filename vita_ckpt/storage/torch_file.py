@@ -1,0 +1,296 @@
+"""Files of ``torch.save`` without torch: byte ranges into zips and into legacy files."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Final
+
+from vita_ckpt.core.checkpoint import LocalFile, Shape, TensorRef
+from vita_ckpt.core.dtype import BITS
+from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.storage.pickle_reader import (
+    LARGEST_PICKLE,
+    PickledStorage,
+    PickledTensor,
+    read_pickle,
+    state_dict_of,
+)
+from vita_ckpt.storage.source import digest, opened, raise_lfs_pointer, read_at
+
+_ZIP_MAGIC: Final = b"PK\x03\x04"
+_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
+_LARGEST_DIRECTORY: Final = 64 << 20
+
+_LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL: Final = 1001
+
+# Where a storage's bytes lie: first byte in the file and their number.
+_Locate = Callable[[PickledStorage], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """A file of ``torch.save`` read down to its pickle."""
+
+    file: LocalFile
+    tensors: Mapping[str, TensorRef]
+
+
+def read_torch(path: str) -> TorchFile:
+    """Names, dtypes, shapes and byte ranges of a state dict saved by torch, zip or legacy.
+
+    Raises UnsafePickleError for a pickle that holds more than a state dict and MalformedFileError
+    for a file that is damaged or of another kind. Nothing of the file is executed.
+    """
+    with opened(path) as (descriptor, seen):
+        start = read_at(descriptor, min(seen.size, 40), 0, path)
+        if start.startswith(b"version https://git-lfs"):
+            raise_lfs_pointer(path)
+        if not start:
+            raise MalformedFileError(
+                "empty-file", path, expected="a file of torch.save", got="0 bytes"
+            )
+        if start.startswith(_ZIP_MAGIC):
+            return _read_zip(descriptor, seen)
+        if start.startswith(b"\x80"):
+            return _read_legacy(descriptor, seen)
+    raise MalformedFileError(
+        "not-a-torch-file",
+        path,
+        expected="a zip or a legacy pickle of torch.save",
+        got=f"a file that starts with {start[:8]!r}",
+    )
+
+
+def _read_zip(descriptor: int, seen: LocalFile) -> TorchFile:
+    path = seen.path
+    entries = _zip_entries(descriptor, seen)
+    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise MalformedFileError(
+            "not-a-torch-file", path, expected="one data.pkl in the zip", got=f"{len(pickles)}"
+        )
+    prefix = pickles[0].removesuffix("data.pkl")
+    if f"{prefix}constants.pkl" in entries:
+        raise InputError(
+            "torchscript-archive",
+            path,
+            expected="a state dict",
+            got="a TorchScript archive",
+            hint="save module.state_dict() instead",
+        )
+    raw = _zip_read(descriptor, path, entries[pickles[0]], LARGEST_PICKLE)
+    if f"{prefix}byteorder" in entries:
+        order = _zip_read(descriptor, path, entries[f"{prefix}byteorder"], 64)
+        if order != b"little":
+            raise InputError(
+                "big-endian-file",
+                path,
+                expected="little-endian storages",
+                got=repr(order),
+                hint="save it again on a little-endian machine",
+            )
+
+    def locate(storage: PickledStorage) -> tuple[int, int]:
+        entry = entries.get(f"{prefix}data/{storage.key}")
+        if entry is None:
+            raise MalformedFileError("missing-storage", f"{path}: data/{storage.key}")
+        return _zip_range(descriptor, path, entry)
+
+    file = LocalFile(path, seen.size, seen.mtime_ns, digest(raw))
+    tensors = state_dict_of(read_pickle(_Bounded(io.BytesIO(raw)), path))
+    return TorchFile(file, _refs(tensors, locate, file))
+
+
+def _zip_entries(descriptor: int, seen: LocalFile) -> dict[str, zipfile.ZipInfo]:
+    with open(os.dup(descriptor), "rb") as handle:
+        try:
+            _check_directory_size(handle, seen)
+            with zipfile.ZipFile(handle) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as e:
+            raise MalformedFileError(
+                "invalid-zip",
+                seen.path,
+                expected="a zip file",
+                got=str(e),
+                hint="the file is cut off or damaged: copy or download it again",
+            ) from e
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        if info.filename in entries:
+            raise MalformedFileError("duplicate-zip-entry", f"{seen.path}: {info.filename}")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise MalformedFileError(
+                "compressed-zip-entry",
+                f"{seen.path}: {info.filename}",
+                expected="entries stored as they are",
+                got="a compressed or encrypted one",
+            )
+        entries[info.filename] = info
+    return entries
+
+
+def _check_directory_size(handle: io.BufferedReader, seen: LocalFile) -> None:
+    """zipfile reads the whole central directory: a file may not make it read what it likes."""
+    tail = min(seen.size, (1 << 16) + 22)
+    handle.seek(seen.size - tail)
+    end = handle.read(tail)
+    found = end.rfind(b"PK\x05\x06")
+    if found >= 0 and len(end) - found >= 22:
+        size = int.from_bytes(end[found + 12 : found + 16], "little")
+        if size > _LARGEST_DIRECTORY and size != 0xFFFFFFFF:
+            raise ValueError(f"a central directory of {size} bytes")
+    handle.seek(0)
+
+
+def _zip_range(descriptor: int, path: str, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """First byte and length of an entry's data: its local header decides where they start."""
+    header = read_at(descriptor, _LOCAL_HEADER.size, info.header_offset, path)
+    magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    if magic != _ZIP_MAGIC:
+        raise MalformedFileError("invalid-zip", f"{path}: {info.filename}", got="no local header")
+    return info.header_offset + _LOCAL_HEADER.size + name_length + extra_length, info.file_size
+
+
+def _zip_read(descriptor: int, path: str, info: zipfile.ZipInfo, limit: int) -> bytes:
+    start, size = _zip_range(descriptor, path, info)
+    if size > limit:
+        raise MalformedFileError(
+            "pickle-too-large",
+            f"{path}: {info.filename}",
+            expected=f"at most {limit} bytes",
+            got=f"{size} bytes",
+        )
+    return read_at(descriptor, size, start, path)
+
+
+def _read_legacy(descriptor: int, seen: LocalFile) -> TorchFile:
+    """torch's format before 1.6: five pickles, then each storage as its size and its bytes."""
+    path = seen.path
+    with open(os.dup(descriptor), "rb") as handle:
+        handle.seek(0)
+        stream = _Bounded(handle)
+        if read_pickle(stream, path) != _LEGACY_MAGIC:
+            raise MalformedFileError(
+                "not-a-torch-file", path, expected="a file of torch.save", got="another pickle"
+            )
+        protocol, system = read_pickle(stream, path), read_pickle(stream, path)
+        if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
+            raise MalformedFileError("not-a-torch-file", path, got=f"protocol {protocol!r}")
+        if system.get("little_endian") is not True:
+            raise InputError("big-endian-file", path, expected="little-endian storages")
+        storages: dict[str, PickledStorage] = {}
+        tensors = state_dict_of(read_pickle(stream, path, storages))
+        keys = read_pickle(stream, path)
+        described = handle.tell()
+    if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
+        raise MalformedFileError("invalid-pickle", path, got="no list of storages")
+    ranges: dict[str, tuple[int, int]] = {}
+    position = described
+    for key in map(str, keys):
+        if key not in storages:
+            raise MalformedFileError(
+                "unknown-storage", f"{path}: {key}", expected="a storage that the pickle names"
+            )
+        if position + 8 > seen.size:
+            raise MalformedFileError("truncated-file", path, got=f"{seen.size} bytes")
+        size = (
+            int.from_bytes(read_at(descriptor, 8, position, path), "little") * storages[key].width
+        )
+        ranges[key] = (position + 8, size)
+        position += 8 + size
+    file = LocalFile(
+        path, seen.size, seen.mtime_ns, digest(read_at(descriptor, described, 0, path))
+    )
+
+    def locate(storage: PickledStorage) -> tuple[int, int]:
+        if storage.key not in ranges:
+            raise MalformedFileError("missing-storage", f"{path}: {storage.key}")
+        return ranges[storage.key]
+
+    return TorchFile(file, _refs(tensors, locate, file))
+
+
+class _Bounded:
+    """Reads for a pickle: no more than the limit altogether, and never more than is asked for."""
+
+    def __init__(self, handle: io.BufferedIOBase) -> None:
+        self._handle = handle
+        self._left = LARGEST_PICKLE
+
+    def read(self, size: int, /) -> bytes:
+        if size > self._left:
+            raise ValueError(f"a read of {size} bytes, more than a pickle of tensors needs")
+        self._left -= size
+        return self._handle.read(size)
+
+    def readline(self) -> bytes:
+        line = self._handle.readline(min(self._left, 1 << 16))
+        self._left -= len(line)
+        return line
+
+
+def _refs(
+    tensors: Mapping[str, PickledTensor] | None,
+    locate: _Locate,
+    file: LocalFile,
+) -> dict[str, TensorRef]:
+    if tensors is None:
+        raise MalformedFileError(
+            "not-a-state-dict", file.path, expected="a dict of tensors", got="another object"
+        )
+    return {name: _ref(name, tensor, locate, file) for name, tensor in tensors.items()}
+
+
+def _ref(name: str, tensor: PickledTensor, locate: _Locate, file: LocalFile) -> TensorRef:
+    subject = f"{file.path}: {name}"
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MalformedFileError("invalid-name", subject, got="a lone surrogate") from error
+    width = BITS[tensor.dtype] // 8
+    start, size = locate(tensor.storage)
+    claimed = tensor.storage.size * tensor.storage.width
+    if claimed > size or start + size > file.size:
+        raise MalformedFileError(
+            "truncated-storage",
+            subject,
+            expected=f"{claimed} bytes at {start}",
+            got=f"{max(0, min(size, file.size - start))} bytes",
+            hint="the file is cut off or damaged: copy or download it again",
+        )
+    if prod(tensor.shape):
+        reach = sum(
+            (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+        )
+        if (tensor.offset + reach + 1) * width > claimed:
+            raise MalformedFileError(
+                "tensor-outside-storage",
+                subject,
+                expected=f"a view of {claimed} bytes",
+                got=f"one that reaches byte {(tensor.offset + reach + 1) * width}",
+            )
+    offset = start + tensor.offset * width
+    strides = None if _contiguous(tensor.shape, tensor.strides) else tensor.strides
+    ref = TensorRef(file, offset, tensor.dtype, tensor.shape, strides)
+    try:
+        _ = ref.nbytes
+    except OverflowError as error:
+        raise MalformedFileError("shape-overflow", subject, got=str(error)) from error
+    return ref
+
+
+def _contiguous(shape: Shape, strides: Shape) -> bool:
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != step:
+            return prod(shape) == 0
+        step *= size
+    return True

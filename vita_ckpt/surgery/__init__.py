@@ -1,0 +1,1 @@
+"""Planners: pure functions from checkpoints to plans, without disk or torch."""

@@ -1,0 +1,406 @@
+"""The projector: ``get_w``, taking one out of a checkpoint, putting one into a checkpoint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.projectors import Projector
+from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Shape, Tensor, TensorRef
+from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
+from vita_ckpt.core.plan import (
+    AddTensor,
+    DropTensor,
+    Edit,
+    Plan,
+    ReplaceTensor,
+    SetConfig,
+)
+from vita_ckpt.errors import AdapterError, CastError, InputError, UsageError, printable
+
+KEYWORD: Final = "mm_projector"
+_T = TypeVar("_T")
+
+
+def get_w(weights: Mapping[str, _T], keyword: str) -> dict[str, _T]:
+    """The entries of ``weights`` whose names contain ``keyword``, named by what follows it.
+
+    Equal to upstream's ``get_w`` on every well-formed file: the name is what stands behind
+    ``keyword + "."``. Raises AdapterError where upstream's would drop, mangle or overwrite an entry
+    or fail: the keyword twice in a name, not as a whole component of it, nothing behind it, or two
+    names that end alike.
+    """
+    found: dict[str, _T] = {}
+    origins: dict[str, str] = {}
+    for name, value in weights.items():
+        if keyword not in name:
+            continue
+        before, _, after = name.partition(f"{keyword}.")
+        whole = not before or before.endswith(".")
+        if name.count(keyword) > 1 or not after or not whole:
+            raise AdapterError(
+                "ambiguous-key",
+                name,
+                expected=f"'{keyword}.' once, as a component, with a name behind it",
+                hint="rename or remove this tensor of the adapter",
+            )
+        if after in found:
+            raise AdapterError(
+                "ambiguous-key",
+                name,
+                expected=f"one tensor for {keyword}.{after}",
+                got=f"also {printable(origins[after])}",
+                hint="one would overwrite the other: remove one of them from the adapter",
+            )
+        found[after] = value
+        origins[after] = name
+    return found
+
+
+def plan_extract_projector(checkpoint: Checkpoint, *, bare: bool = False) -> Plan:
+    """A plan for a file that holds the projector of ``checkpoint`` (any layout) and nothing else.
+
+    Names are upstream's, ``model.mm_projector.0.weight``, or ``0.weight`` if ``bare``. Raises
+    AdapterError if there is no projector, an ambiguous one, or one with tensors of no elements.
+    """
+    weights = _projector_of(checkpoint)
+    prefix = "" if bare else parts.PROJECTOR_PREFIX
+    found = projectors.candidates(_shapes(weights))
+    what = _one_of(found) if found else "no known projector type by names and shapes"
+    return Plan(
+        operation="extract-projector",
+        base=EMPTY,
+        edits=tuple(
+            AddTensor(f"{prefix}{name}", tensor, "projector") for name, tensor in weights.items()
+        ),
+        donors=(checkpoint,),
+        notes=(f"projector: {what}",),
+    )
+
+
+def plan_merge_projector(
+    base: Checkpoint,
+    adapter: Checkpoint,
+    *,
+    dtype: str | None = None,
+    extras: Collection[str] = (),
+) -> Plan:
+    """A plan that puts the projector of ``adapter`` into ``base``, every other tensor as it is.
+
+    ``adapter`` is anything that holds ``mm_projector`` tensors: the trainer's file or run, a LoRA
+    run (its deltas are not merged), a full checkpoint. Its names, read with :func:`get_w`, and
+    shapes must be those of a projector type that fits the widths of ``base``; a type other than the
+    config's is deduced from them and written to the config. ``dtype`` (a safetensors code) is what
+    the projector is written in, by default what the base's is. ``extras`` names other tensors of
+    the adapter to take along, by a component of their name such as ``embed_tokens``.
+
+    Raises InputError for a base that is no VITA checkpoint, AdapterError for an adapter that does
+    not fit, CastError for a conversion that is not defined and UsageError for extras not found.
+    """
+    config = _vita_config(base)
+    weights = _projector_of(adapter)
+    old = _tensors_below(base, parts.PROJECTOR_PREFIX)
+    widths = _Widths.of(base, config, old)
+    new = _choose_type(adapter, weights, config, widths)
+    names = {parts.PROJECTOR_PREFIX + name: tensor for name, tensor in weights.items()}
+    edits: list[Edit] = [
+        DropTensor(name, f"not a tensor of {new.type}") for name in old if name not in names
+    ]
+    default = dtype or _dominant_dtype(old.values()) or _language_dtype(base)
+    for name, tensor in names.items():
+        wanted = dtype or (old[name].dtype if name in old else default)
+        edits.append(_put(base, name, tensor, wanted, "projector of the adapter"))
+    others = {n: t for n, t in adapter.tensors.items() if KEYWORD not in n}
+    chosen, left = _split_extras(others, extras)
+    edits += _extra_edits(base, adapter, chosen)
+    edits += _config_edits(config, new)
+    return Plan(
+        operation="merge-projector",
+        base=base,
+        edits=tuple(edits),
+        donors=(adapter,),
+        notes=(f"projector: {new}", *_left_out_notes(adapter, left)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    """What the base says of the projector's widths; the tower's tensors outweigh the config."""
+
+    in_widths: Mapping[str, int]  # by who says so, the weightiest first
+    out_widths: Mapping[str, int]
+
+    @classmethod
+    def of(cls, base: Checkpoint, config: Mapping[str, Any], old: Mapping[str, Tensor]) -> _Widths:
+        shapes = _shapes(base.tensors)
+        tower = towers.tower_of_shapes(parts.below(parts.TOWER_PREFIX, shapes))
+        scales = towers.number_of_scales(config)
+        previous = projectors.candidates(parts.below(parts.PROJECTOR_PREFIX, shapes))
+        in_widths: dict[str, int] = {}
+        if tower is not None:
+            in_widths["the vision tower"] = tower.output_width(scales)
+        else:
+            if type(config.get("mm_hidden_size")) is int:
+                in_widths["mm_hidden_size"] = config["mm_hidden_size"]
+            if previous:
+                in_widths["the old projector"] = previous[0].in_width
+        out_widths: dict[str, int] = {}
+        embed = shapes.get(parts.EMBED_TOKENS)
+        if embed is not None and len(embed) == 2:
+            out_widths["embed_tokens"] = embed[1]
+        elif type(config.get("hidden_size")) is int:
+            out_widths["hidden_size"] = config["hidden_size"]
+        return cls(in_widths, out_widths)
+
+    def check(self, adapter: Checkpoint, found: Projector) -> None:
+        """Raise AdapterError unless the projector fits."""
+        for side, got, said in (
+            ("in", found.in_width, self.in_widths),
+            ("out", found.out_width, self.out_widths),
+        ):
+            if said and got not in said.values():
+                who = " and ".join(f"{width} ({source})" for source, width in said.items())
+                raise AdapterError(
+                    "projector-width-mismatch",
+                    adapter.root,
+                    expected=f"a projector with {side} width {who}",
+                    got=f"{found}",
+                    hint="the adapter was trained for another tower or language model",
+                )
+
+
+def _choose_type(
+    adapter: Checkpoint,
+    weights: Mapping[str, TensorRef],
+    config: Mapping[str, Any],
+    widths: _Widths,
+) -> Projector:
+    """The adapter's projector: the types its tensors can be, told apart by the configs."""
+    shapes = _shapes(weights)
+    configured = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
+    found = projectors.candidates(shapes)
+    if not found:
+        raise _misfit(adapter, shapes, configured, widths)
+    widths.check(adapter, found[0])
+    trained = (adapter.config or {}).get("mm_projector_type")
+    for known in (trained, configured):
+        if isinstance(known, str) and projectors.same_tensors(known, found[0].type):
+            return Projector(known, found[0].in_width, found[0].out_width)
+    if len(found) > 1:
+        raise AdapterError(
+            "ambiguous-projector-type",
+            adapter.root,
+            expected="a config.json beside the adapter that names the type",
+            got=f"tensors of {_one_of(found)}",
+            hint="these types store the same tensors and compute different things",
+        )
+    return found[0]
+
+
+def _misfit(
+    adapter: Checkpoint, shapes: Mapping[str, Shape], configured: str, widths: _Widths
+) -> AdapterError:
+    """The error for tensors that are no complete projector: against the config's type."""
+    got = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:6])
+    in_width, out_width = (
+        next(iter(said.values()), None) for said in (widths.in_widths, widths.out_widths)
+    )
+    if not projectors.is_known(configured) or in_width is None or out_width is None:
+        return AdapterError(
+            "unknown-projector", adapter.root, expected="the tensors of a projector type", got=got
+        )
+    expected = projectors.expected_shapes(Projector(configured, in_width, out_width))
+    what = f"a {configured} projector {in_width}→{out_width}"
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
+    if missing and not unexpected:
+        return AdapterError(
+            "projector-incomplete",
+            adapter.root,
+            expected=f"{what}, with {', '.join(missing)}",
+            got=f"only {got}",
+            hint="the adapter holds a part of the projector: save it again",
+        )
+    if unexpected:
+        return AdapterError(
+            "projector-unexpected-tensor",
+            f"{adapter.root}: {unexpected[0]}",
+            expected=f"{what}: {', '.join(expected)}",
+            got=got,
+        )
+    name = next(name for name in expected if expected[name] != shapes[name])
+    return AdapterError(
+        "projector-shape-mismatch",
+        f"{adapter.root}: {name}",
+        expected=f"{list(expected[name])} in {what}",
+        got=f"{list(shapes[name])}",
+        hint="the adapter was trained for another tower or language model",
+    )
+
+
+def _vita_config(base: Checkpoint) -> Mapping[str, Any]:
+    if base.layout not in ("safetensors", "torch") or base.config is None:
+        raise InputError(
+            "not-a-vita-checkpoint",
+            base.root,
+            expected="a checkpoint directory with config.json and the model's weights",
+            got="no config.json" if base.config is None else f"a {_LAYOUTS[base.layout]}",
+            hint="give the base model as --base and what was trained as --adapter",
+        )
+    model_type = base.config.get("model_type")
+    if model_type in BACKBONES or "mm_vision_tower" in base.config:
+        return base.config
+    plain = PLAIN_LANGUAGE_MODELS.get(str(model_type))
+    raise InputError(
+        "not-a-vita-checkpoint",
+        base.root,
+        expected=f"model_type {', '.join(BACKBONES)}",
+        got=f"{model_type!r}" + (f", a plain {plain} language model" if plain else ""),
+        hint="a base needs its vision tower: merge into a VITA checkpoint",
+    )
+
+
+_LAYOUTS: Final = {
+    "lora": "LoRA run",
+    "run": "projector run",
+    "file": "lone weight file",
+    "none": "nothing",
+}
+
+
+def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
+    weights = get_w(checkpoint.refs, KEYWORD)
+    if not weights:
+        counts = Counter(parts.LABELS[parts.part_of(name)] for name in checkpoint.tensors)
+        names = ", ".join(list(checkpoint.tensors)[:4])
+        found = ", ".join(f"{count} {label}" for label, count in counts.items())
+        raise AdapterError(
+            "adapter-no-projector",
+            checkpoint.root,
+            expected=f"tensors named model.{KEYWORD}.*",
+            got=f"{found} tensors ({names}…)" if found else "a file without a single tensor",
+            hint="bare names such as 0.weight count only below model.mm_projector.",
+        )
+    for name, tensor in weights.items():
+        if 0 in tensor.shape:
+            raise AdapterError(
+                "empty-tensor",
+                f"{checkpoint.root}: {name}",
+                expected="a tensor with elements",
+                got=f"shape {list(tensor.shape)}",
+                hint="a ZeRO-3 run saved without gathering: gather the projector and save it again",
+            )
+    return weights
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    return {n: t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
+
+
+def _put(base: Checkpoint, name: str, tensor: TensorRef, dtype: str, reason: str) -> Edit:
+    if not can_cast(tensor.dtype, dtype):
+        raise CastError(
+            "cast-not-defined",
+            f"{tensor.source.path}: {name}",
+            expected=f"a dtype that becomes {dtype}",
+            got=tensor.dtype,
+            hint=f"conversions lead to {', '.join(CAST_TARGETS)}",
+        )
+    new = tensor if tensor.dtype == dtype else Cast(tensor, dtype)
+    return (ReplaceTensor if name in base.tensors else AddTensor)(name, new, reason)
+
+
+def _split_extras(
+    others: Mapping[str, Tensor], wanted: Collection[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    for name in wanted:
+        if not any(_is_called(other, name) for other in others):
+            raise UsageError(
+                "extra-not-found",
+                f"--with {name}",
+                expected="a component of a tensor name of the adapter",
+                got=", ".join(list(others)[:6]) or "no tensors beside the projector",
+            )
+    chosen = {n: t for n, t in others.items() if any(_is_called(n, w) for w in wanted)}
+    return chosen, {n: t for n, t in others.items() if n not in chosen}
+
+
+def _is_called(name: str, wanted: str) -> bool:
+    return f".{wanted}." in f".{name}."
+
+
+def _extra_edits(base: Checkpoint, adapter: Checkpoint, chosen: Mapping[str, Tensor]) -> list[Edit]:
+    edits: list[Edit] = []
+    origins: dict[str, str] = {}
+    for name, tensor in chosen.items():
+        target = name.removeprefix(parts.PEFT_PREFIX)
+        if origins.setdefault(target, name) != name:
+            raise AdapterError(
+                "ambiguous-key",
+                f"{adapter.root}: {name}",
+                expected=f"one tensor for {target}",
+                got=f"also {printable(origins[target])}",
+            )
+        old = base.tensors.get(target)
+        if old is None or old.shape != tensor.shape or not isinstance(tensor, TensorRef):
+            raise AdapterError(
+                "extra-does-not-fit",
+                f"{adapter.root}: {name}",
+                expected=f"{target} {list(old.shape)} of the base"
+                if old is not None
+                else "a tensor that the base has too",
+                got=f"{list(tensor.shape)}",
+            )
+        edits.append(_put(base, target, tensor, old.dtype, "asked for by name"))
+    return edits
+
+
+def _config_edits(config: Mapping[str, Any], new: Projector) -> list[SetConfig]:
+    edits: list[SetConfig] = []
+    for key, value, default, reason in (
+        ("mm_projector_type", new.type, projectors.DEFAULT_TYPE, "the adapter is of this type"),
+        ("mm_hidden_size", new.in_width, None, "the projector's input width"),
+        ("use_mm_proj", True, None, "the checkpoint has a projector"),
+    ):
+        if config.get(key, default) != value:
+            was = f"was {config[key]!r}" if key in config else "was not set"
+            edits.append(SetConfig(key, value, f"{reason} ({was})"))
+    return edits
+
+
+def _left_out_notes(adapter: Checkpoint, left: Mapping[str, Tensor]) -> Sequence[str]:
+    counts = Counter(parts.part_of(name) for name in left)
+    deltas = counts.pop(parts.LORA, 0)
+    notes: list[str] = []
+    if deltas or adapter.layout == "lora":
+        notes.append(f"only the projector is taken: the {deltas} LoRA deltas are not merged")
+    if counts:
+        what = ", ".join(f"{parts.LABELS[part]} {count}" for part, count in counts.items())
+        sample = ", ".join([n for n in left if parts.part_of(n) != parts.LORA][:2])
+        notes.append(f"left out of the adapter: {what} ({printable(sample)}…); --with takes them")
+    return notes
+
+
+def _dominant_dtype(tensors: Collection[Tensor]) -> str | None:
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.nbytes
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _language_dtype(base: Checkpoint) -> str:
+    language = [t for n, t in base.tensors.items() if parts.part_of(n) == parts.LANGUAGE_MODEL]
+    return _dominant_dtype(language or list(base.tensors.values())) or "F32"
+
+
+def _one_of(found: Sequence[Projector]) -> str:
+    types = " or ".join(projector.type for projector in found)
+    return f"{types} {found[0].in_width}→{found[0].out_width}"
