@@ -31,8 +31,8 @@ class VitaCkptError(Exception):
     """Base of every error of this package.
 
     ``code`` is a stable kebab-case name, ``subject`` what the error is about (a path, a tensor,
-    an option), ``expected`` and ``got`` the two sides of the rule that was broken, ``hint`` what to do.
-    ``str(error)`` is one printable line.
+    an option), ``expected`` and ``got`` the two sides of the rule that was broken, ``hint`` what
+    to do. ``str(error)`` is one printable line.
     """
 
     exit_code = 3

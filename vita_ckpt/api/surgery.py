@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from vita_ckpt.api.reading import StrPath, as_checkpoint
+from vita_ckpt.checks.inspection import left_out_to_json
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Tensor
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.dtype import SPELLINGS
@@ -151,13 +152,13 @@ def summarize(plan: Plan) -> dict[str, Any]:
     }
     if plan.base.root == EMPTY.root:
         size = sum(tensor.nbytes for tensor in target.tensors.values())
-        return summary | {"rewritten": [], "carried": [], "left_out": {}, "bytes_to_write": size}
+        return summary | {"rewritten": [], "carried": [], "left_out": [], "bytes_to_write": size}
     layout = plan_layout(plan)
     return summary | {
         "rewritten": [{"name": shard.name, "bytes": shard.nbytes} for shard in layout.shards]
         + [{"name": text.name, "bytes": len(text.data)} for text in layout.texts],
         "carried": [{"name": f.name, "bytes": f.source.size} for f in layout.carried],
-        "left_out": dict(plan.base.left_out),
+        "left_out": left_out_to_json(plan.base.left_out),
         "bytes_to_write": layout.bytes_written + layout.bytes_carried,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
@@ -190,7 +191,7 @@ def kind_of(checkpoint: Checkpoint, tower: Tower | None = None) -> str:
     has_layers = any(name.startswith(parts.LAYERS_PREFIX) for name in checkpoint.tensors)
     has_vision = bool(found[parts.VISION_TOWER] or found[parts.MM_PROJECTOR])
     if has_layers:
-        model_type = (checkpoint.config or {}).get("model_type")
+        model_type = str((checkpoint.config or {}).get("model_type"))
         return VITA if has_vision or model_type in BACKBONES else LANGUAGE_MODEL
     if found[parts.MM_PROJECTOR] and not found[parts.VISION_TOWER]:
         return PROJECTOR
@@ -203,11 +204,14 @@ def kind_of(checkpoint: Checkpoint, tower: Tower | None = None) -> str:
 
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     """The report as JSON, in the form of ``schemas/inspect-v1.json``."""
-    report = asdict(inspection)
-    for name in ("tower", "tower_directory", "dispatch", "projector", "lora"):
-        if report[name] is not None:
-            report[name] = _listed(report[name])
-    return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **_listed(report)}
+    report: dict[str, Any] = _listed(asdict(inspection))
+    report["left_out"] = left_out_to_json(inspection.left_out)
+    return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
+
+
+def left_out_to_json(left_out: Mapping[str, str]) -> list[dict[str, str]]:
+    """What a directory holds beside the checkpoint, with why it is not a part of it."""
+    return [{"name": name, "reason": reason} for name, reason in left_out.items()]
 
 
 def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, Any]]:
@@ -293,6 +297,8 @@ class _Facts:
         if value is not None and type(value) not in CONFIG_KEYS[key]:
             wanted = " or ".join(kind.__name__ for kind in CONFIG_KEYS[key])
             problem, value = f"expected {wanted}, got {value!r}", None
+        if isinstance(value, float) and not isfinite(value):
+            problem, value = f"expected a finite number, got {value!r}", None
         weights, agrees = self._compare(key, value)
         return ConfigLine(
             name in self.config, value, problem, weights, False if problem else agrees

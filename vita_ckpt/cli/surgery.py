@@ -90,8 +90,8 @@ def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
         size = render.size(sum(file["bytes"] for file in summary["carried"]))
         names = ", ".join(file["name"] for file in summary["carried"])
         lines.append(printable(f"carried: {len(summary['carried'])} files ({size}): {names}"))
-    for name, reason in summary["left_out"].items():
-        lines.append(printable(f"not carried: {name}: {reason}"))
+    for file in summary["left_out"]:
+        lines.append(printable(f"not carried: {file['name']}: {file['reason']}"))
     size = render.size(summary["bytes_to_write"])
     lines.append(f"wrote {printable(written)} ({size})" if written else f"would write {size}")
     return lines

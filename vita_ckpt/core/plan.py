@@ -184,7 +184,8 @@ def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[st
 
 def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:
     edit = _expect(data, dict, "an edit")
-    kind, reason = edit.get("edit"), _expect(edit.get("reason"), str, "a reason")
+    kind = _expect(edit.get("edit"), str, "an edit")
+    reason = _expect(edit.get("reason"), str, "a reason")
     if kind == "set-config":
         return SetConfig(_expect(edit.get("key"), str, "a key"), edit.get("value"), reason)
     name = _expect(edit.get("name"), str, "a name")

@@ -74,7 +74,8 @@ def gather(data: bytes, width: int, shape: tuple[int, ...], strides: tuple[int, 
 def _to_f32(values: Array, source: str) -> Array:
     if source == "BF16":
         bits: Array = values.astype("<u4") << 16
-        return bits.view("<f4")
+        wide: Array = bits.view("<f4")
+        return wide
     wide = values.astype("<f4") if source != "F32" else values
     if source == "F16":
         bits = wide.view("<u4")
@@ -85,7 +86,7 @@ def _to_f32(values: Array, source: str) -> Array:
 def _f32_to_bf16(values: Array, nan: int) -> Array:
     bits = values.view("<u4")
     # Adding half of the last kept bit, less one unless that bit is odd, rounds to nearest even.
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    rounded: Array = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
     rounded[np.isnan(values)] = nan
     return rounded
 

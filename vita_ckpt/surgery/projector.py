@@ -156,8 +156,11 @@ class _Widths:
             out_widths["hidden_size"] = config["hidden_size"]
         return cls(in_widths, out_widths)
 
-    def check(self, adapter: Checkpoint, found: Projector) -> None:
+    def check(
+        self, adapter: Checkpoint, found: Projector, weights: Mapping[str, TensorRef]
+    ) -> None:
         """Raise AdapterError unless the projector fits."""
+        name, tensor = next((n, t) for n, t in weights.items() if len(t.shape) > 1)
         for side, got, said in (
             ("in", found.in_width, self.in_widths),
             ("out", found.out_width, self.out_widths),
@@ -168,7 +171,7 @@ class _Widths:
                     "projector-width-mismatch",
                     adapter.root,
                     expected=f"a projector with {side} width {who}",
-                    got=f"{found}",
+                    got=f"{found} ({name} {list(tensor.shape)})",
                     hint="the adapter was trained for another tower or language model",
                 )
 
@@ -185,7 +188,7 @@ def _choose_type(
     found = projectors.candidates(shapes)
     if not found:
         raise _misfit(adapter, shapes, configured, widths)
-    widths.check(adapter, found[0])
+    widths.check(adapter, found[0], weights)
     trained = (adapter.config or {}).get("mm_projector_type")
     for known in (trained, configured):
         if isinstance(known, str) and projectors.same_tensors(known, found[0].type):
@@ -252,7 +255,7 @@ def _vita_config(base: Checkpoint) -> Mapping[str, Any]:
             hint="give the base model as --base and what was trained as --adapter",
         )
     model_type = base.config.get("model_type")
-    if model_type in BACKBONES or "mm_vision_tower" in base.config:
+    if str(model_type) in BACKBONES or "mm_vision_tower" in base.config:
         return base.config
     plain = PLAIN_LANGUAGE_MODELS.get(str(model_type))
     raise InputError(

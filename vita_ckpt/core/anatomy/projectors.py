@@ -89,7 +89,11 @@ def candidates(shapes: Shapes) -> tuple[Projector, ...]:
         guesses += _from_weight(("vanilla", "minigpt"), shapes["linear.weight"], 4)
     elif "model.mlp.1.weight" in shapes:
         guesses += _from_weight(("ldp",), shapes["model.mlp.1.weight"], 1)
-    return tuple(guess for guess in guesses if expected_shapes(guess) == dict(shapes))
+    return tuple(
+        guess
+        for guess in guesses
+        if is_known(guess.type) and expected_shapes(guess) == dict(shapes)
+    )
 
 
 def same_tensors(one: str, other: str) -> bool:

@@ -1,0 +1,1 @@
+"""Claims, measured as ratios against a peer in the same run."""

@@ -1,0 +1,64 @@
+"""Fixtures: golden cases, tiny checkpoints, the command line run in this process."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from vita_ckpt.cli.main import main
+
+GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
+BASES = tuple(f"A{number}" for number in range(1, 9))
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("default")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """Run the command line in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return Result(exit_.value.code, out, err)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def assert_one_error(result: Result, code: int, *words: str) -> None:
+    """One line on stderr that says all of ``words``, no traceback, no data."""
+    assert result.code == code, result
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: "), lines
+    assert result.out == ""
+    for word in words:
+        assert word in lines[0], (word, lines[0])

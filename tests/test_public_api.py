@@ -1,0 +1,150 @@
+"""The public face, frozen: a change here is a change for every user."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vita_ckpt
+from tests.conftest import GOLDEN
+
+SIGNATURES = {
+    "apply": ("(plan: 'Plan', out: 'StrPath', *, progress: 'Progress' = no_progress) -> 'str'"),
+    "check_plan": "(plan: 'Plan') -> 'None'",
+    "get_w": "(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'",
+    "inspect": "(checkpoint: 'Checkpoint | StrPath') -> 'Inspection'",
+    "load_plan": "(path: 'StrPath') -> 'Plan'",
+    "open_checkpoint": "(path: 'str | os.PathLike[str]') -> 'Checkpoint'",
+    "plan_extract_projector": (
+        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False) -> 'Plan'"
+    ),
+    "plan_merge_projector": (
+        "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, "
+        "dtype: 'str | None' = None, extras: 'Collection[str]' = ()) -> 'Plan'"
+    ),
+    "save_plan": "(plan: 'Plan', path: 'StrPath') -> 'None'",
+    "summarize": "(plan: 'Plan') -> 'dict[str, Any]'",
+}
+EXIT_CODES = {
+    "VitaCkptError": 3,
+    "UsageError": 2,
+    "InputError": 3,
+    "MalformedFileError": 3,
+    "UnsafePickleError": 3,
+    "AdapterError": 3,
+    "CastError": 3,
+    "StaleInputError": 3,
+    "OutputError": 3,
+}
+VALUES = {
+    "AddTensor",
+    "Cast",
+    "Checkpoint",
+    "DropTensor",
+    "LocalFile",
+    "Plan",
+    "ReplaceTensor",
+    "SetConfig",
+    "Shard",
+    "TensorRef",
+}
+
+
+def test_names_and_signatures() -> None:
+    assert set(vita_ckpt.__all__) == {*SIGNATURES, *EXIT_CODES, *VALUES, "__version__"}
+    for name, signature in SIGNATURES.items():
+        found = str(inspect.signature(getattr(vita_ckpt, name)))
+        assert re.sub(r"<function (\w+) at 0x\w+>", r"\1", found) == signature
+    for name in vita_ckpt.__all__:
+        if name != "__version__":
+            assert inspect.getdoc(getattr(vita_ckpt, name)), name
+    assert dir(vita_ckpt) == sorted(vita_ckpt.__all__)
+    with pytest.raises(AttributeError):
+        _ = vita_ckpt.no_such_name
+
+
+def test_errors_and_their_exit_codes() -> None:
+    for name, code in EXIT_CODES.items():
+        error = getattr(vita_ckpt, name)
+        assert issubclass(error, vita_ckpt.VitaCkptError)
+        assert error.exit_code == code
+
+
+def test_an_error_is_one_printable_line() -> None:
+    error = vita_ckpt.InputError(
+        "some-code", "a\nb\x1b[0m", expected="x" * 5000, got="y", hint="do this"
+    )
+    text = str(error)
+    assert text.startswith("some-code: a\\x0ab\\x1b[0m: expected xxx")
+    assert text.endswith(", got y (do this)")
+    assert text.isprintable()
+    assert len(text) < 500
+    assert (error.code, error.subject, error.got) == ("some-code", "a\nb\x1b[0m", "y")
+
+
+LIGHT = """
+import sys
+from vita_ckpt.cli.main import main
+try:
+    main(sys.argv[2:])
+except SystemExit as exit_:
+    assert exit_.code == 0, exit_.code
+heavy = set(sys.argv[1].split(",")) & set(sys.modules)
+assert not heavy, heavy
+"""
+NEVER = "torch,transformers,accelerate"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], NEVER),
+        (
+            ["inspect", "A1/base"],
+            f"{NEVER},numpy,huggingface_hub,safetensors,vita_ckpt.storage.commit",
+        ),
+        (["inspect", "A7/mm_projector_fp32"], f"{NEVER},numpy,huggingface_hub"),
+        (["extract-projector", "--from", "A1/base", "--out", "OUT.bin"], f"{NEVER},numpy"),
+        (
+            [
+                "merge-projector",
+                "--base",
+                "A7/base",
+                "--adapter",
+                "A7/mm_projector_fp32",
+                "--out",
+                "OUT",
+            ],
+            f"{NEVER},numpy",
+        ),
+        (
+            [
+                "merge-projector",
+                "--base",
+                "A7/base",
+                "--adapter",
+                "A7/mm_projector_fp32",
+                "--dtype",
+                "bf16",
+                "--out",
+                "OUT",
+            ],
+            NEVER,
+        ),
+    ],
+)
+def test_torch_stays_out(tmp_path: Path, arguments: list[str], absent: str) -> None:
+    arguments = [a.replace("OUT", str(tmp_path / "out")) for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, absent, *arguments],
+        cwd=GOLDEN,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
