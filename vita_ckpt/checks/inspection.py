@@ -217,13 +217,14 @@ def left_out_to_json(left_out: Mapping[str, str]) -> list[dict[str, str]]:
 def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, Any]]:
     """Name, dtype, shape, shard and bytes of each named tensor, as JSON."""
     shards = {shard.file: shard.name for shard in checkpoint.shards}
+    refs = checkpoint.refs
     return [
         {
             "name": name,
-            "dtype": checkpoint.refs[name].dtype,
-            "shape": list(checkpoint.refs[name].shape),
-            "shard": shards[checkpoint.refs[name].source],
-            "bytes": checkpoint.refs[name].nbytes,
+            "dtype": refs[name].dtype,
+            "shape": list(refs[name].shape),
+            "shard": shards[refs[name].source],
+            "bytes": refs[name].nbytes,
         }
         for name in names
     ]

@@ -69,7 +69,7 @@ def command(checkpoint: str, as_json: bool, pattern: str | None, depth: int | No
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:
-    yield printable(inspection.path)
+    yield printable(render.path(inspection.path))
     yield "  " + printable(_headline(inspection))
     yield ""
     rows = [
@@ -127,7 +127,8 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     directory = inspection.tower_directory
     if directory is not None:
         what = directory.problem or str(directory.tower or "no known tower")
-        yield "tower directory", what if directory.path is None else f"{what} ({directory.path})"
+        where = f" ({render.path(directory.path)})" if directory.path is not None else ""
+        yield "tower directory", f"{what}{where}"
     if inspection.projector is not None:
         types = " or ".join(inspection.projector.types)
         widths = f"{inspection.projector.in_width}→{inspection.projector.out_width}"

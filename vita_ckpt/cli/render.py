@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,12 @@ def size(count: int) -> str:
 def count(number: int) -> str:
     """A number of parameters: ``7.62 B``, ``313 M``, ``12,352``."""
     return _scaled(number, ("", "k", "M", "B", "T")) if number >= 1_000_000 else f"{number:,}"
+
+
+def path(name: str) -> str:
+    """A path as a person would type it: relative if it lies below the working directory."""
+    below = os.path.relpath(name)
+    return name if below.startswith("..") else below
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = "") -> str:

@@ -93,12 +93,14 @@ def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
     for file in summary["left_out"]:
         lines.append(printable(f"not carried: {file['name']}: {file['reason']}"))
     size = render.size(summary["bytes_to_write"])
-    lines.append(f"wrote {printable(written)} ({size})" if written else f"would write {size}")
+    lines.append(
+        f"wrote {printable(render.path(written))} ({size})" if written else f"would write {size}"
+    )
     return lines
 
 
 def _arrow(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
     old, new = (f"{side['dtype']} {side['shape']}" if side else "" for side in (before, after))
     if old == new:
-        return f"{old}, other values"
+        return old
     return " → ".join(filter(None, (old, new)))

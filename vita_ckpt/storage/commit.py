@@ -6,8 +6,11 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from threading import Event, Lock, Thread
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, LocalFile
@@ -36,6 +39,9 @@ _CODES: Final = {
     errno.EACCES: ("output-not-allowed", "check the permissions of the directory"),
     errno.EPERM: ("output-not-allowed", "check the permissions of the directory"),
 }
+
+
+_Job = Callable[[], None]
 
 
 def no_progress(_count: int) -> None:
@@ -90,14 +96,17 @@ def write_directory(
     """
     with _staged(out, plan) as stage:
         os.mkdir(stage, 0o777)
-        with Inputs() as inputs, _Outputs(stage, progress) as outputs:
+        left = layout.bytes_carried + layout.bytes_written
+        with Inputs() as inputs, _Outputs(stage, progress, left) as outputs:
             outputs.require(layout.bytes_written)
             for text in layout.texts:
                 outputs.write(text.name, [text.data])
-            for file in sorted(layout.carried, key=lambda file: file.source.size):
-                outputs.carry(file)
-            for shard in layout.shards:
-                outputs.write_shard(shard, inputs)
+            jobs: list[tuple[int, _Job]] = [
+                (file.source.size, partial(outputs.carry, file)) for file in layout.carried
+            ]
+            jobs += [(s.nbytes, partial(outputs.write_shard, s, inputs)) for s in layout.shards]
+            jobs.sort(key=lambda job: -job[0])
+            outputs.run([job for _, job in jobs])
             outputs.sync()
 
 
@@ -109,7 +118,11 @@ def write_file(plan: Plan, out: str, progress: Progress = no_progress) -> None:
     tensors = plan.target().tensors
     if out.endswith(".safetensors"):
         shard = WrittenShard("", {"format": "pt"}, storage_order(tensors, {}))
-        with _staged(out, plan) as stage, Inputs() as inputs, _Outputs(stage, progress) as outputs:
+        with (
+            _staged(out, plan) as stage,
+            Inputs() as inputs,
+            _Outputs(stage, progress, shard.nbytes) as outputs,
+        ):
             outputs.write_shard(shard, inputs)
             outputs.sync()
         return
@@ -170,71 +183,136 @@ def _staged(out: str, plan: Plan) -> Iterator[str]:
         _remove(stage)
 
 
-class _Outputs:
-    """Files being written below the stage: created, streamed into, synced all together."""
+class _StoppedError(Exception):
+    """The other thread has failed, and says why."""
 
-    def __init__(self, stage: str, progress: Progress) -> None:
+
+class _Outputs:
+    """Files below the stage: created, streamed into by two threads, synced all together.
+
+    Two, because copying costs as much processor time as disk time: one thread copies while the
+    other waits for the disk.
+    """
+
+    def __init__(self, stage: str, progress: Progress, left: int) -> None:
         self._stage = stage
         self._progress = progress
-        self._open: list[int] = []
+        self._left = left
+        self._lock = Lock()
+        self._helping = Lock()
+        self._stopped = Event()
+        self._unsynced: list[int] = []
         self._directories = {stage: None}
 
     def __enter__(self) -> _Outputs:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        while self._open:
-            os.close(self._open.pop())
+        while self._unsynced:
+            os.close(self._unsynced.pop())
 
     def require(self, size: int) -> None:
-        """Raise OSError(ENOSPC) before the first byte if ``size`` bytes do not fit."""
+        """Raise OSError(ENOSPC) before they are written if ``size`` bytes do not fit."""
         room = os.statvfs(os.path.dirname(self._stage))
         if size > room.f_bavail * room.f_frsize:
             raise OSError(errno.ENOSPC, f"no space left on device for {size} bytes")
 
+    def run(self, jobs: Iterable[_Job]) -> None:
+        """Do all the jobs, or stop them all with the first error or interrupt.
+
+        On return, however it comes about, the helper does nothing any more and will do nothing:
+        it works only while it holds its lock, and looks for a stop each time it has taken it.
+        """
+        waiting = deque(jobs)
+        errors: list[BaseException] = []
+        helper = Thread(target=self._help, args=(waiting, errors), daemon=True)
+        try:
+            helper.start()
+            with suppress(_StoppedError):
+                while (job := _next(waiting)) is not None:
+                    job()
+        except BaseException:
+            self._stopped.set()
+            raise
+        finally:
+            with self._helping:
+                pass
+        if errors:
+            raise errors[0]
+
+    def _help(self, waiting: deque[_Job], errors: list[BaseException]) -> None:
+        while True:
+            with self._helping:
+                job = None if self._stopped.is_set() else _next(waiting)
+                if job is None:
+                    return
+                try:
+                    job()
+                except BaseException as error:  # noqa: BLE001 - raised again by run()
+                    errors.append(error)
+                    self._stopped.set()
+
     def write(self, name: str, pieces: Iterable[bytes]) -> None:
         """A file of these bytes."""
-        writer = Writer(self._create(name), self._progress)
-        for piece in pieces:
-            writer.write(piece)
+        with self._file(name) as target:
+            writer = Writer(target, self._step)
+            for piece in pieces:
+                writer.write(piece)
 
     def carry(self, file: CarriedFile) -> None:
         """A file with the bytes of an input, sharing its blocks where the file system can."""
-        with Inputs() as inputs:  # each on its own: there may be more than a process may open
+        # Its own inputs: a checkpoint may carry more files than a process may open.
+        with Inputs() as inputs, self._file(file.name) as target:
             source = inputs.descriptor(file.source)
-            target = self._create(file.name)
             if clone(source, target):
-                self._progress(file.source.size)
+                self._step(file.source.size)
                 return
-            self.require(file.source.size)
-            Writer(target, self._progress).copy(source, 0, file.source.size, file.source.path)
+            self.require(self._left)
+            Writer(target, self._step).copy(source, 0, file.source.size, file.source.path)
 
     def write_shard(self, shard: WrittenShard, inputs: Inputs) -> None:
         """A safetensors file."""
         described = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
-        header, _ = encode_header(described, shard.metadata)
-        self.require(len(header) + shard.nbytes)
-        writer = Writer(self._create(shard.name), self._progress)
-        writer.write(header)
-        for name, tensor in shard.entries:
-            write_tensor(tensor, inputs, name, writer)
+        header, size = encode_header(described, shard.metadata)
+        self.require(len(header) + size)
+        with self._file(shard.name) as target:
+            writer = Writer(target, self._step)
+            writer.write(header)
+            for name, tensor in shard.entries:
+                write_tensor(tensor, inputs, name, writer)
 
     def sync(self) -> None:
         """Everything written so far is on the disk, as far as the disk tells the truth."""
-        while self._open:
-            self._sync_one()
+        while self._unsynced:
+            self._sync_oldest()
         for directory in reversed(self._directories):
             if os.path.isdir(directory):
                 _sync_directory(directory)
 
-    def _create(self, name: str) -> int:
+    def _step(self, count: int) -> None:
+        if self._stopped.is_set():
+            raise _StoppedError
+        with self._lock:
+            self._left -= count
+            self._progress(count)
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[int]:
+        """A new file to write to; once written it is kept open until it is synced."""
         path = os.path.join(self._stage, name) if name else self._stage
-        self._make_directories(os.path.dirname(path))
-        if len(self._open) >= _MOST_OPEN:
-            self._sync_one()
+        with self._lock:
+            self._make_directories(os.path.dirname(path))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._open.append(os.open(path, flags, 0o666))
-        return self._open[-1]
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            yield descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with self._lock:
+            self._unsynced.append(descriptor)
+            if len(self._unsynced) > _MOST_OPEN:
+                self._sync_oldest()
 
     def _make_directories(self, directory: str) -> None:
         if len(directory) > len(self._stage) and directory not in self._directories:
@@ -242,12 +320,19 @@ class _Outputs:
             os.mkdir(directory, 0o777)
             self._directories[directory] = None
 
-    def _sync_one(self) -> None:
-        descriptor = self._open.pop(0)
+    def _sync_oldest(self) -> None:
+        descriptor = self._unsynced.pop(0)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _next(waiting: deque[_Job]) -> _Job | None:
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
 
 
 def _check_unchanged(files: Iterable[LocalFile]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -12,16 +11,13 @@ from vita_ckpt.core.checkpoint import Cast, LocalFile, Tensor, TensorRef
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError, StaleInputError
 from vita_ckpt.storage.source import opened, read_at
-from vita_ckpt.storage.syscalls import start_writeback
+from vita_ckpt.storage.syscalls import copy_range, start_writeback
 
 Progress = Callable[[int], None]
 
 # One step of a copy: long enough to cost nothing, short enough for writeback to keep up.
 _STEP: Final = 32 << 20
 _CAST_STEP: Final = 4 << 20
-_NOT_IN_KERNEL: Final = frozenset(
-    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-)
 
 
 class Inputs(AbstractContextManager["Inputs"]):
@@ -74,17 +70,10 @@ class Writer:
     def copy(self, source: int, offset: int, size: int, path: str) -> None:
         """Append ``size`` bytes of the descriptor ``source`` from ``offset``, in the kernel."""
         while size:
-            try:
-                count = os.copy_file_range(
-                    source, self._descriptor, min(size, _STEP), offset_src=offset
-                )
-            except OSError as error:
-                if error.errno not in _NOT_IN_KERNEL:
-                    raise
-                count = 0
+            count = copy_range(source, offset, self._descriptor, min(size, _STEP))
             if count:
                 self._advance(count)
-            else:  # another file system, or the end of a file that has become shorter
+            else:  # another file system, or a file that has become shorter: reading will tell
                 data = read_at(source, min(size, _CAST_STEP), offset, path)
                 self.write(data)
                 count = len(data)

@@ -1,0 +1,83 @@
+"""Runs commands in turn and compares them: wall time and peak memory of whole processes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from statistics import median
+
+
+@dataclass
+class Runs:
+    """Seconds of every run and the largest resident set, in bytes."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak: int = 0
+
+    @property
+    def middle(self) -> float:
+        """The median of the seconds."""
+        return median(self.seconds)
+
+
+def in_turn(
+    commands: Mapping[str, Sequence[str]], runs: int, between: Callable[[str], None] | None = None
+) -> dict[str, Runs]:
+    """Every command once as a warm-up, then ``runs`` times each, A B C A B C ….
+
+    ``between`` is called after each run with the name of the command.
+    """
+    results = {name: Runs() for name in commands}
+    for turn in range(runs + 1):
+        for name, command in commands.items():
+            seconds, peak = run(command)
+            if between is not None:
+                between(name)
+            if turn:
+                results[name].seconds.append(seconds)
+                results[name].peak = max(results[name].peak, peak)
+    return results
+
+
+def run(command: Sequence[str]) -> tuple[float, int]:
+    """Wall seconds and peak resident bytes of a command, which must succeed."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command} failed")
+    return seconds, usage.ru_maxrss * 1024
+
+
+def machine() -> str:
+    """Where and with what this was measured."""
+    packages = ("click", "tabulate", "numpy", "safetensors", "torch")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} CPUs, "
+        f"Linux {platform.release()}, Python {platform.python_version()}, {versions}"
+    )
+
+
+def show(results: Mapping[str, Runs]) -> None:
+    """One line per command."""
+    for name, runs in results.items():
+        spread = f"{min(runs.seconds):.3f}–{max(runs.seconds):.3f}"
+        print(
+            f"  {name:<34} {runs.middle:8.3f} s  ({spread}, n={len(runs.seconds)})"
+            f"  peak {runs.peak / 1e6:7.1f} MB"
+        )
+
+
+def claim(text: str, value: float, limit: float) -> bool:
+    """A measured figure beside what it must reach."""
+    holds = value <= limit
+    print(f"  {'ok  ' if holds else 'MISS'} {text}: {value:.2f} (at most {limit:g})")
+    return holds

@@ -1,0 +1,75 @@
+"""Writes what can be generated: the command reference and the demo's output in the README.
+
+Usage: python -m docs.generate. A test compares the files with what this would write.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from vita_ckpt.cli.main import cli
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "cli.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- demo: written by docs/generate.py -->\n", "<!-- demo ends -->\n"
+
+
+def reference() -> str:
+    """The help of every command, as one page."""
+    text = "# Commands\n\nWritten by `docs/generate.py` from the commands themselves.\n"
+    for title, help_text in _helps():
+        text += f"\n## `{title}`\n\n```\n{help_text}\n```\n"
+    return text
+
+
+def readme() -> str:
+    """The README with the demo's output between its marks."""
+    before, rest = README.read_text().split(BEGIN)
+    return before + BEGIN + "```console\n" + demo() + "```\n" + END + rest.split(END)[1]
+
+
+def demo() -> str:
+    """What ``make demo`` prints to stdout, run in a directory of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("examples", "fixtures"):
+            os.symlink(ROOT / name, Path(directory) / name)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["sh", "examples/demo.sh"],
+            cwd=directory,
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PATH": path},
+        )
+    return done.stdout.rstrip() + "\n"
+
+
+def _helps() -> Iterator[tuple[str, str]]:
+    names = ["-h", "--help"]
+    context = click.Context(
+        cli, info_name="vita-ckpt", terminal_width=90, max_content_width=90, help_option_names=names
+    )
+    yield "vita-ckpt", cli.get_help(context)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        if command is None:
+            raise LookupError(name)
+        child = click.Context(
+            command, context, info_name=name, terminal_width=90, max_content_width=90
+        )
+        yield f"vita-ckpt {name}", command.get_help(child)
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(reference())
+    README.write_text(readme())
