@@ -18,6 +18,11 @@ SIGNATURES = {
     "check_plan": "(plan: 'Plan') -> 'None'",
     "get_w": "(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'",
     "inspect": "(checkpoint: 'Checkpoint | StrPath') -> 'Inspection'",
+    "load_model": (
+        "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', "
+        "dtype: 'torch.dtype | str | None' = None, tower: 'StrPath | None' = None, "
+        "attn: 'str | None' = None, max_memory: 'MaxMemory | None' = None) -> 'VitaModel'"
+    ),
     "load_plan": "(path: 'StrPath') -> 'Plan'",
     "open_checkpoint": "(path: 'str | os.PathLike[str]') -> 'Checkpoint'",
     "plan_extract_projector": (
@@ -29,6 +34,12 @@ SIGNATURES = {
     ),
     "save_plan": "(plan: 'Plan', path: 'StrPath') -> 'None'",
     "summarize": "(plan: 'Plan') -> 'dict[str, Any]'",
+    "verify": (
+        "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = None, "
+        "tower: 'StrPath | None' = None, attn: 'str | None' = None, "
+        "max_memory: 'MaxMemory | None' = None, against: 'Checkpoint | StrPath | None' = None, "
+        "golden: 'StrPath | None' = None, save_golden: 'StrPath | None' = None) -> 'Verification'"
+    ),
 }
 EXIT_CODES = {
     "VitaCkptError": 3,

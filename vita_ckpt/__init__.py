@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vita_ckpt.api.reading import inspect
+    from vita_ckpt.api.running import load_model, verify
     from vita_ckpt.api.surgery import (
         apply,
         check_plan,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 # Resolved on first use: a program pays for what it calls.
 _HOMES = {
     "vita_ckpt.api.reading": ("inspect",),
+    "vita_ckpt.api.running": ("load_model", "verify"),
     "vita_ckpt.api.surgery": (
         "apply",
         "check_plan",
@@ -89,12 +91,14 @@ __all__ = [
     "check_plan",
     "get_w",
     "inspect",
+    "load_model",
     "load_plan",
     "open_checkpoint",
     "plan_extract_projector",
     "plan_merge_projector",
     "save_plan",
     "summarize",
+    "verify",
 ]
 
 

@@ -13,11 +13,12 @@ from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Tensor
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import Plan, SetConfig, input_paths, plan_from_json, plan_to_json
-from vita_ckpt.errors import OutputError, UsageError, VitaCkptError
+from vita_ckpt.errors import UsageError, VitaCkptError
 from vita_ckpt.storage import commit
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.layout import plan_layout
-from vita_ckpt.storage.source import os_reason, read_json_object
+from vita_ckpt.storage.new_file import write_new
+from vita_ckpt.storage.source import read_json_object
 from vita_ckpt.surgery import projector
 
 Progress = Callable[[int], None]
@@ -86,20 +87,7 @@ def check_plan(plan: Plan) -> None:
 
 def save_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON to a new file; :func:`load_plan` reads it."""
-    name = os.fspath(path)
-    data = json.dumps(plan_to_json(plan), indent=2) + "\n"
-    try:
-        with open(name, "x", encoding="utf-8") as file:
-            file.write(data)
-    except FileExistsError as error:
-        raise UsageError(
-            "output-exists",
-            name,
-            expected="a path that does not exist yet",
-            hint="remove it, or name another file",
-        ) from error
-    except OSError as error:
-        raise OutputError("write-failed", name, got=os_reason(error)) from error
+    write_new(os.fspath(path), json.dumps(plan_to_json(plan), indent=2) + "\n")
 
 
 def load_plan(path: StrPath) -> Plan:

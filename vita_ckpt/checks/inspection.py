@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.towers import Dispatch, Tower
+from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
 
 REPORT_VERSION: Final = 1
@@ -85,15 +85,6 @@ class ConfigLine:
     problem: str | None
     weights: Any
     agrees: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class TowerDirectory:
-    """What lies where ``mm_vision_tower`` points: nothing, something unreadable, or a tower."""
-
-    path: str | None
-    problem: str | None
-    tower: Tower | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +197,8 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     """The report as JSON, in the form of ``schemas/inspect-v1.json``."""
     report: dict[str, Any] = _listed(asdict(inspection))
     report["left_out"] = left_out_to_json(inspection.left_out)
+    if inspection.tower_directory is not None:
+        del report["tower_directory"]["config"]
     return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
 
 

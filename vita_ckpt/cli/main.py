@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "extract-projector": "vita_ckpt.cli.extract_projector",
     "merge-projector": "vita_ckpt.cli.merge_projector",
     "apply": "vita_ckpt.cli.apply",
+    "verify": "vita_ckpt.cli.verify",
 }
 
 

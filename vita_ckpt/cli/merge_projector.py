@@ -6,7 +6,7 @@ import click
 
 from vita_ckpt.api import surgery as api
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.surgery import plan_options, run_plan
+from vita_ckpt.cli.surgery import plan_options, run_plan, works
 
 
 @click.command("merge-projector")
@@ -36,6 +36,11 @@ from vita_ckpt.cli.surgery import plan_options, run_plan
     metavar="NAME",
     help="Take along other tensors of the adapter, such as embed_tokens.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run the merged model once before a byte is written; a failure leaves no output.",
+)
 @plan_options
 @click.pass_obj
 def command(
@@ -44,15 +49,19 @@ def command(
     adapter: str,
     dtype: str | None,
     extras: tuple[str, ...],
+    verify: bool,
     out: str | None,
     dry_run: bool,
     plan_out: str | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Put the mm_projector of an adapter into a checkpoint; every other tensor stays as it is.
 
     Names and shapes are checked against the projector type and the model's widths first. The output
     is a new directory: complete, or not there at all.
     """
     plan = api.plan_merge_projector(base, adapter, dtype=dtype, extras=extras)
+    if verify and not works(settings, plan):
+        return 1
     run_plan(settings, plan, out=out, dry_run=dry_run, plan_out=plan_out, as_json=as_json)
+    return 0

@@ -8,12 +8,15 @@ from typing import Any
 import click
 
 from vita_ckpt.api import surgery as api
+from vita_ckpt.api.running import verify
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.verify import verification_lines
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import UsageError, printable
 
-_Command = Callable[..., None]
+_Command = Callable[..., Any]
 
 
 def plan_options(command: _Command) -> _Command:
@@ -69,6 +72,17 @@ def run_plan(
         render.echo_json({**summary, "out": written})
     else:
         click.echo("\n".join(_lines(summary, written)))
+
+
+def works(settings: Settings, plan: Plan) -> bool:
+    """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
+    verification = verify(plan.target())
+    for line in verification_lines(verification):
+        settings.note(line)
+    if has_errors(verification.findings):
+        click.echo("error: verification-failed: nothing was written", err=True)
+        return False
+    return True
 
 
 def _lines(summary: dict[str, Any], written: str | None) -> list[str]:

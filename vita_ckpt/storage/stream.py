@@ -28,6 +28,10 @@ class Inputs(AbstractContextManager["Inputs"]):
         self._descriptors: dict[LocalFile, int] = {}
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every descriptor."""
         self._stack.close()
 
     def descriptor(self, file: LocalFile) -> int:

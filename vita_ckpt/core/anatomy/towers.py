@@ -106,6 +106,19 @@ class Tower:
 
 
 @dataclass(frozen=True, slots=True)
+class TowerDirectory:
+    """What lies where ``mm_vision_tower`` points: nothing, something unreadable, or a tower.
+
+    ``config`` is the tower's own config (None for EVA-CLIP, which is a lone file of tensors).
+    """
+
+    path: str | None
+    problem: str | None
+    tower: Tower | None
+    config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dispatch:
     """What upstream's loader builds from a tower path.
 
@@ -234,3 +247,71 @@ def number_of_scales(config: Mapping[str, Any]) -> int:
         return 1
     scales = parse_s2_scales(str(config.get("s2_scales", DEFAULT_S2_SCALES)))
     return len(scales) if scales else 1
+
+
+# Attention heads never follow from shapes: the published towers, by family, width and layers.
+_PUBLISHED: Final[dict[tuple[str, int, int], dict[str, Any]]] = {
+    # openai/clip-vit-base-patch16 and -patch32, openai/clip-vit-large-patch14 and -336
+    (CLIP, 768, 12): {"num_attention_heads": 12, "intermediate_size": 3072},
+    (CLIP, 1024, 24): {"num_attention_heads": 16, "intermediate_size": 4096},
+    # google/siglip-base, -large, -so400m
+    (SIGLIP, 768, 12): {"num_attention_heads": 12, "intermediate_size": 3072},
+    (SIGLIP, 1024, 24): {"num_attention_heads": 16, "intermediate_size": 4096},
+    (SIGLIP, 1152, 27): {"num_attention_heads": 16, "intermediate_size": 4304},
+    # OpenGVLab/InternViT-300M-448px and InternViT-6B
+    (INTERNVIT, 1024, 24): {
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "qkv_bias": True,
+        "qk_normalization": False,
+        "norm_type": "layer_norm",
+    },
+    (INTERNVIT, 3200, 45): {
+        "num_attention_heads": 25,
+        "intermediate_size": 12800,
+        "qkv_bias": False,
+        "qk_normalization": True,
+        "norm_type": "rms_norm",
+    },
+}
+
+
+def config_of_shapes(shapes: Shapes) -> dict[str, Any] | None:
+    """The config of a tower from its tensors alone, where they determine it; else None.
+
+    EVA-CLIP's rotary buffers give its head width; of the other families only the published towers
+    are known. ``shapes`` are those of the tower, under any prefix.
+    """
+    tower = tower_of_shapes(shapes)
+    if tower is None or tower.image_size is None or tower.patch_size is None:
+        return None
+    sizes = {"patch_size": tower.patch_size, "image_size": tower.image_size}
+    prefix = tower_prefix(shapes)
+    if tower.family == EVA:
+        head = shapes.get(f"{prefix}rope.freqs_cos", ())
+        mlp = shapes.get(f"{prefix}blocks.0.mlp.w1.weight", ())
+        out = shapes.get(f"{prefix}head.weight", ())
+        if not head or not mlp or not out or not head[-1] or tower.width % head[-1]:
+            return None
+        return {
+            "width": tower.width,
+            "layers": tower.layers,
+            "mlp": mlp[0],
+            "heads": tower.width // head[-1],
+            "head_out": out[0],
+            **sizes,
+        }
+    published = _PUBLISHED.get((tower.family, tower.width, tower.layers or 0))
+    if published is None:
+        return None
+    model_type = next(kind for kind, f in reversed(_MODEL_TYPES.items()) if f == tower.family)
+    config = {
+        "model_type": model_type,
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.layers,
+        **sizes,
+        **published,
+    }
+    if tower.family == SIGLIP:
+        config["vision_use_head"] = f"{prefix}head.probe" in shapes
+    return config

@@ -1,0 +1,123 @@
+"""``vita-ckpt verify`` and ``merge-projector --verify`` as a person types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+from fixtures.builder import Spec, TowerSpec, mm_projector, write_checkpoint, write_tower
+from tests.conftest import GOLDEN, Cli, assert_one_error
+
+SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "verify-v1.json").read_text())
+SPEC = Spec()
+MLP = mm_projector("mlp2x_gelu", SPEC.mm_hidden, SPEC.hidden)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    write_tower(tmp_path / "tower-internvit", TowerSpec())
+    return write_checkpoint(tmp_path / "base", Spec(audio=True))
+
+
+def test_it_works(cli: Cli, base: Path) -> None:
+    result = cli("verify", base, "--device", "cpu")
+    assert result.code == 0
+    assert result.out.endswith("it works\n")
+    assert "float32 on cpu, resident" in result.out
+    assert "one image is 4 tokens" in result.out
+    assert result.err == "10 audio tensors are not run\n"
+    streamed = cli(
+        "verify", base, "--device", "cpu", "--max-memory", "cpu=0", "--dtype", "bfloat16"
+    )
+    assert "bfloat16 on cpu, streamed" in streamed.out
+
+
+def test_json(cli: Cli, base: Path) -> None:
+    result = cli("verify", base, "--json", "--device", "cpu")
+    report = json.loads(result.out)
+    jsonschema.validate(report, SCHEMA)
+    assert (report["ok"], report["findings"]) == (True, [])
+
+
+def dead_adapter(path: Path) -> Path:
+    torch.save({f"model.mm_projector.{n}": torch.zeros(s) for n, s in MLP.items()}, path)
+    return path
+
+
+def test_merge_verifies_before_it_writes(cli: Cli, base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    adapter = dead_adapter(tmp_path / "dead.bin")
+    merge = ["merge-projector", "--base", base, "--out", out, "--verify"]
+    result = cli(*merge, "--adapter", adapter)
+    assert result.code == 1
+    assert "error image-ignored: logits: the image does not matter" in result.err
+    assert result.err.splitlines()[-1] == "error: verification-failed: nothing was written"
+    assert result.out == ""
+    assert not out.exists()
+    good = {f"model.mm_projector.{n}": torch.randn(s) for n, s in MLP.items()}
+    torch.save(good, tmp_path / "good.bin")
+    result = cli(*merge, "--adapter", tmp_path / "good.bin")
+    assert result.code == 0
+    assert "it works" in result.err
+    assert out.exists()
+    assert cli("verify", out, "--device", "cpu", "--against", base).code == 0
+
+
+def test_findings_are_exit_1(cli: Cli, base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    adapter = dead_adapter(tmp_path / "dead.bin")
+    assert cli("merge-projector", "--base", base, "--out", out, "--adapter", adapter).code == 0
+    result = cli("verify", out, "--device", "cpu")
+    assert result.code == 1
+    assert "error image-ignored: " in result.out
+    assert result.out.endswith("it does not work\n")
+    report = json.loads(cli("verify", out, "--device", "cpu", "--json").out)
+    jsonschema.validate(report, SCHEMA)
+    assert [f["rule"] for f in report["findings"]] == ["image-ignored"]
+
+
+def test_wrong_calls_are_one_line(cli: Cli, base: Path, tmp_path: Path) -> None:
+    for arguments, code, word in (
+        (["--device", "tpux"], 2, "unknown-device"),
+        (["--device", "cuda:99"], 2, "no-such-device"),
+        (["--device", "cpu", "--dtype", "int4"], 2, "unknown-dtype"),
+        (["--device", "cpu", "--max-memory", "cpu"], 2, "invalid-max-memory"),
+        (["--device", "cpu", "--max-memory", "cpu=lots"], 2, "invalid-max-memory"),
+        (["--device", "cpu", "--golden", tmp_path / "nowhere"], 3, "nowhere"),
+        (["--device", "cpu", "--against", tmp_path / "nowhere"], 3, "nowhere"),
+        (["--device", "cpu", "--tower", tmp_path / "nowhere"], 3, "nowhere"),
+    ):
+        assert_one_error(cli("-q", "verify", base, *arguments), code, word)
+    for path in (GOLDEN / "A7" / "mm_projector_fp32", GOLDEN / "A1" / "tower-internvit"):
+        assert_one_error(cli("-q", "verify", path, "--device", "cpu"), 3, "error: ")
+
+
+WITHOUT_TORCH = """
+import sys
+from importlib import util
+find = util.find_spec
+util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+from vita_ckpt.cli.main import main
+main(["verify", sys.argv[1]])
+"""
+
+
+def test_without_the_extra_it_says_how_to_get_it(base: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(base)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: model-extra-missing: torch: expected torch, transformers and accelerate "
+        "(pip install 'vita-ckpt[model]')\n"
+    )

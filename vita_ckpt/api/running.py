@@ -1,0 +1,138 @@
+"""Running: the model of a checkpoint, and what one forward pass shows (extra ``model``)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from vita_ckpt.api.reading import StrPath, as_checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.storage.new_file import write_new
+from vita_ckpt.storage.source import read_json_object
+
+if TYPE_CHECKING:
+    import torch
+
+    from vita_ckpt.model.forward import Verification
+    from vita_ckpt.model.vita import VitaModel
+
+MaxMemory = Mapping[Any, int | str]
+
+
+def load_model(
+    path: Checkpoint | StrPath,
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+    tower: StrPath | None = None,
+    attn: str | None = None,
+    max_memory: MaxMemory | None = None,
+) -> VitaModel:
+    """The model of a VITA checkpoint, ready to run: text and images, no audio.
+
+    ``device`` is ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
+    ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
+    directory, where the config's path does not lead to it; ``attn`` the library's attention
+    implementation. Weights that do not fit into ``max_memory`` (bytes or ``"4GB"``, by ``"cpu"`` or
+    GPU number) stream from the checkpoint's own files, module by module.
+
+    The model has ``vision_tower(pixel_values)`` [N, 3, H, W] → [N, tokens, mm_hidden_size],
+    ``encode_images(pixel_values)`` → [N, tokens', hidden], ``embed_multimodal(input_ids,
+    pixel_values)`` [B, T] → [B, T', hidden], and ``model(input_ids, pixel_values).logits``
+    [B, T', vocab]. Raises InputError if the checkpoint cannot be read or its tensors are not
+    exactly those of the model, UsageError for a device that is not there or without torch.
+    """
+    _need_the_extra()
+    from vita_ckpt.model import load  # noqa: PLC0415 - torch
+
+    return load.load_model(
+        as_checkpoint(path),
+        device=device,
+        dtype=dtype,
+        tower=tower,
+        attn=attn,
+        max_memory=max_memory,
+    )
+
+
+def verify(
+    path: Checkpoint | StrPath,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    tower: StrPath | None = None,
+    attn: str | None = None,
+    max_memory: MaxMemory | None = None,
+    against: Checkpoint | StrPath | None = None,
+    golden: StrPath | None = None,
+    save_golden: StrPath | None = None,
+) -> Verification:
+    """Build a checkpoint strictly, run it once, and say what is wrong as findings.
+
+    ``against`` is a checkpoint whose text-only logits must be the same; ``save_golden`` a new file
+    for a fingerprint of the logits, ``golden`` one of an earlier run to compare with. The other
+    options and the errors are those of :func:`load_model`.
+    """
+    _need_the_extra()
+    from vita_ckpt.model import forward  # noqa: PLC0415 - torch
+
+    verification = forward.verify_checkpoint(
+        as_checkpoint(path),
+        device=device,
+        dtype=dtype,
+        tower=tower,
+        attn=attn,
+        max_memory=max_memory,
+        against=None if against is None else as_checkpoint(against),
+        golden=None if golden is None else _read_golden(os.fspath(golden)),
+    )
+    if save_golden is not None and verification.golden is not None:
+        write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
+    return verification
+
+
+def _read_golden(path: str) -> Mapping[str, Any]:
+    data, _ = read_json_object(path)
+    rows = data.get("rows")
+    if data.get("format") != "vita-ckpt-golden" or data.get("version") != 1 or not _are_rows(rows):
+        raise InputError(
+            "invalid-golden",
+            path,
+            expected="a file that verify --save-golden wrote",
+            hint="save it again",
+        )
+    return data
+
+
+def _are_rows(rows: Any) -> bool:
+    """Whether ``rows`` are tables of ids and of values of one shape."""
+
+    def sizes(table: Any, kinds: tuple[type, ...]) -> list[int] | None:
+        if not isinstance(table, list) or not all(isinstance(line, list) for line in table):
+            return None
+        flat = all(type(value) in kinds for line in table for value in line)
+        return [len(line) for line in table] if flat else None
+
+    return isinstance(rows, dict) and all(
+        isinstance(row, dict)
+        and (ids := sizes(row.get("ids"), (int,))) is not None
+        and len(set(ids)) <= 1
+        and ids == sizes(row.get("values"), (int, float))
+        and all(0 <= value < 1 << 31 for line in row["ids"] for value in line)
+        for row in rows.values()
+    )
+
+
+def _need_the_extra() -> None:
+    for package in ("torch", "transformers", "accelerate"):
+        if find_spec(package) is None:
+            raise UsageError(
+                "model-extra-missing",
+                package,
+                expected="torch, transformers and accelerate",
+                hint="pip install 'vita-ckpt[model]'",
+            )

@@ -1,0 +1,126 @@
+"""``vita-ckpt verify``: does this checkpoint really work?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vita_ckpt.api import running as api
+from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.core.report import has_errors
+from vita_ckpt.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.forward import Verification
+
+REPORT_VERSION = 1
+
+
+@click.command("verify")
+@click.argument("checkpoint", type=click.Path())
+@click.option("--device", default="auto", metavar="auto|cuda|cuda:N|cpu", help="Where to run.")
+@click.option("--dtype", metavar="DTYPE", help="float32, bfloat16 …  [default: the checkpoint's]")
+@click.option("--attn", metavar="NAME", help="The library's attention implementation.")
+@click.option(
+    "--max-memory",
+    multiple=True,
+    metavar="DEVICE=SIZE",
+    help="What weights may take, such as cpu=4GB or 0=20GB; the rest streams from the files.",
+)
+@click.option(
+    "--tower", type=click.Path(), metavar="DIR", help="The tower's directory, for its config."
+)
+@click.option(
+    "--against",
+    type=click.Path(),
+    metavar="BASE",
+    help="A checkpoint whose text-only logits must be the same.",
+)
+@click.option(
+    "--save-golden", type=click.Path(), metavar="FILE", help="Save a fingerprint of the logits."
+)
+@click.option(
+    "--golden", type=click.Path(), metavar="FILE", help="Compare with a saved fingerprint."
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema verify-v1).")
+@click.pass_obj
+def command(
+    settings: Settings,
+    checkpoint: str,
+    device: str,
+    dtype: str | None,
+    attn: str | None,
+    max_memory: tuple[str, ...],
+    tower: str | None,
+    against: str | None,
+    save_golden: str | None,
+    golden: str | None,
+    as_json: bool,
+) -> int:
+    """Build CHECKPOINT strictly and run it once, on a GPU where there is one.
+
+    A checkpoint larger than memory streams from its own files. Checked are the tensors (none
+    missing, none too many, every shape), that logits are finite, also in upstream's float16, that
+    an image becomes as many tokens as it should, and that image and text matter. Exit 1 if
+    something is wrong.
+    """
+    verification = api.verify(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        tower=tower,
+        attn=attn,
+        max_memory=_max_memory(max_memory),
+        against=against,
+        golden=golden,
+        save_golden=save_golden,
+    )
+    if verification.skipped_audio_tensors:
+        settings.note(f"{verification.skipped_audio_tensors} audio tensors are not run")
+    if as_json:
+        render.echo_json(_report(verification))
+    else:
+        click.echo("\n".join(verification_lines(verification)))
+    return 1 if has_errors(verification.findings) else 0
+
+
+def _max_memory(entries: tuple[str, ...]) -> dict[str | int, int | str] | None:
+    memory: dict[str | int, int | str] = {}
+    for entry in entries:
+        device, equals, size = entry.partition("=")
+        if not equals or not (device == "cpu" or device.isdecimal()):
+            raise UsageError(
+                "invalid-max-memory", entry, expected="cpu=SIZE or GPU=SIZE, such as cpu=4GB"
+            )
+        memory[device if device == "cpu" else int(device)] = size
+    return memory or None
+
+
+def _report(verification: Verification) -> dict[str, Any]:
+    report = asdict(verification)
+    del report["golden"]
+    report["findings"] = list(report["findings"])
+    ok = not has_errors(verification.findings)
+    return {"format": "vita-ckpt-verify", "version": REPORT_VERSION, "ok": ok, **report}
+
+
+def verification_lines(verification: Verification) -> list[str]:
+    """What a person reads of a verification."""
+    how = "streamed" if verification.streamed else "resident"
+    lines = [
+        printable(render.path(verification.path)),
+        f"  {verification.dtype} on {verification.device}, {how} · load "
+        f"{verification.load_seconds:.1f} s · pass {verification.pass_seconds:.1f} s · peak "
+        f"{render.size(verification.peak_memory)}",
+    ]
+    if verification.tokens_per_image is not None:
+        lines.append(f"  one image is {verification.tokens_per_image} tokens")
+    for finding in verification.findings:
+        hint = f" ({finding.hint})" if finding.hint else ""
+        text = f"{finding.rule}: {finding.subject}: {finding.message}{hint}"
+        lines.append(printable(f"{finding.severity} {text}"))
+    lines.append("it does not work" if has_errors(verification.findings) else "it works")
+    return lines

@@ -1,0 +1,1 @@
+"""The model in torch: the only place that imports torch, transformers and accelerate."""

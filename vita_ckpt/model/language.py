@@ -1,0 +1,171 @@
+"""The language models: transformers' Qwen2, Mixtral and Mistral, built from a VITA config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.errors import InputError
+
+# The defaults of transformers 4.41, which its config.json leaves out; later versions changed some.
+_SHARED: Final[dict[str, Any]] = {
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "attention_dropout": 0.0,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_size": 4096,
+}
+_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "Qwen2": {
+        **_SHARED,
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    "Mixtral": {
+        **_SHARED,
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 8,
+        "head_dim": None,
+    },
+    "Mistral": {
+        **_SHARED,
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "head_dim": None,
+    },
+}
+
+# transformers 4.41 computes its rotary tables for this many positions in every layer, and extends
+# them when a text is longer: at a model's own maximum they would take a gigabyte.
+_ROTARY_TABLE: Final = 1024
+
+
+def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> Any:
+    """The ``…ForCausalLM`` of a VITA config, in the default dtype, its weights not set.
+
+    ``attn`` is the library's attention implementation (``"eager"``, ``"sdpa"`` …), by default
+    ``"sdpa"``. Raises InputError for a ``model_type`` that VITA does not have.
+    """
+    backbone = BACKBONES.get(str(config.get("model_type")))
+    if backbone is None:
+        raise InputError(
+            "unknown-model-type",
+            config.get("model_type"),
+            expected=f"one of {', '.join(BACKBONES)}",
+            hint="the config.json is not one of a VITA checkpoint",
+        )
+    family = backbone.language_model
+    keys = {key: config.get(key, default) for key, default in _DEFAULTS[family].items()}
+    keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
+    if keys.get("head_dim", 0) is None:
+        keys["head_dim"] = keys["hidden_size"] // keys["num_attention_heads"]
+    keys |= _rope(config, family, keys.pop("rope_theta"))
+    kind = getattr(transformers, f"{family}Config")
+    library_config = kind(**keys, attn_implementation=attn or "sdpa")
+    model: Any = getattr(transformers, f"{family}ForCausalLM")(library_config)
+    if family == "Mixtral":
+        for layer in model.model.layers:
+            setattr(layer, _moe_attribute(layer), SparseMoe(keys))
+    return model
+
+
+def stored_name(name: str) -> str:
+    """The checkpoint's name of a tensor of the language model: Mixtral's as 4.41 spells it."""
+    return name.replace(".mlp.gate.", ".block_sparse_moe.gate.").replace(
+        ".mlp.experts.", ".block_sparse_moe.experts."
+    )
+
+
+class SparseMoe(nn.Module):
+    """Mixtral's mixture of experts under its stored names, one expert at a time.
+
+    The library's current module fuses all experts into two tensors, which are 4 GB in a layer of
+    8x7B; here only the experts that a token is routed to are touched. [B, T, hidden] in and out.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, inner = config["hidden_size"], config["intermediate_size"]
+        self.top_k: int = config["num_experts_per_tok"]
+        self.gate = nn.Linear(width, config["num_local_experts"], bias=False)
+        self.experts = nn.ModuleList(
+            Expert(width, inner) for _ in range(config["num_local_experts"])
+        )
+
+    def forward(self, hidden: Tensor) -> Any:
+        """[B, T, hidden] in and out, with the router's scores where the library expects them."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        scores = functional.softmax(self.gate(flat), dim=1, dtype=torch.float)
+        weights, chosen = torch.topk(scores, self.top_k, dim=-1)
+        weights = (weights / weights.sum(dim=-1, keepdim=True)).to(flat.dtype)
+        result = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            tokens, rank = torch.where(chosen == index)
+            if tokens.numel():
+                result.index_add_(0, tokens, expert(flat[tokens]) * weights[tokens, rank, None])
+        output = result.reshape(hidden.shape)
+        # The decoder layer of 4.41 takes the router's logits along.
+        return (output, scores) if _RETURNS_SCORES else output
+
+
+class Expert(nn.Module):
+    """One expert: a gated MLP, ``w2(silu(w1 x) * w3 x)``."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, inner, bias=False)
+        self.w2 = nn.Linear(inner, width, bias=False)
+        self.w3 = nn.Linear(width, inner, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[n, width] in and out."""
+        result: Tensor = self.w2(functional.silu(self.w1(hidden)) * self.w3(hidden))
+        return result
+
+
+_RETURNS_SCORES: Final = int(transformers.__version__.split(".")[0]) < 5
+
+
+def _moe_attribute(layer: nn.Module) -> str:
+    return "block_sparse_moe" if hasattr(layer, "block_sparse_moe") else "mlp"
+
+
+def _rope(config: Mapping[str, Any], family: str, theta: float) -> dict[str, Any]:
+    """The rotary settings as the installed library spells them."""
+    given = config.get("rope_parameters")
+    scaling = config.get("rope_scaling")
+    if isinstance(given, Mapping):  # a config written by transformers 5
+        theta = given.get("rope_theta", theta)
+        scaling = given if given.get("rope_type", "default") != "default" else None
+    if int(transformers.__version__.split(".")[0]) < 5:
+        return {"rope_theta": theta} | ({"rope_scaling": dict(scaling)} if scaling else {})
+    parameters = {**(scaling or {}), "rope_theta": theta}
+    parameters.setdefault("rope_type", parameters.pop("type", "default"))
+    return {"rope_parameters": parameters}

@@ -1,0 +1,217 @@
+"""Loading: from a checkpoint's files to a model that runs, nothing copied on the way to disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+
+from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.model.vita import VitaModel, build
+from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
+from vita_ckpt.storage.directory import open_checkpoint
+from vita_ckpt.storage.source import read_json_object
+from vita_ckpt.storage.tower_directory import CARRIED_CONFIG, find_tower, open_tower
+
+StrPath = str | os.PathLike[str]
+
+# On the CPU a model of up to this many bytes is kept in memory; a larger one streams.
+_RESIDENT_ON_CPU: Final = 512 << 20
+# Of a GPU's free memory, what weights may take: the rest is for activations.
+_GPU_SHARE: Final = 0.9
+
+# Tensors of a checkpoint that this model does not run.
+_NOT_RUN: Final = (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
+
+
+def load_model(
+    path: Checkpoint | StrPath,
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+    tower: StrPath | None = None,
+    attn: str | None = None,
+    max_memory: Mapping[Any, int | str] | None = None,
+    observe: Observer | None = None,
+    strict: bool = True,
+) -> VitaModel:
+    """The model of a VITA checkpoint, ready to run: text and images, no audio.
+
+    ``device`` is ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
+    ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
+    directory, where the config's path does not lead to it; ``attn`` the library's attention
+    implementation. Weights that do not fit into ``max_memory`` (bytes or ``"4GB"``, by ``"cpu"`` or
+    GPU number; by default most of a GPU, half a gigabyte of a CPU) stream from the checkpoint's own
+    files, module by module.
+    ``observe`` is called with every stored name and tensor that a module is given. With
+    ``strict=False`` a checkpoint that does not fit gives a model without weights.
+
+    Raises InputError if the checkpoint cannot be read, is of no known kind, or its tensors are not
+    exactly those of the model; UsageError for a device that is not there.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    where = _device(device)
+    kind = _dtype(dtype, checkpoint)
+    model = build(checkpoint, tower_config(checkpoint, tower), kind, attn)
+    if strict:
+        check_fit(model, checkpoint)
+    elif any(compare(model, checkpoint)):
+        return model
+    weights = Weights(checkpoint)
+    names = model.stored_names()
+    needed = sum(checkpoint.tensors[n].nbytes for n in set(names.values()))
+    needed = needed * kind.itemsize // _stored_width(checkpoint)
+    if needed > _room(where, max_memory or {}):
+        model.stream(weights, kind, where, observe)
+        return model
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+
+    def place(name: str) -> tuple[torch.device, torch.dtype]:
+        return where, kind if dtypes[name].is_floating_point else dtypes[name]
+
+    with weights:
+        load_resident(model, names, weights, place, observe)
+    return model
+
+
+def tower_config(checkpoint: Checkpoint, tower: StrPath | None = None) -> Mapping[str, Any] | None:
+    """The config of a checkpoint's tower; None if the checkpoint has none.
+
+    In this order: the directory given, the copy that a swapped checkpoint carries, the path in its
+    config, its tensors where they determine it. Raises InputError naming the option otherwise.
+    """
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    own = parts.below(parts.TOWER_PREFIX, shapes)
+    if not own:
+        if (checkpoint.config or {}).get("mm_vision_tower"):
+            raise InputError(
+                "tower-absent",
+                checkpoint.root,
+                expected="the vision tower's tensors, since its config names one",
+                got="none",
+                hint="VITA-1.5's loader would leave the tower uninitialised",
+            )
+        return None
+    found = towers.tower_of_shapes(own)
+    if found is not None and found.family == towers.EVA:
+        return _sizes_of_shapes(checkpoint, own)
+    if tower is not None:
+        opened = open_tower(os.path.abspath(os.fspath(tower)))
+        if opened.config is not None and opened.tower is not None:
+            return opened.config
+    elif CARRIED_CONFIG in checkpoint.files:
+        carried, _ = read_json_object(checkpoint.files[CARRIED_CONFIG].path)
+        return carried
+    elif (near := find_tower(checkpoint)) is not None and near.config is not None:
+        return near.config
+    return _sizes_of_shapes(checkpoint, own)
+
+
+def check_fit(model: VitaModel, checkpoint: Checkpoint) -> None:
+    """Raise InputError unless the checkpoint has exactly the model's tensors, audio left aside."""
+    missing, unexpected, mismatched = compare(model, checkpoint)
+    problems = [
+        *(f"{name} is missing" for name in missing),
+        *(f"{name} is unexpected" for name in unexpected),
+        *(f"{name} is {list(got)}, not {list(want)}" for name, want, got in mismatched),
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(
+            "weights-do-not-fit",
+            checkpoint.root,
+            expected="exactly the tensors that its config describes",
+            got="; ".join(problems[:3]) + more,
+            hint="vita-ckpt inspect shows where config and weights disagree",
+        )
+
+
+def compare(
+    model: VitaModel, checkpoint: Checkpoint
+) -> tuple[list[str], list[str], list[tuple[str, Shape, Shape]]]:
+    """Names that the checkpoint lacks, that it has too many, and (name, wanted, found) shapes."""
+    wanted = {
+        stored: tuple(model.state_dict()[n].shape) for n, stored in model.stored_names().items()
+    }
+    found = {
+        name: tensor.shape
+        for name, tensor in checkpoint.tensors.items()
+        if parts.part_of(name) not in _NOT_RUN
+    }
+    if model.config.get("tie_word_embeddings") is True:
+        found.pop(parts.LM_HEAD, None)
+    return (
+        [name for name in wanted if name not in found],
+        [name for name in found if name not in wanted],
+        [(n, wanted[n], found[n]) for n in wanted if n in found and wanted[n] != found[n]],
+    )
+
+
+def _sizes_of_shapes(checkpoint: Checkpoint, shapes: Mapping[str, Shape]) -> Mapping[str, Any]:
+    config = towers.config_of_shapes(shapes)
+    if config is None:
+        raise InputError(
+            "tower-config-unknown",
+            checkpoint.root,
+            expected="the config.json of its vision tower, which its tensors do not determine",
+            got=f"mm_vision_tower {(checkpoint.config or {}).get('mm_vision_tower')!r}",
+            hint="give the tower's directory with --tower",
+        )
+    return config
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError("unknown-device", device, expected="auto, cpu, cuda or cuda:N") from error
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            "no-such-device",
+            device,
+            expected="a GPU that torch sees",
+            got=f"{torch.cuda.device_count()} of them",
+            hint="use --device cpu",
+        )
+    return where
+
+
+def _dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None:
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype) or not named.is_floating_point:
+            raise UsageError("unknown-dtype", dtype, expected="float32, bfloat16 or float16")
+        return named
+    norm = checkpoint.tensors.get("model.norm.weight")
+    return TORCH_DTYPES[norm.dtype] if norm is not None else torch.float32
+
+
+def _stored_width(checkpoint: Checkpoint) -> int:
+    norm = checkpoint.tensors.get("model.norm.weight")
+    return TORCH_DTYPES[norm.dtype].itemsize if norm is not None else 4
+
+
+def _room(where: torch.device, max_memory: Mapping[Any, int | str]) -> int:
+    """Bytes that weights may take on a device."""
+    key: str | int = where.type if where.type == "cpu" else where.index or 0
+    if key in max_memory:
+        size = max_memory[key]
+        try:
+            return int(size) if str(size).isdecimal() else int(convert_file_size_to_int(size))
+        except ValueError as error:
+            raise UsageError(
+                "invalid-max-memory", f"{key}={size}", expected="bytes, or a size such as 4GB"
+            ) from error
+    if where.type == "cpu":
+        return _RESIDENT_ON_CPU
+    free, _ = torch.cuda.mem_get_info(where)
+    return int(free * _GPU_SHARE)

@@ -1,0 +1,251 @@
+"""The composed model: vision tower, projector and language model, as upstream joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.model.language import build_language_model, stored_name
+from vita_ckpt.model.projectors import build_projector
+from vita_ckpt.model.towers import VisionTower, build_tower
+from vita_ckpt.model.weights import Streaming, Weights
+
+IMAGE_TOKEN: Final = -200
+AUDIO_TOKEN: Final = -500
+_STATES: Final = 3  # what the state predictor of vita-fo-Qwen2 tells apart
+
+# Rows of lm_head that are multiplied at once while streaming.
+_HEAD_ROWS: Final = 16384
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives: ``logits`` [B, T', vocab], float32."""
+
+    logits: Tensor
+
+
+class VitaModel(nn.Module):
+    """A VITA model for text and images; audio is not part of it.
+
+    Built by :func:`~vita_ckpt.model.load.load_model`. ``config`` is the checkpoint's config. T is
+    the number of tokens of a row with its placeholders, T' that after the images are spliced in.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        tower_config: Mapping[str, Any] | None,
+        *,
+        has_predictor: bool = False,
+        attn: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = dict(config)
+        self.language_model: Any = build_language_model(config, attn)
+        hidden: int = self.language_model.config.hidden_size
+        self.vision_tower: VisionTower | None = None
+        self.mm_projector: nn.Module | None = None
+        if tower_config is not None:
+            self.vision_tower = tower_of(config, tower_config, attn)
+            kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
+            width = config.get("mm_hidden_size", self.vision_tower.hidden_size)
+            self.mm_projector = build_projector(kind, width, hidden)
+        if has_predictor:
+            self.predictor_head = nn.Linear(hidden, _STATES)
+        self._streaming: Streaming | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the computation."""
+        norm: Tensor = self.language_model.model.norm.weight
+        return norm.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are taken to."""
+        if self._streaming is not None:
+            return self._streaming.device
+        norm: Tensor = self.language_model.model.norm.weight
+        return norm.device
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights are taken from the files while running."""
+        return self._streaming is not None
+
+    @torch.inference_mode()
+    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Output:
+        """Logits of a batch.
+
+        ``input_ids`` int64 [B, T], -200 where an image stands; ``pixel_values`` float [N, 3, H, W],
+        one image (or tile) for each placeholder in the order of the rows, or None for plain text.
+        Padded positions are attended to, as upstream does when it is given no mask.
+        """
+        if pixel_values is None:
+            embeds = self.embed_tokens(input_ids)
+        else:
+            embeds = self.embed_multimodal(input_ids, pixel_values)
+        return Output(self.logits_of(embeds))
+
+    def logits_of(self, inputs_embeds: Tensor) -> Tensor:
+        """Logits [B, T', vocab], float32, of embeddings [B, T', hidden]."""
+        hidden = self.language_model.model(
+            inputs_embeds=inputs_embeds, use_cache=False
+        ).last_hidden_state
+        if self._streaming is None:
+            logits: Tensor = self.language_model.lm_head(hidden)
+            return logits.float()
+        return self._streaming.linear(self._head_name, hidden, _HEAD_ROWS).float()
+
+    def embed_tokens(self, input_ids: Tensor) -> Tensor:
+        """Embeddings [..., hidden] of token ids [...]: every id must be one of the vocabulary's."""
+        ids = input_ids.to(self.device)
+        rows = self.language_model.config.vocab_size
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= rows):
+            bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            what = "an audio placeholder" if bad == AUDIO_TOKEN else f"token id {bad}"
+            raise UsageError(
+                "token-out-of-range",
+                "input_ids",
+                expected=f"ids below {rows}, and images where there are placeholders",
+                got=what,
+                hint="the model takes text and images only",
+            )
+        if self._streaming is not None:
+            return self._streaming.rows(parts.EMBED_TOKENS, ids)
+        embeds: Tensor = self.language_model.model.embed_tokens(ids)
+        return embeds
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Projected features [N, tokens, hidden] of images [N, 3, H, W]."""
+        if self.vision_tower is None or self.mm_projector is None:
+            raise UsageError(
+                "no-vision-modules", "pixel_values", expected="a model with a vision tower"
+            )
+        pixels = pixel_values.to(self.device, self.dtype)
+        features: Tensor = self.mm_projector(self.vision_tower(pixels))
+        return features
+
+    def embed_multimodal(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+        """Embeddings [B, T', hidden] with each placeholder replaced by its image's tokens.
+
+        Rows are taken in order, each image once; a row without a placeholder uses up one image
+        too, as upstream's does. Rows are cut at ``tokenizer_model_max_length`` and then padded with
+        zero vectors to the longest, on the side of ``tokenizer_padding_side``. Raises UsageError
+        unless there are as many images as that takes.
+        """
+        placeholders = [int((row == IMAGE_TOKEN).sum()) for row in input_ids]
+        needed = sum(max(count, 1) for count in placeholders)
+        if needed != len(pixel_values):
+            raise UsageError(
+                "images-do-not-fit-placeholders",
+                "pixel_values",
+                expected=f"{needed} images for rows with {placeholders} placeholders",
+                got=f"{len(pixel_values)}",
+                hint="a row without a placeholder takes one image too",
+            )
+        images = iter(self.encode_images(pixel_values))
+        rows: list[Tensor] = []
+        for ids in input_ids.to(self.device):
+            pieces: list[Tensor] = []
+            start = 0
+            places = (ids == IMAGE_TOKEN).nonzero().flatten().tolist()
+            for place in places:
+                pieces += [self.embed_tokens(ids[start:place]), next(images)]
+                start = place + 1
+            if not places:
+                next(images)
+            rows.append(torch.cat([*pieces, self.embed_tokens(ids[start:])]))
+        return self._pad(rows)
+
+    def _pad(self, rows: Sequence[Tensor]) -> Tensor:
+        limit = self.config.get("tokenizer_model_max_length")
+        if type(limit) is int:
+            rows = [row[:limit] for row in rows]
+        longest = max(len(row) for row in rows)
+        left = self.config.get("tokenizer_padding_side") == "left"
+        padded: list[Tensor] = []
+        for row in rows:
+            zeros = row.new_zeros(longest - len(row), row.shape[1])
+            padded.append(torch.cat([zeros, row] if left else [row, zeros]))
+        return torch.stack(padded)
+
+    def stored_names(self) -> dict[str, str]:
+        """The model's own tensors (those of its ``state_dict``), each by its checkpoint name."""
+        return {name: self._stored_name(name) for name in self.state_dict()}
+
+    def _stored_name(self, name: str) -> str:
+        part, _, rest = name.partition(".")
+        if part == "vision_tower" and self.vision_tower is not None:
+            return f"model.vision_tower.{self.vision_tower.checkpoint_name(rest)}"
+        if part == "mm_projector":
+            return parts.PROJECTOR_PREFIX + rest
+        if part == "language_model":
+            return self._head_name if rest == parts.LM_HEAD else stored_name(rest)
+        return name
+
+    @property
+    def _head_name(self) -> str:
+        tied = self.config.get("tie_word_embeddings") is True
+        return parts.EMBED_TOKENS if tied else parts.LM_HEAD
+
+    def stream(
+        self, weights: Weights, dtype: torch.dtype, device: torch.device, observe: Any = None
+    ) -> None:
+        """Take the weights from the files while running, module by module."""
+        names = self.stored_names()
+        whole = (parts.EMBED_TOKENS, self._head_name)
+        lent = {name: stored for name, stored in names.items() if stored not in whole}
+        self._streaming = Streaming(self, lent, weights, dtype, device, observe)
+
+
+def tower_of(
+    config: Mapping[str, Any], tower_config: Mapping[str, Any], attn: str | None = None
+) -> VisionTower:
+    """The tower that a VITA config asks for, its sizes from the tower's own config."""
+    described = towers.tower_of_config(tower_config)
+    family = described.family if described is not None else towers.EVA
+    scales = None
+    if config.get("use_s2") is True:
+        text = str(config.get("s2_scales", towers.DEFAULT_S2_SCALES))
+        scales = towers.parse_s2_scales(text)
+        if scales is None:
+            raise InputError(
+                "invalid-s2-scales", text, expected="sizes in pixels such as 384,768,1152"
+            )
+    return build_tower(family, tower_config, s2_scales=scales, attn=attn)
+
+
+def build(
+    checkpoint: Checkpoint,
+    tower_config: Mapping[str, Any] | None,
+    dtype: torch.dtype,
+    attn: str | None = None,
+) -> VitaModel:
+    """The model of a checkpoint on the meta device, its unstored buffers real.
+
+    The default dtype is set instead of converting afterwards: that would convert the rotary tables
+    too, which costs precision.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = VitaModel(
+                checkpoint.config or {},
+                tower_config,
+                has_predictor="predictor_head.weight" in checkpoint.tensors,
+                attn=attn,
+            )
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval()
