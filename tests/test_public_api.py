@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -23,6 +24,10 @@ SIGNATURES = {
         "dtype: 'torch.dtype | str | None' = None, tower: 'StrPath | None' = None, "
         "attn: 'str | None' = None, max_memory: 'MaxMemory | None' = None) -> 'VitaModel'"
     ),
+    "list_tensors": (
+        "(checkpoint: 'Checkpoint | StrPath', pattern: 'str' = '*') -> 'list[dict[str, Any]]'"
+    ),
+    "module_tree": "(checkpoint: 'Checkpoint | StrPath', depth: 'int') -> 'list[dict[str, Any]]'",
     "load_plan": "(path: 'StrPath') -> 'Plan'",
     "open_checkpoint": "(path: 'str | os.PathLike[str]') -> 'Checkpoint'",
     "plan_extract_projector": (
@@ -96,6 +101,12 @@ def test_an_error_is_one_printable_line() -> None:
     assert text.isprintable()
     assert len(text) < 500
     assert (error.code, error.subject, error.got) == ("some-code", "a\nb\x1b[0m", "y")
+
+
+def test_errors_travel_between_processes() -> None:
+    error = vita_ckpt.AdapterError("some-code", "subject", expected="a", got="b", hint="c")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
 
 
 LIGHT = """

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vita_ckpt.api.reading import inspect
+    from vita_ckpt.api.reading import inspect, list_tensors, module_tree
     from vita_ckpt.api.running import load_model, verify
     from vita_ckpt.api.surgery import (
         apply,
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 # Resolved on first use: a program pays for what it calls.
 _HOMES = {
-    "vita_ckpt.api.reading": ("inspect",),
+    "vita_ckpt.api.reading": ("inspect", "list_tensors", "module_tree"),
     "vita_ckpt.api.running": ("load_model", "verify"),
     "vita_ckpt.api.surgery": (
         "apply",
@@ -91,8 +91,10 @@ __all__ = [
     "check_plan",
     "get_w",
     "inspect",
+    "list_tensors",
     "load_model",
     "load_plan",
+    "module_tree",
     "open_checkpoint",
     "plan_extract_projector",
     "plan_merge_projector",

@@ -47,6 +47,13 @@ class VitaCkptError(Exception):
         self.hint = hint
         super().__init__(code, self.subject, expected, got, hint)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self)._rebuild, (self.code, self.subject, self.expected, self.got, self.hint)
+
+    @classmethod
+    def _rebuild(cls, code: str, subject: str, expected: str, got: str, hint: str) -> VitaCkptError:
+        return cls(code, subject, expected=expected, got=got, hint=hint)
+
     def __str__(self) -> str:
         rule = ", ".join(
             part

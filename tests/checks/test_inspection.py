@@ -17,6 +17,7 @@ from fixtures.builder import (
     FULL,
     Spec,
     TowerSpec,
+    checkpoint_config,
     checkpoint_shapes,
     mm_projector,
     random_fill,
@@ -253,6 +254,62 @@ def test_a_plain_language_model_an_audio_adapter_and_a_lora_run(tmp_path: Path) 
     assert found["kind"] == "lora-run"
     assert found["lora"] == {"r": 8, "lora_alpha": 16, "deltas": 2, "base_model": "org/base"}
     assert found["projector"]["types"] == ["linear"]
+
+
+def test_a_healthy_lora_run_raises_no_alarm(tmp_path: Path) -> None:
+    """Deltas of some layers, another dtype, embed_tokens saved along: nothing to disagree with."""
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    prefix = "base_model.model.model."
+    deltas = {f"{prefix}layers.1.self_attn.q_proj.lora_{x}.weight": ("F32", (2, 2)) for x in "AB"}
+    write_safetensors(lora / "adapter_model.safetensors", deltas, random_fill("F32"))
+    embed = torch.zeros(Spec().vocab, Spec().hidden)
+    torch.save({f"{prefix}embed_tokens.weight": embed}, lora / "non_lora_trainables.bin")
+    config = checkpoint_config(Spec(), "BF16")
+    (lora / "config.json").write_text(json.dumps(config))
+    (lora / "adapter_config.json").write_text('{"r": 8, "lora_alpha": NaN}')
+    found = report(lora)
+    assert found["kind"] == "lora-run"
+    assert found["disagreements"] == []
+    assert found["lora"]["lora_alpha"] is None
+
+
+def test_an_adapter_without_config_has_nothing_to_disagree_with(tmp_path: Path) -> None:
+    path = write_adapter(tmp_path / "a.safetensors", mm_projector("linear", 4, 2))
+    assert report(path)["disagreements"] == []
+
+
+def test_tensors_without_elements_are_said(tmp_path: Path) -> None:
+    root = write_checkpoint(tmp_path / "c")
+    shapes = dict.fromkeys(checkpoint_shapes(Spec()), ("F32", (0,)))
+    write_safetensors(root / "model.safetensors", shapes, random_fill("F32"))
+    assert any("have no elements (ZeRO-3)" in s for s in report(root)["disagreements"])
+
+
+def test_a_nonsense_tower_directory_does_not_break_a_good_checkpoint(tmp_path: Path) -> None:
+    root = write_checkpoint(tmp_path / "c")
+    (tmp_path / "tower-internvit").mkdir()
+    for value in (10**160, 10**3000, -7, 0, True, "x", None, 1e9):
+        config = {"model_type": "intern_vit_6b", "image_size": value, "patch_size": value}
+        (tmp_path / "tower-internvit" / "config.json").write_text(json.dumps(config))
+        assert report(root)["kind"] == "vita-checkpoint"
+
+
+def test_a_tower_of_width_zero(tmp_path: Path) -> None:
+    tower = TowerSpec("siglip", width=0)
+    shapes = {n: ("F32", s) for n, s in checkpoint_shapes(Spec(tower=tower)).items()}
+    root = write_checkpoint(tmp_path / "c", Spec(tower=TowerSpec("siglip")))
+    shapes |= {
+        f"model.mm_projector.{n}": ("F32", s) for n, s in mm_projector("mlp2x_gelu", 8, 16).items()
+    }
+    write_safetensors(root / "model.safetensors", shapes, random_fill("F32"))
+    report(root)
+
+
+def test_scales_that_are_no_list_are_said(tmp_path: Path) -> None:
+    spec = Spec(tower=TowerSpec("siglip"), s2_scales="8,16,24", config={"s2_scales": "8,,16"})
+    sentences = report(write_checkpoint(tmp_path / "c", spec))["disagreements"]
+    assert "s2_scales '8,,16' is no list of sizes in pixels" in sentences
 
 
 def test_an_adapter_file_alone(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -118,6 +121,107 @@ def test_a_saved_extraction(cli: Cli, base: Path, tmp_path: Path) -> None:
     assert len(read_tensors(tmp_path / "p.safetensors")) == 4
 
 
+def test_a_plan_never_lands_in_its_own_inputs(
+    cli: Cli, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    merge = ["merge-projector", "--base", base, "--adapter", adapter]
+    before = snapshot(tmp_path)
+    result = cli(*merge, "--plan-out", base / "plan.json")
+    assert_one_error(result, 2, "output-overlaps-input")
+    (tmp_path / "out").mkdir()
+    result = cli(*merge, "--plan-out", tmp_path / "plan.json", "--out", tmp_path / "out")
+    assert_one_error(result, 2, "output-exists")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_plan_can_be_looked_at(cli: Cli, base: Path, adapter: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    cli("merge-projector", "--base", base, "--adapter", adapter, "--plan-out", plan)
+    result = cli("apply", plan, "--dry-run")
+    assert result.code == 0
+    assert "would write" in result.out
+    assert_one_error(cli("apply", plan), 2, "no-output")
+
+
+def test_a_plan_whose_base_is_a_lone_file(
+    cli: Cli, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    cli("merge-projector", "--base", base, "--adapter", adapter, "--plan-out", path)
+    plan = json.loads(path.read_text())
+    plan["inputs"] = plan["inputs"][1:]
+    plan["edits"] = []
+    path.write_text(json.dumps(plan))
+    assert_one_error(cli("apply", path, "--out", tmp_path / "out"), 3, "not-a-checkpoint")
+    plan["edits"] = [{"edit": "set-config", "key": "\ud800", "value": 1, "reason": ""}]
+    path.write_text(json.dumps(plan))
+    assert_one_error(cli("apply", path, "--out", tmp_path / "out"), 3, "invalid-plan", "surrogate")
+
+
+def test_names_of_files_that_are_no_text(cli: Cli, base: Path, tmp_path: Path) -> None:
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.bin")
+    assert cli("extract-projector", "--from", base, "--out", out).code == 0
+    assert len(torch.load(out, weights_only=True)) == 4
+
+
+def test_ambiguous_keys_name_their_file(cli: Cli, base: Path, tmp_path: Path) -> None:
+    torch.save({"model.mm_projector_old.0.weight": torch.zeros(2)}, tmp_path / "a.bin")
+    result = cli("merge-projector", "--base", base, "--adapter", tmp_path / "a.bin", "--dry-run")
+    assert_one_error(result, 3, "ambiguous-key", "a.bin: model.mm_projector_old.0.weight")
+    prefix = "base_model.model.model.mm_projector."
+    torch.save({f"{prefix}{n}": torch.zeros(0) for n in MLP}, tmp_path / "b.bin")
+    result = cli("merge-projector", "--base", base, "--adapter", tmp_path / "b.bin", "--dry-run")
+    assert_one_error(result, 3, "empty-tensor", f"b.bin: {prefix}")
+
+
+def test_usage_errors_are_one_line_too(cli: Cli, base: Path) -> None:
+    assert_one_error(cli("merge-projector", "--base", base), 2, "usage", "--adapter", "--help")
+    assert_one_error(cli("nonsense"), 2, "usage", "nonsense")
+
+
+def test_a_full_stdout_is_no_bug_of_ours(base: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from vita_ckpt.cli.main import main; main()",
+                "inspect",
+                str(base),
+            ],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr == "error: system: [Errno 28] No space left on device\n"
+
+
+PROGRESS = """
+import sys
+from vita_ckpt.cli import render
+render._LONG_ENOUGH = 0
+from vita_ckpt.cli.main import main
+main()
+"""
+
+
+def test_a_bar_on_a_terminal(base: Path, adapter: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    arguments = ["merge-projector", "--base", base, "--adapter", adapter, "--out", tmp_path / "out"]
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRESS, *map(str, arguments)], stdout=subprocess.PIPE, stderr=slave
+    ) as process:
+        process.communicate()
+    os.close(slave)
+    shown = os.read(master, 100_000).decode()
+    os.close(master)
+    assert process.returncode == 0
+    assert "writing" in shown
+    assert "100%" in shown
+
+
 def test_a_plan_that_is_none(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     for text in ("{}", "[]", "no", '{"format": "vita-ckpt-plan", "version": 1, "inputs": []}'):
@@ -200,9 +304,7 @@ def test_wrong_calls_are_one_line(cli: Cli, base: Path, adapter: Path, tmp_path:
     assert snapshot(tmp_path) == before
 
 
-def test_quiet_and_debug(
-    cli: Cli, base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quiet_and_debug(cli: Cli, base: Path, adapter: Path, tmp_path: Path) -> None:
     result = cli(
         "--quiet",
         "merge-projector",
@@ -214,11 +316,10 @@ def test_quiet_and_debug(
         tmp_path / "out",
     )
     assert (result.code, result.err) == (0, "")
-    from vita_ckpt import VitaCkptError
-    from vita_ckpt.cli.main import main
-
-    with pytest.raises(VitaCkptError):
-        main(["--debug", "inspect", str(tmp_path / "nowhere")])
+    debugged = cli("--debug", "inspect", tmp_path / "nowhere")
+    assert debugged.code == 3
+    assert "Traceback" in debugged.err
+    assert debugged.err.splitlines()[-1].startswith("error: not-found: ")
 
 
 def test_lora_notes_are_said(cli: Cli, base: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from fixtures.builder import (
 from tests.storage.test_directory import as_bins
 from vita_ckpt import (
     CastError,
+    InputError,
     OutputError,
     StaleInputError,
     UsageError,
@@ -38,6 +39,7 @@ from vita_ckpt import (
     open_checkpoint,
     plan_extract_projector,
     plan_merge_projector,
+    summarize,
 )
 
 SPEC = Spec()
@@ -391,6 +393,80 @@ def test_two_writers_one_winner(base: Path, adapter: Path, tmp_path: Path) -> No
         apply(plan, out, progress=rival)
     assert read_tensors(out) == read_tensors(base)
     assert not leftovers(tmp_path)
+
+
+def test_a_view_far_larger_than_its_file_is_written_in_pieces(tmp_path: Path) -> None:
+    """One number expanded to 400 MB: neither a dry run nor a write holds it in memory."""
+    tensors = {f"mm_projector.{n}": torch.ones(s) for n, s in MLP.items()}
+    tensors["mm_projector.0.weight"] = torch.ones(1, 1).expand(10_000, 10_000)
+    torch.save(tensors, tmp_path / "a.bin")
+    program = (
+        "import resource, sys; from vita_ckpt import apply, plan_extract_projector;"
+        "import numpy; resource.setrlimit(resource.RLIMIT_DATA, (300 << 20,) * 2);"
+        "apply(plan_extract_projector(sys.argv[1]), sys.argv[2])"
+    )
+    out = tmp_path / "p.safetensors"
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a.bin", out], check=True, env=environment
+    )
+    assert out.stat().st_size > 400_000_000
+    assert load_file(out)["model.mm_projector.0.weight"].min() == 1
+
+
+def test_names_that_no_safetensors_file_can_hold(tmp_path: Path) -> None:
+    base = as_bins(write_checkpoint(tmp_path / "base"))
+    tensors = torch.load(base / "pytorch_model.bin", weights_only=True)
+    torch.save({**tensors, "__metadata__": torch.ones(2)}, base / "pytorch_model.bin")
+    adapter = write_adapter(tmp_path / "a.safetensors", MLP)
+    with pytest.raises(InputError, match="reserved-name"):
+        apply(plan_merge_projector(base, adapter), tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "base"]
+
+
+def test_shards_that_would_get_one_name(tmp_path: Path) -> None:
+    base = as_bins(write_checkpoint(tmp_path / "base"), shards=2)
+    index = json.loads((base / "pytorch_model.bin.index.json").read_text())
+    old = "pytorch_model-00002-of-00002.bin"
+    os.rename(base / old, base / "model-00001-of-00002.bin")
+    for name, shard in index["weight_map"].items():
+        if shard == old:
+            index["weight_map"][name] = "model-00001-of-00002.bin"
+    (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    adapter = write_adapter(tmp_path / "a.safetensors", MLP)
+    with pytest.raises(InputError, match="shard-names-collide"):
+        apply(plan_merge_projector(base, adapter), tmp_path / "out")
+
+
+def test_what_is_odd_in_a_config_is_carried_along(tmp_path: Path) -> None:
+    """NaN where nobody looks, and a lone surrogate: a merge that changes the type keeps both."""
+    base = write_checkpoint(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    odd = {**config, "foo": float("nan"), "bar": "\ud800"}
+    (base / "config.json").write_text(json.dumps(odd))
+    adapter = write_adapter(
+        tmp_path / "a.safetensors", mm_projector("linear", SPEC.mm_hidden, SPEC.hidden)
+    )
+    plan = plan_merge_projector(base, adapter)
+    assert [change["key"] for change in summarize(plan)["config"]] == ["mm_projector_type"]
+    out = Path(apply(plan, tmp_path / "out"))
+    merged = json.loads((out / "config.json").read_text())
+    assert merged["bar"] == "\ud800"
+    assert merged["foo"] != merged["foo"]
+
+
+def test_other_files_of_the_adapters_run_may_change(base: Path, tmp_path: Path) -> None:
+    """A trainer that still writes its log does not get in the way; the projector must not change."""
+    run = tmp_path / "run"
+    run.mkdir()
+    adapter = write_adapter(run / "mm_projector.safetensors", MLP, dtype="BF16")
+    (run / "train.log").write_text("step 1")
+    plan = plan_merge_projector(base, run)
+    (run / "train.log").write_text("step 1, step 2")
+    apply(plan, tmp_path / "out")
+    os.utime(adapter, ns=(1, 1))
+    with pytest.raises(StaleInputError, match=r"mm_projector\.safetensors"):
+        apply(plan, tmp_path / "late")
 
 
 def test_the_builder_and_the_numbers_are_real() -> None:

@@ -141,6 +141,47 @@ def test_a_lone_file_a_run_a_peft_run_and_steps(tmp_path: Path) -> None:
         open_checkpoint(steps)
 
 
+def test_the_config_that_belongs_to_an_adapter(tmp_path: Path) -> None:
+    """Beside the file, with the step that is taken, above a folder of steps; not beside a shard."""
+    run = tmp_path / "run"
+    for folder in ("mm_projector", "checkpoint-5"):
+        (run / folder).mkdir(parents=True)
+    (run / "config.json").write_text('{"mm_projector_type": "of the run"}')
+    (run / "checkpoint-5" / "config.json").write_text('{"mm_projector_type": "of the step"}')
+    torch.save(PROJECTOR, run / "mm_projector" / "checkpoint-9.bin")
+    torch.save(PROJECTOR, run / "any.bin")
+    for path in ("mm_projector", "mm_projector/checkpoint-9.bin", "any.bin"):
+        assert (open_checkpoint(run / path).config or {})["mm_projector_type"] == "of the run"
+    shutil.rmtree(run / "mm_projector")
+    os.remove(run / "any.bin")
+    torch.save(PROJECTOR, run / "checkpoint-5" / "mm_projector.bin")
+    for path in ("", "checkpoint-5", "checkpoint-5/mm_projector.bin"):
+        assert (open_checkpoint(run / path).config or {})["mm_projector_type"] == "of the step"
+    root = write_checkpoint(tmp_path / "c", shards=2)
+    assert open_checkpoint(root / "model-00001-of-00002.safetensors").config is None
+
+
+def test_a_file_without_tensors_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "mm_projector.bin")
+    torch.save({"epoch": 1}, tmp_path / "other.bin")
+    for path in ("mm_projector.bin", "other.bin"):
+        with pytest.raises(InputError, match=f"no-tensors.*{path}"):
+            open_checkpoint(tmp_path / path)
+
+
+def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    here = os.getcwd()
+    os.chdir(gone)
+    try:
+        gone.rmdir()
+        with pytest.raises(InputError, match="not-found"):
+            open_checkpoint("relative")
+    finally:
+        os.chdir(here)
+
+
 def test_eva_is_a_lone_file_in_a_directory() -> None:
     opened = open_checkpoint(GOLDEN / "A6" / "tower-eva")
     assert "visual.blocks.0.attn.q_proj.weight" in opened.tensors
@@ -175,12 +216,12 @@ def test_what_is_carried_and_what_is_left_out(tmp_path: Path) -> None:
         "audio/final.pt",
         "audio/deep/train.yaml",
         "tower/model.safetensors",
-        "training_args.bin",
     }
     assert set(opened.left_out) == {
         "old.safetensors",
         "pytorch_model.bin",
         "mm_projector.bin",
+        "training_args.bin",
         "x.gguf",
         ".git",
         "checkpoint-5",
@@ -240,6 +281,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "path-outside-checkpoint",
         "index.json",
     ),
+    "lone surrogate": (outside("a\ud800/b.safetensors"), "path-outside-checkpoint", "index.json"),
     "dot": (outside("./model-00001-of-00002.safetensors"), "path-outside-checkpoint", "index.json"),
     "empty name": (outside(""), "path-outside-checkpoint", "index.json"),
     "nul": (outside("a\0b"), "path-outside-checkpoint", "index.json"),

@@ -335,7 +335,7 @@ def test_what_we_write_torch_loads(tmp_path: Path) -> None:
         out.write(expected[entries[index][0]][2])
 
     with open(path, "wb") as handle:
-        write_state_dict(handle, "x", entries, write)
+        write_state_dict(handle, entries, write)
     loaded = torch.load(path, weights_only=True)
     assert by_torch(loaded) == expected
     assert content(path) == expected
@@ -345,3 +345,80 @@ def test_what_we_write_torch_loads(tmp_path: Path) -> None:
         assert file.testzip() is None
     for ref in read_torch(str(path)).tensors.values():
         assert ref.offset % 64 == 0
+
+
+def once(value: bytes) -> bytes:
+    return b"\x80\x02" + value + b"."
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x08" + value.to_bytes(8, "little")
+
+
+BIG = number((1 << 62) - 1)
+STORAGE = (
+    b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+)
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00"
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        once(b"}X\x01\x00\x00\x00a" + TENSOR + (b"(" + BIG * 150_000 + b"t") * 2 + b"\x89NtRs"),
+        once(
+            b"("
+            + b"K\x01" * 1_000_000
+            + b"tr\x01\x00\x00\x00"
+            + (TENSOR + b"h\x01h\x01\x89NtR") * 3000
+        ),
+        once(
+            b"]("
+            + b"(K\x01K\x02t" * 100_000
+            + b"er\x01\x00\x00\x00"
+            + b"ccollections\nOrderedDict\nh\x01\x85R" * 3000
+        ),
+        once(
+            b"}("
+            + b"".join(number(k * ((1 << 61) - 1) % (1 << 63)) + b"N" for k in range(60_000))
+            + b"u"
+        ),
+    ],
+    ids=["dimensions", "shared sizes", "shared items", "colliding keys"],
+)
+def test_small_pickles_that_build_much_are_refused_at_once(tmp_path: Path, pickled: bytes) -> None:
+    path = archive(tmp_path / "x.bin", pickled, data__0=bytes(16))
+    with pytest.raises(MalformedFileError, match="invalid-pickle"):
+        read_torch(str(path))
+
+
+def test_a_directory_that_claims_to_be_huge_is_not_read(tmp_path: Path) -> None:
+    """The zip64 end record of a sparse file says that its directory takes gigabytes."""
+    path = tmp_path / "x.bin"
+    size, start = 8 << 30, 100
+    record = b"PK\x06\x06" + (44).to_bytes(8, "little") + bytes(12)
+    record += (1).to_bytes(8, "little") * 2 + (size - start).to_bytes(8, "little")
+    record += start.to_bytes(8, "little")
+    locator = b"PK\x06\x07" + bytes(4) + size.to_bytes(8, "little") + (1).to_bytes(4, "little")
+    end = b"PK\x05\x06" + bytes(4) + b"\xff" * 12 + bytes(2)
+    with open(path, "wb") as file:
+        file.write(b"PK\x03\x04")
+        file.seek(size)
+        file.write(record + locator + end)
+    with pytest.raises(MalformedFileError, match="invalid-zip"):
+        read_torch(str(path))
+
+
+def test_a_legacy_protocol_of_any_size_is_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+    path.write_bytes(magic + pickle.dumps(10**6000, 2) + pickle.dumps({}, 2))
+    with pytest.raises(MalformedFileError, match="not-a-torch-file"):
+        read_torch(str(path))
+
+
+def test_a_state_dict_beside_a_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    inner = {"a": torch.ones(2), "b": torch.zeros(3)}
+    torch.save({"rng": torch.zeros(4), "state_dict": inner}, path)
+    assert content(path) == by_torch(inner)

@@ -240,7 +240,9 @@ def test_an_adapter_of_something_else_says_what_was_found() -> None:
         plan_merge_projector(
             base_of(), checkpoint({"model.audio_encoder.adpter.project.weight": (2, 2)})
         )
-    with pytest.raises(AdapterError, match=r"adapter-no-projector.*bare names"):
+    with pytest.raises(
+        AdapterError, match=r"adapter-no-projector.*0.weight.*only below mm_projector"
+    ):
         plan_merge_projector(base_of(), checkpoint(MLP))
 
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
+from typing import Any
 
-from vita_ckpt.checks.inspection import Inspection, inspect_checkpoint
+from vita_ckpt.checks.inspection import (
+    Inspection,
+    inspect_checkpoint,
+    module_rows,
+    tensor_rows,
+)
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.tower_directory import find_tower
@@ -20,6 +27,17 @@ def inspect(checkpoint: Checkpoint | StrPath) -> Inspection:
     """
     opened = as_checkpoint(checkpoint)
     return inspect_checkpoint(opened, find_tower(opened))
+
+
+def list_tensors(checkpoint: Checkpoint | StrPath, pattern: str = "*") -> list[dict[str, Any]]:
+    """Name, dtype, shape, shard and bytes of each tensor whose name matches a glob, by name."""
+    opened = as_checkpoint(checkpoint)
+    return tensor_rows(opened, sorted(n for n in opened.tensors if fnmatchcase(n, pattern)))
+
+
+def module_tree(checkpoint: Checkpoint | StrPath, depth: int) -> list[dict[str, Any]]:
+    """Tensors, parameters and bytes of every module down to ``depth`` parts of a name."""
+    return module_rows(as_checkpoint(checkpoint), depth)
 
 
 def as_checkpoint(checkpoint: Checkpoint | StrPath) -> Checkpoint:

@@ -13,7 +13,7 @@ from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Tensor
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import Plan, SetConfig, input_paths, plan_from_json, plan_to_json
-from vita_ckpt.errors import UsageError, VitaCkptError
+from vita_ckpt.errors import InputError, UsageError, VitaCkptError
 from vita_ckpt.storage import commit
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.layout import plan_layout
@@ -51,7 +51,10 @@ def plan_merge_projector(
     together, and UsageError for an unknown dtype or an extra that is not there.
     """
     return projector.plan_merge_projector(
-        as_checkpoint(base), as_checkpoint(adapter), dtype=_dtype(dtype), extras=extras
+        as_checkpoint(base),
+        as_checkpoint(adapter),
+        dtype=_dtype(dtype),
+        extras=(extras,) if isinstance(extras, str) else extras,
     )
 
 
@@ -66,6 +69,13 @@ def apply(plan: Plan, out: StrPath, *, progress: Progress = commit.no_progress) 
     """
     path = commit.check_output(os.fspath(out), (plan.base, *plan.donors))
     makes_file = plan.base.root == EMPTY.root
+    if not makes_file and plan.base.layout not in ("safetensors", "torch"):
+        raise InputError(
+            "not-a-checkpoint",
+            plan.base.root,
+            expected="a base that is a checkpoint directory",
+            hint="compute the plan from the directory",
+        )
     if makes_file != path.endswith(_WEIGHT_FILES):
         raise UsageError(
             "wrong-output-kind",
@@ -85,8 +95,14 @@ def check_plan(plan: Plan) -> None:
     commit.check_casts(plan)
 
 
+def check_plan_path(plan: Plan, path: StrPath) -> None:
+    """Raise UsageError unless a plan may be saved there: a new file outside every input."""
+    commit.check_output(os.fspath(path), (plan.base, *plan.donors))
+
+
 def save_plan(plan: Plan, path: StrPath) -> None:
-    """Write a plan as JSON to a new file; :func:`load_plan` reads it."""
+    """Write a plan as JSON to a new file outside its inputs; :func:`load_plan` reads it."""
+    check_plan_path(plan, path)
     write_new(os.fspath(path), json.dumps(plan_to_json(plan), indent=2) + "\n")
 
 

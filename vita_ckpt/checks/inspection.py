@@ -252,6 +252,8 @@ class _Facts:
     projector: ProjectorSummary | None
     has_projector: bool
     dispatch: Dispatch | None
+    has_config: bool
+    empty: tuple[str, ...]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, directory: TowerDirectory | None) -> _Facts:
@@ -259,6 +261,7 @@ class _Facts:
         shapes = {
             name.removeprefix(parts.PEFT_PREFIX): tensor.shape
             for name, tensor in checkpoint.tensors.items()
+            if parts.part_of(name) != parts.LORA
         }
         below = parts.below(parts.TOWER_PREFIX, shapes)
         tower = towers.tower_of_shapes(below or shapes)
@@ -282,6 +285,8 @@ class _Facts:
             else None,
             has_projector=bool(own),
             dispatch=dispatch,
+            has_config=checkpoint.config is not None,
+            empty=tuple(n for n, tensor in checkpoint.tensors.items() if 0 in tensor.shape),
         )
 
     def line(self, key: str) -> ConfigLine:
@@ -294,6 +299,8 @@ class _Facts:
         if isinstance(value, float) and not isfinite(value):
             problem, value = f"expected a finite number, got {value!r}", None
         weights, agrees = self._compare(key, value)
+        if not self.config:
+            agrees = None  # without a config there is nothing to agree with
         return ConfigLine(
             name in self.config, value, problem, weights, False if problem else agrees
         )
@@ -397,6 +404,8 @@ class _Facts:
         """How many S2 scales the projector's input width holds, None where that says nothing."""
         if self.tower is None or self.projector is None or self.tower.family != towers.SIGLIP:
             return None
+        if not self.tower.width:
+            return None
         scales, rest = divmod(self.projector.in_width, self.tower.width)
         return scales if scales and not rest else None
 
@@ -440,8 +449,13 @@ class _Facts:
             yield from _differences(self.tower, self.directory)
         if kind == VITA and self.tower is None:
             yield "no vision tower in the weights: VITA-1.5's loader would leave it uninitialised"
-        if kind == VITA and not self.config:
+        if kind == VITA and not self.has_config:
             yield "no config.json"
+        if self.empty:
+            yield f"{len(self.empty)} tensors have no elements (ZeRO-3), such as {self.empty[0]}"
+        scales = self.config.get("s2_scales")
+        if isinstance(scales, str) and towers.parse_s2_scales(scales) is None:
+            yield f"s2_scales {scales!r} is no list of sizes in pixels"
 
 
 def _differences(tower: Tower, directory: Tower) -> Iterable[str]:
@@ -488,7 +502,7 @@ def _lora(checkpoint: Checkpoint) -> LoraSummary | None:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     return LoraSummary(
         r=rank if type(rank) is int else None,
-        lora_alpha=alpha if type(alpha) in (int, float) else None,
+        lora_alpha=_finite(alpha),
         deltas=deltas,
         base_model=_text(config.get("base_model_name_or_path")),
     )
@@ -503,6 +517,10 @@ def _dtypes(tensors: Iterable[Tensor]) -> tuple[str, ...]:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _finite(value: Any) -> float | None:
+    return value if type(value) in (int, float) and abs(value) < float("inf") else None
 
 
 def _natural(component: str) -> tuple[int, int, str]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 import click
 
-from vita_ckpt.api.reading import as_checkpoint, inspect
+from vita_ckpt.api.reading import as_checkpoint, inspect, list_tensors, module_tree
 from vita_ckpt.checks.inspection import (
     ConfigLine,
     Inspection,
     inspection_to_json,
-    module_rows,
-    tensor_rows,
 )
 from vita_ckpt.cli import render
 from vita_ckpt.core.anatomy import parts
@@ -54,18 +51,17 @@ def command(checkpoint: str, as_json: bool, pattern: str | None, depth: int | No
     """
     opened = as_checkpoint(checkpoint)
     inspection = inspect(opened)
-    names = [n for n in opened.tensors if pattern is not None and fnmatchcase(n, pattern)]
-    tensors = tensor_rows(opened, sorted(names)) if pattern is not None else None
-    modules = module_rows(opened, depth) if depth is not None else None
+    tensors = list_tensors(opened, pattern) if pattern is not None else None
+    modules = module_tree(opened, depth) if depth is not None else None
     if as_json:
         report = inspection_to_json(inspection)
         render.echo_json({**report, "tensor_list": tensors, "modules": modules})
-    elif tensors is not None:
-        click.echo(_tensor_table(tensors))
-    elif modules is not None:
-        click.echo(_module_table(modules))
-    else:
+    elif tensors is None and modules is None:
         click.echo("\n".join(_screen(inspection)))
+    else:
+        tables = [_tensor_table(tensors)] if tensors is not None else []
+        tables += [_module_table(modules)] if modules is not None else []
+        click.echo("\n\n".join(tables))
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:

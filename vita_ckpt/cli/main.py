@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from dataclasses import dataclass
 from importlib import import_module
 from types import FrameType
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(_run(arguments))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to end
     debug = "--debug" in arguments
     try:
         result: Any = cli.main(
@@ -109,28 +110,44 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except VitaCkptError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _complain(str(error))
         return error.exit_code
     except click.exceptions.Abort:
         _complain("interrupted: nothing was written")
         return _INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":  # not in every click
+            error.show()
+            return error.exit_code
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "vita-ckpt"
+        _complain(f"usage: {printable(error.format_message())} ({command} --help)")
         return error.exit_code
     except BrokenPipeError:
-        # Nobody reads on; what the interpreter flushes at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 0
-    except Exception as error:
+    except OSError as error:
         if debug:
-            raise
+            traceback.print_exc()
+        _complain(f"system: {printable(error)}")
+        _forget_stdout()
+        return 3
+    except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
+        if debug:
+            traceback.print_exc()
         _complain(
             f"internal-error: {type(error).__name__}: {printable(error)} "
             "(a bug of vita-ckpt: --debug shows where)"
         )
         return 3
     return result if isinstance(result, int) else 0
+
+
+def _forget_stdout() -> None:
+    """Nobody reads on: what the interpreter flushes at exit must not complain either."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(line: str) -> None:

@@ -55,19 +55,21 @@ def run_plan(
             "no-output", "--out", expected="a path to write", hint="or use --dry-run or --plan-out"
         )
     summary = api.summarize(plan)
-    for note in plan.notes:
-        settings.note(note)
-    writes = out is not None and not dry_run
-    if not writes:
-        api.check_plan(plan)
-    if plan_out is not None:
-        api.save_plan(plan, plan_out)
-        settings.note(f"plan saved: vita-ckpt apply {plan_out} --out PATH")
     written = None
-    if writes:
-        assert out is not None  # noqa: S101 - for the type checker
+    if plan_out is not None:
+        api.check_plan_path(plan, plan_out)
+    if out is None or dry_run:
+        api.check_plan(plan)
+    else:
         with render.progress(summary["bytes_to_write"], settings.quiet) as step:
             written = api.apply(plan, out, progress=step)
+    if plan_out is not None:
+        api.save_plan(plan, plan_out)
+    # Said last: where something fails, the error is the only line.
+    for note in plan.notes:
+        settings.note(note)
+    if plan_out is not None:
+        settings.note(f"plan saved: vita-ckpt apply {plan_out} --out PATH")
     if as_json:
         render.echo_json({**summary, "out": written})
     else:

@@ -111,6 +111,11 @@ class Checkpoint:
         return (*(shard.file for shard in self.shards), *self.files.values())
 
 
+def files_read(checkpoint: Checkpoint) -> tuple[LocalFile, ...]:
+    """The files whose content says what a checkpoint is: shards, configs, an index."""
+    return tuple(file for file in checkpoint.fingerprint if file.digest)
+
+
 EMPTY = Checkpoint(root="", layout="none", tensors={})
 
 

@@ -47,5 +47,7 @@ def diff_config(before: Checkpoint, after: Checkpoint) -> tuple[ConfigChange, ..
     return tuple(
         ConfigChange(key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) or (key in old) != (key in new)
+        # Identity first: a NaN that nobody touched has not changed.
+        if (old.get(key) is not new.get(key) and old.get(key) != new.get(key))
+        or (key in old) != (key in new)
     )

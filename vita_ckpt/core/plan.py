@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import (
+    Cast,
+    Checkpoint,
+    LocalFile,
+    Tensor,
+    TensorRef,
+    files_read,
+)
 from vita_ckpt.core.dtype import can_cast
 from vita_ckpt.errors import InputError, StaleInputError
 
@@ -81,8 +88,7 @@ class Plan:
     @property
     def preconditions(self) -> tuple[LocalFile, ...]:
         """Every file that the plan was computed from, as it was."""
-        checkpoints = (self.base, *self.donors)
-        return tuple(dict.fromkeys(file for c in checkpoints for file in c.fingerprint))
+        return tuple(dict.fromkeys(file for files in _inputs(self) for file in files))
 
     def target(self) -> Checkpoint:
         """The checkpoint that the plan makes; its tensors are references, nothing is written."""
@@ -111,8 +117,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "version": VERSION,
         "operation": plan.operation,
         "inputs": [
-            {"path": checkpoint.root, "files": [_file_json(f) for f in checkpoint.fingerprint]}
-            for checkpoint in inputs
+            {"path": checkpoint.root, "files": [_file_json(file) for file in files]}
+            for checkpoint, files in zip(inputs, _inputs(plan), strict=True)
         ],
         "edits": [_edit_json(edit, origins) for edit in plan.edits],
         "notes": list(plan.notes),
@@ -125,7 +131,7 @@ def input_paths(data: Any) -> tuple[str, ...]:
     Raises InputError if ``data`` is no plan of this version.
     """
     plan = _expect(data, dict, "the plan")
-    if plan.get("format") != FORMAT or plan.get("version") != VERSION:
+    if plan.get("format") != FORMAT or _expect(plan.get("version"), int, "a version") != VERSION:
         raise _not_a_plan(f"format {plan.get('format')!r}, version {plan.get('version')!r}")
     inputs = _expect(plan.get("inputs"), list, "inputs")
     if not inputs:
@@ -140,8 +146,9 @@ def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
     that the plan was computed from, and InputError if ``data`` is not a plan.
     """
     input_paths(data)
-    for checkpoint, entry in zip(inputs, data["inputs"], strict=True):
-        _check_unchanged(checkpoint, _expect(entry.get("files"), list, "files"))
+    for number, (checkpoint, entry) in enumerate(zip(inputs, data["inputs"], strict=True)):
+        files = files_read(checkpoint) if number else checkpoint.fingerprint
+        _check_unchanged(checkpoint.root, files, _expect(entry.get("files"), list, "files"))
     edits = [_edit_from_json(edit, inputs) for edit in _expect(data.get("edits"), list, "edits")]
     notes = [_expect(note, str, "a note") for note in _expect(data.get("notes"), list, "notes")]
     operation = _expect(data.get("operation"), str, "operation")
@@ -204,14 +211,19 @@ def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:
     return _KINDS[kind](name, tensor if dtype == tensor.dtype else Cast(tensor, dtype), reason)
 
 
-def _check_unchanged(checkpoint: Checkpoint, files: Sequence[Any]) -> None:
-    now = [_file_json(file) for file in checkpoint.fingerprint]
+def _inputs(plan: Plan) -> list[tuple[LocalFile, ...]]:
+    """The files that matter of each input: all of the base's, of a donor those that are read."""
+    return [plan.base.fingerprint, *map(files_read, plan.donors)]
+
+
+def _check_unchanged(root: str, seen: Sequence[LocalFile], files: Sequence[Any]) -> None:
+    now = [_file_json(file) for file in seen]
     if now == list(files):
         return
-    before = {f.get("path"): f for f in files if isinstance(f, Mapping)}
+    before = {str(f.get("path")): f for f in files if isinstance(f, Mapping)}
     changed = next(
         (f["path"] for f in now if before.get(f["path"]) != f),
-        next((path for path in before if path not in {f["path"] for f in now}), checkpoint.root),
+        next((path for path in before if path not in {f["path"] for f in now}), root),
     )
     raise StaleInputError(
         "input-changed",
@@ -225,6 +237,11 @@ def _check_unchanged(checkpoint: Checkpoint, files: Sequence[Any]) -> None:
 def _expect(value: Any, kind: type, what: str) -> Any:
     if type(value) is not kind:
         raise _not_a_plan(f"{what} that is a {type(value).__name__}")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise _not_a_plan(f"{what} with a lone surrogate") from error
     return value
 
 

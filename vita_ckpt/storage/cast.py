@@ -9,6 +9,7 @@ infinities never differ.)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -60,15 +61,31 @@ def convert(data: bytes, source: str, target: str) -> bytes:
     return result.tobytes()
 
 
-def gather(data: bytes, width: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
-    """A strided view as contiguous bytes.
+def gather(
+    data: bytes, width: int, shape: tuple[int, ...], strides: tuple[int, ...], step: int
+) -> Iterator[bytes]:
+    """A strided view as contiguous bytes, in pieces of at most about ``step`` bytes.
 
     ``data`` starts at element 0 of the view and holds all it reaches; ``width`` is bytes per
-    element (1, 2, 4 or 8), ``strides`` are in elements.
+    element (1, 2, 4 or 8), ``strides`` are in elements. A view may be far larger than its data.
     """
     elements = np.frombuffer(data, f"<u{width}")
     steps = [stride * width for stride in strides]
-    return np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False).tobytes()
+    view = np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False)
+    yield from _pieces(view, max(step // width, 1))
+
+
+def _pieces(view: Array, most: int) -> Iterator[bytes]:
+    if view.size <= most or view.ndim == 0:
+        yield view.tobytes()
+        return
+    rows = most // (view.size // len(view))
+    if rows:
+        for start in range(0, len(view), rows):
+            yield view[start : start + rows].tobytes()
+    else:
+        for row in view:
+            yield from _pieces(row, most)
 
 
 def _to_f32(values: Array, source: str) -> Array:

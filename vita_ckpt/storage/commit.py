@@ -13,7 +13,7 @@ from functools import partial
 from threading import Event, Lock, Thread
 from typing import Final
 
-from vita_ckpt.core.checkpoint import Checkpoint, LocalFile
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError, OutputError, StaleInputError, UsageError
 from vita_ckpt.storage.layout import CarriedFile, DirectoryLayout, WrittenShard, storage_order
@@ -128,7 +128,6 @@ def write_file(plan: Plan, out: str, progress: Progress = no_progress) -> None:
         return
     entries = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     check_writable(entries, out)
-    archive = os.path.splitext(os.path.basename(out))[0]
     with _staged(out, plan) as stage, Inputs() as inputs, open(stage, "xb") as handle:
 
         def write(index: int, sink: object) -> None:
@@ -137,7 +136,7 @@ def write_file(plan: Plan, out: str, progress: Progress = no_progress) -> None:
                 sink.write(data)  # type: ignore[attr-defined]
                 progress(len(data))
 
-        write_state_dict(handle, archive, entries, write)
+        write_state_dict(handle, entries, write)
         handle.flush()
         os.fsync(handle.fileno())
 
@@ -146,7 +145,7 @@ def check_casts(plan: Plan) -> None:
     """Raise CastError if running ``plan`` would: reads what is converted, writes nothing."""
     with Inputs() as inputs:
         for name, tensor in plan.target().tensors.items():
-            if tensor is not plan.base.tensors.get(name):
+            if isinstance(tensor, Cast):
                 for _ in tensor_bytes(tensor, inputs, name):
                     pass
 

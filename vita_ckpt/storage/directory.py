@@ -32,14 +32,14 @@ _LORA_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _RUN_FILES: Final = ("mm_projector.bin", "mm_projector.safetensors", "audio_adpter.bin")
 
 _STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
+_SHARD: Final = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
 _STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII)
 _WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 # Files that a loader could take for weights: none of them may survive a surgery unnoticed.
 _STALE: Final = re.compile(
-    r".*\.safetensors|.*\.(safetensors|bin)\.index\.json|(pytorch_model|adapter_model).*\.bin"
-    r"|mm_projector\.bin|non_lora_trainables\.bin|audio_adpter\.bin|adapter_config\.json"
-    r"|consolidated.*\.pth?|.*\.gguf|tf_model.*\.h5|flax_model.*\.msgpack",
+    r".*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack)|.*\.(safetensors|bin)\.index\.json"
+    r"|adapter_config\.json",
     re.ASCII | re.IGNORECASE,
 )
 _TRAINING_STATE: Final = re.compile(
@@ -80,6 +80,17 @@ class _Weights:
         self.tensors.update(tensors)
         return tensors
 
+    def check(self, path: str) -> None:
+        """Raise InputError if there is not a single tensor."""
+        if not self.tensors:
+            raise InputError(
+                "no-tensors",
+                path,
+                expected="weights",
+                got="a file without a single tensor",
+                hint="what saved it had gathered nothing: save it again",
+            )
+
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
@@ -89,8 +100,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     a subclass) naming the file, and the tensor where one is concerned, if it cannot be read, breaks
     a rule of its format, or leads out of the directory.
     """
-    root = os.path.abspath(os.fspath(path))
     try:
+        root = os.path.abspath(os.fspath(path))
         mode = os.stat(root).st_mode
     except (OSError, ValueError) as error:
         reason = os_reason(error) if isinstance(error, OSError) else str(error)
@@ -114,13 +125,13 @@ def _open_file(path: str) -> Checkpoint:
         )
     weights = _Weights()
     weights.read(path, "")
+    weights.check(path)
     folder, name = os.path.split(path)
-    run = None
-    if name in (*_RUN_FILES, _NON_LORA):
-        run = folder
-    elif _STEP_FILE.fullmatch(name) and os.path.basename(folder) == _STEPS:
-        run = os.path.dirname(folder)
-    config, files = _read_optional(run, CONFIG) if run else (None, {})
+    is_step = _STEP_FILE.fullmatch(name) and os.path.basename(folder) == _STEPS
+    config: dict[str, Any] | None = None
+    files: dict[str, LocalFile] = {}
+    if not _SHARD.search(name):  # a shard is a part of what the config beside it describes
+        config, files = _read_optional(os.path.dirname(folder) if is_step else folder, CONFIG)
     return Checkpoint(
         path, "file", weights.tensors, tuple(weights.shards), config=config, files=files
     )
@@ -142,7 +153,8 @@ def _open_directory(root: str) -> Checkpoint:
         layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
     else:
         layout = _read_unindexed(root, names, weights)
-    config, config_files = _read_optional(root, CONFIG)
+    weights.check(root)
+    config, config_files = _read_optional(_home_of_config(root, weights), CONFIG)
     adapter_config, adapter_files = (
         _read_optional(root, _ADAPTER_CONFIG) if layout == "lora" else (None, {})
     )
@@ -161,6 +173,17 @@ def _open_directory(root: str) -> Checkpoint:
         files=files,
         left_out=left_out,
     )
+
+
+def _home_of_config(root: str, weights: _Weights) -> str:
+    """Where the config of a run lies: with the step that is taken, or above a folder of steps."""
+    step, _, file = weights.shards[0].name.rpartition("/")
+    if _STEP.fullmatch(step):
+        return os.path.join(root, step)
+    is_step = _STEP_FILE.fullmatch(file) and not step
+    if is_step and os.path.basename(root) == _STEPS:
+        return os.path.dirname(root)
+    return root
 
 
 def _listing(root: str) -> list[str]:
@@ -218,7 +241,7 @@ def _check_inside(root: str, name: str, index_path: str) -> None:
     """A name in an index stays in the directory; the file itself may be a link (the hub cache)."""
     parts = name.split("/")
     inside = name and not os.path.isabs(name) and not {"", ".", ".."} & set(parts)
-    if inside and "\0" not in name and "\\" not in name:
+    if inside and name.isprintable() and "\\" not in name:
         folder = os.path.realpath(os.path.join(root, *parts[:-1]))
         top = os.path.realpath(root)
         if os.path.commonpath([top, folder]) == top:
@@ -335,7 +358,9 @@ def _collect(
             left_out[relative] = "a broken link"
             continue
         if stat.S_ISREG(status.st_mode):
-            if not below and _STALE.fullmatch(name):
+            if not below and _TRAINING_STATE.fullmatch(name):
+                left_out[relative] = "state of the run that trained the checkpoint"
+            elif not below and _STALE.fullmatch(name):
                 left_out[relative] = "a weight file that is not part of the checkpoint"
             else:
                 files[relative] = LocalFile(path, status.st_size, status.st_mtime_ns)

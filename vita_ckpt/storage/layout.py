@@ -12,6 +12,7 @@ from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Shard, Tensor
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.errors import InputError
 from vita_ckpt.storage.directory import CONFIG, SAFETENSORS_INDEX
 
 
@@ -86,12 +87,14 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
     ``.bin`` become safetensors. A new tensor goes where the most tensors of its part are.
     """
     base, target = plan.base, plan.target()
+    _check_names(base)
     held = _place(base, target)
     carried: list[CarriedFile] = []
     written: list[WrittenShard] = []
     weight_map: dict[str, str] = {}
+    refs = base.refs
     for shard in base.shards:
-        before = {n: ref for n, ref in base.refs.items() if ref.source == shard.file}
+        before = {n: ref for n, ref in refs.items() if ref.source == shard.file}
         now = {name: target.tensors[name] for name in held[shard.name]}
         if now == before and shard.format == "safetensors":
             carried.append(CarriedFile(shard.name, shard.file))
@@ -103,7 +106,7 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
         weight_map |= dict.fromkeys(now, _safetensors_name(shard))
     texts = (*_config_text(base, target), *_index_text(base, target, weight_map))
     gone = {text.name for text in texts}
-    if any(shard.format == "torch" for shard in base.shards):
+    if SAFETENSORS_INDEX in gone:  # a .bin's index is no longer true
         gone |= {name for name in base.files if name.endswith(".bin.index.json")}
     carried += [CarriedFile(name, file) for name, file in base.files.items() if name not in gone]
     return DirectoryLayout(tuple(carried), tuple(written), texts)
@@ -123,6 +126,21 @@ def _place(base: Checkpoint, target: Checkpoint) -> dict[str, list[str]]:
         most = votes.get(part_of(name), Counter()).most_common(1)
         held[most[0][0] if most else base.shards[-1].name].append(name)
     return held
+
+
+def _check_names(base: Checkpoint) -> None:
+    """Raise InputError if shards such as ``pytorch_model-1.bin`` and ``model-1.bin``, collide."""
+    taken: dict[str, str] = {}
+    for shard in base.shards:
+        other = taken.setdefault(_safetensors_name(shard), shard.name)
+        if other != shard.name:
+            raise InputError(
+                "shard-names-collide",
+                f"{base.root}: {shard.name}",
+                expected="shards that get different names as safetensors",
+                got=f"also {other}",
+                hint="rename one of them, and its entries in the index",
+            )
 
 
 def _safetensors_name(shard: Shard) -> str:
@@ -148,7 +166,11 @@ def _index_text(
     if base.index is None:
         return ()
     sizes = [sum(t.nbytes for t in tensors.values()) for tensors in (base.tensors, target.tensors)]
-    if weight_map == base.index["weight_map"] and sizes[0] == sizes[1]:
+    if (
+        SAFETENSORS_INDEX in base.files
+        and weight_map == base.index["weight_map"]
+        and sizes[0] == sizes[1]
+    ):
         return ()
     metadata = base.index.get("metadata")
     index = {
@@ -159,4 +181,4 @@ def _index_text(
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    return (json.dumps(value, indent=2) + "\n").encode("ascii")

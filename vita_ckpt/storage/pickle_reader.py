@@ -19,6 +19,11 @@ from vita_ckpt.errors import MalformedFileError, UnsafePickleError
 # 16 MiB of pickle describe a hundred thousand tensors.
 LARGEST_PICKLE: Final = 16 << 20
 
+# A few bytes of pickle can name one large value again and again: what is built is bounded too.
+_MOST_ITEMS: Final = 1 << 20
+_MOST_DIMENSIONS: Final = 64
+_LARGEST_INDEX: Final = 1 << 31
+
 _STORAGES: Final[dict[str, str]] = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
@@ -154,6 +159,7 @@ class _Machine:
     def __init__(self, path: str, storages: dict[str, PickledStorage]) -> None:
         self._path = path
         self._storages = storages
+        self._items_left = _MOST_ITEMS
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
@@ -169,6 +175,8 @@ class _Machine:
         if name in _PUSHED_AS_READ:
             stack.append(argument)
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            if not 0 <= argument < _LARGEST_INDEX:
+                raise ValueError(f"memo entry {argument}")
             self._memo[argument] = stack[-1]
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = stack[-1]
@@ -261,6 +269,9 @@ class _Machine:
             case "collections.OrderedDict", ():
                 return {}
             case "collections.OrderedDict", (list(pairs),):
+                self._items_left -= len(pairs)
+                if self._items_left < 0:
+                    raise ValueError("more items than a state dict has")
                 return _pairs([item for pair in pairs for item in _pair(pair)])
             case "torch.Size", (tuple(sizes),):
                 return sizes
@@ -312,7 +323,9 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
         raise ValueError("a dict item without a value")
     keys = items[::2]
     for key in keys:
-        if not (key is None or isinstance(key, (str, int, float, bytes))):
+        # Integers hash to themselves: large ones could be made to collide.
+        is_small = isinstance(key, int) and abs(key) < _LARGEST_INDEX
+        if not (isinstance(key, str) or is_small):
             raise ValueError(f"a dict key of type {type(key).__name__}")
     return dict(zip(keys, items[1::2], strict=True))
 
@@ -326,6 +339,8 @@ def _pair(value: Any) -> tuple[Any, Any]:
 def _tensor(
     storage: PickledStorage, dtype: str, offset: Any, sizes: Any, strides: Any
 ) -> PickledTensor:
+    if max(len(sizes), len(strides)) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor of {len(sizes)} dimensions")
     numbers = (offset, *sizes, *strides)
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
         raise ValueError("a tensor whose offset, sizes or strides are not sizes")
@@ -338,7 +353,7 @@ def state_dict_of(value: Any) -> Mapping[str, PickledTensor] | None:
     """The tensors of a state dict, at the top or one level below; None if there is no dict.
 
     Values that are no tensors (an epoch, an optimizer's settings) are passed over. One level below
-    means under ``state_dict``, ``module`` or ``model``, and only if the top holds no tensor.
+    means under ``state_dict``, ``module`` or ``model``, where that holds more tensors than the top.
     """
     if not isinstance(value, dict):
         return None
@@ -346,12 +361,12 @@ def state_dict_of(value: Any) -> Mapping[str, PickledTensor] | None:
     levels += [
         value[key] for key in ("state_dict", "module", "model") if isinstance(value.get(key), dict)
     ]
-    for level in levels:
-        tensors = {
+    found = [
+        {
             name: tensor
             for name, tensor in level.items()
             if isinstance(name, str) and isinstance(tensor, PickledTensor)
         }
-        if tensors:
-            return tensors
-    return {}
+        for level in levels
+    ]
+    return max(found, key=len)

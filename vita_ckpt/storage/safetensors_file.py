@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from vita_ckpt.core.checkpoint import LocalFile, Shape, TensorRef
 from vita_ckpt.core.dtype import BITS, nbytes
-from vita_ckpt.errors import MalformedFileError
+from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.source import digest, opened, raise_lfs_pointer, read_at
 
 # The format's own limit on the header, and where the nesting of ignored values ends.
@@ -84,6 +85,13 @@ def encode_header(
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape in entries:
+        if name == _METADATA:
+            raise InputError(
+                "reserved-name",
+                name,
+                expected="a tensor name that the format can hold",
+                hint="rename or remove this tensor",
+            )
         end = offset + nbytes(dtype, shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
@@ -247,15 +255,23 @@ def _check_text(texts: Iterable[str], path: str) -> None:
 
 
 def _check_ignored(entry: Mapping[str, Any], subject: str) -> None:
-    """Fields that the format does not define are ignored, as the library does, if shallow."""
+    """Fields that the format does not define are ignored, as the library does, if it can read them.
+
+    It cannot where they nest deeply, or hold a number or a text that has no binary form.
+    """
     level: list[Any] = [v for k, v in entry.items() if k not in ("dtype", "shape", "data_offsets")]
     for _ in range(_DEEPEST_IGNORED):
         if not level:
             return
-        level = [
-            item
-            for value in level
-            if isinstance(value, (dict, list))
-            for item in (value.values() if isinstance(value, dict) else value)
-        ]
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str):
+                _check_text([value], subject)
+            elif isinstance(value, float) and not isfinite(value):
+                raise MalformedFileError("invalid-tensor-entry", subject, got="a number too large")
+        level = inner
     raise MalformedFileError("invalid-tensor-entry", subject, got="a field nested too deeply")

@@ -102,7 +102,7 @@ def write_tensor(tensor: Tensor, inputs: Inputs, name: str, writer: Writer) -> N
 
 
 def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
-    """The contiguous bytes of ``tensor`` in pieces; a strided view is gathered in one."""
+    """The contiguous bytes of ``tensor`` in pieces; what a strided view spans is read at once."""
     ref = tensor.ref if isinstance(tensor, Cast) else tensor
     if not isinstance(tensor, Cast):
         yield from _ref_bytes(ref, inputs)
@@ -126,13 +126,15 @@ def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
 
 def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
     source, path = inputs.descriptor(ref.source), ref.source.path
-    if ref.strides is not None:
+    if ref.strides is not None and 0 not in ref.shape:
         from vita_ckpt.storage.cast import gather  # noqa: PLC0415 - numpy only where it is needed
 
         width = BITS[ref.dtype] // 8
         reach = sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
         data = read_at(source, (reach + 1) * width, ref.offset, path)
-        yield gather(data, width, ref.shape, ref.strides)
+        yield from gather(data, width, ref.shape, ref.strides, _CAST_STEP)
+        return
+    if 0 in ref.shape:
         return
     offset, left = ref.offset, ref.nbytes
     while left:

@@ -12,7 +12,7 @@ from math import prod
 from typing import Final
 
 from vita_ckpt.core.checkpoint import LocalFile, Shape, TensorRef
-from vita_ckpt.core.dtype import BITS
+from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.pickle_reader import (
     LARGEST_PICKLE,
@@ -25,7 +25,8 @@ from vita_ckpt.storage.source import digest, opened, raise_lfs_pointer, read_at
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
-_LARGEST_DIRECTORY: Final = 64 << 20
+# A central directory of this size lists a hundred thousand storages.
+_LARGEST_DIRECTORY: Final = 16 << 20
 
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL: Final = 1001
@@ -109,9 +110,8 @@ def _read_zip(descriptor: int, seen: LocalFile) -> TorchFile:
 
 
 def _zip_entries(descriptor: int, seen: LocalFile) -> dict[str, zipfile.ZipInfo]:
-    with open(os.dup(descriptor), "rb") as handle:
+    with _SmallReads(os.dup(descriptor), "rb") as handle:
         try:
-            _check_directory_size(handle, seen)
             with zipfile.ZipFile(handle) as archive:
                 infos = archive.infolist()
         except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as e:
@@ -135,19 +135,6 @@ def _zip_entries(descriptor: int, seen: LocalFile) -> dict[str, zipfile.ZipInfo]
             )
         entries[info.filename] = info
     return entries
-
-
-def _check_directory_size(handle: io.BufferedReader, seen: LocalFile) -> None:
-    """zipfile reads the whole central directory: a file may not make it read what it likes."""
-    tail = min(seen.size, (1 << 16) + 22)
-    handle.seek(seen.size - tail)
-    end = handle.read(tail)
-    found = end.rfind(b"PK\x05\x06")
-    if found >= 0 and len(end) - found >= 22:
-        size = int.from_bytes(end[found + 12 : found + 16], "little")
-        if size > _LARGEST_DIRECTORY and size != 0xFFFFFFFF:
-            raise ValueError(f"a central directory of {size} bytes")
-    handle.seek(0)
 
 
 def _zip_range(descriptor: int, path: str, info: zipfile.ZipInfo) -> tuple[int, int]:
@@ -183,7 +170,7 @@ def _read_legacy(descriptor: int, seen: LocalFile) -> TorchFile:
             )
         protocol, system = read_pickle(stream, path), read_pickle(stream, path)
         if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-            raise MalformedFileError("not-a-torch-file", path, got=f"protocol {protocol!r}")
+            raise MalformedFileError("not-a-torch-file", path, got="another protocol")
         if system.get("little_endian") is not True:
             raise InputError("big-endian-file", path, expected="little-endian storages")
         storages: dict[str, PickledStorage] = {}
@@ -216,6 +203,17 @@ def _read_legacy(descriptor: int, seen: LocalFile) -> TorchFile:
         return ranges[storage.key]
 
     return TorchFile(file, _refs(tensors, locate, file))
+
+
+class _SmallReads(io.FileIO):
+    """A file for zipfile, which reads as much as the file itself tells it to."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0 or size > _LARGEST_DIRECTORY:
+            left = os.fstat(self.fileno()).st_size - self.tell()
+            if left > _LARGEST_DIRECTORY:
+                raise ValueError(f"a read of {size} bytes, more than a directory of tensors needs")
+        return super().read(size if size is not None else -1)
 
 
 class _Bounded:
@@ -266,7 +264,11 @@ def _ref(name: str, tensor: PickledTensor, locate: _Locate, file: LocalFile) -> 
             got=f"{max(0, min(size, file.size - start))} bytes",
             hint="the file is cut off or damaged: copy or download it again",
         )
-    if prod(tensor.shape):
+    try:
+        elements = nbytes(tensor.dtype, tensor.shape) // width
+    except OverflowError as error:
+        raise MalformedFileError("shape-overflow", subject, got=str(error)) from error
+    if elements:
         reach = sum(
             (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
         )
@@ -279,12 +281,7 @@ def _ref(name: str, tensor: PickledTensor, locate: _Locate, file: LocalFile) -> 
             )
     offset = start + tensor.offset * width
     strides = None if _contiguous(tensor.shape, tensor.strides) else tensor.strides
-    ref = TensorRef(file, offset, tensor.dtype, tensor.shape, strides)
-    try:
-        _ = ref.nbytes
-    except OverflowError as error:
-        raise MalformedFileError("shape-overflow", subject, got=str(error)) from error
-    return ref
+    return TensorRef(file, offset, tensor.dtype, tensor.shape, strides)
 
 
 def _contiguous(shape: Shape, strides: Shape) -> bool:

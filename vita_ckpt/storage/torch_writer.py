@@ -28,6 +28,7 @@ _STORAGES: Final = {
 
 # torch.save aligns the bytes of every storage in the file.
 _ALIGNMENT: Final = 64
+_FOLDER: Final = "mm_projector"  # torch takes whatever folder the zip has
 _LOCAL_HEADER: Final = 30
 _ZIP64_EXTRA: Final = 20
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -46,26 +47,23 @@ def check_writable(entries: Iterable[Entry], path: str) -> None:
 
 
 def write_state_dict(
-    handle: IO[bytes],
-    archive: str,
-    entries: Sequence[Entry],
-    write: Callable[[int, IO[bytes]], None],
+    handle: IO[bytes], entries: Sequence[Entry], write: Callable[[int, IO[bytes]], None]
 ) -> None:
     """Write a zip with the tensors of ``entries`` (name, dtype, shape) to ``handle``.
 
-    ``archive`` is the name of the folder inside the zip; ``write(i, out)`` writes the contiguous
-    bytes of entry i. The result loads with ``torch.load(weights_only=True)``.
+    ``write(i, out)`` writes the contiguous bytes of entry i. The result loads with
+    ``torch.load(weights_only=True)``.
     """
     with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as zip_file:
 
         def put(name: str, data: bytes) -> None:
-            with zip_file.open(_record(handle, f"{archive}/{name}", len(data)), "w") as out:
+            with zip_file.open(_record(handle, f"{_FOLDER}/{name}", len(data)), "w") as out:
                 out.write(data)
 
         put("data.pkl", _pickle(entries))
         put("byteorder", b"little")
         for index, (_, dtype, shape) in enumerate(entries):
-            record = _record(handle, f"{archive}/data/{index}", nbytes(dtype, shape))
+            record = _record(handle, f"{_FOLDER}/data/{index}", nbytes(dtype, shape))
             with zip_file.open(record, "w") as out:
                 write(index, out)
         put("version", b"3\n")

@@ -29,13 +29,16 @@ def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         return None
-    places = (os.getcwd(), os.path.dirname(checkpoint.root), checkpoint.root)
+    root = checkpoint.root
+    if checkpoint.layout == "file":
+        root = os.path.dirname(root)
+    places = (os.curdir, os.path.dirname(root), root)
     found = (os.path.normpath(os.path.join(place, name)) for place in places)
     path = next((p for p in found if "\0" not in p and os.path.exists(p)), None)
     if path is None:
         return TowerDirectory(None, "not reachable from here", None)
     try:
-        return open_tower(path)
+        return open_tower(os.path.abspath(path))
     except InputError as error:
         return TowerDirectory(path, str(error), None)
 

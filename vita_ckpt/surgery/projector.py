@@ -276,7 +276,13 @@ _LAYOUTS: Final = {
 
 
 def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
-    weights = get_w(checkpoint.refs, KEYWORD)
+    refs = checkpoint.refs
+    try:
+        stored = get_w({name: name for name in refs}, KEYWORD)
+    except AdapterError as error:
+        error.subject = f"{refs[error.subject].source.path}: {error.subject}"
+        raise
+    weights = {name: refs[origin] for name, origin in stored.items()}
     if not weights:
         counts = Counter(parts.LABELS[parts.part_of(name)] for name in checkpoint.tensors)
         names = ", ".join(list(checkpoint.tensors)[:4])
@@ -286,13 +292,13 @@ def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
             checkpoint.root,
             expected=f"tensors named model.{KEYWORD}.*",
             got=f"{found} tensors ({names}…)" if found else "a file without a single tensor",
-            hint="bare names such as 0.weight count only below model.mm_projector.",
+            hint="a tensor counts only below mm_projector., as model.mm_projector.0.weight does",
         )
     for name, tensor in weights.items():
         if 0 in tensor.shape:
             raise AdapterError(
                 "empty-tensor",
-                f"{checkpoint.root}: {name}",
+                f"{tensor.source.path}: {stored[name]}",
                 expected="a tensor with elements",
                 got=f"shape {list(tensor.shape)}",
                 hint="a ZeRO-3 run saved without gathering: gather the projector and save it again",

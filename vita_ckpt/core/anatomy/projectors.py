@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import Final
 
 Shape = tuple[int, ...]
@@ -111,7 +112,7 @@ def tokens_out(projector_type: str, tokens: int) -> int | None:
     ``ldp`` halves rounding up; ``vanilla`` and ``minigpt`` take four consecutive tokens.
     """
     kind = _kind(projector_type)
-    side = int(tokens**0.5 + 0.5)
+    side = isqrt(tokens)
     if kind is None:
         return None
     if kind == "concat":

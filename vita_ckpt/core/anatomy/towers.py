@@ -54,6 +54,9 @@ _CONFIG_DEFAULTS: Final[dict[str, dict[str, int]]] = {
 # The convolution that cuts an image into patches, in EVA-CLIP and in the other families.
 _PATCHES: Final = ("patch_embed.proj.weight", "embeddings.patch_embedding.weight")
 
+# No width, depth or image is larger; a config that says so is not believed.
+_LARGEST_SIZE: Final = 1 << 20
+
 _LAYER: Final = re.compile(r"(?:encoder\.layers|blocks)\.(\d{1,6})\.", re.ASCII)
 
 
@@ -200,7 +203,9 @@ def tower_of_config(config: Mapping[str, Any]) -> Tower | None:
     if family is None:
         return None
     sizes = {
-        key: value if type(value := inner.get(key, default)) is int else None
+        key: value
+        if type(value := inner.get(key, default)) is int and 0 < value < _LARGEST_SIZE
+        else None
         for key, default in _CONFIG_DEFAULTS[family].items()
     }
     width = sizes["hidden_size"]
