@@ -456,7 +456,7 @@ def test_what_is_odd_in_a_config_is_carried_along(tmp_path: Path) -> None:
 
 
 def test_other_files_of_the_adapters_run_may_change(base: Path, tmp_path: Path) -> None:
-    """A trainer that still writes its log does not get in the way; the projector must not change."""
+    """A trainer that still writes its log is not in the way; the projector must not change."""
     run = tmp_path / "run"
     run.mkdir()
     adapter = write_adapter(run / "mm_projector.safetensors", MLP, dtype="BF16")
