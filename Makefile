@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPAT := .venv-compat
 
-.PHONY: demo test check lint format docs bench clean
+.PHONY: demo test test-compat check lint format docs bench clean
 
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(STAMP)
 	$(BIN)/pytest
+
+# The same tests in the environment that VITA itself pins: transformers 4.41.1.
+test-compat: $(COMPAT)/.installed
+	$(COMPAT)/bin/pytest
 
 check: lint test
 
@@ -31,10 +36,16 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/foundation.py
 
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) $(COMPAT) demo-out
 
 # Every version is pinned by constraints.txt, the build's too: pip passes it on to its build environment.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install -q -e '.[dev]'
+	@touch $@
+
+$(COMPAT)/.installed: pyproject.toml constraints-compat.txt
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		$(COMPAT)/bin/pip install -q -e '.[model]' hypothesis jsonschema pytest
 	@touch $@

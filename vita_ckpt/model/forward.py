@@ -16,7 +16,7 @@ from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.report import Finding, worst_first
 from vita_ckpt.model.load import StrPath, compare, load_model
-from vita_ckpt.model.vita import IMAGE_TOKEN, VitaModel
+from vita_ckpt.model.vita import VitaModel
 
 # The largest value of float16, into which upstream's loader casts everything.
 FLOAT16_MAX: Final = 65504.0
@@ -26,7 +26,8 @@ _MATTERS: Final = 100.0
 # Below this part of the logits' scale two runs count as equal, whatever they differ.
 _NOISE: Final = 1e-9
 
-_TEXT_LENGTH: Final = 16
+_TEXT_LENGTH: Final = 8
+_IMAGE_TOKENS: Final = 16
 _GOLDEN_FORMAT: Final = "vita-ckpt-golden"
 _GOLDEN_VERSION: Final = 1
 _TOP: Final = 8
@@ -79,14 +80,15 @@ def verify_checkpoint(
     model = load_model(checkpoint, max_memory=max_memory, observe=watch, strict=False, **options)
     findings += _misfits(model, checkpoint)
     loaded = time.perf_counter()
-    rows: dict[str, Tensor] = {}
+    rows: Mapping[str, Tensor] = {}
     tokens = None
     if not findings:
         watch.follow(model)
         batch = _Batch.of(model)
-        rows = batch.run(model)
-        tokens = batch.image_tokens
-        findings += _check_rows(rows, batch, model)
+        done = batch.run(model)
+        rows, tokens = done.rows, done.image_tokens
+        findings += _check_image_tokens(tokens, batch.expected_tokens)
+        findings += _check_rows(rows, model)
         findings += watch.findings()
     passed = time.perf_counter()
     if rows and model.device.type == "cuda":
@@ -173,48 +175,63 @@ class _Watch:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The inputs: rows of one length, so that nothing is padded."""
+    """The inputs: rows of one length, so that nothing is padded and the weights are read once.
 
-    input_ids: Tensor  # [4, T], -200 where the image stands; [1, T] without a tower
-    text_ids: Tensor  # [1, T']
-    pixel_values: Tensor | None  # [4, 3, H, W]
-    image_tokens: int | None
+    Of an image's tokens the language model is shown a few, evenly spread: enough to see whether
+    they matter, and a small part of what all of them would cost.
+    """
+
+    first: Tensor  # [T] token ids
+    second: Tensor  # [T] other ones in every place
+    images: Tensor | None  # [2, 3, H, W]
+    expected_tokens: int | None
 
     @classmethod
     def of(cls, model: VitaModel) -> _Batch:
         vocab = model.language_model.config.vocab_size
         first = _text(_TEXT_LENGTH, vocab)
-        second = (first + 1 + vocab // 2) % vocab  # another token in every place
+        second = (first + 1 + vocab // 2) % vocab
         if model.vision_tower is None:
-            return cls(first[None], first[None], None, None)
+            return cls(first, second, None, None)
         size = model.vision_tower.image_size
         noise = torch.Generator().manual_seed(0)
-        one, other = torch.randn(2, 3, size, size, generator=noise)
-        image = torch.tensor([IMAGE_TOKEN])
-        half = _TEXT_LENGTH // 2
-        rows = [torch.cat([text[:half], image, text[half:]]) for text in (first, second)]
         kind = str(model.config.get("mm_projector_type", projectors.DEFAULT_TYPE))
         tokens = projectors.tokens_out(kind, model.vision_tower.tokens)
-        return cls(
-            torch.stack([rows[0], rows[0], rows[0], rows[1]]),
-            _text(_TEXT_LENGTH + (tokens or 0), vocab)[None],
-            torch.stack([one, one, other, one]),
-            tokens,
-        )
+        return cls(first, second, torch.randn(2, 3, size, size, generator=noise), tokens)
 
-    def run(self, model: VitaModel) -> dict[str, Tensor]:
-        """Logits [T', vocab] of each variant by its name."""
-        with torch.inference_mode():
-            text = model.embed_tokens(self.text_ids)
-            if self.pixel_values is None:
-                return {"text": model.logits_of(text)[0].cpu()}
-            seen = model.embed_multimodal(self.input_ids, self.pixel_values)
-            if seen.shape[1] != text.shape[1]:
-                logits = [*model.logits_of(seen), model.logits_of(text)[0]]
-            else:
-                logits = list(model.logits_of(torch.cat([seen, text])))
-        names = ("image", "again", "other image", "other text", "text")
-        return {name: row.cpu() for name, row in zip(names, logits, strict=True)}
+    @torch.inference_mode()
+    def run(self, model: VitaModel) -> _Pass:
+        """Every variant in one forward pass."""
+        if self.images is None:
+            logits = model.logits_of(model.embed_tokens(self.first[None]))
+            return _Pass({"text": logits[0].cpu()}, None)
+        one, other = model.encode_images(self.images)
+        shown = torch.linspace(0, len(one) - 1, min(len(one), _IMAGE_TOKENS)).long()
+        first, second = (model.embed_tokens(text) for text in (self.first, self.second))
+        vocab = model.language_model.config.vocab_size
+        alone = model.embed_tokens(_text(len(first) + len(shown), vocab))
+        half = len(first) // 2
+
+        def row(text: Tensor, image: Tensor) -> Tensor:
+            return torch.cat([text[:half], image[shown.to(image.device)], text[half:]])
+
+        rows = {
+            "image": row(first, one),
+            "again": row(first, one),
+            "other image": row(first, other),
+            "other text": row(second, one),
+            "text": alone,
+        }
+        logits = model.logits_of(torch.stack(list(rows.values())))
+        return _Pass(dict(zip(rows, logits.cpu(), strict=True)), len(one))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Logits [T', vocab] of each variant, and how many tokens an image became."""
+
+    rows: Mapping[str, Tensor]
+    image_tokens: int | None
 
 
 def _text(length: int, vocab: int) -> Tensor:
@@ -222,7 +239,21 @@ def _text(length: int, vocab: int) -> Tensor:
     return (torch.arange(length) * 7919 + 11) % vocab
 
 
-def _check_rows(rows: Mapping[str, Tensor], batch: _Batch, model: VitaModel) -> list[Finding]:
+def _check_image_tokens(made: int | None, expected: int | None) -> list[Finding]:
+    if made == expected:
+        return []
+    return [
+        Finding(
+            "image-token-count",
+            "error",
+            "mm_projector",
+            f"an image became {made} tokens, expected {expected}",
+            "the tower's image size and the projector do not go together",
+        )
+    ]
+
+
+def _check_rows(rows: Mapping[str, Tensor], model: VitaModel) -> list[Finding]:
     findings: list[Finding] = []
     bad = [name for name, logits in rows.items() if not bool(torch.isfinite(logits).all())]
     if bad:
@@ -237,17 +268,6 @@ def _check_rows(rows: Mapping[str, Tensor], batch: _Batch, model: VitaModel) -> 
         ]
     if "image" not in rows:
         return findings
-    made = len(rows["image"]) - _TEXT_LENGTH
-    if batch.image_tokens is None or made != batch.image_tokens:
-        findings.append(
-            Finding(
-                "image-token-count",
-                "error",
-                "mm_projector",
-                f"an image became {made} tokens, expected {batch.image_tokens}",
-                "the tower's image size and the projector do not go together",
-            )
-        )
     scale = float(rows["image"].abs().max()) or 1.0
     noise = float((rows["image"] - rows["again"]).abs().max()) / scale
     if noise > 1e-3:
@@ -296,7 +316,7 @@ def _check_float16(
 ) -> list[Finding]:
     """On a GPU: the same pass as upstream runs it, in float16."""
     half = load_model(checkpoint, max_memory=max_memory, **{**options, "dtype": "float16"})
-    rows = _Batch.of(half).run(half)
+    rows = _Batch.of(half).run(half).rows
     if all(bool(torch.isfinite(logits).all()) for logits in rows.values()):
         return []
     return [
