@@ -11,6 +11,7 @@ from accelerate.utils import convert_file_size_to_int
 
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.core.kinds import vita_config
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
@@ -55,6 +56,7 @@ def load_model(
     exactly those of the model; UsageError for a device that is not there.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    vita_config(checkpoint)
     where = _device(device)
     kind = _dtype(dtype, checkpoint)
     model = build(checkpoint, tower_config(checkpoint, tower), kind, attn)

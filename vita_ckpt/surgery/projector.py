@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Shape, Tensor, TensorRef
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
+from vita_ckpt.core.kinds import vita_config
 from vita_ckpt.core.plan import (
     AddTensor,
     DropTensor,
@@ -20,7 +20,7 @@ from vita_ckpt.core.plan import (
     ReplaceTensor,
     SetConfig,
 )
-from vita_ckpt.errors import AdapterError, CastError, InputError, UsageError, printable
+from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
 
 KEYWORD: Final = "mm_projector"
 _T = TypeVar("_T")
@@ -101,7 +101,7 @@ def plan_merge_projector(
     Raises InputError for a base that is no VITA checkpoint, AdapterError for an adapter that does
     not fit, CastError for a conversion that is not defined and UsageError for extras not found.
     """
-    config = _vita_config(base)
+    config = vita_config(base)
     weights = _projector_of(adapter)
     old = _tensors_below(base, parts.PROJECTOR_PREFIX)
     widths = _Widths.of(base, config, old)
@@ -243,36 +243,6 @@ def _misfit(
         got=f"{list(shapes[name])}",
         hint="the adapter was trained for another tower or language model",
     )
-
-
-def _vita_config(base: Checkpoint) -> Mapping[str, Any]:
-    if base.layout not in ("safetensors", "torch") or base.config is None:
-        raise InputError(
-            "not-a-vita-checkpoint",
-            base.root,
-            expected="a checkpoint directory with config.json and the model's weights",
-            got="no config.json" if base.config is None else f"a {_LAYOUTS[base.layout]}",
-            hint="give the base model as --base and what was trained as --adapter",
-        )
-    model_type = base.config.get("model_type")
-    if str(model_type) in BACKBONES or "mm_vision_tower" in base.config:
-        return base.config
-    plain = PLAIN_LANGUAGE_MODELS.get(str(model_type))
-    raise InputError(
-        "not-a-vita-checkpoint",
-        base.root,
-        expected=f"model_type {', '.join(BACKBONES)}",
-        got=f"{model_type!r}" + (f", a plain {plain} language model" if plain else ""),
-        hint="a base needs its vision tower: merge into a VITA checkpoint",
-    )
-
-
-_LAYOUTS: Final = {
-    "lora": "LoRA run",
-    "run": "projector run",
-    "file": "lone weight file",
-    "none": "nothing",
-}
 
 
 def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
