@@ -179,6 +179,17 @@ class VitaModel(nn.Module):
             padded.append(torch.cat([zeros, row] if left else [row, zeros]))
         return torch.stack(padded)
 
+    def initialize_vision_modules(self, model_args: object, *, delay_load: bool = False) -> None:
+        """Upstream's method: another tower, projector or adapter on the live model.
+
+        See :func:`vita_ckpt.model.vision_modules.initialize_vision_modules`.
+        """
+        from vita_ckpt.model.vision_modules import (  # noqa: PLC0415 - it builds on this module
+            initialize_vision_modules,
+        )
+
+        initialize_vision_modules(self, model_args, delay_load=delay_load)
+
     def stored_names(self) -> dict[str, str]:
         """The model's own tensors (those of its ``state_dict``), each by its checkpoint name."""
         return {name: self._stored_name(name) for name in self.state_dict()}

@@ -185,6 +185,32 @@ def tower_prefix(shapes: Shapes) -> str:
     return next((prefix for prefix in found if prefix is not None), "")
 
 
+# What a VITA checkpoint puts between ``model.vision_tower.`` and a tower's own names.
+_STORED_PREFIXES: Final[dict[str, str]] = {
+    SIGLIP: "vision_tower.vision_model.",
+    CLIP: "vision_tower.vision_model.",
+    EVA: "vision_tower.model.",
+    INTERNVIT: "vision_tower.",
+}
+
+
+def stored_names(shapes: Shapes) -> dict[str, str]:
+    """The tensors of a standalone tower, each with its name below ``model.vision_tower.``.
+
+    Whatever stands beside the tower (a text model, EVA-CLIP's other half) is left out, as are the
+    position ids that older files store. Empty if there is no tower.
+    """
+    tower = tower_of_shapes(shapes)
+    if tower is None:
+        return {}
+    prefix = tower_prefix(shapes)
+    return {
+        name: _STORED_PREFIXES[tower.family] + name.removeprefix(prefix)
+        for name in shapes
+        if name.startswith(prefix) and not name.endswith("embeddings.position_ids")
+    }
+
+
 def tower_of_config(config: Mapping[str, Any]) -> Tower | None:
     """The tower that a tower directory's ``config.json`` describes, None for none of the families.
 

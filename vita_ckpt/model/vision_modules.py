@@ -1,0 +1,163 @@
+"""Upstream's ``initialize_vision_modules`` on a live model: another tower, projector or adapter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from vita_ckpt.core.anatomy import projectors, towers
+from vita_ckpt.core.anatomy.projectors import Projector
+from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
+from vita_ckpt.errors import AdapterError, InputError
+from vita_ckpt.model.projectors import build_projector
+from vita_ckpt.model.towers import VisionTower
+from vita_ckpt.model.vita import VitaModel, tower_of
+from vita_ckpt.model.weights import Weights, load_resident
+from vita_ckpt.storage.directory import open_checkpoint
+from vita_ckpt.storage.tower_directory import open_tower
+from vita_ckpt.surgery.projector import KEYWORD, get_w
+
+
+def initialize_vision_modules(
+    model: VitaModel, model_args: object, *, delay_load: bool = False
+) -> None:
+    """Upstream's method, right where upstream keeps the old tower and projector.
+
+    ``model_args`` has ``vision_tower`` (a path), ``mm_projector_type``, ``pretrain_mm_mlp_adapter``
+    (a file or None) and may have ``use_s2`` and ``s2_scales``. The tower is replaced if another one
+    is asked for, frozen as upstream leaves it; the projector is rebuilt if its type or widths
+    change, and trainable; an adapter is read with ``get_w`` into the model's dtype. The config of
+    the model is updated. With ``delay_load`` the tower is built without its weights. Raises
+    InputError for a path that upstream would take for another family, or a tower that does not fit
+    its config, and AdapterError for an adapter that does not fit the projector.
+    """
+    path = str(_argument(model_args, "vision_tower", ""))
+    kind = str(_argument(model_args, "mm_projector_type", None) or projectors.DEFAULT_TYPE)
+    config = {
+        **model.config,
+        "mm_vision_tower": path,
+        "use_s2": bool(_argument(model_args, "use_s2", False)),
+        "mm_projector_type": kind,
+        "use_mm_proj": True,
+    }
+    scales = _argument(model_args, "s2_scales", None)
+    if scales is not None:
+        config["s2_scales"] = str(scales)
+    keys = ("mm_vision_tower", "use_s2", "s2_scales")
+    tower = model.vision_tower
+    if tower is None or any(config.get(key) != model.config.get(key) for key in keys):
+        tower = _tower(config, path, model.dtype, model.device, delay_load)
+    config["mm_hidden_size"] = tower.hidden_size
+    new = Projector(kind, tower.hidden_size, model.language_model.config.hidden_size)
+    projector = model.mm_projector
+    if (
+        projector is None
+        or model.streams  # what is streamed cannot be trained, nor loaded into
+        or kind != model.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+        or _shapes(projector) != projectors.expected_shapes(new)
+    ):
+        built = build_projector(new.type, new.in_width, new.out_width)
+        projector = built.to(model.device, model.dtype)
+    adapter = _argument(model_args, "pretrain_mm_mlp_adapter", None)
+    if adapter is not None:
+        _load_adapter(projector, open_checkpoint(os.fspath(adapter)), new)
+    # Everything fits: only now is the model changed.
+    model.vision_tower = tower.requires_grad_(False)
+    model.mm_projector = projector.requires_grad_(True)
+    model.config = config
+
+
+def _argument(model_args: object, name: str, default: Any) -> Any:
+    if isinstance(model_args, Mapping):
+        return model_args.get(name, default)
+    return getattr(model_args, name, default)
+
+
+def _tower(
+    config: Mapping[str, Any], path: str, dtype: torch.dtype, device: torch.device, delay: bool
+) -> VisionTower:
+    """The tower at ``path``, which upstream's rule must take for what it is."""
+    found = open_tower(os.path.abspath(path))
+    checkpoint = open_checkpoint(path)
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    described = found.config or towers.config_of_shapes(shapes)
+    by_path = towers.dispatch(path, config["use_s2"])
+    own = towers.tower_of_shapes(shapes)
+    if described is None or own is None:
+        raise InputError("unknown-tower", path, expected="a SigLIP, CLIP, EVA or InternViT tower")
+    if by_path.family != own.family:
+        raise InputError(
+            "tower-path-misleads",
+            path,
+            expected=f"a path that upstream takes for {towers.LABELS[own.family]}",
+            got=f"{by_path.tower_class or 'nothing'}: {by_path.reason}",
+            hint="rename the directory",
+        )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            tower = tower_of(config, described)
+    finally:
+        torch.set_default_dtype(before)
+    if not delay:
+        _load_tower(tower, checkpoint, dtype, device)
+    return tower
+
+
+def _load_tower(
+    tower: VisionTower, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> None:
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    sources = {stored: name for name, stored in towers.stored_names(shapes).items()}
+    names = {name: tower.checkpoint_name(name) for name in tower.state_dict()}
+    state = tower.state_dict()
+    problems = [
+        *(f"{stored} is missing" for stored in names.values() if stored not in sources),
+        *(f"{stored} is unexpected" for stored in sources if stored not in names.values()),
+        *(
+            f"{stored} is {list(shapes[sources[stored]])}, not {list(state[name].shape)}"
+            for name, stored in names.items()
+            if stored in sources and shapes[sources[stored]] != tuple(state[name].shape)
+        ),
+    ]
+    if problems:
+        raise InputError(
+            "weights-do-not-fit",
+            checkpoint.root,
+            expected="exactly the tensors that the tower's config describes",
+            got="; ".join(problems[:3]),
+        )
+    kinds = {name: tensor.dtype for name, tensor in state.items()}
+
+    def place(name: str) -> tuple[torch.device, torch.dtype]:
+        return device, dtype if kinds[name].is_floating_point else kinds[name]
+
+    with Weights(checkpoint) as weights:
+        load_resident(tower, {n: sources[stored] for n, stored in names.items()}, weights, place)
+
+
+def _load_adapter(projector: nn.Module, adapter: Checkpoint, new: Projector) -> None:
+    found: dict[str, TensorRef] = get_w(adapter.refs, KEYWORD)
+    wanted = _shapes(projector)
+    if {name: ref.shape for name, ref in found.items()} != wanted:
+        names = ", ".join(f"{name} {list(ref.shape)}" for name, ref in found.items())
+        raise AdapterError(
+            "projector-shape-mismatch",
+            adapter.root,
+            expected=f"the tensors of {new}",
+            got=names or "no tensor of a projector",
+        )
+    stored = get_w({name: name for name in adapter.refs}, KEYWORD)
+    with Weights(adapter) as weights, torch.no_grad():
+        for name, tensor in projector.state_dict().items():
+            tensor.copy_(weights.view(stored[name]))
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
