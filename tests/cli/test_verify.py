@@ -121,3 +121,27 @@ def test_without_the_extra_it_says_how_to_get_it(base: Path) -> None:
         "error: model-extra-missing: torch: expected torch, transformers and accelerate "
         "(pip install 'vita-ckpt[model]')\n"
     )
+
+
+LIMITED = """
+import resource, sys
+import torch, transformers
+import vita_ckpt.model.forward
+from vita_ckpt.cli.main import main
+with open("/proc/self/statm") as statm:
+    pages = int(statm.read().split()[5])
+limit = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+main(["verify", sys.argv[1], "--device", "cpu"])
+"""
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path: Path) -> None:
+    write_tower(tmp_path / "tower-internvit", TowerSpec())
+    root = write_checkpoint(tmp_path / "large", Spec(vocab=400_000, hidden=64))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(root)], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith(f"error: out-of-memory: {root}: got ")
+    assert len(done.stderr.splitlines()) == 1

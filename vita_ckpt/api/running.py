@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -49,14 +50,16 @@ def load_model(
     _need_the_extra()
     from vita_ckpt.model import load  # noqa: PLC0415 - torch
 
-    return load.load_model(
-        as_checkpoint(path),
-        device=device,
-        dtype=dtype,
-        tower=tower,
-        attn=attn,
-        max_memory=max_memory,
-    )
+    checkpoint = as_checkpoint(path)
+    with _memory_said(checkpoint.root):
+        return load.load_model(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            tower=tower,
+            attn=attn,
+            max_memory=max_memory,
+        )
 
 
 def verify(
@@ -80,19 +83,41 @@ def verify(
     _need_the_extra()
     from vita_ckpt.model import forward  # noqa: PLC0415 - torch
 
-    verification = forward.verify_checkpoint(
-        as_checkpoint(path),
-        device=device,
-        dtype=dtype,
-        tower=tower,
-        attn=attn,
-        max_memory=max_memory,
-        against=None if against is None else as_checkpoint(against),
-        golden=None if golden is None else _read_golden(os.fspath(golden)),
-    )
+    checkpoint = as_checkpoint(path)
+    base = None if against is None else as_checkpoint(against)
+    earlier = None if golden is None else _read_golden(os.fspath(golden))
+    with _memory_said(checkpoint.root):
+        verification = forward.verify_checkpoint(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            tower=tower,
+            attn=attn,
+            max_memory=max_memory,
+            against=base,
+            golden=earlier,
+        )
     if save_golden is not None and verification.golden is not None:
         write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
     return verification
+
+
+@contextmanager
+def _memory_said(path: str) -> Iterator[None]:
+    """Memory that runs out is an error of its own, in one line; torch says it in many."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).lower()
+        memory = ("out of memory", "not enough memory", "can't allocate memory")
+        if not isinstance(error, MemoryError) and not any(words in said for words in memory):
+            raise
+        raise InputError(
+            "out-of-memory",
+            path,
+            got=said.partition("\n")[0],
+            hint="with --max-memory cpu=0 (or 0=0 for a GPU) the weights stream from the files",
+        ) from error
 
 
 def _read_golden(path: str) -> Mapping[str, Any]:
