@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from threading import Event, Lock, Thread
-from typing import Final
+from typing import IO, Final
 
 from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile
 from vita_ckpt.core.plan import Plan
@@ -130,10 +130,10 @@ def write_file(plan: Plan, out: str, progress: Progress = no_progress) -> None:
     check_writable(entries, out)
     with _staged(out, plan) as stage, Inputs() as inputs, open(stage, "xb") as handle:
 
-        def write(index: int, sink: object) -> None:
+        def write(index: int, sink: IO[bytes]) -> None:
             name = entries[index][0]
             for data in tensor_bytes(tensors[name], inputs, name):
-                sink.write(data)  # type: ignore[attr-defined]
+                sink.write(data)
                 progress(len(data))
 
         write_state_dict(handle, entries, write)
