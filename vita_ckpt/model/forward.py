@@ -127,7 +127,7 @@ class _Watch:
         """A weight on its way into its module."""
         largest = _largest(tensor)
         if not largest <= FLOAT16_MAX:
-            self._weights[stored] = largest
+            self._weights.setdefault(stored, largest)  # a large matrix comes in parts
 
     def follow(self, model: VitaModel) -> None:
         """Look at the output of every module that has weights of its own."""

@@ -63,16 +63,20 @@ class Weights(AbstractContextManager["Weights"]):
             flat = torch.frombuffer(data, dtype=dtype)
         return flat.reshape(stored.shape)
 
-    def release(self, name: str) -> None:
-        """Let go of the memory of a view: what is needed again is read again."""
+    def release(self, name: str, rows: slice | None = None) -> None:
+        """Let go of the memory of a view, or of some of its rows; what is needed is read again."""
         stored = self.tensors[name]
         if isinstance(stored, Cast) or stored.source not in self._maps:
             return
+        begin, end = 0, stored.nbytes
+        if rows is not None:
+            width = stored.nbytes // stored.shape[0]
+            begin, end = rows.start * width, min(rows.stop * width, end)
         page = mmap.PAGESIZE
-        first = -(-stored.offset // page) * page
-        end = (stored.offset + stored.nbytes) // page * page
-        if end > first:
-            self._maps[stored.source].madvise(mmap.MADV_DONTNEED, first, end - first)
+        first = -(-(stored.offset + begin) // page) * page
+        last = (stored.offset + end) // page * page
+        if last > first:
+            self._maps[stored.source].madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def _mapped(self, source: LocalFile) -> mmap.mmap:
         if source not in self._maps:
@@ -144,12 +148,13 @@ class Streaming:
     def linear(self, stored: str, hidden: Tensor, rows: int) -> Tensor:
         """``hidden`` [..., width] times a matrix [n, width] transposed, ``rows`` at a time."""
         matrix = self._weights.view(stored)
-        if self._observe is not None:
-            self._observe(stored, matrix)
         result = hidden.new_empty((*hidden.shape[:-1], len(matrix)))
         for start in range(0, len(matrix), rows):
-            part = self._converted(matrix[start : start + rows])
-            result[..., start : start + rows] = nn.functional.linear(hidden, part)
+            part = matrix[start : start + rows]
+            if self._observe is not None:
+                self._observe(stored, part)
+            result[..., start : start + rows] = nn.functional.linear(hidden, self._converted(part))
+            self._weights.release(stored, slice(start, start + rows))
         self._weights.release(stored)
         return result
 
