@@ -15,7 +15,7 @@ from torch import Tensor
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.report import Finding, worst_first
-from vita_ckpt.model.load import StrPath, compare, load_model
+from vita_ckpt.model.load import StrPath, fit, load_model
 from vita_ckpt.model.vita import VitaModel
 
 # The largest value of float16, into which upstream's loader casts everything.
@@ -294,19 +294,19 @@ def _check_rows(rows: Mapping[str, Tensor], model: VitaModel) -> list[Finding]:
 
 
 def _misfits(model: VitaModel, checkpoint: Checkpoint) -> list[Finding]:
-    missing, unexpected, mismatched = compare(model, checkpoint)
+    misfit = fit(model, checkpoint)
     return [
         *(
             Finding("missing-tensor", "error", n, "the model has it, the checkpoint does not")
-            for n in missing
+            for n in misfit.missing
         ),
         *(
             Finding("unexpected-tensor", "error", n, "the checkpoint has it, the model does not")
-            for n in unexpected
+            for n in misfit.unexpected
         ),
         *(
             Finding("shape-mismatch", "error", n, f"is {list(got)}, the config wants {list(want)}")
-            for n, want, got in mismatched
+            for n, want, got in misfit.mismatched
         ),
     ]
 

@@ -13,6 +13,7 @@ from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.checkpoint import Checkpoint, Shape
 from vita_ckpt.core.kinds import vita_config
 from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.model.fit import Misfit, compare
 from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
 from vita_ckpt.storage.directory import open_checkpoint
@@ -60,9 +61,14 @@ def load_model(
     where = _device(device)
     kind = _dtype(dtype, checkpoint)
     model = build(checkpoint, tower_config(checkpoint, tower), kind, attn)
+    misfit = fit(model, checkpoint)
     if strict:
-        check_fit(model, checkpoint)
-    elif any(compare(model, checkpoint)):
+        misfit.refuse(
+            checkpoint.root,
+            "exactly the tensors that its config describes",
+            "vita-ckpt inspect shows where config and weights disagree",
+        )
+    elif misfit:
         return model
     weights = Weights(checkpoint)
     names = model.stored_names()
@@ -114,32 +120,10 @@ def tower_config(checkpoint: Checkpoint, tower: StrPath | None = None) -> Mappin
     return _sizes_of_shapes(checkpoint, own)
 
 
-def check_fit(model: VitaModel, checkpoint: Checkpoint) -> None:
-    """Raise InputError unless the checkpoint has exactly the model's tensors, audio left aside."""
-    missing, unexpected, mismatched = compare(model, checkpoint)
-    problems = [
-        *(f"{name} is missing" for name in missing),
-        *(f"{name} is unexpected" for name in unexpected),
-        *(f"{name} is {list(got)}, not {list(want)}" for name, want, got in mismatched),
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(
-            "weights-do-not-fit",
-            checkpoint.root,
-            expected="exactly the tensors that its config describes",
-            got="; ".join(problems[:3]) + more,
-            hint="vita-ckpt inspect shows where config and weights disagree",
-        )
-
-
-def compare(
-    model: VitaModel, checkpoint: Checkpoint
-) -> tuple[list[str], list[str], list[tuple[str, Shape, Shape]]]:
-    """Names that the checkpoint lacks, that it has too many, and (name, wanted, found) shapes."""
-    wanted = {
-        stored: tuple(model.state_dict()[n].shape) for n, stored in model.stored_names().items()
-    }
+def fit(model: VitaModel, checkpoint: Checkpoint) -> Misfit:
+    """How the checkpoint's tensors differ from the model's; audio is left aside."""
+    state = model.state_dict()
+    wanted = {stored: tuple(state[name].shape) for name, stored in model.stored_names().items()}
     found = {
         name: tensor.shape
         for name, tensor in checkpoint.tensors.items()
@@ -147,11 +131,7 @@ def compare(
     }
     if model.config.get("tie_word_embeddings") is True:
         found.pop(parts.LM_HEAD, None)
-    return (
-        [name for name in wanted if name not in found],
-        [name for name in found if name not in wanted],
-        [(n, wanted[n], found[n]) for n in wanted if n in found and wanted[n] != found[n]],
-    )
+    return compare(wanted, found)
 
 
 def _sizes_of_shapes(checkpoint: Checkpoint, shapes: Mapping[str, Shape]) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from vita_ckpt.core.anatomy import projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
 from vita_ckpt.errors import AdapterError, InputError
+from vita_ckpt.model.fit import compare
 from vita_ckpt.model.projectors import build_projector
 from vita_ckpt.model.towers import VisionTower
 from vita_ckpt.model.vita import VitaModel, tower_of
@@ -117,22 +118,10 @@ def _load_tower(
     sources = {stored: name for name, stored in towers.stored_names(shapes).items()}
     names = {name: tower.checkpoint_name(name) for name in tower.state_dict()}
     state = tower.state_dict()
-    problems = [
-        *(f"{stored} is missing" for stored in names.values() if stored not in sources),
-        *(f"{stored} is unexpected" for stored in sources if stored not in names.values()),
-        *(
-            f"{stored} is {list(shapes[sources[stored]])}, not {list(state[name].shape)}"
-            for name, stored in names.items()
-            if stored in sources and shapes[sources[stored]] != tuple(state[name].shape)
-        ),
-    ]
-    if problems:
-        raise InputError(
-            "weights-do-not-fit",
-            checkpoint.root,
-            expected="exactly the tensors that the tower's config describes",
-            got="; ".join(problems[:3]),
-        )
+    compare(
+        {stored: tuple(state[name].shape) for name, stored in names.items()},
+        {stored: shapes[source] for stored, source in sources.items()},
+    ).refuse(checkpoint.root, "exactly the tensors that the tower's config describes")
     kinds = {name: tensor.dtype for name, tensor in state.items()}
 
     def place(name: str) -> tuple[torch.device, torch.dtype]:

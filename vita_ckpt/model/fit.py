@@ -1,0 +1,53 @@
+"""Whether tensors are exactly those of a model: none missing, none too many, every shape right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.errors import InputError
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Names that are missing, names that are too many, and (name, wanted, found) shapes."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, Shape, Shape], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.mismatched)
+
+    def refuse(self, subject: str, expected: str, hint: str = "") -> None:
+        """Raise InputError that names the first problems, if there are any."""
+        problems = [
+            *(f"{name} is missing" for name in self.missing),
+            *(f"{name} is unexpected" for name in self.unexpected),
+            *(f"{name} is {list(got)}, not {list(want)}" for name, want, got in self.mismatched),
+        ]
+        if problems:
+            more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            raise InputError(
+                "weights-do-not-fit",
+                subject,
+                expected=expected,
+                got="; ".join(problems[:_SHOWN]) + more,
+                hint=hint,
+            )
+
+
+def compare(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> Misfit:
+    """What distinguishes the tensors that a model wants from those that there are."""
+    return Misfit(
+        tuple(name for name in wanted if name not in found),
+        tuple(name for name in found if name not in wanted),
+        tuple(
+            (name, wanted[name], found[name])
+            for name in wanted
+            if name in found and wanted[name] != found[name]
+        ),
+    )
