@@ -73,17 +73,12 @@ def load_model(
     weights = Weights(checkpoint)
     names = model.stored_names()
     needed = sum(checkpoint.tensors[n].nbytes for n in set(names.values()))
-    needed = needed * kind.itemsize // _stored_width(checkpoint)
+    needed = needed * kind.itemsize // _stored_dtype(checkpoint).itemsize
     if needed > _room(where, max_memory or {}):
         model.stream(weights, kind, where, observe)
         return model
-    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-
-    def place(name: str) -> tuple[torch.device, torch.dtype]:
-        return where, kind if dtypes[name].is_floating_point else dtypes[name]
-
     with weights:
-        load_resident(model, names, weights, place, observe)
+        load_resident(model, names, weights, where, kind, observe)
     return model
 
 
@@ -173,13 +168,13 @@ def _dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dty
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
             raise UsageError("unknown-dtype", dtype, expected="float32, bfloat16 or float16")
         return named
+    return _stored_dtype(checkpoint)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of the language model, told by its last norm."""
     norm = checkpoint.tensors.get("model.norm.weight")
     return TORCH_DTYPES[norm.dtype] if norm is not None else torch.float32
-
-
-def _stored_width(checkpoint: Checkpoint) -> int:
-    norm = checkpoint.tensors.get("model.norm.weight")
-    return TORCH_DTYPES[norm.dtype].itemsize if norm is not None else 4
 
 
 def _room(where: torch.device, max_memory: Mapping[Any, int | str]) -> int:

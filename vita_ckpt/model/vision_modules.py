@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 
 from vita_ckpt.core.anatomy import projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import AdapterError, InputError
 from vita_ckpt.model.fit import compare
 from vita_ckpt.model.projectors import build_projector
 from vita_ckpt.model.towers import VisionTower
 from vita_ckpt.model.vita import VitaModel, tower_of
-from vita_ckpt.model.weights import Weights, load_resident
+from vita_ckpt.model.weights import Weights, load_resident, on_meta
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.tower_directory import open_tower
 from vita_ckpt.surgery.projector import KEYWORD, get_w
@@ -99,13 +98,8 @@ def _tower(
             got=f"{by_path.tower_class or 'nothing'}: {by_path.reason}",
             hint="rename the directory",
         )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with init_empty_weights(include_buffers=False):
-            tower = tower_of(config, described)
-    finally:
-        torch.set_default_dtype(before)
+    with on_meta(dtype):
+        tower = tower_of(config, described)
     if not delay:
         _load_tower(tower, checkpoint, dtype, device)
     return tower
@@ -122,27 +116,22 @@ def _load_tower(
         {stored: tuple(state[name].shape) for name, stored in names.items()},
         {stored: shapes[source] for stored, source in sources.items()},
     ).refuse(checkpoint.root, "exactly the tensors that the tower's config describes")
-    kinds = {name: tensor.dtype for name, tensor in state.items()}
-
-    def place(name: str) -> tuple[torch.device, torch.dtype]:
-        return device, dtype if kinds[name].is_floating_point else kinds[name]
-
+    taken = {name: sources[stored] for name, stored in names.items()}
     with Weights(checkpoint) as weights:
-        load_resident(tower, {n: sources[stored] for n, stored in names.items()}, weights, place)
+        load_resident(tower, taken, weights, device, dtype)
 
 
 def _load_adapter(projector: nn.Module, adapter: Checkpoint, new: Projector) -> None:
-    found: dict[str, TensorRef] = get_w(adapter.refs, KEYWORD)
-    wanted = _shapes(projector)
-    if {name: ref.shape for name, ref in found.items()} != wanted:
-        names = ", ".join(f"{name} {list(ref.shape)}" for name, ref in found.items())
+    stored = get_w({name: name for name in adapter.tensors}, KEYWORD)
+    found = {name: adapter.tensors[origin].shape for name, origin in stored.items()}
+    if found != _shapes(projector):
+        names = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
         raise AdapterError(
             "projector-shape-mismatch",
             adapter.root,
             expected=f"the tensors of {new}",
             got=names or "no tensor of a projector",
         )
-    stored = get_w({name: name for name in adapter.refs}, KEYWORD)
     with Weights(adapter) as weights, torch.no_grad():
         for name, tensor in projector.state_dict().items():
             tensor.copy_(weights.view(stored[name]))

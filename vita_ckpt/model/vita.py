@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
@@ -16,7 +15,7 @@ from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.language import build_language_model, stored_name
 from vita_ckpt.model.projectors import build_projector
 from vita_ckpt.model.towers import VisionTower, build_tower
-from vita_ckpt.model.weights import Streaming, Weights
+from vita_ckpt.model.weights import Streaming, Weights, on_meta
 
 IMAGE_TOKEN: Final = -200
 AUDIO_TOKEN: Final = -500
@@ -242,21 +241,12 @@ def build(
     dtype: torch.dtype,
     attn: str | None = None,
 ) -> VitaModel:
-    """The model of a checkpoint on the meta device, its unstored buffers real.
-
-    The default dtype is set instead of converting afterwards: that would convert the rotary tables
-    too, which costs precision.
-    """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = VitaModel(
-                checkpoint.config or {},
-                tower_config,
-                has_predictor="predictor_head.weight" in checkpoint.tensors,
-                attn=attn,
-            )
-    finally:
-        torch.set_default_dtype(before)
+    """The model of a checkpoint on the meta device, its unstored buffers real."""
+    with on_meta(dtype):
+        model = VitaModel(
+            checkpoint.config or {},
+            tower_config,
+            has_predictor="predictor_head.weight" in checkpoint.tensors,
+            attn=attn,
+        )
     return model.eval()

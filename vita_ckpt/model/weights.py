@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, TensorRef
@@ -86,21 +87,39 @@ class Weights(AbstractContextManager["Weights"]):
         return self._maps[source]
 
 
+@contextmanager
+def on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """Build modules without weights: parameters on the meta device in ``dtype``, buffers real.
+
+    The default dtype is set instead of converting afterwards: that would convert the rotary tables
+    too, which costs precision.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def load_resident(
     model: nn.Module,
     names: Mapping[str, str],
     weights: Weights,
-    place: Callable[[str], tuple[torch.device, torch.dtype]],
+    device: torch.device,
+    dtype: torch.dtype,
     observe: Observer | None = None,
 ) -> None:
-    """Give every parameter and stored buffer its tensor, where and as what ``place`` says."""
+    """Give every parameter and stored buffer its tensor; floating ones become ``dtype``."""
+    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     for name, stored in names.items():
-        device, dtype = place(name)
         owner, attribute = _owner(model, name)
         view = weights.view(stored)
         if observe is not None:
             observe(stored, view)
-        tensor = torch.empty(view.shape, dtype=dtype, device=device)
+        kind = dtype if kinds[name].is_floating_point else kinds[name]
+        tensor = torch.empty(view.shape, dtype=kind, device=device)
         tensor.copy_(view)
         _put(owner, attribute, tensor)
         weights.release(stored)

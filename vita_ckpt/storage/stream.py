@@ -125,16 +125,16 @@ def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
 
 
 def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
+    if 0 in ref.shape:
+        return
     source, path = inputs.descriptor(ref.source), ref.source.path
-    if ref.strides is not None and 0 not in ref.shape:
+    if ref.strides is not None:
         from vita_ckpt.storage.cast import gather  # noqa: PLC0415 - numpy only where it is needed
 
         width = BITS[ref.dtype] // 8
         reach = sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
         data = read_at(source, (reach + 1) * width, ref.offset, path)
         yield from gather(data, width, ref.shape, ref.strides, _CAST_STEP)
-        return
-    if 0 in ref.shape:
         return
     offset, left = ref.offset, ref.nbytes
     while left:
