@@ -16,6 +16,7 @@ from tests.conftest import GOLDEN
 
 SIGNATURES = {
     "apply": ("(plan: 'Plan', out: 'StrPath', *, progress: 'Progress' = no_progress) -> 'str'"),
+    "apply_in_place": "(plan: 'Plan') -> 'str'",
     "check_plan": "(plan: 'Plan') -> 'None'",
     "get_w": "(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'",
     "inspect": "(checkpoint: 'Checkpoint | StrPath') -> 'Inspection'",
@@ -35,7 +36,22 @@ SIGNATURES = {
     ),
     "plan_merge_projector": (
         "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, "
-        "dtype: 'str | None' = None, extras: 'Collection[str]' = ()) -> 'Plan'"
+        "dtype: 'str | None' = None, extras: 'Collection[str]' = (), "
+        "tower: 'Checkpoint | StrPath | None' = None) -> 'Plan'"
+    ),
+    "plan_extract_tower": (
+        "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None) -> 'Plan'"
+    ),
+    "plan_set": "(checkpoint: 'Checkpoint | StrPath', values: 'Mapping[str, Any]') -> 'Plan'",
+    "plan_swap_tower": (
+        "(base: 'Checkpoint | StrPath', tower: 'Checkpoint | StrPath', *, "
+        "tower_path: 'str | None' = None, tower_config: 'StrPath | None' = None, "
+        "projector: 'Checkpoint | StrPath | None' = None, projector_type: 'str | None' = None, "
+        "seed: 'int' = 0, use_s2: 'bool | None' = None, s2_scales: 'str | None' = None) -> 'Plan'"
+    ),
+    "initialize_vision_modules": (
+        "(base: 'Checkpoint', args: 'VisionModelArgs', *, operation: 'str' = 'swap-tower') "
+        "-> 'Plan'"
     ),
     "save_plan": "(plan: 'Plan', path: 'StrPath') -> 'None'",
     "summarize": "(plan: 'Plan') -> 'dict[str, Any]'",
@@ -61,13 +77,17 @@ VALUES = {
     "AddTensor",
     "Cast",
     "Checkpoint",
+    "DropFile",
     "DropTensor",
+    "Init",
     "LocalFile",
     "Plan",
+    "PutFile",
     "ReplaceTensor",
     "SetConfig",
     "Shard",
     "TensorRef",
+    "VisionModelArgs",
 }
 
 
@@ -144,6 +164,22 @@ NEVER = "torch,transformers,accelerate"
             ],
             f"{NEVER},numpy",
         ),
+        (
+            [
+                "swap-tower",
+                "--base",
+                "A8/base",
+                "--tower",
+                "A8/tower-internvit",
+                "--projector",
+                "A8/new_projector",
+                "--out",
+                "OUT",
+            ],
+            f"{NEVER},numpy",
+        ),
+        (["extract-tower", "--from", "A6/base", "--out", "OUT"], f"{NEVER},numpy"),
+        (["set", "A1/base", "use_s2=false", "--out", "OUT"], f"{NEVER},numpy"),
         (
             [
                 "merge-projector",

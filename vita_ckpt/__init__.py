@@ -6,19 +6,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vita_ckpt.api.plans import (
+        plan_extract_projector,
+        plan_extract_tower,
+        plan_merge_projector,
+        plan_set,
+        plan_swap_tower,
+    )
     from vita_ckpt.api.reading import inspect, list_tensors, module_tree
     from vita_ckpt.api.running import load_model, verify
     from vita_ckpt.api.surgery import (
         apply,
+        apply_in_place,
         check_plan,
         load_plan,
-        plan_extract_projector,
-        plan_merge_projector,
         save_plan,
         summarize,
     )
-    from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, Shard, TensorRef
-    from vita_ckpt.core.plan import AddTensor, DropTensor, Plan, ReplaceTensor, SetConfig
+    from vita_ckpt.core.checkpoint import Cast, Checkpoint, Init, LocalFile, Shard, TensorRef
+    from vita_ckpt.core.plan import (
+        AddTensor,
+        DropFile,
+        DropTensor,
+        Plan,
+        PutFile,
+        ReplaceTensor,
+        SetConfig,
+    )
     from vita_ckpt.errors import (
         AdapterError,
         CastError,
@@ -32,6 +46,7 @@ if TYPE_CHECKING:
     )
     from vita_ckpt.storage.directory import open_checkpoint
     from vita_ckpt.surgery.projector import get_w
+    from vita_ckpt.surgery.vision_modules import VisionModelArgs, initialize_vision_modules
 
 __version__ = "0.1.0"
 
@@ -39,17 +54,31 @@ __version__ = "0.1.0"
 _HOMES = {
     "vita_ckpt.api.reading": ("inspect", "list_tensors", "module_tree"),
     "vita_ckpt.api.running": ("load_model", "verify"),
+    "vita_ckpt.api.plans": (
+        "plan_extract_projector",
+        "plan_extract_tower",
+        "plan_merge_projector",
+        "plan_set",
+        "plan_swap_tower",
+    ),
     "vita_ckpt.api.surgery": (
         "apply",
+        "apply_in_place",
         "check_plan",
         "load_plan",
-        "plan_extract_projector",
-        "plan_merge_projector",
         "save_plan",
         "summarize",
     ),
-    "vita_ckpt.core.checkpoint": ("Cast", "Checkpoint", "LocalFile", "Shard", "TensorRef"),
-    "vita_ckpt.core.plan": ("AddTensor", "DropTensor", "Plan", "ReplaceTensor", "SetConfig"),
+    "vita_ckpt.core.checkpoint": ("Cast", "Checkpoint", "Init", "LocalFile", "Shard", "TensorRef"),
+    "vita_ckpt.core.plan": (
+        "AddTensor",
+        "DropFile",
+        "DropTensor",
+        "Plan",
+        "PutFile",
+        "ReplaceTensor",
+        "SetConfig",
+    ),
     "vita_ckpt.errors": (
         "AdapterError",
         "CastError",
@@ -63,6 +92,7 @@ _HOMES = {
     ),
     "vita_ckpt.storage.directory": ("open_checkpoint",),
     "vita_ckpt.surgery.projector": ("get_w",),
+    "vita_ckpt.surgery.vision_modules": ("VisionModelArgs", "initialize_vision_modules"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -72,12 +102,15 @@ __all__ = [
     "Cast",
     "CastError",
     "Checkpoint",
+    "DropFile",
     "DropTensor",
+    "Init",
     "InputError",
     "LocalFile",
     "MalformedFileError",
     "OutputError",
     "Plan",
+    "PutFile",
     "ReplaceTensor",
     "SetConfig",
     "Shard",
@@ -85,11 +118,14 @@ __all__ = [
     "TensorRef",
     "UnsafePickleError",
     "UsageError",
+    "VisionModelArgs",
     "VitaCkptError",
     "__version__",
     "apply",
+    "apply_in_place",
     "check_plan",
     "get_w",
+    "initialize_vision_modules",
     "inspect",
     "list_tensors",
     "load_model",
@@ -97,7 +133,10 @@ __all__ = [
     "module_tree",
     "open_checkpoint",
     "plan_extract_projector",
+    "plan_extract_tower",
     "plan_merge_projector",
+    "plan_set",
+    "plan_swap_tower",
     "save_plan",
     "summarize",
     "verify",

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, LocalFile, Shard, TensorRef
+from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Init, LocalFile, Shard, TensorRef
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.plan import (
     AddTensor,
+    DropFile,
     DropTensor,
     Plan,
+    PutFile,
     ReplaceTensor,
     SetConfig,
     input_paths,
@@ -29,6 +31,7 @@ BASE = Checkpoint(
     {"a": TensorRef(FILE, 0, "F32", (2,)), "b": TensorRef(FILE, 8, "F32", (1,))},
     (Shard("model.safetensors", FILE, "safetensors"),),
     config={"x": 1, "y": None},
+    files={"old.json": LocalFile("/base/old.json", 3, 9)},
 )
 NEW = TensorRef(DONOR_FILE, 0, "F32", (2,))
 DONOR = Checkpoint(
@@ -40,13 +43,21 @@ EDITS = (
     AddTensor("c", NEW, "new"),
     SetConfig("x", [2], "changed"),
     SetConfig("z", None, "added"),
+    AddTensor("d", Init("BF16", (2, 3), 5, "d", 0.25, 0.0), "drawn"),
+    PutFile("new.json", "{}\n", "put"),
+    DropFile("old.json", "stale"),
 )
 PLAN = Plan("test", BASE, EDITS, (DONOR,), ("said",))
 
 
 def test_the_target_does_not_depend_on_the_order() -> None:
     target = PLAN.target()
-    assert target.tensors == {"a": Cast(NEW, "BF16"), "c": NEW}
+    assert target.tensors == {
+        "a": Cast(NEW, "BF16"),
+        "c": NEW,
+        "d": Init("BF16", (2, 3), 5, "d", 0.25),
+    }
+    assert (target.files, target.texts) == ({}, {"new.json": "{}\n"})
     assert target.config == {"x": [2], "y": None, "z": None}
     assert Plan("test", BASE, EDITS[::-1], (DONOR,)).target() == target
     assert BASE.config == {"x": 1, "y": None}
@@ -59,11 +70,13 @@ def test_the_target_does_not_depend_on_the_order() -> None:
         (SetConfig("x", 1, ""), SetConfig("x", 2, "")),
         (AddTensor("a", NEW, ""),),
         (DropTensor("nowhere", ""),),
+        (DropFile("nowhere.json", ""),),
+        (PutFile("old.json", "", ""), DropFile("old.json", "")),
         (ReplaceTensor("nowhere", NEW, ""),),
     ],
 )
 def test_edits_that_contradict_are_refused(edits: Any) -> None:
-    with pytest.raises(ValueError, match=r"edits of|Tensor of"):
+    with pytest.raises(ValueError, match=r"edits of|(Tensor|File) of"):
         Plan("test", BASE, edits, (DONOR,))
 
 
@@ -73,7 +86,7 @@ def test_a_tensor_and_a_key_may_share_a_name() -> None:
 
 def test_diff_shows_what_a_plan_does() -> None:
     changes = {change.name: change.change for change in diff_tensors(BASE, PLAN.target())}
-    assert changes == {"a": "replaced", "b": "removed", "c": "added"}
+    assert changes == {"a": "replaced", "b": "removed", "c": "added", "d": "added"}
     keys = {
         change.key: (change.before, change.after) for change in diff_config(BASE, PLAN.target())
     }
@@ -123,6 +136,13 @@ def broken_plans() -> list[Any]:
         ("edits", 0, "reason"),
         ("edits", 1, "name"),
         ("edits", 3, "key"),
+        ("edits", 5, "init"),
+        ("edits", 5, "init", "dtype"),
+        ("edits", 5, "init", "shape"),
+        ("edits", 5, "init", "fill"),
+        ("edits", 6, "name"),
+        ("edits", 6, "text"),
+        ("edits", 7, "name"),
         ("notes", 0),
     ):
         values: list[Any] = [None, 3.5, "nonsense", [[]]]
@@ -131,13 +151,37 @@ def broken_plans() -> list[Any]:
             place = plan
             for step in path[:-1]:
                 place = place[step]
-            if value == "nonsense" and path[-1] in ("operation", "reason", "key", 0, "path"):
+            if value == "nonsense" and path[-1] in (
+                "operation",
+                "reason",
+                "key",
+                0,
+                "path",
+                "text",
+            ):
+                continue
+            if value == 3.5 and path[-1] == "fill":
                 continue
             place[path[-1]] = value
             plans.append(plan)
     plan = plan_to_json(PLAN)
     plan["edits"][0]["input"] = -1
-    return [*plans, plan]
+    plans.append(plan)
+    for number, key, value in (
+        (5, "shape", [1 << 63, 4]),
+        (5, "shape", [-1]),
+        (5, "bound", 1e9),
+        (5, "bound", -1.0),
+        (6, "name", "../config.json"),
+        (6, "name", "/etc/x.json"),
+        (6, "name", "code.py"),
+        (6, "name", "sub/a.json"),
+    ):
+        plan = json.loads(json.dumps(plan_to_json(PLAN)))
+        edit = plan["edits"][number]
+        (edit["init"] if number == 5 else edit)[key] = value
+        plans.append(plan)
+    return plans
 
 
 @pytest.mark.parametrize("data", broken_plans())

@@ -4,58 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
-from vita_ckpt.api.reading import StrPath, as_checkpoint
+from vita_ckpt.api.reading import StrPath
 from vita_ckpt.checks.inspection import left_out_to_json
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Tensor
 from vita_ckpt.core.diff import diff_config, diff_tensors
-from vita_ckpt.core.dtype import SPELLINGS
-from vita_ckpt.core.plan import Plan, SetConfig, input_paths, plan_from_json, plan_to_json
+from vita_ckpt.core.plan import (
+    DropFile,
+    Plan,
+    PutFile,
+    input_paths,
+    plan_from_json,
+    plan_to_json,
+    subject_of,
+)
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
 from vita_ckpt.storage import commit
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.layout import plan_layout
 from vita_ckpt.storage.new_file import write_new
 from vita_ckpt.storage.source import read_json_object
-from vita_ckpt.surgery import projector
 
 Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
-
-
-def plan_extract_projector(checkpoint: Checkpoint | StrPath, *, bare: bool = False) -> Plan:
-    """A plan for a file of the projector of ``checkpoint`` alone.
-
-    ``checkpoint`` is anything that holds one: a checkpoint, the trainer's file or run, a LoRA run.
-    Tensors are named as upstream does, ``model.mm_projector.0.weight``, or ``0.weight`` if
-    ``bare``. Raises InputError if it cannot be read and AdapterError if it has no projector.
-    """
-    return projector.plan_extract_projector(as_checkpoint(checkpoint), bare=bare)
-
-
-def plan_merge_projector(
-    base: Checkpoint | StrPath,
-    adapter: Checkpoint | StrPath,
-    *,
-    dtype: str | None = None,
-    extras: Collection[str] = (),
-) -> Plan:
-    """A plan that puts the projector of ``adapter`` into ``base``, and leaves all else as it is.
-
-    ``dtype`` (``"bf16"``, ``"float16"``, ``"F32"`` …) is what the projector is written in, by
-    default the dtype of the base's. ``extras`` names other tensors of the adapter to take along,
-    such as ``embed_tokens``. Raises InputError, AdapterError or CastError where the two do not go
-    together, and UsageError for an unknown dtype or an extra that is not there.
-    """
-    return projector.plan_merge_projector(
-        as_checkpoint(base),
-        as_checkpoint(adapter),
-        dtype=_dtype(dtype),
-        extras=(extras,) if isinstance(extras, str) else extras,
-    )
+_MAKES_A_FILE = ("extract-projector",)
 
 
 def apply(plan: Plan, out: StrPath, *, progress: Progress = commit.no_progress) -> str:
@@ -68,14 +43,14 @@ def apply(plan: Plan, out: StrPath, *, progress: Progress = commit.no_progress) 
     the disk fails.
     """
     path = commit.check_output(os.fspath(out), (plan.base, *plan.donors))
-    makes_file = plan.base.root == EMPTY.root
-    if not makes_file and plan.base.layout not in ("safetensors", "torch"):
+    if plan.base.root != EMPTY.root and plan.base.layout not in ("safetensors", "torch"):
         raise InputError(
             "not-a-checkpoint",
             plan.base.root,
             expected="a base that is a checkpoint directory",
             hint="compute the plan from the directory",
         )
+    makes_file = plan.operation in _MAKES_A_FILE
     if makes_file != path.endswith(_WEIGHT_FILES):
         raise UsageError(
             "wrong-output-kind",
@@ -88,6 +63,16 @@ def apply(plan: Plan, out: StrPath, *, progress: Progress = commit.no_progress) 
     else:
         commit.write_directory(plan, plan_layout(plan), path, progress)
     return path
+
+
+def apply_in_place(plan: Plan) -> str:
+    """Give the base of a plan of :func:`plan_set` its new ``config.json``, in one rename.
+
+    Returns the base's path. Raises UsageError for a plan that changes more, StaleInputError if the
+    base changed since the plan was computed, OutputError if the disk fails.
+    """
+    commit.replace_config(plan, plan_layout(plan))
+    return plan.base.root
 
 
 def check_plan(plan: Plan) -> None:
@@ -124,9 +109,7 @@ def load_plan(path: StrPath) -> Plan:
 def summarize(plan: Plan) -> dict[str, Any]:
     """What ``plan`` will do, as JSON: tensors and config before and after, files, bytes."""
     target = plan.target()
-    reasons = {
-        (edit.key if isinstance(edit, SetConfig) else edit.name): edit.reason for edit in plan.edits
-    }
+    reasons = {subject_of(edit): edit.reason for edit in plan.edits}
     summary: dict[str, Any] = {
         "format": "vita-ckpt-summary",
         "version": 1,
@@ -140,7 +123,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
                 "change": change.change,
                 "before": _described(change.before),
                 "after": _described(change.after),
-                "reason": reasons[change.name],
+                "reason": reasons["tensor", change.name],
             }
             for change in diff_tensors(plan.base, target)
         ],
@@ -149,12 +132,17 @@ def summarize(plan: Plan) -> dict[str, Any]:
                 "key": change.key,
                 "before": change.before,
                 "after": change.after,
-                "reason": reasons[change.key],
+                "reason": reasons["config", change.key],
             }
             for change in diff_config(plan.base, target)
         ],
+        "files": [
+            {"name": edit.name, "change": _file_change(edit, plan.base), "reason": edit.reason}
+            for edit in plan.edits
+            if isinstance(edit, PutFile | DropFile)
+        ],
     }
-    if plan.base.root == EMPTY.root:
+    if plan.operation in _MAKES_A_FILE:
         size = sum(tensor.nbytes for tensor in target.tensors.values())
         return summary | {"rewritten": [], "carried": [], "left_out": [], "bytes_to_write": size}
     layout = plan_layout(plan)
@@ -173,11 +161,7 @@ def _described(tensor: Tensor | None) -> dict[str, Any] | None:
     return {"dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
-def _dtype(name: str | None) -> str | None:
-    if name is None or name in SPELLINGS.values():
-        return name
-    if name.lower() not in SPELLINGS:
-        raise UsageError(
-            "unknown-dtype", name, expected=", ".join(sorted(SPELLINGS)), hint="name one of these"
-        )
-    return SPELLINGS[name.lower()]
+def _file_change(edit: PutFile | DropFile, base: Checkpoint) -> str:
+    if isinstance(edit, DropFile):
+        return "removed"
+    return "replaced" if edit.name in base.files else "added"

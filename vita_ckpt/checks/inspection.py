@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
+from vita_ckpt.core.provenance import needs_alignment
 
 REPORT_VERSION: Final = 1
 
@@ -24,23 +26,8 @@ AUDIO_ADAPTER: Final = "audio-adapter"
 UNKNOWN: Final = "unknown"
 
 # The vision config and what it is compared by, with the type of each value.
-_NUMBER: Final = (int, float)
-CONFIG_KEYS: Final[dict[str, tuple[type, ...]]] = {
-    "mm_vision_tower": (str,),
-    "mm_hidden_size": (int,),
-    "mm_projector_type": (str,),
-    "use_mm_proj": (bool,),
-    "use_s2": (bool,),
-    "s2_scales": (str,),
-    "unfreeze_vision_tower": (bool,),
-    "tune_mm_mlp_adapter": (bool,),
-    "freeze_mm_mlp_adapter": (bool,),
-    "mm_projector_lr": _NUMBER,
-    "continuous_training": (bool,),
-    "image_aspect_ratio": (str,),
-    "tokenizer_model_max_length": (int,),
-    "tokenizer_padding_side": (str,),
-    "mm_audio_encoder": (str,),
+CONFIG_KEYS: Final[dict[str, Types]] = {
+    **VISION_KEYS,
     "hidden_size": (int,),
     "num_hidden_layers": (int,),
     "vocab_size": (int,),
@@ -108,7 +95,10 @@ class LoraSummary:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Everything ``inspect`` knows; ``disagreements`` are sentences about what does not fit."""
+    """Everything ``inspect`` knows; ``disagreements`` are sentences about what does not fit.
+
+    ``needs_alignment`` is set where the projector was drawn at random and not trained since.
+    """
 
     path: str
     kind: str
@@ -130,6 +120,7 @@ class Inspection:
     projector: ProjectorSummary | None
     tokens_per_image: int | None
     lora: LoraSummary | None
+    needs_alignment: bool
     disagreements: tuple[str, ...]
     left_out: Mapping[str, str]
 
@@ -169,6 +160,7 @@ def inspect_checkpoint(
         projector=facts.projector,
         tokens_per_image=facts.tokens_per_image(kind),
         lora=_lora(checkpoint),
+        needs_alignment=needs_alignment(checkpoint),
         disagreements=tuple(facts.disagreements(kind, lines)),
         left_out=checkpoint.left_out,
     )

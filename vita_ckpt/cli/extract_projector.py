@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vita_ckpt.api import surgery as api
+from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.surgery import plan_options, run_plan
 
@@ -37,5 +37,5 @@ def command(
     The .bin is what the trainer writes: it loads with torch.load(weights_only=True) and as
     upstream's pretrain_mm_mlp_adapter. Only the projector is read.
     """
-    plan = api.plan_extract_projector(source, bare=bare)
+    plan = plans.plan_extract_projector(source, bare=bare)
     run_plan(settings, plan, out=out, dry_run=dry_run, plan_out=plan_out, as_json=as_json)

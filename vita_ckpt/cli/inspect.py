@@ -93,6 +93,8 @@ def _screen(inspection: Inspection) -> Iterable[str]:
     if facts:
         yield ""
         yield render.table(facts, ("", "")).lstrip("\n")
+    if inspection.needs_alignment:
+        yield "! the projector was drawn at random: it needs alignment training"
     for sentence in inspection.disagreements:
         yield printable(f"! {sentence}")
     for name, reason in inspection.left_out.items():

@@ -25,6 +25,9 @@ _COMMANDS: Final = {
     "inspect": "vita_ckpt.cli.inspect",
     "extract-projector": "vita_ckpt.cli.extract_projector",
     "merge-projector": "vita_ckpt.cli.merge_projector",
+    "swap-tower": "vita_ckpt.cli.swap_tower",
+    "extract-tower": "vita_ckpt.cli.extract_tower",
+    "set": "vita_ckpt.cli.set",
     "apply": "vita_ckpt.cli.apply",
     "verify": "vita_ckpt.cli.verify",
 }

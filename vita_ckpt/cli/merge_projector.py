@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vita_ckpt.api import surgery as api
+from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.surgery import plan_options, run_plan, works
 
@@ -37,6 +37,12 @@ from vita_ckpt.cli.surgery import plan_options, run_plan, works
     help="Take along other tensors of the adapter, such as embed_tokens.",
 )
 @click.option(
+    "--tower",
+    type=click.Path(),
+    metavar="PATH",
+    help="The vision tower, for a base without one.  [default: what the run's config names]",
+)
+@click.option(
     "--verify",
     is_flag=True,
     help="Run the merged model once before a byte is written; a failure leaves no output.",
@@ -49,6 +55,7 @@ def command(
     adapter: str,
     dtype: str | None,
     extras: tuple[str, ...],
+    tower: str | None,
     verify: bool,
     out: str | None,
     dry_run: bool,
@@ -58,9 +65,10 @@ def command(
     """Put the mm_projector of an adapter into a checkpoint; every other tensor stays as it is.
 
     Names and shapes are checked against the projector type and the model's widths first. The output
-    is a new directory: complete, or not there at all.
+    is a new directory: complete, or not there at all. A base that is a plain language model becomes
+    a VITA checkpoint: the run's config.json and its vision tower are needed then.
     """
-    plan = api.plan_merge_projector(base, adapter, dtype=dtype, extras=extras)
+    plan = plans.plan_merge_projector(base, adapter, dtype=dtype, extras=extras, tower=tower)
     if verify and not works(settings, plan):
         return 1
     run_plan(settings, plan, out=out, dry_run=dry_run, plan_out=plan_out, as_json=as_json)

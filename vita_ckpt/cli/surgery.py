@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -12,11 +12,15 @@ from vita_ckpt.api.running import verify
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.verify import verification_lines
+from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import UsageError, printable
 
 _Command = Callable[..., Any]
+
+# More changed tensors than this are shown by part.
+_MOST_ROWS: Final = 16
 
 
 def plan_options(command: _Command) -> _Command:
@@ -88,19 +92,11 @@ def works(settings: Settings, plan: Plan) -> bool:
 
 
 def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
-    lines: list[str] = []
-    if summary["tensors"]:
-        rows = [
-            (change["name"], change["change"], _arrow(change["before"], change["after"]))
-            for change in summary["tensors"]
-        ]
-        lines.append(render.table(rows, ("tensor", "change", "dtype and shape")))
-    for change in summary["config"]:
-        before, after = change["before"], change["after"]
-        lines.append(
-            printable(f"config.json: {change['key']} {before!r} → {after!r}: {change['reason']}")
-        )
+    lines = summary_lines(summary)
+    changed = {file["name"] for file in summary["files"]}
     for file in summary["rewritten"]:
+        if file["name"] in changed:
+            continue
         lines.append(printable(f"rewritten: {file['name']} ({render.size(file['bytes'])})"))
     if summary["carried"]:
         size = render.size(sum(file["bytes"] for file in summary["carried"]))
@@ -113,6 +109,40 @@ def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
         f"wrote {printable(render.path(written))} ({size})" if written else f"would write {size}"
     )
     return lines
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """What a plan changes: tensors (by part, where they are many), config and files."""
+    lines: list[str] = []
+    changes = summary["tensors"]
+    if len(changes) > _MOST_ROWS:
+        lines.append(
+            render.table(_grouped(changes), ("part", "change", "tensors", "dtype"), "  r ")
+        )
+    elif changes:
+        rows = [(c["name"], c["change"], _arrow(c["before"], c["after"])) for c in changes]
+        lines.append(render.table(rows, ("tensor", "change", "dtype and shape")))
+    for change in summary["config"]:
+        before, after = change["before"], change["after"]
+        lines.append(
+            printable(f"config.json: {change['key']} {before!r} → {after!r}: {change['reason']}")
+        )
+    for file in summary["files"]:
+        lines.append(printable(f"{file['change']}: {file['name']}: {file['reason']}"))
+    return lines
+
+
+def _grouped(changes: list[dict[str, Any]]) -> list[tuple[str, str, int, str]]:
+    """How many tensors of each part change in which way."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        part = parts.LABELS[parts.part_of(change["name"])]
+        side = change["after"] or change["before"]
+        groups.setdefault((part, change["change"]), []).append(side["dtype"])
+    return [
+        (part, change, len(dtypes), ", ".join(sorted(set(dtypes))))
+        for (part, change), dtypes in sorted(groups.items())
+    ]
 
 
 def _arrow(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:

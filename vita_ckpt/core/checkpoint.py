@@ -66,7 +66,28 @@ class Cast:
         return nbytes(self.dtype, self.ref.shape)
 
 
-Tensor = TensorRef | Cast
+@dataclass(frozen=True, slots=True)
+class Init:
+    """A tensor drawn anew, as torch initialises a module, from a stream of its own.
+
+    ``bound`` is that of a uniform distribution on [-bound, bound), or None for a tensor that is
+    ``fill`` everywhere. The values follow from (``seed``, ``name``) alone, whatever else is drawn.
+    """
+
+    dtype: str
+    shape: Shape
+    seed: int
+    name: str
+    bound: float | None
+    fill: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return nbytes(self.dtype, self.shape)
+
+
+Tensor = TensorRef | Cast | Init
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +107,9 @@ class Checkpoint:
     ``root`` is the absolute path of the directory or the lone file (empty for a value that has no
     place on disk yet). ``tensors`` maps on-disk names to tensors, ``shards`` are the weight files
     they come from, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the other
-    regular files, by their path below ``root``; ``left_out`` says of everything else in the
-    directory why it is not part of the checkpoint.
+    regular files, by their path below ``root``; ``texts`` are files of a target whose content is
+    known and not on the disk yet. ``left_out`` says of everything else in the directory why it is
+    not part of the checkpoint. ``provenance`` is what earlier surgeries left to be known.
     """
 
     root: str
@@ -98,7 +120,9 @@ class Checkpoint:
     adapter_config: Mapping[str, Any] | None = None
     index: Mapping[str, Any] | None = None
     files: Mapping[str, LocalFile] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] | None = None
 
     @property
     def refs(self) -> dict[str, TensorRef]:

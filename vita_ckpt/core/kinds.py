@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS, Backbone
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError
 
@@ -22,23 +22,45 @@ def vita_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
     Raises InputError for an adapter, a run, a lone file, a plain language model or a tower.
     """
-    if checkpoint.layout not in ("safetensors", "torch") or checkpoint.config is None:
-        layout = _LAYOUTS.get(checkpoint.layout)
-        raise InputError(
-            "not-a-vita-checkpoint",
-            checkpoint.root,
-            expected="a checkpoint directory with config.json and the model's weights",
-            got=f"a {layout}" if layout is not None else "no config.json",
-            hint="an adapter is merged into a checkpoint with merge-projector",
-        )
-    model_type = checkpoint.config.get("model_type")
-    if str(model_type) in BACKBONES or "mm_vision_tower" in checkpoint.config:
-        return checkpoint.config
+    config = _config(checkpoint)
+    model_type = config.get("model_type")
+    if str(model_type) in BACKBONES or "mm_vision_tower" in config:
+        return config
     plain = PLAIN_LANGUAGE_MODELS.get(str(model_type))
     raise InputError(
         "not-a-vita-checkpoint",
         checkpoint.root,
         expected=f"model_type {', '.join(BACKBONES)}",
         got=f"{model_type!r}" + (f", a plain {plain} language model" if plain else ""),
-        hint="the config.json is not one of a VITA checkpoint",
+        hint="swap-tower and merge-projector --tower make a VITA checkpoint of a language model"
+        if plain
+        else "the config.json is not one of a VITA checkpoint",
+    )
+
+
+def plain_backbone(checkpoint: Checkpoint) -> Backbone | None:
+    """The VITA backbone that a plain language model becomes; None for a VITA checkpoint.
+
+    Where two share a language model it is the first, which is also the common one. Raises
+    InputError for what is neither.
+    """
+    config = _config(checkpoint)
+    if "mm_vision_tower" not in config:
+        for backbone in BACKBONES.values():
+            if backbone.plain_model_type == config.get("model_type"):
+                return backbone
+    vita_config(checkpoint)
+    return None
+
+
+def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    if checkpoint.layout in ("safetensors", "torch") and checkpoint.config is not None:
+        return checkpoint.config
+    layout = _LAYOUTS.get(checkpoint.layout)
+    raise InputError(
+        "not-a-vita-checkpoint",
+        checkpoint.root,
+        expected="a checkpoint directory with config.json and the model's weights",
+        got=f"a {layout}" if layout is not None else "no config.json",
+        hint="an adapter is merged into a checkpoint with merge-projector",
     )

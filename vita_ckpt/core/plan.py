@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import (
     Cast,
     Checkpoint,
+    Init,
     LocalFile,
     Tensor,
     TensorRef,
     files_read,
 )
-from vita_ckpt.core.dtype import can_cast
+from vita_ckpt.core.dtype import CAST_TARGETS, can_cast, nbytes
 from vita_ckpt.errors import InputError, StaleInputError
 
 FORMAT: Final = "vita-ckpt-plan"
 VERSION: Final = 1
+
+# The files that a surgery writes beside the weights are small JSON files in the directory itself.
+_FILE: Final = re.compile(r"[a-z_]{1,64}\.json", re.ASCII)
+
+# No initialisation draws values as large as this, which every dtype can hold.
+_LARGEST_BOUND: Final = 60000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,24 @@ class SetConfig:
     reason: str
 
 
-Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig
+@dataclass(frozen=True, slots=True)
+class PutFile:
+    """A small text file that the target has, whether or not the base has one of that name."""
+
+    name: str
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropFile:
+    """A file of the base that the target does not have."""
+
+    name: str
+    reason: str
+
+
+Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | DropFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +99,16 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        seen: set[tuple[bool, str]] = set()
+        seen: set[tuple[str, str]] = set()
         for edit in self.edits:
-            key = (isinstance(edit, SetConfig), _subject(edit))
-            if key in seen:
-                raise ValueError(f"two edits of {key[1]}")
-            seen.add(key)
-            if isinstance(edit, SetConfig):
+            subject = subject_of(edit)
+            if subject in seen:
+                raise ValueError(f"two edits of {subject[1]}")
+            seen.add(subject)
+            if isinstance(edit, SetConfig | PutFile):
                 continue
-            if isinstance(edit, AddTensor) == (edit.name in self.base.tensors):
+            there = self.base.files if isinstance(edit, DropFile) else self.base.tensors
+            if isinstance(edit, AddTensor) == (edit.name in there):
                 raise ValueError(f"{type(edit).__name__} of {edit.name}")
 
     @property
@@ -92,16 +118,23 @@ class Plan:
 
     def target(self) -> Checkpoint:
         """The checkpoint that the plan makes; its tensors are references, nothing is written."""
-        tensors = dict(self.base.tensors)
+        tensors, files = dict(self.base.tensors), dict(self.base.files)
         config = dict(self.base.config) if self.base.config is not None else None
+        texts: dict[str, str] = {}
         for edit in self.edits:
-            if isinstance(edit, SetConfig):
-                config = {**(config or {}), edit.key: edit.value}
-            elif isinstance(edit, DropTensor):
-                del tensors[edit.name]
-            else:
-                tensors[edit.name] = edit.tensor
-        return replace(self.base, tensors=tensors, config=config)
+            match edit:
+                case SetConfig(key, value):
+                    config = {**(config or {}), key: value}
+                case DropTensor(name):
+                    del tensors[name]
+                case PutFile(name, text):
+                    texts[name] = text
+                    files.pop(name, None)
+                case DropFile(name):
+                    del files[name]
+                case AddTensor(name, tensor) | ReplaceTensor(name, tensor):
+                    tensors[name] = tensor
+        return replace(self.base, tensors=tensors, config=config, files=files, texts=texts)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -158,8 +191,11 @@ def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
         raise _not_a_plan(str(error)) from error
 
 
-def _subject(edit: Edit) -> str:
-    return edit.key if isinstance(edit, SetConfig) else edit.name
+def subject_of(edit: Edit) -> tuple[str, str]:
+    """What an edit is about, ``config``, ``file`` or ``tensor``, with its key or name."""
+    if isinstance(edit, SetConfig):
+        return "config", edit.key
+    return "file" if isinstance(edit, PutFile | DropFile) else "tensor", edit.name
 
 
 def _file_json(file: LocalFile) -> dict[str, Any]:
@@ -175,12 +211,19 @@ _KINDS: Final[dict[str, type[AddTensor] | type[ReplaceTensor]]] = {
 def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[str, Any]:
     if isinstance(edit, SetConfig):
         return {"edit": "set-config", "key": edit.key, "value": edit.value, "reason": edit.reason}
-    if isinstance(edit, DropTensor):
-        return {"edit": "drop-tensor", "name": edit.name, "reason": edit.reason}
+    if isinstance(edit, DropTensor | DropFile):
+        what = "drop-tensor" if isinstance(edit, DropTensor) else "drop-file"
+        return {"edit": what, "name": edit.name, "reason": edit.reason}
+    if isinstance(edit, PutFile):
+        return {"edit": "put-file", "name": edit.name, "text": edit.text, "reason": edit.reason}
+    kind = "add-tensor" if isinstance(edit, AddTensor) else "replace-tensor"
+    if isinstance(edit.tensor, Init):
+        drawn = asdict(edit.tensor) | {"shape": list(edit.tensor.shape)}
+        return {"edit": kind, "name": edit.name, "init": drawn, "reason": edit.reason}
     ref = edit.tensor.ref if isinstance(edit.tensor, Cast) else edit.tensor
     origin, name = origins[ref]
     return {
-        "edit": "add-tensor" if isinstance(edit, AddTensor) else "replace-tensor",
+        "edit": kind,
         "name": edit.name,
         "input": origin,
         "tensor": name,
@@ -198,8 +241,14 @@ def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:
     name = _expect(edit.get("name"), str, "a name")
     if kind == "drop-tensor":
         return DropTensor(name, reason)
+    if kind == "drop-file":
+        return DropFile(name, reason)
+    if kind == "put-file":
+        return PutFile(_file_name(name), _expect(edit.get("text"), str, "a text"), reason)
     if kind not in _KINDS:
         raise _not_a_plan(f"an edit {kind!r}")
+    if "init" in edit:
+        return _KINDS[kind](name, _init_from_json(edit["init"]), reason)
     origin = _expect(edit.get("input"), int, "an input")
     donor = inputs[origin].tensors if 0 <= origin < len(inputs) else {}
     tensor = donor.get(_expect(edit.get("tensor"), str, "a tensor"))
@@ -209,6 +258,33 @@ def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:
     if not can_cast(tensor.dtype, dtype):
         raise _not_a_plan(f"a conversion of {tensor.dtype} to {dtype!r}")
     return _KINDS[kind](name, tensor if dtype == tensor.dtype else Cast(tensor, dtype), reason)
+
+
+def _file_name(name: str) -> str:
+    """A name that stays in the output directory, and that nothing runs or takes for weights."""
+    if not _FILE.fullmatch(name):
+        raise _not_a_plan(f"a file {name!r}")
+    return name
+
+
+def _init_from_json(data: Any) -> Init:
+    drawn = _expect(data, dict, "an initialisation")
+    dtype = _expect(drawn.get("dtype"), str, "a dtype")
+    sizes = _expect(drawn.get("shape"), list, "a shape")
+    bound, fill = drawn.get("bound"), _expect(drawn.get("fill"), float, "a fill")
+    if dtype not in CAST_TARGETS or not all(type(size) is int and size >= 0 for size in sizes):
+        raise _not_a_plan(f"an initialisation of {dtype} {sizes}")
+    try:
+        nbytes(dtype, sizes)
+    except OverflowError as error:
+        raise _not_a_plan(str(error)) from error
+    if bound is not None and not 0 <= _expect(bound, float, "a bound") < _LARGEST_BOUND:
+        raise _not_a_plan(f"a bound {bound}")
+    seed, name = (
+        _expect(drawn.get("seed"), int, "a seed"),
+        _expect(drawn.get("name"), str, "a name"),
+    )
+    return Init(dtype, tuple(sizes), seed, name, bound, fill)
 
 
 def _inputs(plan: Plan) -> list[tuple[LocalFile, ...]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding, worst_first
 from vita_ckpt.model.load import StrPath, fit, load_model
 from vita_ckpt.model.vita import VitaModel
@@ -79,10 +80,13 @@ def verify_checkpoint(
     options: dict[str, Any] = {"device": device, "dtype": dtype, "tower": tower, "attn": attn}
     model = load_model(checkpoint, max_memory=max_memory, observe=watch, strict=False, **options)
     findings += _misfits(model, checkpoint)
+    broken = bool(findings)
+    if needs_alignment(checkpoint):
+        findings.append(_untrained())
     loaded = time.perf_counter()
     rows: Mapping[str, Tensor] = {}
     tokens = None
-    if not findings:
+    if not broken:
         watch.follow(model)
         batch = _Batch.of(model)
         done = batch.run(model)
@@ -113,6 +117,16 @@ def verify_checkpoint(
             for name in checkpoint.tensors
         ),
         golden=fingerprint,
+    )
+
+
+def _untrained() -> Finding:
+    return Finding(
+        "projector-untrained",
+        "warning",
+        "mm_projector",
+        "drawn at random, and no trained one has been merged since",
+        "train it, and merge it with merge-projector",
     )
 
 

@@ -9,16 +9,15 @@ from typing import Any, Final
 import torch
 from accelerate.utils import convert_file_size_to_int
 
-from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.fit import Misfit, compare
 from vita_ckpt.core.kinds import vita_config
-from vita_ckpt.errors import InputError, UsageError
-from vita_ckpt.model.fit import Misfit, compare
+from vita_ckpt.errors import UsageError
 from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
 from vita_ckpt.storage.directory import open_checkpoint
-from vita_ckpt.storage.source import read_json_object
-from vita_ckpt.storage.tower_directory import CARRIED_CONFIG, find_tower, open_tower
+from vita_ckpt.storage.tower_directory import read_tower_config
 
 StrPath = str | os.PathLike[str]
 
@@ -60,7 +59,7 @@ def load_model(
     vita_config(checkpoint)
     where = _device(device)
     kind = _dtype(dtype, checkpoint)
-    model = build(checkpoint, tower_config(checkpoint, tower), kind, attn)
+    model = build(checkpoint, read_tower_config(checkpoint, tower), kind, attn)
     misfit = fit(model, checkpoint)
     if strict:
         misfit.refuse(
@@ -82,39 +81,6 @@ def load_model(
     return model
 
 
-def tower_config(checkpoint: Checkpoint, tower: StrPath | None = None) -> Mapping[str, Any] | None:
-    """The config of a checkpoint's tower; None if the checkpoint has none.
-
-    In this order: the directory given, the copy that a swapped checkpoint carries, the path in its
-    config, its tensors where they determine it. Raises InputError naming the option otherwise.
-    """
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    own = parts.below(parts.TOWER_PREFIX, shapes)
-    if not own:
-        if (checkpoint.config or {}).get("mm_vision_tower"):
-            raise InputError(
-                "tower-absent",
-                checkpoint.root,
-                expected="the vision tower's tensors, since its config names one",
-                got="none",
-                hint="VITA-1.5's loader would leave the tower uninitialised",
-            )
-        return None
-    found = towers.tower_of_shapes(own)
-    if found is not None and found.family == towers.EVA:
-        return _sizes_of_shapes(checkpoint, own)
-    if tower is not None:
-        opened = open_tower(os.path.abspath(os.fspath(tower)))
-        if opened.config is not None and opened.tower is not None:
-            return opened.config
-    elif CARRIED_CONFIG in checkpoint.files:
-        carried, _ = read_json_object(checkpoint.files[CARRIED_CONFIG].path)
-        return carried
-    elif (near := find_tower(checkpoint)) is not None and near.config is not None:
-        return near.config
-    return _sizes_of_shapes(checkpoint, own)
-
-
 def fit(model: VitaModel, checkpoint: Checkpoint) -> Misfit:
     """How the checkpoint's tensors differ from the model's; audio is left aside."""
     state = model.state_dict()
@@ -127,19 +93,6 @@ def fit(model: VitaModel, checkpoint: Checkpoint) -> Misfit:
     if model.config.get("tie_word_embeddings") is True:
         found.pop(parts.LM_HEAD, None)
     return compare(wanted, found)
-
-
-def _sizes_of_shapes(checkpoint: Checkpoint, shapes: Mapping[str, Shape]) -> Mapping[str, Any]:
-    config = towers.config_of_shapes(shapes)
-    if config is None:
-        raise InputError(
-            "tower-config-unknown",
-            checkpoint.root,
-            expected="the config.json of its vision tower, which its tensors do not determine",
-            got=f"mm_vision_tower {(checkpoint.config or {}).get('mm_vision_tower')!r}",
-            hint="give the tower's directory with --tower",
-        )
-    return config
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -12,8 +12,8 @@ from torch import nn
 from vita_ckpt.core.anatomy import projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.fit import compare
 from vita_ckpt.errors import AdapterError, InputError
-from vita_ckpt.model.fit import compare
 from vita_ckpt.model.projectors import build_projector
 from vita_ckpt.model.towers import VisionTower
 from vita_ckpt.model.vita import VitaModel, tower_of

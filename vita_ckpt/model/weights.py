@@ -11,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, TensorRef
 from vita_ckpt.storage.stream import Inputs, tensor_bytes
 
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
@@ -67,7 +67,7 @@ class Weights(AbstractContextManager["Weights"]):
     def release(self, name: str, rows: slice | None = None) -> None:
         """Let go of the memory of a view, or of some of its rows; what is needed is read again."""
         stored = self.tensors[name]
-        if isinstance(stored, Cast) or stored.source not in self._maps:
+        if not isinstance(stored, TensorRef) or stored.source not in self._maps:
             return
         begin, end = 0, stored.nbytes
         if rows is not None:

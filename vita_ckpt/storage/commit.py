@@ -141,6 +141,42 @@ def write_file(plan: Plan, out: str, progress: Progress = no_progress) -> None:
         os.fsync(handle.fileno())
 
 
+def replace_config(plan: Plan, layout: DirectoryLayout) -> None:
+    """Give the base of ``plan`` the files of its target in place, where those are one small file.
+
+    The file is written beside the old one, synced, and renamed over it: a reader finds the old
+    or the new one, whole. A link is replaced, not what it leads to. Nothing to change is fine.
+    Raises UsageError for a plan that changes more, and as :func:`write_directory` does.
+    """
+    if layout.shards or len(layout.texts) > 1:
+        raise UsageError(
+            "more-than-config",
+            plan.operation,
+            expected="a plan that changes config.json and nothing else",
+            hint="write the result to a new directory",
+        )
+    if not layout.texts:
+        return
+    text = layout.texts[0]
+    path = os.path.join(plan.base.root, text.name)
+    stage = os.path.join(plan.base.root, f".vita-ckpt-{secrets.token_hex(6)}.tmp")
+    try:
+        _check_unchanged(plan.preconditions)
+        with open(stage, "xb") as file:
+            shutil.copymode(path, stage)
+            file.write(text.data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(stage, path)
+        _sync_directory(plan.base.root)
+    except OSError as error:
+        code, hint = _CODES.get(error.errno or 0, ("write-failed", "check the disk"))
+        raise OutputError(code, path, got=os_reason(error), hint=hint) from error
+    finally:
+        with suppress(OSError):
+            os.unlink(stage)
+
+
 def check_casts(plan: Plan) -> None:
     """Raise CastError if running ``plan`` would: reads what is converted, writes nothing."""
     with Inputs() as inputs:

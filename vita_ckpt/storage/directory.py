@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, Layout, LocalFile, Shard, TensorRef
+from vita_ckpt.core.provenance import PROVENANCE
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.safetensors_file import read_safetensors
 from vita_ckpt.storage.source import os_reason, read_json_object
@@ -158,7 +159,8 @@ def _open_directory(root: str) -> Checkpoint:
     adapter_config, adapter_files = (
         _read_optional(root, _ADAPTER_CONFIG) if layout == "lora" else (None, {})
     )
-    files |= config_files | adapter_files
+    provenance, provenance_files = _read_optional(root, PROVENANCE)
+    files |= config_files | adapter_files | provenance_files
     left_out: dict[str, str] = {}
     used = {shard.name for shard in weights.shards} | files.keys()
     _collect(root, "", used, files, left_out, 0)
@@ -172,6 +174,7 @@ def _open_directory(root: str) -> Checkpoint:
         index=index,
         files=files,
         left_out=left_out,
+        provenance=provenance,
     )
 
 

@@ -13,7 +13,7 @@ from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Shard, Tensor
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.directory import CONFIG, SAFETENSORS_INDEX
+from vita_ckpt.storage.directory import CONFIG, SAFETENSORS, SAFETENSORS_INDEX
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,17 @@ def storage_order(
 
 
 def plan_layout(plan: Plan) -> DirectoryLayout:
-    """The files of the target of ``plan``, whose base is a directory.
+    """The files of the target of ``plan``, whose base is a directory, or nothing.
 
     A safetensors shard of which no tensor changes is carried, any other is rewritten; shards of
-    ``.bin`` become safetensors. A new tensor goes where the most tensors of its part are.
+    ``.bin`` become safetensors. A new tensor goes where the most tensors of its part are. What
+    starts from nothing is one file.
     """
     base, target = plan.base, plan.target()
+    put = tuple(WrittenText(name, text.encode()) for name, text in target.texts.items())
+    if not base.shards:
+        whole = WrittenShard(SAFETENSORS, {"format": "pt"}, storage_order(target.tensors, {}))
+        return DirectoryLayout((), (whole,), put)
     _check_names(base)
     held = _place(base, target)
     carried: list[CarriedFile] = []
@@ -104,11 +109,11 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
             name = _safetensors_name(shard)
             written.append(WrittenShard(name, _metadata(shard), storage_order(now, ranks)))
         weight_map |= dict.fromkeys(now, _safetensors_name(shard))
-    texts = (*_config_text(base, target), *_index_text(base, target, weight_map))
+    texts = (*_config_text(base, target), *_index_text(base, target, weight_map), *put)
     gone = {text.name for text in texts}
     if SAFETENSORS_INDEX in gone:  # a .bin's index is no longer true
         gone |= {name for name in base.files if name.endswith(".bin.index.json")}
-    carried += [CarriedFile(name, file) for name, file in base.files.items() if name not in gone]
+    carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
     return DirectoryLayout(tuple(carried), tuple(written), texts)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Final
 
-from vita_ckpt.core.checkpoint import Cast, LocalFile, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import Init, LocalFile, Tensor, TensorRef
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError, StaleInputError
 from vita_ckpt.storage.source import opened, read_at
@@ -92,10 +92,9 @@ class Writer:
 
 def write_tensor(tensor: Tensor, inputs: Inputs, name: str, writer: Writer) -> None:
     """Append the contiguous bytes of ``tensor``; raise CastError where a cast loses a value."""
-    ref = tensor.ref if isinstance(tensor, Cast) else tensor
-    source = inputs.descriptor(ref.source)
     if isinstance(tensor, TensorRef) and tensor.strides is None:
-        writer.copy(source, ref.offset, ref.nbytes, ref.source.path)
+        source = inputs.descriptor(tensor.source)
+        writer.copy(source, tensor.offset, tensor.nbytes, tensor.source.path)
         return
     for data in tensor_bytes(tensor, inputs, name):
         writer.write(data)
@@ -103,10 +102,15 @@ def write_tensor(tensor: Tensor, inputs: Inputs, name: str, writer: Writer) -> N
 
 def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
     """The contiguous bytes of ``tensor`` in pieces; what a strided view spans is read at once."""
-    ref = tensor.ref if isinstance(tensor, Cast) else tensor
-    if not isinstance(tensor, Cast):
-        yield from _ref_bytes(ref, inputs)
+    if isinstance(tensor, Init):
+        from vita_ckpt.storage.init import drawn_bytes  # noqa: PLC0415 - numpy
+
+        yield from drawn_bytes(tensor)
         return
+    if isinstance(tensor, TensorRef):
+        yield from _ref_bytes(tensor, inputs)
+        return
+    ref = tensor.ref
     from vita_ckpt.storage.cast import BecomesInfiniteError, convert  # noqa: PLC0415 - numpy
 
     position = 0

@@ -1,19 +1,18 @@
-"""The tower that a config names: looked for, and described by its config or its tensors."""
+"""Vision towers as they lie on the disk: looked for, opened, and described."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Final
+from collections.abc import Mapping
+from typing import Any
 
-from vita_ckpt.core.anatomy import towers
-from vita_ckpt.core.anatomy.towers import TowerDirectory
+from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy.towers import CARRIED_CONFIG, CONFIG, PROCESSOR, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.directory import CONFIG, open_checkpoint
+from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.source import read_json_object
-
-# A swapped checkpoint carries the config of its tower under this name.
-CARRIED_CONFIG: Final = "vision_tower_config.json"
 
 
 def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
@@ -52,3 +51,93 @@ def open_tower(path: str) -> TowerDirectory:
     tensors = open_checkpoint(path).tensors
     tower = towers.tower_of_shapes({name: tensor.shape for name, tensor in tensors.items()})
     return TowerDirectory(path, None, tower)
+
+
+def read_tower_config(
+    checkpoint: Checkpoint, tower: str | os.PathLike[str] | None = None
+) -> Mapping[str, Any] | None:
+    """The config of the tower in a VITA checkpoint; None if the checkpoint has no tower.
+
+    In this order: ``tower``, a directory or a ``config.json``, the copy that a swapped checkpoint
+    carries, the path in its config, its tensors where they determine it. EVA-CLIP's sizes always
+    come from its tensors. Raises InputError naming the option otherwise.
+    """
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    own = parts.below(parts.TOWER_PREFIX, shapes)
+    if not own:
+        if (checkpoint.config or {}).get("mm_vision_tower"):
+            raise InputError(
+                "tower-absent",
+                checkpoint.root,
+                expected="the vision tower's tensors, since its config names one",
+                got="none",
+                hint="VITA-1.5's loader would leave the tower uninitialised",
+            )
+        return None
+    found = towers.tower_of_shapes(own)
+    if found is not None and found.family == towers.EVA:
+        return _sizes_of_shapes(checkpoint, own)
+    if tower is not None:
+        return read_given_config(tower)
+    if (carried := read_carried_config(checkpoint)) is not None:
+        return carried
+    if (near := find_tower(checkpoint)) is not None and near.config is not None:
+        return near.config
+    return _sizes_of_shapes(checkpoint, own)
+
+
+def read_carried_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The tower's config that a checkpoint, or the target of a plan, carries beside its own."""
+    if CARRIED_CONFIG in checkpoint.texts:
+        carried: Mapping[str, Any] = json.loads(checkpoint.texts[CARRIED_CONFIG])
+        return carried
+    if CARRIED_CONFIG in checkpoint.files:
+        return read_json_object(checkpoint.files[CARRIED_CONFIG].path)[0]
+    return None
+
+
+def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The tower's config at ``path``: a tower directory, a checkpoint's, or a ``config.json``.
+
+    Raises InputError if it describes no tower.
+    """
+    given = os.path.abspath(os.fspath(path))
+    config: Mapping[str, Any] | None
+    if os.path.isfile(given) and given.endswith(".json"):
+        config = read_json_object(given)[0]
+    else:
+        config = open_tower(given).config
+    if config is None or towers.tower_of_config(config) is None:
+        raise InputError(
+            "tower-config-unknown",
+            given,
+            expected="the config.json of a SigLIP, CLIP or InternViT tower, or its directory",
+            got="no config.json" if config is None else f"model_type {config.get('model_type')!r}",
+            hint="give the tower's own config.json",
+        )
+    return config
+
+
+def read_processor(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The ``preprocessor_config.json`` in a checkpoint or tower, else in the tower it names."""
+    if PROCESSOR in checkpoint.files:
+        return read_json_object(checkpoint.files[PROCESSOR].path)[0]
+    near = find_tower(checkpoint)
+    folder = checkpoint.root if near is None or near.path is None else near.path
+    if not os.path.isdir(folder):  # a lone file of weights
+        folder = os.path.dirname(folder)
+    path = os.path.join(folder, PROCESSOR)
+    return read_json_object(path)[0] if os.path.isfile(path) else None
+
+
+def _sizes_of_shapes(checkpoint: Checkpoint, shapes: towers.Shapes) -> Mapping[str, Any]:
+    config = towers.config_of_shapes(shapes)
+    if config is None:
+        raise InputError(
+            "tower-config-unknown",
+            checkpoint.root,
+            expected="the config.json of its vision tower, which its tensors do not determine",
+            got=f"mm_vision_tower {(checkpoint.config or {}).get('mm_vision_tower')!r}",
+            hint="give the tower's directory with --tower",
+        )
+    return config

@@ -20,6 +20,7 @@ from vita_ckpt.core.plan import (
     ReplaceTensor,
     SetConfig,
 )
+from vita_ckpt.core.provenance import record
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
 
 KEYWORD: Final = "mm_projector"
@@ -101,30 +102,43 @@ def plan_merge_projector(
     Raises InputError for a base that is no VITA checkpoint, AdapterError for an adapter that does
     not fit, CastError for a conversion that is not defined and UsageError for extras not found.
     """
+    edits, notes = merge_edits(base, adapter, dtype=dtype, extras=extras)
+    inputs = {"base": base, "adapter": adapter}
+    return Plan(
+        operation="merge-projector",
+        base=base,
+        edits=(*edits, *record(base, "merge-projector", inputs, needs_alignment=False)),
+        donors=(adapter,),
+        notes=notes,
+    )
+
+
+def merge_edits(
+    base: Checkpoint,
+    adapter: Checkpoint,
+    *,
+    dtype: str | None = None,
+    extras: Collection[str] = (),
+) -> tuple[list[Edit], tuple[str, ...]]:
+    """The edits of :func:`plan_merge_projector` and what to say of them."""
     config = vita_config(base)
     weights = _projector_of(adapter)
-    old = _tensors_below(base, parts.PROJECTOR_PREFIX)
+    old = tensors_below(base, parts.PROJECTOR_PREFIX)
     widths = _Widths.of(base, config, old)
     new = _choose_type(adapter, weights, config, widths)
     names = {parts.PROJECTOR_PREFIX + name: tensor for name, tensor in weights.items()}
     edits: list[Edit] = [
         DropTensor(name, f"not a tensor of {new.type}") for name in old if name not in names
     ]
-    default = dtype or _dominant_dtype(old.values()) or _language_dtype(base)
+    default = dtype or dominant_dtype(old.values()) or language_dtype(base)
     for name, tensor in names.items():
         wanted = dtype or (old[name].dtype if name in old else default)
-        edits.append(_put(base, name, tensor, wanted, "projector of the adapter"))
+        edits.append(put_tensor(base, name, tensor, wanted, "projector of the adapter"))
     others = {n: t for n, t in adapter.tensors.items() if KEYWORD not in n}
     chosen, left = _split_extras(others, extras)
     edits += _extra_edits(base, adapter, chosen)
     edits += _config_edits(config, new)
-    return Plan(
-        operation="merge-projector",
-        base=base,
-        edits=tuple(edits),
-        donors=(adapter,),
-        notes=(f"projector: {new}", *_left_out_notes(adapter, left)),
-    )
+    return edits, (f"projector: {new}", *_left_out_notes(adapter, left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +294,13 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``."""
     return {n: t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
 
 
-def _put(base: Checkpoint, name: str, tensor: TensorRef, dtype: str, reason: str) -> Edit:
+def put_tensor(base: Checkpoint, name: str, tensor: TensorRef, dtype: str, reason: str) -> Edit:
+    """The edit that gives ``base`` a donor's tensor in ``dtype``; raises CastError."""
     if not can_cast(tensor.dtype, dtype):
         raise CastError(
             "cast-not-defined",
@@ -338,7 +354,7 @@ def _extra_edits(base: Checkpoint, adapter: Checkpoint, chosen: Mapping[str, Ten
                 else "a tensor that the base has too",
                 got=f"{list(tensor.shape)}",
             )
-        edits.append(_put(base, target, tensor, old.dtype, "asked for by name"))
+        edits.append(put_tensor(base, target, tensor, old.dtype, "asked for by name"))
     return edits
 
 
@@ -368,16 +384,18 @@ def _left_out_notes(adapter: Checkpoint, left: Mapping[str, Tensor]) -> Sequence
     return notes
 
 
-def _dominant_dtype(tensors: Collection[Tensor]) -> str | None:
+def dominant_dtype(tensors: Collection[Tensor]) -> str | None:
+    """The dtype of most of the bytes; None for no tensors."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts[tensor.dtype] += tensor.nbytes
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _language_dtype(base: Checkpoint) -> str:
+def language_dtype(base: Checkpoint) -> str:
+    """The dtype of most of the language model's bytes."""
     language = [t for n, t in base.tensors.items() if parts.part_of(n) == parts.LANGUAGE_MODEL]
-    return _dominant_dtype(language or list(base.tensors.values())) or "F32"
+    return dominant_dtype(language or list(base.tensors.values())) or "F32"
 
 
 def _one_of(found: Sequence[Projector]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
+from math import isqrt, prod
 from typing import Final
 
 Shape = tuple[int, ...]
@@ -70,6 +70,23 @@ def expected_shapes(projector: Projector) -> dict[str, Shape]:
             shapes |= _inverted_residual(block, out)
         return shapes
     return {}
+
+
+def initial_values(shapes: Shapes) -> dict[str, tuple[float | None, float]]:
+    """How torch initialises each tensor of a projector: the bound of a uniform, or None and a fill.
+
+    ``nn.Linear`` and ``nn.Conv2d`` draw weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); a
+    norm starts at weight 1 and bias 0.
+    """
+    values: dict[str, tuple[float | None, float]] = {}
+    for name in shapes:
+        module, _, kind = name.rpartition(".")
+        weight = shapes[f"{module}.weight" if module else "weight"]
+        if len(weight) > 1:
+            values[name] = prod(weight[1:]) ** -0.5, 0.0
+        else:
+            values[name] = None, float(kind == "weight")
+    return values
 
 
 def candidates(shapes: Shapes) -> tuple[Projector, ...]:

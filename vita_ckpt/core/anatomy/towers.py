@@ -22,6 +22,11 @@ LABELS: Final[dict[str, str]] = {
     INTERNVIT: "InternViT",
 }
 
+# In a tower's directory, and the name under which a swapped checkpoint carries the config.
+CONFIG: Final = "config.json"
+PROCESSOR: Final = "preprocessor_config.json"
+CARRIED_CONFIG: Final = "vision_tower_config.json"
+
 # Upstream's default when the config asks for S2 and names no scales.
 DEFAULT_S2_SCALES: Final = "384,768,1152"
 
@@ -193,21 +198,46 @@ _STORED_PREFIXES: Final[dict[str, str]] = {
     INTERNVIT: "vision_tower.",
 }
 
+# What stands before them in a directory that transformers 4.41 or upstream loads a tower from.
+_STANDALONE_PREFIXES: Final[dict[str, str]] = {
+    SIGLIP: "vision_model.",
+    CLIP: "vision_model.",
+    EVA: "visual.",
+    INTERNVIT: "",
+}
 
-def stored_names(shapes: Shapes) -> dict[str, str]:
-    """The tensors of a standalone tower, each with its name below ``model.vision_tower.``.
+
+def own_names(shapes: Shapes) -> dict[str, str]:
+    """The tensors of a tower, each with its name as the tower's own transformer calls it.
 
     Whatever stands beside the tower (a text model, EVA-CLIP's other half) is left out, as are the
     position ids that older files store. Empty if there is no tower.
     """
-    tower = tower_of_shapes(shapes)
-    if tower is None:
+    if tower_of_shapes(shapes) is None:
         return {}
     prefix = tower_prefix(shapes)
     return {
-        name: _STORED_PREFIXES[tower.family] + name.removeprefix(prefix)
+        name: name.removeprefix(prefix)
         for name in shapes
         if name.startswith(prefix) and not name.endswith("embeddings.position_ids")
+    }
+
+
+def stored_names(shapes: Shapes) -> dict[str, str]:
+    """The tensors of a tower, each with its name below ``model.vision_tower.``."""
+    tower = tower_of_shapes(shapes)
+    if tower is None:
+        return {}
+    return {name: _STORED_PREFIXES[tower.family] + own for name, own in own_names(shapes).items()}
+
+
+def standalone_names(shapes: Shapes) -> dict[str, str]:
+    """The tensors of a tower, each with its name in a tower directory of its own."""
+    tower = tower_of_shapes(shapes)
+    if tower is None:
+        return {}
+    return {
+        name: _STANDALONE_PREFIXES[tower.family] + own for name, own in own_names(shapes).items()
     }
 
 
@@ -240,6 +270,11 @@ def tower_of_config(config: Mapping[str, Any]) -> Tower | None:
     return Tower(
         family, width, sizes["num_hidden_layers"], sizes["patch_size"], sizes["image_size"]
     )
+
+
+def model_type_of(family: str) -> str:
+    """The ``model_type`` of a tower directory of SigLIP, CLIP or InternViT."""
+    return next(kind for kind, f in reversed(_MODEL_TYPES.items()) if f == family)
 
 
 def _prefix_before(shapes: Shapes, name: str) -> str | None:
@@ -335,9 +370,8 @@ def config_of_shapes(shapes: Shapes) -> dict[str, Any] | None:
     published = _PUBLISHED.get((tower.family, tower.width, tower.layers or 0))
     if published is None:
         return None
-    model_type = next(kind for kind, f in reversed(_MODEL_TYPES.items()) if f == tower.family)
     config = {
-        "model_type": model_type,
+        "model_type": model_type_of(tower.family),
         "hidden_size": tower.width,
         "num_hidden_layers": tower.layers,
         **sizes,

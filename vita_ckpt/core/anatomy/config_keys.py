@@ -1,0 +1,26 @@
+"""The vision keys of a VITA config with the types of their values."""
+
+from __future__ import annotations
+
+from typing import Final
+
+Types = tuple[type, ...]
+
+# A key that is set can be changed without touching a weight.
+VISION_KEYS: Final[dict[str, Types]] = {
+    "mm_vision_tower": (str,),
+    "mm_hidden_size": (int,),
+    "mm_projector_type": (str,),
+    "use_mm_proj": (bool,),
+    "use_s2": (bool,),
+    "s2_scales": (str,),
+    "unfreeze_vision_tower": (bool,),
+    "tune_mm_mlp_adapter": (bool,),
+    "freeze_mm_mlp_adapter": (bool,),
+    "mm_projector_lr": (int, float),
+    "continuous_training": (bool,),
+    "image_aspect_ratio": (str,),
+    "tokenizer_model_max_length": (int,),
+    "tokenizer_padding_side": (str,),
+    "mm_audio_encoder": (str,),
+}

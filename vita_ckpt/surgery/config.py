@@ -1,0 +1,100 @@
+"""Setting keys of the vision config: the weights stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+from vita_ckpt.core.anatomy import projectors, towers
+from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.kinds import vita_config
+from vita_ckpt.core.plan import Plan, SetConfig
+from vita_ckpt.errors import UsageError
+
+_CHOICES = {
+    "image_aspect_ratio": ("square", "pad"),
+    "tokenizer_padding_side": ("left", "right"),
+}
+
+
+def plan_set(checkpoint: Checkpoint, values: Mapping[str, Any]) -> Plan:
+    """A plan that sets keys of the vision config of a VITA checkpoint.
+
+    None stands for JSON's null. Raises UsageError for a key that is not one of the vision config
+    and for a value that the key cannot have, InputError for a
+    checkpoint that is none.
+    """
+    vita_config(checkpoint)
+    for key, value in values.items():
+        _check(key, value)
+    edits = tuple(SetConfig(key, value, "asked for") for key, value in values.items())
+    return Plan("set", checkpoint, edits)
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value that ``text`` stands for, by the type of ``key``; UsageError if it is none.
+
+    ``null`` is JSON's; a truth value is ``true`` or ``false``; a string is taken as it is.
+    """
+    types = _types(key)
+    if text == "null":
+        return None
+    if str in types:
+        return text
+    if bool in types:
+        known = {"true": True, "false": False}
+        if text.lower() in known:
+            return known[text.lower()]
+    for kind in types:
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    raise _wrong(key, text)
+
+
+def _check(key: str, value: Any) -> None:
+    types = _types(key)
+    if value is None:
+        return
+    if type(value) not in types or not _is_possible(key, value):
+        raise _wrong(key, value)
+
+
+def _is_possible(key: str, value: Any) -> bool:
+    """Whether a value of the right type means something."""
+    if key in _CHOICES:
+        return value in _CHOICES[key]
+    if key == "mm_projector_type":
+        return projectors.is_known(value)
+    if key == "s2_scales":
+        return towers.parse_s2_scales(value) is not None
+    if isinstance(value, str):
+        return bool(value) and value.isprintable()
+    if key == "mm_projector_lr":
+        return isfinite(value) and value >= 0
+    return isinstance(value, bool) or value > 0
+
+
+def _types(key: str) -> tuple[type, ...]:
+    if key not in VISION_KEYS:
+        raise UsageError(
+            "unknown-config-key",
+            key,
+            expected=f"one of {', '.join(VISION_KEYS)}",
+            hint="other keys describe the weights, which set does not touch",
+        )
+    return VISION_KEYS[key]
+
+
+def _wrong(key: str, value: Any) -> UsageError:
+    names = {str: "text", int: "a positive integer", float: "a number", bool: "true or false"}
+    expected = " or ".join(_CHOICES.get(key, [names[VISION_KEYS[key][-1]]]))
+    if key == "mm_projector_type":
+        expected = "a projector type that upstream builds"
+    if key == "s2_scales":
+        expected = "sizes in pixels, as 384,768,1152"
+    return UsageError("invalid-config-value", f"{key}={value}", expected=expected)

@@ -1,0 +1,473 @@
+"""``initialize_vision_modules`` as a plan: the one door to another vision tower."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.core.anatomy.projectors import Projector
+from vita_ckpt.core.anatomy.tower_tensors import expected_shapes
+from vita_ckpt.core.anatomy.towers import CARRIED_CONFIG, CONFIG, PROCESSOR, Tower
+from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Init, Shape
+from vita_ckpt.core.fit import compare
+from vita_ckpt.core.kinds import plain_backbone
+from vita_ckpt.core.plan import (
+    AddTensor,
+    DropFile,
+    DropTensor,
+    Edit,
+    Plan,
+    PutFile,
+    ReplaceTensor,
+    SetConfig,
+)
+from vita_ckpt.core.provenance import needs_alignment, record
+from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.surgery.projector import (
+    dominant_dtype,
+    language_dtype,
+    merge_edits,
+    put_tensor,
+    tensors_below,
+)
+
+_TOWER: Final = "model.vision_tower."
+
+
+@dataclass(frozen=True, slots=True)
+class VisionModelArgs:
+    """Upstream's ``model_args``, with what they name already opened.
+
+    ``vision_tower`` is the tower's checkpoint in any of its forms, ``tower_config`` its config
+    (None if there is none to be found) and ``processor`` its ``preprocessor_config.json``;
+    ``mm_vision_tower`` is the string for the config, by which upstream will choose the class.
+
+    ``mm_projector_type`` is the base's if None. The projector is that of
+    ``pretrain_mm_mlp_adapter``, or is kept, or is drawn anew with ``seed``, as ``projector`` says;
+    None keeps it where it still fits and is an error where it does not. ``use_s2`` None leaves S2
+    as it is where the new tower has it. ``run_config`` is the config of a run whose other vision
+    keys the result takes over.
+    """
+
+    vision_tower: Checkpoint
+    mm_vision_tower: str
+    tower_config: Mapping[str, Any] | None = None
+    processor: Mapping[str, Any] | None = None
+    mm_projector_type: str | None = None
+    pretrain_mm_mlp_adapter: Checkpoint | None = None
+    projector: Literal["keep", "reinit"] | None = None
+    seed: int = 0
+    use_s2: bool | None = None
+    s2_scales: str | None = None
+    model_type: str | None = None
+    run_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def initialize_vision_modules(
+    base: Checkpoint, args: VisionModelArgs, *, operation: str = "swap-tower"
+) -> Plan:
+    """A plan that gives ``base`` the tower of ``args``: upstream's method, right where it is wrong.
+
+    The old tower goes, and a projector that no longer fits; the new tower comes under upstream's
+    names in the base's dtype; ``mm_vision_tower``, ``mm_hidden_size`` (the width of the tower's
+    output), ``mm_projector_type``, ``use_mm_proj``, ``use_s2`` and ``s2_scales`` are set. A base
+    that is a plain language model becomes a VITA checkpoint.
+
+    Raises InputError for a base or a tower that is none, a tower whose tensors are not those that
+    its config describes, one that upstream would take for another family by its path, or an odd
+    grid of patches for InternViT; AdapterError for an adapter that does not fit; UsageError where
+    a choice is needed or impossible.
+    """
+    tower = _DonorTower.of(args)
+    config = {**(base.config or {}), **_backbone_keys(base, args), **_run_keys(args)}
+    s2 = _s2(config, args, tower.described)
+    _check_path(args.mm_vision_tower, tower.described, bool(s2["use_s2"]))
+    config |= s2 | {
+        "mm_vision_tower": args.mm_vision_tower,
+        "mm_hidden_size": tower.described.output_width(towers.number_of_scales({**config, **s2})),
+        "mm_projector_type": args.mm_projector_type
+        or config.get("mm_projector_type", projectors.DEFAULT_TYPE),
+        "use_mm_proj": True,
+    }
+    edits = [*_tower_edits(base, tower), *_config_edits(base, config), *_files(base, args)]
+    # What is done to the projector depends on the tower, so it is planned on the result so far.
+    swapped = Plan(operation, base, tuple(edits), (args.vision_tower,)).target()
+    projector_edits, projector_notes, aligned = _projector(base, swapped, config, args)
+    edits += [e for e in projector_edits if not isinstance(e, SetConfig)]
+    changed = {e.key: e for e in projector_edits if isinstance(e, SetConfig)}
+    edits = [e for e in edits if not (isinstance(e, SetConfig) and e.key in changed)]
+    edits += changed.values()
+    inputs = {"base": base, "tower": args.vision_tower}
+    if args.pretrain_mm_mlp_adapter is not None:
+        inputs["adapter"] = args.pretrain_mm_mlp_adapter
+    drawn = {"seed": args.seed} if args.projector == "reinit" else {}
+    edits += record(base, operation, inputs, needs_alignment=not aligned, **drawn)
+    return Plan(
+        operation=operation,
+        base=base,
+        edits=tuple(edits),
+        donors=tuple(donor for role, donor in inputs.items() if role != "base"),
+        notes=(*tower.notes(config), *projector_notes),
+    )
+
+
+def plan_extract_tower(
+    checkpoint: Checkpoint,
+    tower_config: Mapping[str, Any] | None,
+    processor: Mapping[str, Any] | None = None,
+) -> Plan:
+    """A plan for a directory that holds the tower of ``checkpoint`` as a tower of its own.
+
+    Names are those that transformers 4.41 and upstream load. ``tower_config`` becomes its
+    ``config.json`` (a parent config gives its ``vision_config``), unless it is EVA-CLIP, which has
+    none. Raises InputError if there is no tower, or not the one that the config describes.
+    """
+    tower = _DonorTower.of(VisionModelArgs(checkpoint, "", tower_config, processor))
+    names = towers.standalone_names(tower.shapes)
+    refs = checkpoint.refs
+    edits: list[Edit] = [
+        AddTensor(name, refs[origin], "vision tower") for origin, name in names.items()
+    ]
+    if tower.described.family != towers.EVA:
+        inner = tower.config.get("vision_config")
+        own = dict(inner if isinstance(inner, Mapping) else tower.config)
+        own.setdefault("model_type", towers.model_type_of(tower.described.family))
+        edits.append(PutFile(CONFIG, _json(own), "the tower's config"))
+    if processor is not None:
+        edits.append(PutFile(PROCESSOR, _json(processor), "the tower's processor"))
+    note = f"vision tower: {tower.described}"
+    return Plan("extract-tower", EMPTY, tuple(edits), (checkpoint,), (note,))
+
+
+@dataclass(frozen=True, slots=True)
+class _DonorTower:
+    """A tower to put into a checkpoint: every tensor that its config asks for, and no other."""
+
+    checkpoint: Checkpoint
+    shapes: Mapping[str, Shape]  # of the checkpoint's tensors, whatever else it holds
+    described: Tower
+    config: Mapping[str, Any]
+    guessed: bool
+
+    @classmethod
+    def of(cls, args: VisionModelArgs) -> _DonorTower:
+        checkpoint = args.vision_tower
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        below = parts.below(parts.TOWER_PREFIX, shapes)
+        if below:  # another VITA checkpoint: only its tower counts
+            shapes = {parts.TOWER_PREFIX + name: shape for name, shape in below.items()}
+        described = towers.tower_of_shapes(shapes)
+        if described is None:
+            model_type = (checkpoint.config or {}).get("model_type")
+            raise InputError(
+                "unknown-tower",
+                checkpoint.root,
+                expected="the tensors of a SigLIP, CLIP, EVA-CLIP or InternViT tower",
+                got=f"model_type {model_type!r}" if model_type else ", ".join(list(shapes)[:4]),
+                hint="give the tower's own directory",
+            )
+        sizes = towers.config_of_shapes(shapes)
+        given = None if described.family == towers.EVA else args.tower_config
+        config = given or sizes
+        if config is None:
+            raise InputError(
+                "tower-config-unknown",
+                checkpoint.root,
+                expected="a config.json beside the tower's weights, which do not determine it",
+                got=f"{described}",
+                hint="copy the tower's config.json there, or give it with --tower-config",
+            )
+        tower = cls(checkpoint, shapes, described, config, config is sizes)
+        tower._check()
+        return tower
+
+    def _check(self) -> None:
+        by_config = towers.tower_of_config(self.config)
+        if by_config is not None and (by_config.family, by_config.layers) != (
+            self.described.family,
+            self.described.layers,
+        ):
+            raise InputError(
+                "tower-config-mismatch",
+                self.checkpoint.root,
+                expected=f"the tensors of {by_config}, as its config says",
+                got=f"those of {self.described}",
+                hint="the config.json belongs to another tower",
+            )
+        found = {own: self.shapes[name] for name, own in towers.own_names(self.shapes).items()}
+        compare(expected_shapes(self.config), found).refuse(
+            self.checkpoint.root,
+            f"exactly the tensors of {by_config or self.described}, as its config says",
+            "the tower is incomplete, or the config.json belongs to another one",
+        )
+        if self.described.family == towers.INTERNVIT and self.described.tokens() is None:
+            raise InputError(
+                "odd-patch-grid",
+                self.checkpoint.root,
+                expected="an even number of patches along a side, for InternViT's pixel shuffle",
+                got=f"{self.described.grid} ({self.described})",
+                hint="no checkpoint with this tower runs upstream",
+            )
+
+    def notes(self, config: Mapping[str, Any]) -> list[str]:
+        """What to say of it."""
+        tokens = self.described.tokens()
+        width = config["mm_hidden_size"]
+        notes = [f"vision tower: {self.described}, {tokens} tokens of {width} features per image"]
+        if self.guessed and self.described.family != towers.EVA:
+            notes.append("the tower has no config.json: taken for the published one of its shapes")
+        kind = str(config["mm_projector_type"])
+        if tokens is not None and projectors.tokens_out(kind, tokens) is None:
+            notes.append(f"a {kind} projector cannot take {tokens} tokens: upstream will raise")
+        return notes
+
+
+def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
+    """What makes a VITA config of a plain language model's; nothing for a VITA checkpoint."""
+    backbone = plain_backbone(base)
+    if backbone is None:
+        return {}
+    if args.model_type is not None:
+        asked = BACKBONES.get(args.model_type)
+        if asked is None or asked.language_model != backbone.language_model:
+            raise InputError(
+                "model-type-mismatch",
+                base.root,
+                expected=f"the language model of {args.model_type}",
+                got=f"model_type {backbone.plain_model_type}",
+                hint="the run was trained on another base",
+            )
+        backbone = asked
+    return {"model_type": backbone.model_type, "architectures": [backbone.architecture]}
+
+
+# Of a run's config, what the result of upstream's "base model + projector" load has too.
+_RUN_KEYS: Final = (
+    "unfreeze_vision_tower",
+    "tune_mm_mlp_adapter",
+    "freeze_mm_mlp_adapter",
+    "mm_projector_lr",
+    "image_aspect_ratio",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
+)
+
+
+def _run_keys(args: VisionModelArgs) -> dict[str, Any]:
+    keys = {key: args.run_config[key] for key in _RUN_KEYS if key in args.run_config}
+    if "continuous_training" in args.run_config:
+        keys["continuous_training"] = False  # as upstream resets it after loading
+    return keys
+
+
+def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[str, Any]:
+    """``use_s2`` and, where they are known, ``s2_scales`` of the result."""
+    asked = args.use_s2 is True or (args.s2_scales is not None and args.use_s2 is None)
+    if tower.family != towers.SIGLIP:
+        if asked:
+            raise InputError(
+                "s2-needs-siglip",
+                "use_s2",
+                expected="a SigLIP tower",
+                got=f"{tower}",
+                hint="leave S2 out, or swap in a SigLIP tower",
+            )
+        return {"use_s2": False}
+    use = asked or (args.use_s2 is None and config.get("use_s2") is True)
+    if not use:
+        return {"use_s2": False}
+    text = args.s2_scales or str(config.get("s2_scales", towers.DEFAULT_S2_SCALES))
+    scales = towers.parse_s2_scales(text)
+    if scales is None:
+        raise UsageError("invalid-s2-scales", text, expected="sizes in pixels, as 384,768,1152")
+    if not all(_is_cut_into_tiles(scale, scales[0], tower) for scale in scales):
+        raise InputError(
+            "s2-scales-do-not-fit-tower",
+            "s2_scales",
+            expected=f"multiples of {tower.image_size}, the size of the tower's images",
+            got=text,
+            hint="give others with --s2-scales, or --no-s2",
+        )
+    return {"use_s2": True} | ({"s2_scales": args.s2_scales} if args.s2_scales else {})
+
+
+def _is_cut_into_tiles(scale: int, smallest: int, tower: Tower) -> bool:
+    """Whether an image of this size becomes whole tiles that the position table fits."""
+    if not smallest or not tower.patch_size:
+        return False
+    side, rest = divmod(scale, -(-scale // smallest))
+    return not rest and side // tower.patch_size == tower.grid
+
+
+def _check_path(path: str, tower: Tower, use_s2: bool) -> None:
+    """Raise InputError unless upstream builds this tower's class from ``path``."""
+    if not path.isprintable():
+        raise UsageError("invalid-tower-path", path, expected="a printable path")
+    by_path = towers.dispatch(path, use_s2)
+    if by_path.family == tower.family:
+        return
+    raise InputError(
+        "tower-path-misleads",
+        path,
+        expected=f"a path that upstream takes for {towers.LABELS[tower.family]}",
+        got=f"{by_path.tower_class or 'nothing'}: {by_path.reason}",
+        hint="rename the directory, or name the path for the config with --tower-path",
+    )
+
+
+def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
+    dtype = language_dtype(base)
+    refs = tower.checkpoint.refs
+    names = {
+        f"{_TOWER}{stored}": refs[origin]
+        for origin, stored in towers.stored_names(tower.shapes).items()
+    }
+    edits: list[Edit] = [
+        DropTensor(name, "a tensor of the old tower")
+        for name in tensors_below(base, _TOWER)
+        if name not in names
+    ]
+    label = towers.LABELS[tower.described.family]
+    edits += [put_tensor(base, n, ref, dtype, f"{label} tower") for n, ref in names.items()]
+    return edits
+
+
+_REASONS: Final = {
+    "mm_vision_tower": "the new tower",
+    "mm_hidden_size": "the width of the tower's output",
+    "mm_projector_type": "the projector's type",
+    "use_mm_proj": "the checkpoint has a projector",
+    "use_s2": "whether the tower runs at several scales",
+    "s2_scales": "the scales of S2",
+    "model_type": "the language model becomes a VITA model",
+    "architectures": "the language model becomes a VITA model",
+}
+
+
+def _config_edits(base: Checkpoint, config: Mapping[str, Any]) -> list[Edit]:
+    old = base.config or {}
+    return [
+        SetConfig(key, value, _REASONS.get(key, "from the run's config"))
+        for key, value in config.items()
+        if key not in old or (old[key] is not value and old[key] != value)
+    ]
+
+
+def _files(base: Checkpoint, args: VisionModelArgs) -> list[Edit]:
+    """The tower's config and processor; those of the old tower would be wrong."""
+    edits: list[Edit] = []
+    for name, content, what in (
+        (CARRIED_CONFIG, args.tower_config, "config"),
+        (PROCESSOR, args.processor, "processor"),
+    ):
+        if content is not None:
+            edits.append(PutFile(name, _json(content), f"the tower's {what}"))
+        elif name in base.files:
+            edits.append(DropFile(name, f"the old tower's {what}"))
+    return edits
+
+
+def _projector(
+    base: Checkpoint, swapped: Checkpoint, config: Mapping[str, Any], args: VisionModelArgs
+) -> tuple[list[Edit], tuple[str, ...], bool]:
+    """The edits of the projector, what to say of them, and whether it is a trained one."""
+    kind, width = str(config["mm_projector_type"]), int(config["mm_hidden_size"])
+    if not projectors.is_known(kind):
+        raise UsageError(
+            "unknown-projector-type",
+            kind,
+            expected="linear, mlpNx_gelu, sppv1, sppv2, sppv3, ldp, vanilla, minigpt or identity",
+        )
+    adapter = args.pretrain_mm_mlp_adapter
+    if adapter is not None:
+        edits, notes = merge_edits(swapped, adapter)
+        _check_type(args, edits, kind)
+        return edits, notes, True
+    new = Projector(kind, width, _hidden_size(base))
+    if kind == "identity" and new.in_width != new.out_width:
+        raise UsageError(
+            "projector-does-not-fit",
+            "identity",
+            expected=f"a tower of {new.out_width} features, the language model's width",
+            got=f"{new.in_width}",
+            hint="choose another --projector-type",
+        )
+    shapes = parts.below(parts.PROJECTOR_PREFIX, {n: t.shape for n, t in base.tensors.items()})
+    fits = projectors.expected_shapes(new) == shapes
+    if args.projector == "reinit":
+        note = f"projector: {new}, drawn anew (seed {args.seed}): it needs alignment training"
+        return _reinit(base, new, args.seed), (note,), False
+    # Types that store the same tensors compute different things.
+    same_type = kind == (base.config or {}).get("mm_projector_type", projectors.DEFAULT_TYPE)
+    if not fits or not (same_type or args.projector == "keep"):
+        raise _choice_needed(base, new, shapes, said=args.projector == "keep")
+    note = f"projector: {new}, kept: it was trained with the tower it was with"
+    return [], (note,), not needs_alignment(base)
+
+
+def _check_type(args: VisionModelArgs, edits: list[Edit], kind: str) -> None:
+    """Raise UsageError if the adapter is of another type than the one that was asked for."""
+    deduced = {e.key: e.value for e in edits if isinstance(e, SetConfig)}
+    found = deduced.get("mm_projector_type", kind)
+    if args.mm_projector_type is not None and found != args.mm_projector_type:
+        raise UsageError(
+            "projector-type-mismatch",
+            f"--projector-type {args.mm_projector_type}",
+            expected="the type of the projector that is merged",
+            got=str(found),
+            hint="leave --projector-type out",
+        )
+
+
+def _choice_needed(
+    base: Checkpoint, new: Projector, shapes: Mapping[str, Shape], *, said: bool
+) -> UsageError:
+    found = projectors.candidates(shapes)
+    old = " or ".join(map(str, found)) if found else "no projector" if not shapes else "another one"
+    return UsageError(
+        "projector-does-not-fit" if said else "projector-choice-needed",
+        base.root,
+        expected=f"a {new} projector for this tower",
+        got=old,
+        hint="--projector FILE takes a trained one, --projector reinit draws one anew, which then "
+        "needs alignment training",
+    )
+
+
+def _reinit(base: Checkpoint, new: Projector, seed: int) -> list[Edit]:
+    old = tensors_below(base, parts.PROJECTOR_PREFIX)
+    dtype = dominant_dtype(old.values()) or language_dtype(base)
+    shapes = projectors.expected_shapes(new)
+    names = {parts.PROJECTOR_PREFIX + name: name for name in shapes}
+    edits: list[Edit] = [
+        DropTensor(name, f"not a tensor of {new.type}") for name in old if name not in names
+    ]
+    values = projectors.initial_values(shapes)
+    for name, own in names.items():
+        drawn = Init(dtype, shapes[own], seed, name, *values[own])
+        kind = ReplaceTensor if name in old else AddTensor
+        edits.append(kind(name, drawn, "drawn anew"))
+    return edits
+
+
+def _hidden_size(base: Checkpoint) -> int:
+    embed = base.tensors.get(parts.EMBED_TOKENS)
+    if embed is not None and len(embed.shape) == 2:
+        return embed.shape[1]
+    hidden = (base.config or {}).get("hidden_size")
+    if type(hidden) is int:
+        return hidden
+    raise InputError(
+        "hidden-size-unknown",
+        base.root,
+        expected=f"{parts.EMBED_TOKENS}, or hidden_size in its config",
+        got="neither",
+    )
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
