@@ -1,4 +1,4 @@
-"""inspect and merge-projector on a 5 GB checkpoint of VITA-1.5's names and shapes, against peers.
+"""inspect, merge-projector and swap-tower on 5 GB of VITA-1.5's names and shapes, against peers.
 
 Usage: python benchmarks/foundation.py [--dir DIR] [--runs N]. DIR takes about 25 GB for a while;
 inputs are random bytes, input and output lie on one file system, the runs are interleaved.
@@ -18,7 +18,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.measure import claim, in_turn, machine, show
-from fixtures.builder import FULL, mm_projector, write_adapter, write_checkpoint
+from fixtures.builder import (
+    FULL,
+    TowerSpec,
+    mm_projector,
+    write_adapter,
+    write_checkpoint,
+    write_tower,
+)
+
+# The shapes of google/siglip-so400m-patch14-384.
+SO400M = TowerSpec("siglip", 1152, 27, 4304, 384, 14, "siglip-so400m")
 
 USUAL_SCRIPT = """
 import glob, os, shutil, sys
@@ -56,6 +66,7 @@ def build(root: Path) -> None:
     write_checkpoint(root / "small", dtype="BF16")
     shapes = mm_projector(FULL.projector, FULL.mm_hidden, FULL.hidden)
     write_adapter(root / "mm_projector.safetensors", shapes, dtype="BF16")
+    write_tower(root / SO400M.name, SO400M, dtype="F32")
 
 
 def measure(root: Path, runs: int) -> int:
@@ -111,6 +122,19 @@ def measure(root: Path, runs: int) -> int:
         claim("merge-projector, peak MB", ours.peak / 1e6, 150),
     ]
     print(f"       merge-projector / the usual script: {ours.middle / usual.middle:.2f}")
+
+    print("swap-tower, a 1.6 GB tower in float32 into a base in bfloat16, the projector drawn anew")
+    tower = str(root / SO400M.name)
+    swap = [tool, "-q", "swap-tower", "--base", str(base), "--tower", tower]
+    swap += ["--projector", "reinit", "--out", out]
+    both = ["sh", "-c", 'mkdir "$2" && cp -r "$0" "$1" "$2" && sync', str(base), tower, out]
+    found = in_turn({"vita-ckpt swap-tower": swap, "cp -r of both and sync": both}, runs, clear)
+    show(found)
+    ours, copied = found.values()
+    kept += [
+        claim("swap-tower / (cp -r of both and sync)", ours.middle / copied.middle, 1.2),
+        claim("swap-tower, peak MB", ours.peak / 1e6, 150),
+    ]
     return 0 if all(kept) else 1
 
 

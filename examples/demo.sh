@@ -1,4 +1,4 @@
-# The main job on a real checkpoint: look, merge a trained projector, look again, take it out.
+# The main job on a real checkpoint: look, merge a trained projector, swap the vision tower, run it.
 set -eu
 golden=fixtures/golden
 rm -rf demo-out
@@ -10,8 +10,8 @@ run() {
     echo
 }
 
-run vita-ckpt inspect $golden/A1/base
-run vita-ckpt merge-projector --base $golden/A1/base --adapter $golden/A7/mm_projector_fp32 --out demo-out/merged
-run vita-ckpt inspect demo-out/merged --tensors '*mm_projector*'
-run vita-ckpt extract-projector --from demo-out/merged --out demo-out/mm_projector.bin
-run python examples/same_tensors.py $golden/A7/mm_projector_fp32/mm_projector.bin demo-out/mm_projector.bin
+run vita-ckpt inspect $golden/A7/base
+run vita-ckpt merge-projector --base $golden/A7/base --adapter $golden/A7/mm_projector_fp32 --out demo-out/merged
+run vita-ckpt swap-tower --base demo-out/merged --tower $golden/A2/tower-siglip --projector $golden/A2/base --out demo-out/swapped
+run vita-ckpt verify demo-out/swapped --against $golden/A7/base
+run python examples/what_changed.py $golden/A7/base demo-out/swapped

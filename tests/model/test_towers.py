@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.conftest import GOLDEN
-from vita_ckpt.core.anatomy.towers import tower_of_config
+from vita_ckpt.core.anatomy.tower_tensors import expected_shapes
+from vita_ckpt.core.anatomy.towers import stored_names, tower_of_config
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.projectors import build_projector
 from vita_ckpt.model.towers import VisionTower, build_tower
@@ -498,3 +499,45 @@ def test_pixels_of_another_size(name: str, size: tuple[int, int]) -> None:
         CASES[name].build()(images(1, 3, *size))
     assert caught.value.code == "pixels-do-not-fit-tower"
     assert str(list(size))[1:-1] in caught.value.got
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(
+            {
+                "model_type": "intern_vit_6b",
+                "norm_type": norm_type,
+                "qk_normalization": qk,
+                "qkv_bias": bias,
+            }
+            for norm_type in ("layer_norm", "rms_norm")
+            for qk in (True, False)
+            for bias in (True, False)
+        ),
+        {"model_type": "siglip_vision_model"},
+        {"model_type": "siglip_vision_model", "vision_use_head": False},
+        {"model_type": "clip_vision_model"},
+        {"model_type": "clip", "vision_config": {"model_type": "clip_vision_model"}},
+    ],
+)
+def test_the_table_of_tensors_is_what_is_built(config: dict[str, Any]) -> None:
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+    if "vision_config" in config:
+        config = {**config, "vision_config": {**config["vision_config"], **sizes}}
+    else:
+        config = {**config, **sizes}
+    described = tower_of_config(config)
+    assert described is not None
+    tower = build_tower(described.family, config)
+    built = {tower.checkpoint_name(n): tuple(t.shape) for n, t in tower.state_dict().items()}
+    wanted = expected_shapes(config)
+    stored = stored_names(wanted)
+    assert {stored[name]: shape for name, shape in wanted.items()} == built
