@@ -107,7 +107,10 @@ def _max_memory(entries: tuple[str, ...]) -> dict[str | int, int | str] | None:
 def _report(verification: Verification) -> dict[str, Any]:
     report = asdict(verification)
     del report["golden"]
-    report["findings"] = list(report["findings"])
+    report["findings"] = [
+        {key: value for key, value in finding.items() if key != "file"}
+        for finding in report["findings"]
+    ]
     ok = not has_errors(verification.findings)
     return {"format": "vita-ckpt-verify", "version": REPORT_VERSION, "ok": ok, **report}
 

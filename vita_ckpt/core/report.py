@@ -1,31 +1,51 @@
-"""Findings: what is wrong with a checkpoint, as data; a report is a list of them."""
+"""Findings: what is wrong with a checkpoint, as data; a report is what was found in one of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 Severity = Literal["error", "warning", "note"]
 
-_ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "note")
+SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: ``rule`` is a stable id, ``subject`` a tensor, key or file."""
+    """One thing that is wrong.
+
+    ``rule`` is a stable id, ``subject`` a tensor, config key or file; ``message`` is one line with
+    what was expected and what was found; ``file`` the path of the file that it is about, empty
+    where it is about the checkpoint as a whole.
+    """
 
     rule: str
     severity: Severity
     subject: str
     message: str
     hint: str = ""
+    file: str = ""
 
 
-def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found at ``path``, which was taken for a ``kind`` such as ``vita-checkpoint``."""
+
+    path: str
+    kind: str
+    findings: tuple[Finding, ...]
+
+    def count(self, severity: Severity) -> int:
+        """How many findings are of this severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Findings in the order in which a person wants them: errors, warnings, notes."""
-    return tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity)))
+    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def has_errors(findings: tuple[Finding, ...]) -> bool:
+def has_errors(findings: Iterable[Finding]) -> bool:
     """Whether one of them is an error."""
     return any(finding.severity == "error" for finding in findings)

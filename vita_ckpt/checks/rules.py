@@ -1,0 +1,519 @@
+"""The rules: every id that a finding can have, with its severity and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from vita_ckpt.core.report import Finding, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule: its stable id, how bad a violation is, one line, and why it matters."""
+
+    id: str
+    severity: Severity
+    title: str
+    why: str
+
+
+def finding(rule: str, subject: str, message: str, *, hint: str = "", file: str = "") -> Finding:
+    """A violation of ``rule``, as severe as the table says. Raises KeyError for an unknown rule."""
+    return Finding(rule, RULES[rule].severity, subject, message, hint, file)
+
+
+_FILES: Final = (
+    Rule(
+        "missing-shard",
+        "error",
+        "a file that the index names is not there",
+        "Every loader stops here, most of them after reading the others for minutes.",
+    ),
+    Rule(
+        "index-mismatch",
+        "error",
+        "the index and a weight file disagree about a tensor",
+        "A tensor that the index does not name is silently left out by some loaders and read by "
+        "others; one that is named and not there is initialised at random or stops the load.",
+    ),
+    Rule(
+        "duplicate-tensor",
+        "error",
+        "one tensor in two files of a checkpoint",
+        "Which one counts depends on the order in which a loader reads the files.",
+    ),
+    Rule(
+        "index-total-size",
+        "error",
+        "total_size of the index is not the size of the tensors",
+        "Tools that plan memory or check a download by it are misled; it is a trace of an index "
+        "that was edited or belongs to other files.",
+    ),
+    Rule(
+        "stale-weights",
+        "error",
+        "a weight file that the index does not name but that some loader reads",
+        "Upstream reads every *.safetensors file of the directory when unfreeze_vision_tower is "
+        "set, and huggingface_hub prefers a single file to an index: old weights come back.",
+    ),
+    Rule(
+        "other-weights",
+        "warning",
+        "a weight file beside the checkpoint that no loader of VITA reads",
+        "It doubles the download, and readers take it for the checkpoint.",
+    ),
+    Rule(
+        "ambiguous-weights",
+        "error",
+        "a single weight file beside an index that does not name it",
+        "Loaders disagree which of the two counts.",
+    ),
+    Rule(
+        "partial-download",
+        "error",
+        "a file of an interrupted download or copy",
+        "What it should have become is missing or incomplete.",
+    ),
+    Rule(
+        "git-lfs-pointer",
+        "error",
+        "a git-lfs pointer stands where a file should be",
+        "The repository was cloned without git-lfs: the file itself was not downloaded.",
+    ),
+    Rule(
+        "unreadable-file",
+        "error",
+        "a file that the system does not let read",
+        "Permissions, a broken link or a failing disk: no loader can read it either.",
+    ),
+    Rule(
+        "training-state",
+        "note",
+        "state of the run that trained the checkpoint",
+        "Optimiser states weigh more than the model, and some of them are pickles that execute "
+        "code when they are loaded.",
+    ),
+)
+
+_NAMES: Final = (
+    Rule(
+        "missing-tensor",
+        "error",
+        "a tensor that the config demands is not there",
+        "It is initialised at random, silently with most loaders.",
+    ),
+    Rule(
+        "unexpected-tensor",
+        "error",
+        "a tensor that the model has no place for",
+        "Loaders drop it silently: usually it was meant for another name or another model.",
+    ),
+    Rule(
+        "shape-mismatch",
+        "error",
+        "a tensor of another shape than the config demands",
+        "Loading stops with a size mismatch, after everything before it was read.",
+    ),
+    Rule(
+        "empty-tensor",
+        "error",
+        "a tensor without elements",
+        "A ZeRO-3 run saved it without gathering its parts: its values are lost.",
+    ),
+    Rule(
+        "foreign-prefix",
+        "error",
+        "names below a prefix that no loader of a checkpoint expects",
+        "PEFT, DDP or a wrapper put it there; every such tensor counts as missing.",
+    ),
+    Rule(
+        "two-names",
+        "error",
+        "one tensor under two prefixes",
+        "The loader takes one of them, and nothing says which.",
+    ),
+    Rule(
+        "tied-lm-head",
+        "warning",
+        "lm_head.weight is stored although the config ties it to the embeddings",
+        "Loaders drop it and use the embeddings: if the two differ, so do the results.",
+    ),
+    Rule(
+        "lm-head-absent",
+        "error",
+        "no lm_head.weight, and the config does not tie it to the embeddings",
+        "It is initialised at random: the model answers noise.",
+    ),
+    Rule(
+        "mixed-dtypes",
+        "warning",
+        "the floating tensors of one part have different dtypes",
+        "Loaders convert all to one; a part in two dtypes was put together from two sources.",
+    ),
+    Rule(
+        "tower-absent",
+        "error",
+        "no tensors of a vision tower",
+        "VITA-1.5's loader leaves the tower on the meta device or draws it at random.",
+    ),
+    Rule(
+        "projector-absent",
+        "error",
+        "no tensors of a projector",
+        "Upstream draws it from N(0, 0.02) with zero biases, silently.",
+    ),
+    Rule(
+        "unknown-projector",
+        "error",
+        "the projector's tensors are those of no projector type",
+        "Upstream builds the type that the config names: tensors go missing or are left over.",
+    ),
+    Rule(
+        "unknown-tower",
+        "error",
+        "the tower's tensors are those of no known tower",
+        "Upstream builds SigLIP, CLIP, EVA-CLIP or InternViT.",
+    ),
+    Rule(
+        "no-tensors",
+        "error",
+        "not a single tensor",
+        "What saved it had gathered nothing, as a ZeRO-3 run does that is not asked to.",
+    ),
+    Rule(
+        "ambiguous-key",
+        "error",
+        "a name that upstream's get_w drops, mangles or overwrites",
+        "get_w splits at the keyword wherever it stands in the name.",
+    ),
+    Rule(
+        "nothing-to-merge",
+        "error",
+        "an adapter without a projector or LoRA deltas",
+        "Merging it would change nothing.",
+    ),
+)
+
+_CONFIG: Final = (
+    Rule(
+        "config-missing",
+        "error",
+        "no config.json",
+        "No loader knows what to build.",
+    ),
+    Rule(
+        "invalid-json",
+        "error",
+        "a config or index is no JSON object",
+        "No loader can read it.",
+    ),
+    Rule(
+        "unknown-model-type",
+        "error",
+        "model_type is none of VITA's",
+        "transformers refuses it, or builds another model.",
+    ),
+    Rule(
+        "architecture-mismatch",
+        "warning",
+        "architectures does not name the class of model_type",
+        "Servers choose the class by it.",
+    ),
+    Rule(
+        "unknown-projector-type",
+        "error",
+        "mm_projector_type names nothing that upstream builds",
+        "Upstream raises, or for an spp without a version passes features through unprojected.",
+    ),
+    Rule(
+        "config-type",
+        "error",
+        "a key of the vision config has a value of the wrong type",
+        'The string "false" is true in Python; numbers as text fail far from here.',
+    ),
+    Rule(
+        "config-weights-mismatch",
+        "error",
+        "a key of the config contradicts the weights",
+        "The model is built from the config: tensors do not fit, or are left out.",
+    ),
+    Rule(
+        "hidden-size-mismatch",
+        "error",
+        "mm_hidden_size is not the width of the tower's output and the projector's input",
+        "Upstream builds the projector by it: a size mismatch on load. It is the output width: four "
+        "times the ViT's for InternViT, times the number of scales for S2.",
+    ),
+    Rule(
+        "s2-needs-siglip",
+        "error",
+        "use_s2 with a tower other than SigLIP",
+        "Upstream raises.",
+    ),
+    Rule(
+        "invalid-s2-scales",
+        "error",
+        "s2_scales are no sizes, or not multiples of the tower's images",
+        "Upstream cuts each scale into tiles of the smallest one.",
+    ),
+    Rule(
+        "odd-patch-grid",
+        "error",
+        "an odd number of patches along a side, for InternViT's pixel shuffle",
+        "Upstream raises on the first image.",
+    ),
+    Rule(
+        "projector-tokens",
+        "error",
+        "the projector cannot take the tower's tokens",
+        "Upstream raises on the first image.",
+    ),
+    Rule(
+        "tower-path-misleads",
+        "error",
+        "upstream takes the tower's path for another class",
+        "It chooses by a substring of the whole path: users meet it as a size mismatch.",
+    ),
+    Rule(
+        "tower-path-absolute",
+        "warning",
+        "the tower's or the audio encoder's path is absolute",
+        "It exists on the machine that trained the checkpoint and on no other.",
+    ),
+    Rule(
+        "tower-path-unreachable",
+        "warning",
+        "the tower's or the audio encoder's directory is not reachable from here",
+        "Upstream reads the tower's config and processor there, whatever the checkpoint holds.",
+    ),
+    Rule(
+        "tower-directory-mismatch",
+        "error",
+        "the tower's directory describes another tower than the checkpoint's tensors",
+        "Upstream builds what the directory describes and loads the checkpoint's tensors into it.",
+    ),
+    Rule(
+        "tower-directory-unreadable",
+        "error",
+        "the tower's directory cannot be read",
+        "Upstream reads the tower's config and processor there.",
+    ),
+    Rule(
+        "processor-size-mismatch",
+        "error",
+        "the processor makes images of another size than the tower takes",
+        "Positions are interpolated, or the tower raises.",
+    ),
+    Rule(
+        "fewer-embeddings-than-tokens",
+        "error",
+        "fewer rows of embeddings than tokens in the tokenizer",
+        "Upstream resizes to len(tokenizer): the missing rows are invented.",
+    ),
+    Rule(
+        "more-embeddings-than-tokens",
+        "note",
+        "more rows of embeddings than tokens in the tokenizer",
+        "Upstream cuts the surplus when it loads: harmless.",
+    ),
+    Rule(
+        "projector-untrained",
+        "warning",
+        "the projector was drawn at random and not trained since",
+        "Images mean nothing to the language model until alignment training.",
+    ),
+    Rule(
+        "invalid-provenance",
+        "warning",
+        "vita_ckpt.json is not what a surgery writes",
+        "What it says of the checkpoint cannot be trusted.",
+    ),
+)
+
+_LORA: Final = (
+    Rule(
+        "lora-config-missing",
+        "error",
+        "LoRA deltas without adapter_config.json",
+        "Rank and alpha are unknown: the deltas cannot be merged.",
+    ),
+    Rule(
+        "lora-pair-incomplete",
+        "error",
+        "a LoRA delta without its other half",
+        "Both lora_A and lora_B are needed for a weight.",
+    ),
+    Rule(
+        "lora-rank-mismatch",
+        "error",
+        "a LoRA delta of another rank than adapter_config.json says",
+        "PEFT refuses the shape; with a wrong rank the scale alpha / r is wrong too.",
+    ),
+    Rule(
+        "lora-alpha",
+        "error",
+        "lora_alpha is no positive number",
+        "It is half of the scale of every delta.",
+    ),
+    Rule(
+        "lora-base-absent",
+        "error",
+        "the base that a LoRA run was trained on is not to be found",
+        "Deltas are worth nothing without it.",
+    ),
+    Rule(
+        "lora-target-absent",
+        "error",
+        "a LoRA delta for a weight that the base does not have, or of another shape",
+        "The run was trained on another base.",
+    ),
+)
+
+_VALUES: Final = (
+    Rule(
+        "value-nan",
+        "error",
+        "a tensor with NaN",
+        "One of them reaches every logit.",
+    ),
+    Rule(
+        "value-inf",
+        "error",
+        "a tensor with infinite values",
+        "They become NaN with the first normalisation.",
+    ),
+    Rule(
+        "value-float16-overflow",
+        "error",
+        "a tensor with values above 65504",
+        "Upstream's loader casts everything to float16: they become infinite.",
+    ),
+    Rule(
+        "value-all-zero",
+        "error",
+        "a weight that is zero everywhere",
+        "A dead layer: it was never trained, gathered or loaded.",
+    ),
+    Rule(
+        "value-constant",
+        "warning",
+        "a weight that has one value everywhere",
+        "It was initialised and never trained, or overwritten.",
+    ),
+)
+
+_RUN: Final = (
+    Rule(
+        "logits-not-finite",
+        "error",
+        "the forward pass gives NaN or infinity",
+        "The model answers nothing at all.",
+    ),
+    Rule(
+        "float16-not-finite",
+        "error",
+        "the forward pass gives NaN or infinity in float16",
+        "Upstream runs in float16 whatever the checkpoint's dtype is.",
+    ),
+    Rule(
+        "float16-weight",
+        "error",
+        "a weight that float16 cannot hold",
+        "Upstream's loader makes it infinite.",
+    ),
+    Rule(
+        "float16-activation",
+        "error",
+        "an activation that float16 cannot hold",
+        "Upstream runs in float16: it becomes infinite there.",
+    ),
+    Rule(
+        "weight-not-finite",
+        "error",
+        "a weight that is NaN or infinite",
+        "It reaches every logit.",
+    ),
+    Rule(
+        "activation-not-finite",
+        "error",
+        "an activation that is NaN or infinite",
+        "It is where the logits go wrong.",
+    ),
+    Rule(
+        "image-token-count",
+        "error",
+        "an image becomes another number of tokens than it should",
+        "Prompts are built for a fixed number of them.",
+    ),
+    Rule(
+        "image-ignored",
+        "error",
+        "another image does not move the logits",
+        "A dead or zero projector.",
+    ),
+    Rule(
+        "text-ignored",
+        "error",
+        "another text does not move the logits",
+        "The language model is dead.",
+    ),
+    Rule(
+        "not-deterministic",
+        "error",
+        "two equal runs differ",
+        "Something was not loaded, or memory is broken.",
+    ),
+    Rule(
+        "language-changed",
+        "error",
+        "text-only logits are not those of the base",
+        "Surgery on vision must not touch language.",
+    ),
+    Rule(
+        "golden-mismatch",
+        "error",
+        "the logits are not those of the saved golden",
+        "Something changed since it was saved.",
+    ),
+)
+
+_DIFF: Final = (
+    Rule("tensor-added", "note", "a tensor that only the second has", "A difference, no defect."),
+    Rule("tensor-removed", "note", "a tensor that only the first has", "A difference, no defect."),
+    Rule("tensor-shape", "note", "a tensor of another shape", "A difference, no defect."),
+    Rule("tensor-dtype", "note", "a tensor of another dtype", "A difference, no defect."),
+    Rule("tensor-bytes", "note", "a tensor with other values", "A difference, no defect."),
+    Rule("config-changed", "note", "a config key with another value", "A difference, no defect."),
+    Rule("file-changed", "note", "another file beside the weights", "A difference, no defect."),
+    Rule(
+        "only-outside-changed",
+        "error",
+        "something outside --only changed",
+        "The contract was that nothing else does.",
+    ),
+    Rule(
+        "only-nothing-changed",
+        "error",
+        "nothing that --only names changed",
+        "The contract was that it does: the training or the merge had no effect.",
+    ),
+)
+
+GROUPS: Final[dict[str, tuple[Rule, ...]]] = {
+    "files": _FILES,
+    "names and shapes": _NAMES,
+    "config": _CONFIG,
+    "LoRA runs": _LORA,
+    "values": _VALUES,
+    "forward pass": _RUN,
+    "diff": _DIFF,
+}
+
+
+def _table(groups: Iterable[tuple[Rule, ...]]) -> dict[str, Rule]:
+    return {rule.id: rule for group in groups for rule in group}
+
+
+RULES: Final = _table(GROUPS.values())
