@@ -97,6 +97,89 @@ _FILES: Final = (
     ),
 )
 
+# What breaks a format is no matter of degree: the ids are the codes of the errors that readers raise.
+_FORMATS: Final = tuple(
+    Rule(id_, "error", title, why)
+    for ids, title, why in (
+        (
+            ("header-too-small", "header-too-large", "invalid-header-length"),
+            "the length of a safetensors header cannot be right",
+            "The file is cut off, or no safetensors file.",
+        ),
+        (
+            ("invalid-header-start", "invalid-header-utf8", "invalid-header-json"),
+            "a safetensors header that is no JSON object",
+            "The file is damaged, or no safetensors file.",
+        ),
+        (
+            ("duplicate-key", "invalid-metadata", "invalid-tensor-entry", "unknown-dtype"),
+            "a safetensors header that breaks the format",
+            "The library refuses it, or takes one of two meanings.",
+        ),
+        (
+            ("invalid-offsets", "invalid-shape", "misaligned-tensor"),
+            "a tensor whose place in the file cannot be right",
+            "The library refuses the file.",
+        ),
+        (
+            ("shape-overflow", "tensor-size-mismatch"),
+            "a tensor whose shape and bytes do not go together",
+            "The library refuses the file.",
+        ),
+        (
+            ("hole-in-data", "overlapping-tensors", "trailing-bytes"),
+            "tensors that do not fill their file end to end",
+            "The library refuses the file; what lies in a hole is hidden from every reader.",
+        ),
+        (
+            ("truncated-file", "empty-file"),
+            "a file that is cut off",
+            "Half of a copy or download: loading stops, or reads what is not there.",
+        ),
+        (
+            ("invalid-zip", "compressed-zip-entry", "duplicate-zip-entry"),
+            "a .bin that is no zip as torch.save writes it",
+            "The file is damaged, or made to be read in two ways.",
+        ),
+        (
+            ("invalid-pickle", "pickle-too-large", "invalid-name", "not-a-state-dict"),
+            "a .bin whose pickle is no state dict",
+            "It holds something else than tensors by name.",
+        ),
+        (
+            ("missing-storage", "unknown-storage", "truncated-storage", "tensor-outside-storage"),
+            "a tensor of a .bin that points where there is nothing",
+            "The file is damaged.",
+        ),
+        (
+            ("not-a-torch-file", "torchscript-archive", "big-endian-file", "not-a-regular-file"),
+            "a file of another kind where weights should be",
+            "No loader of VITA reads it.",
+        ),
+        (
+            ("unsafe-pickle",),
+            "a pickle that asks for more than tensors",
+            "torch.load without weights_only executes it: whatever it says is done on your machine.",
+        ),
+        (
+            ("path-outside-checkpoint",),
+            "an index that names a file outside the directory",
+            "The index is broken or hostile: a loader would read somebody else's files.",
+        ),
+        (
+            ("invalid-index",),
+            "an index without a weight_map of tensors to files",
+            "No loader finds the weights.",
+        ),
+        (
+            ("json-too-large", "unreadable-directory", "reserved-name"),
+            "something that no reader can take",
+            "The checkpoint cannot be read as it is.",
+        ),
+    )
+    for id_ in ids
+)
+
 _NAMES: Final = (
     Rule(
         "missing-tensor",
@@ -243,8 +326,8 @@ _CONFIG: Final = (
         "hidden-size-mismatch",
         "error",
         "mm_hidden_size is not the width of the tower's output and the projector's input",
-        "Upstream builds the projector by it: a size mismatch on load. It is the output width: four "
-        "times the ViT's for InternViT, times the number of scales for S2.",
+        "Upstream builds the projector by it: a size mismatch on load. It is the output width, "
+        "four times the ViT's for InternViT, times the number of scales for S2.",
     ),
     Rule(
         "s2-needs-siglip",
@@ -503,6 +586,7 @@ _DIFF: Final = (
 
 GROUPS: Final[dict[str, tuple[Rule, ...]]] = {
     "files": _FILES,
+    "file formats": _FORMATS,
     "names and shapes": _NAMES,
     "config": _CONFIG,
     "LoRA runs": _LORA,
