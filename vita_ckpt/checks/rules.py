@@ -72,15 +72,33 @@ _FILES: Final = (
     ),
     Rule(
         "partial-download",
-        "error",
+        "warning",
         "a file of an interrupted download or copy",
-        "What it should have become is missing or incomplete.",
+        "What it should have become may be missing or incomplete.",
     ),
     Rule(
         "git-lfs-pointer",
         "error",
         "a git-lfs pointer stands where a file should be",
         "The repository was cloned without git-lfs: the file itself was not downloaded.",
+    ),
+    Rule(
+        "missing-index",
+        "error",
+        "several weight files and no index",
+        "No loader knows which of them to read.",
+    ),
+    Rule(
+        "several-steps",
+        "error",
+        "a run with several projectors",
+        "Which one is meant has to be said: validate the one.",
+    ),
+    Rule(
+        "other-kind",
+        "error",
+        "weights of another kind than VITA's loaders read",
+        "Quantised, exported or sharded by an optimiser: it has to be converted first.",
     ),
     Rule(
         "unreadable-file",
@@ -97,7 +115,7 @@ _FILES: Final = (
     ),
 )
 
-# What breaks a format is no matter of degree: the ids are the codes of the errors that readers raise.
+# What breaks a format is no matter of degree: the ids are the codes of the errors of readers.
 _FORMATS: Final = tuple(
     Rule(id_, "error", title, why)
     for ids, title, why in (
@@ -159,7 +177,7 @@ _FORMATS: Final = tuple(
         (
             ("unsafe-pickle",),
             "a pickle that asks for more than tensors",
-            "torch.load without weights_only executes it: whatever it says is done on your machine.",
+            "torch.load without weights_only executes it: whatever it says is done.",
         ),
         (
             ("path-outside-checkpoint",),
@@ -272,9 +290,9 @@ _NAMES: Final = (
         "get_w splits at the keyword wherever it stands in the name.",
     ),
     Rule(
-        "nothing-to-merge",
+        "adapter-no-projector",
         "error",
-        "an adapter without a projector or LoRA deltas",
+        "an adapter without a projector",
         "Merging it would change nothing.",
     ),
 )
@@ -321,6 +339,12 @@ _CONFIG: Final = (
         "error",
         "a key of the config contradicts the weights",
         "The model is built from the config: tensors do not fit, or are left out.",
+    ),
+    Rule(
+        "config-stale",
+        "warning",
+        "a key of the config contradicts the weights, and no loader minds",
+        "Readers and tools do mind: it describes another state of the checkpoint.",
     ),
     Rule(
         "hidden-size-mismatch",
@@ -439,6 +463,12 @@ _LORA: Final = (
         "error",
         "lora_alpha is no positive number",
         "It is half of the scale of every delta.",
+    ),
+    Rule(
+        "lora-untrained",
+        "warning",
+        "LoRA deltas that are zero",
+        "Merging them would change nothing: lora_B starts at zero and was not trained.",
     ),
     Rule(
         "lora-base-absent",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ SAFETENSORS: Final = "model.safetensors"
 SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
 _TORCH: Final = "pytorch_model.bin"
 _TORCH_INDEX: Final = "pytorch_model.bin.index.json"
-_ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_CONFIG: Final = "adapter_config.json"
 _NON_LORA: Final = "non_lora_trainables.bin"
 _STEPS: Final = "mm_projector"
 
@@ -43,11 +43,33 @@ _STALE: Final = re.compile(
     r"|adapter_config\.json",
     re.ASCII | re.IGNORECASE,
 )
-_TRAINING_STATE: Final = re.compile(
+TRAINING_STATE: Final = re.compile(
     r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", re.ASCII
 )
 _STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
 _DEEPEST: Final = 16
+
+
+def read_shard(root: str, name: str) -> tuple[Shard, Mapping[str, TensorRef]]:
+    """One weight file below ``root`` (``root`` itself if ``name`` is empty) with its tensors."""
+    path = os.path.join(root, name) if name else root
+    if path.endswith(".safetensors"):
+        opened = read_safetensors(path)
+        return Shard(name, opened.file, "safetensors", opened.metadata), opened.tensors
+    from vita_ckpt.storage.torch_file import read_torch  # noqa: PLC0415 - zipfile, pickletools
+
+    saved = read_torch(path)
+    return Shard(name, saved.file, "torch"), saved.tensors
+
+
+def duplicate(tensor: str, shard: Shard, other: TensorRef) -> MalformedFileError:
+    """The error for a tensor of ``shard`` that another file has too."""
+    return MalformedFileError(
+        "duplicate-tensor",
+        f"{shard.file.path}: {tensor}",
+        expected="each tensor in one file",
+        got=f"it also stands in {other.source.path}",
+    )
 
 
 @dataclass(slots=True)
@@ -58,25 +80,10 @@ class _Weights:
     tensors: dict[str, TensorRef] = field(default_factory=dict)
 
     def read(self, root: str, name: str) -> Mapping[str, TensorRef]:
-        path = os.path.join(root, name) if name else root
-        tensors: Mapping[str, TensorRef]
-        if path.endswith(".safetensors"):
-            opened = read_safetensors(path)
-            shard = Shard(name, opened.file, "safetensors", opened.metadata)
-            tensors = opened.tensors
-        else:
-            from vita_ckpt.storage.torch_file import read_torch  # noqa: PLC0415 - zipfile, pickletools
-
-            saved = read_torch(path)
-            shard, tensors = Shard(name, saved.file, "torch"), saved.tensors
+        shard, tensors = read_shard(root, name)
         for tensor in tensors:
             if tensor in self.tensors:
-                raise MalformedFileError(
-                    "duplicate-tensor",
-                    f"{path}: {tensor}",
-                    expected="each tensor in one file",
-                    got=f"it also stands in {self.tensors[tensor].source.path}",
-                )
+                raise duplicate(tensor, shard, self.tensors[tensor])
         self.shards.append(shard)
         self.tensors.update(tensors)
         return tensors
@@ -113,10 +120,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             got=reason,
             hint="check the path",
         ) from error
-    return _open_directory(root) if stat.S_ISDIR(mode) else _open_file(root)
+    return _open_directory(root) if stat.S_ISDIR(mode) else open_file(root)
 
 
-def _open_file(path: str) -> Checkpoint:
+def open_file(path: str) -> Checkpoint:
+    """A lone weight file as a checkpoint, with the config beside it."""
     if path.endswith(".json"):
         raise InputError(
             "not-a-weight-file",
@@ -132,38 +140,38 @@ def _open_file(path: str) -> Checkpoint:
     config: dict[str, Any] | None = None
     files: dict[str, LocalFile] = {}
     if not _SHARD.search(name):  # a shard is a part of what the config beside it describes
-        config, files = _read_optional(os.path.dirname(folder) if is_step else folder, CONFIG)
+        config, files = read_optional(os.path.dirname(folder) if is_step else folder, CONFIG)
     return Checkpoint(
         path, "file", weights.tensors, tuple(weights.shards), config=config, files=files
     )
 
 
 def _open_directory(root: str) -> Checkpoint:
-    names = _listing(root)
+    names = listing(root)
     weights = _Weights()
     index: dict[str, Any] | None = None
     layout: Layout
     files: dict[str, LocalFile] = {}
-    index_name = next((n for n in (SAFETENSORS_INDEX, _TORCH_INDEX) if n in names), None)
-    if SAFETENSORS in names and index_name == _TORCH_INDEX:
-        index_name = None
+    index_name = index_of(names)
     if index_name is not None:
         index, index_file = read_json_object(os.path.join(root, index_name))
         files[index_name] = index_file
         _read_indexed(root, index_name, index, names, weights)
         layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
     else:
-        layout = _read_unindexed(root, names, weights)
+        layout, weight_files = choose_weights(root, names)
+        for name in weight_files:
+            weights.read(root, name)
     weights.check(root)
-    config, config_files = _read_optional(_home_of_config(root, weights), CONFIG)
+    config, config_files = read_optional(home_of_config(root, weights.shards[0].name), CONFIG)
     adapter_config, adapter_files = (
-        _read_optional(root, _ADAPTER_CONFIG) if layout == "lora" else (None, {})
+        read_optional(root, ADAPTER_CONFIG) if layout == "lora" else (None, {})
     )
-    provenance, provenance_files = _read_optional(root, PROVENANCE)
+    provenance, provenance_files = read_optional(root, PROVENANCE)
     files |= config_files | adapter_files | provenance_files
     left_out: dict[str, str] = {}
     used = {shard.name for shard in weights.shards} | files.keys()
-    _collect(root, "", used, files, left_out, 0)
+    collect_files(root, "", used, files, left_out, 0)
     return Checkpoint(
         root,
         layout,
@@ -178,9 +186,15 @@ def _open_directory(root: str) -> Checkpoint:
     )
 
 
-def _home_of_config(root: str, weights: _Weights) -> str:
+def index_of(names: Iterable[str]) -> str | None:
+    """The index that says which files of a directory are its weights, if one does."""
+    found = next((n for n in (SAFETENSORS_INDEX, _TORCH_INDEX) if n in names), None)
+    return None if found == _TORCH_INDEX and SAFETENSORS in names else found
+
+
+def home_of_config(root: str, weight_file: str) -> str:
     """Where the config of a run lies: with the step that is taken, or above a folder of steps."""
-    step, _, file = weights.shards[0].name.rpartition("/")
+    step, _, file = weight_file.rpartition("/")
     if _STEP.fullmatch(step):
         return os.path.join(root, step)
     is_step = _STEP_FILE.fullmatch(file) and not step
@@ -189,7 +203,8 @@ def _home_of_config(root: str, weights: _Weights) -> str:
     return root
 
 
-def _listing(root: str) -> list[str]:
+def listing(root: str) -> list[str]:
+    """The names in a directory, sorted."""
     try:
         return sorted(os.listdir(root))
     except OSError as error:
@@ -200,6 +215,21 @@ def _read_indexed(
     root: str, index_name: str, index: Mapping[str, Any], names: Iterable[str], weights: _Weights
 ) -> None:
     path = os.path.join(root, index_name)
+    weight_map = weight_map_of(index, path)
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        check_inside(root, shard, path)
+    both = ambiguous_weights(root, index_name, names, shards)
+    if both is not None:
+        raise both
+    for shard in shards:
+        found = weights.read(root, shard)
+        for error in index_mismatches(path, weight_map, shard, found):
+            raise error
+
+
+def weight_map_of(index: Mapping[str, Any], path: str) -> dict[str, str]:
+    """Which file each tensor is in; raises MalformedFileError for an index that does not say."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedFileError("invalid-index", path, expected="a weight_map of tensors to files")
@@ -208,39 +238,50 @@ def _read_indexed(
             raise MalformedFileError(
                 "invalid-index", f"{path}: {tensor}", expected="a file name", got=repr(shard)
             )
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
-        _check_inside(root, shard, path)
+    return weight_map
+
+
+def ambiguous_weights(
+    root: str, index_name: str, names: Iterable[str], shards: Iterable[str]
+) -> InputError | None:
+    """The error for a single weight file beside an index that does not name it."""
     single = SAFETENSORS if index_name == SAFETENSORS_INDEX else _TORCH
-    if single in names and single not in shards:
-        raise InputError(
-            "ambiguous-weights",
-            root,
-            expected=f"either {single} or {index_name}",
-            got="both",
-            hint="loaders disagree which one counts: remove the stale one",
-        )
-    for shard in shards:
-        found = weights.read(root, shard)
-        for tensor in found:
-            if weight_map.get(tensor) != shard:
-                raise MalformedFileError(
-                    "index-mismatch",
-                    f"{os.path.join(root, shard)}: {tensor}",
-                    expected=f"{index_name} to name this file for it",
-                    got=repr(weight_map.get(tensor, "nothing")),
-                )
-    for tensor, shard in weight_map.items():
-        if tensor not in weights.tensors:
-            raise MalformedFileError(
+    if single not in names or single in shards:
+        return None
+    return InputError(
+        "ambiguous-weights",
+        root,
+        expected=f"either {single} or {index_name}",
+        got="both",
+        hint="loaders disagree which one counts: remove the stale one",
+    )
+
+
+def index_mismatches(
+    index_path: str, weight_map: Mapping[str, str], shard: str, found: Iterable[str]
+) -> Iterator[MalformedFileError]:
+    """How an index and the tensors ``found`` in a shard disagree, both ways."""
+    folder, index_name = os.path.split(index_path)
+    there = dict.fromkeys(found)
+    for tensor in there:
+        if weight_map.get(tensor) != shard:
+            yield MalformedFileError(
                 "index-mismatch",
-                f"{path}: {tensor}",
+                f"{os.path.join(folder, shard)}: {tensor}",
+                expected=f"{index_name} to name this file for it",
+                got=repr(weight_map.get(tensor, "nothing")),
+            )
+    for tensor, named in weight_map.items():
+        if named == shard and tensor not in there:
+            yield MalformedFileError(
+                "index-mismatch",
+                f"{index_path}: {tensor}",
                 expected=f"the tensor in {shard}",
                 got="no such tensor there",
             )
 
 
-def _check_inside(root: str, name: str, index_path: str) -> None:
+def check_inside(root: str, name: str, index_path: str) -> None:
     """A name in an index stays in the directory; the file itself may be a link (the hub cache)."""
     parts = name.split("/")
     inside = name and not os.path.isabs(name) and not {"", ".", ".."} & set(parts)
@@ -257,21 +298,22 @@ def _check_inside(root: str, name: str, index_path: str) -> None:
     )
 
 
-def _read_unindexed(root: str, names: list[str], weights: _Weights) -> Layout:
+def choose_weights(root: str, names: list[str]) -> tuple[Layout, list[str]]:
+    """What a directory without an index is, and its weight files.
+
+    Raises InputError if it holds no weights, or several and nothing says which count.
+    """
     for name, layout in _SINGLE_FILES:
         if name in names:
-            weights.read(root, name)
-            return layout
+            return layout, [name]
     lora = [name for name in _LORA_FILES if name in names][:1]
     if lora or _NON_LORA in names:
-        for name in (*lora, *([_NON_LORA] if _NON_LORA in names else [])):
-            weights.read(root, name)
-        return "lora"
+        return "lora", lora + ([_NON_LORA] if _NON_LORA in names else [])
     run: str | None = next((name for name in _RUN_FILES if name in names), None)
     if run is None:
         run = _step_or_lone_file(root, names)
-    weights.read(root, run)
-    return "run" if run in _RUN_FILES or _STEP_FILE.fullmatch(os.path.basename(run)) else "file"
+    is_run = run in _RUN_FILES or _STEP_FILE.fullmatch(os.path.basename(run)) is not None
+    return "run" if is_run else "file", [run]
 
 
 def _step_or_lone_file(root: str, names: list[str]) -> str:
@@ -279,7 +321,7 @@ def _step_or_lone_file(root: str, names: list[str]) -> str:
     steps = [name for name in names if _STEP_FILE.fullmatch(name)]
     folder = os.path.join(root, _STEPS)
     if not steps and os.path.isdir(folder):
-        steps = [f"{_STEPS}/{n}" for n in _listing(folder) if _STEP_FILE.fullmatch(n)]
+        steps = [f"{_STEPS}/{n}" for n in listing(folder) if _STEP_FILE.fullmatch(n)]
     steps += [
         f"{name}/{file}"
         for name in names
@@ -290,7 +332,7 @@ def _step_or_lone_file(root: str, names: list[str]) -> str:
     lone = [
         name
         for name in names
-        if name.endswith(_WEIGHT_SUFFIXES) and not _TRAINING_STATE.fullmatch(name)
+        if name.endswith(_WEIGHT_SUFFIXES) and not TRAINING_STATE.fullmatch(name)
     ]
     found = steps or lone
     if len(found) == 1:
@@ -315,11 +357,12 @@ def _step_or_lone_file(root: str, names: list[str]) -> str:
         "not-a-checkpoint",
         root,
         expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
-        got=_what_it_looks_like(names),
+        got=what_it_looks_like(names),
     )
 
 
-def _what_it_looks_like(names: list[str]) -> str:
+def what_it_looks_like(names: list[str]) -> str:
+    """What a directory without known weights holds, for a person."""
     if not names:
         return "an empty directory"
     if any(name.endswith(".gguf") for name in names):
@@ -332,7 +375,8 @@ def _what_it_looks_like(names: list[str]) -> str:
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
 
 
-def _read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, LocalFile]]:
+def read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, LocalFile]]:
+    """A JSON file that may be there, and its identity by name."""
     path = os.path.join(root, name)
     if not os.path.lexists(path):
         return None, {}
@@ -340,7 +384,7 @@ def _read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[st
     return value, {name: file}
 
 
-def _collect(
+def collect_files(
     root: str,
     below: str,
     used: set[str],
@@ -349,7 +393,7 @@ def _collect(
     depth: int,
 ) -> None:
     """Sort what else the directory holds into files to carry and what is left out, with why."""
-    for name in _listing(os.path.join(root, below)):
+    for name in listing(os.path.join(root, below)):
         relative = f"{below}{name}"
         if relative in used:
             continue
@@ -361,7 +405,7 @@ def _collect(
             left_out[relative] = "a broken link"
             continue
         if stat.S_ISREG(status.st_mode):
-            if not below and _TRAINING_STATE.fullmatch(name):
+            if not below and TRAINING_STATE.fullmatch(name):
                 left_out[relative] = "state of the run that trained the checkpoint"
             elif not below and _STALE.fullmatch(name):
                 left_out[relative] = "a weight file that is not part of the checkpoint"
@@ -376,4 +420,4 @@ def _collect(
         elif depth >= _DEEPEST:
             left_out[relative] = "nested too deeply"
         else:
-            _collect(root, f"{relative}/", used, files, left_out, depth + 1)
+            collect_files(root, f"{relative}/", used, files, left_out, depth + 1)
