@@ -126,12 +126,15 @@ class Inspection:
 
 
 def inspect_checkpoint(
-    checkpoint: Checkpoint, tower_directory: TowerDirectory | None = None
+    checkpoint: Checkpoint,
+    tower_directory: TowerDirectory | None = None,
+    *,
+    kind: str | None = None,
 ) -> Inspection:
-    """Describe a checkpoint, adapter, run or tower from its headers and config."""
+    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers."""
     config = checkpoint.config or {}
     facts = _Facts.of(checkpoint, tower_directory)
-    kind = kind_of(checkpoint, facts.tower)
+    kind = kind or kind_of(checkpoint, facts.tower)
     is_tower = kind == TOWER
     lines = {} if is_tower else {key: facts.line(key) for key in CONFIG_KEYS}
     backbone = BACKBONES.get(str(config.get("model_type")))

@@ -11,56 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
 from vita_ckpt.errors import InputError
-
-# The defaults of transformers 4.41, which its config.json leaves out; later versions changed some.
-_SHARED: Final[dict[str, Any]] = {
-    "hidden_act": "silu",
-    "initializer_range": 0.02,
-    "tie_word_embeddings": False,
-    "attention_dropout": 0.0,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "hidden_size": 4096,
-}
-_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
-    "Qwen2": {
-        **_SHARED,
-        "vocab_size": 151936,
-        "intermediate_size": 22016,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "use_sliding_window": False,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
-    },
-    "Mixtral": {
-        **_SHARED,
-        "vocab_size": 32000,
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1e6,
-        "sliding_window": None,
-        "num_experts_per_tok": 2,
-        "num_local_experts": 8,
-        "head_dim": None,
-    },
-    "Mistral": {
-        **_SHARED,
-        "vocab_size": 32000,
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "sliding_window": 4096,
-        "head_dim": None,
-    },
-}
 
 # transformers 4.41 computes its rotary tables for this many positions in every layer, and extends
 # them when a text is longer: at a model's own maximum they would take a gigabyte.
@@ -82,7 +34,7 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
             hint="the config.json is not one of a VITA checkpoint",
         )
     family = backbone.language_model
-    keys = {key: config.get(key, default) for key, default in _DEFAULTS[family].items()}
+    keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
     keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
     if keys.get("head_dim", 0) is None:
         keys["head_dim"] = keys["hidden_size"] // keys["num_attention_heads"]

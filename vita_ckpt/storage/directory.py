@@ -365,14 +365,38 @@ def what_it_looks_like(names: list[str]) -> str:
     """What a directory without known weights holds, for a person."""
     if not names:
         return "an empty directory"
-    if any(name.endswith(".gguf") for name in names):
-        return "a GGUF model"
-    if any(re.fullmatch(r"global_step[0-9]+|zero_to_fp32\.py", name) for name in names):
-        return "a DeepSpeed checkpoint (zero_to_fp32.py in it makes weights)"
+    foreign = foreign_kind(names)
+    if foreign is not None:
+        return foreign
     steps = [name for name in names if _STEP.fullmatch(name)]
     if steps:
         return f"a run with checkpoints in {', '.join(steps[:8])}"
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+
+
+_FOREIGN: Final = (
+    (r".*\.gguf", "a GGUF model (convert_hf_to_gguf made it: take what it was made of)"),
+    (
+        r"global_step[0-9]+|zero_to_fp32\.py|zero_pp_rank_.*|(bf16_)?zero_pp_.*",
+        "a DeepSpeed checkpoint (zero_to_fp32.py in it makes weights)",
+    ),
+    (
+        r"model-rank-[0-9]+-part-[0-9]+\.safetensors",
+        "a sharded state that vLLM exported (take the checkpoint it was made of)",
+    ),
+    (r".*\.(distcp)|\.metadata", "a torch.distributed checkpoint (convert it first)"),
+    (r"pytorch_model_fsdp.*|__[0-9]+_[0-9]+\.distcp", "an FSDP checkpoint (convert it first)"),
+    (r".*\.(h5|msgpack|onnx|tflite)", "a model of another framework"),
+)
+
+
+def foreign_kind(names: Iterable[str]) -> str | None:
+    """The kind of weights that these names in a directory tell and that is not read here."""
+    listed = list(names)
+    for pattern, kind in _FOREIGN:
+        if any(re.fullmatch(pattern, name, re.ASCII | re.IGNORECASE) for name in listed):
+            return kind
+    return None
 
 
 def read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, LocalFile]]:

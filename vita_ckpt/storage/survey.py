@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from vita_ckpt.core.checkpoint import Checkpoint, Layout, LocalFile, Shard, TensorRef
 from vita_ckpt.core.provenance import PROVENANCE
-from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.errors import InputError, MalformedFileError, VitaCkptError
 from vita_ckpt.storage.directory import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -23,6 +23,7 @@ from vita_ckpt.storage.directory import (
     choose_weights,
     collect_files,
     duplicate,
+    foreign_kind,
     home_of_config,
     index_mismatches,
     index_of,
@@ -48,7 +49,7 @@ class Problem:
     """Something that cannot be as it is: the file that it is about, and the error."""
 
     file: str
-    error: InputError
+    error: VitaCkptError
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +193,13 @@ class _Surveyor:
         try:
             layout, chosen = choose_weights(self.root, names)
         except InputError as error:
-            if error.code == "not-a-checkpoint":
+            foreign = foreign_kind(names)
+            if foreign is not None:
+                self._note(self.root, _other_kind(self.root, foreign))
+            elif error.code == "not-a-checkpoint":
                 raise
-            self._note(self.root, error)
+            else:
+                self._note(self.root, error)
             return "none"
         for name in chosen:
             self._weights(name)
@@ -257,6 +262,10 @@ class _Surveyor:
 
     def _note(self, file: str, error: InputError) -> None:
         self.problems.append(Problem(file, error))
+
+
+def _other_kind(root: str, kind: str) -> InputError:
+    return InputError("other-kind", root, expected="weights that VITA's loaders read", got=kind)
 
 
 def _no_tensors(root: str) -> InputError:

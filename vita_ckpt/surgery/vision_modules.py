@@ -284,7 +284,7 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
     scales = towers.parse_s2_scales(text)
     if scales is None:
         raise UsageError("invalid-s2-scales", text, expected="sizes in pixels, as 384,768,1152")
-    if not all(_is_cut_into_tiles(scale, scales[0], tower) for scale in scales):
+    if not towers.fits_s2_scales(tower, scales):
         raise InputError(
             "s2-scales-do-not-fit-tower",
             "s2_scales",
@@ -293,14 +293,6 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
             hint="give others with --s2-scales, or --no-s2",
         )
     return {"use_s2": True} | ({"s2_scales": args.s2_scales} if args.s2_scales else {})
-
-
-def _is_cut_into_tiles(scale: int, smallest: int, tower: Tower) -> bool:
-    """Whether an image of this size becomes whole tiles that the position table fits."""
-    if not smallest or not tower.patch_size:
-        return False
-    side, rest = divmod(scale, -(-scale // smallest))
-    return not rest and side // tower.patch_size == tower.grid
 
 
 def _check_path(path: str, tower: Tower, use_s2: bool) -> None:

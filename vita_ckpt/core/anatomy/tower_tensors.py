@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy.towers import CLIP, INTERNVIT, SIGLIP, tower_of_config
+from vita_ckpt.core.anatomy.towers import (
+    CLIP,
+    EVA,
+    INTERNVIT,
+    SIGLIP,
+    config_of_shapes,
+    model_type_of,
+    tower_of_config,
+    tower_of_shapes,
+)
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.errors import InputError
 
@@ -45,6 +54,34 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     if tower.family == INTERNVIT:
         return shapes | _internvit(options, width, mlp, tower.grid, tower.layers)
     return shapes | _library_tower(tower.family, options, width, mlp, tower.grid, tower.layers)
+
+
+def config_of_tensors(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+    """What a config would have to say for :func:`expected_shapes` to give these own names.
+
+    The layout that most of the tensors have: sizes and options, but for the attention heads, which
+    no shape tells. None where the tensors are those of no tower.
+    """
+    tower = tower_of_shapes(shapes)
+    if tower is None or tower.image_size is None or not tower.layers:
+        return None
+    if tower.family == EVA:
+        return config_of_shapes(shapes)
+    mlp = next((s[0] for n, s in shapes.items() if n.endswith(".mlp.fc1.bias") and s), 0)
+    return {
+        "model_type": model_type_of(tower.family),
+        "hidden_size": tower.width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": tower.layers,
+        "image_size": tower.image_size,
+        "patch_size": tower.patch_size,
+        "vision_use_head": any(name.startswith("head.") for name in shapes),
+        "qkv_bias": any(name.endswith(".attn.qkv.bias") for name in shapes),
+        "qk_normalization": any(name.endswith(".attn.q_norm.weight") for name in shapes),
+        "norm_type": "layer_norm"
+        if any(name.endswith(".norm1.bias") for name in shapes)
+        else "rms_norm",
+    }
 
 
 def _library_tower(

@@ -160,6 +160,17 @@ def parse_s2_scales(text: str) -> tuple[int, ...] | None:
     return tuple(sorted(int(scale) for scale in text.split(",")))
 
 
+def fits_s2_scales(tower: Tower, scales: tuple[int, ...]) -> bool:
+    """Whether images of each scale, in ascending order, become whole tiles that the tower takes."""
+    if not tower.patch_size or not scales or not scales[0]:
+        return False
+    for scale in scales:
+        side, rest = divmod(scale, -(-scale // scales[0]))
+        if rest or side // tower.patch_size != tower.grid:
+            return False
+    return True
+
+
 def tower_of_shapes(shapes: Shapes) -> Tower | None:
     """The tower that tensors of these names and shapes are, None for none of the families.
 

@@ -1,0 +1,187 @@
+"""Validating: every rule on a checkpoint, an adapter, a LoRA run or a tower."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from vita_ckpt.api.reading import StrPath
+from vita_ckpt.checks import inspection
+from vita_ckpt.checks.config import check_config
+from vita_ckpt.checks.inspection import inspect_checkpoint
+from vita_ckpt.checks.lora import check_lora
+from vita_ckpt.checks.rules import RULES, finding
+from vita_ckpt.checks.structure import check_structure
+from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.errors import InputError, UsageError, VitaCkptError
+from vita_ckpt.storage.surroundings import count_tokens, find_base, reaches
+from vita_ckpt.storage.survey import Problem, Survey, survey
+from vita_ckpt.storage.tower_directory import find_tower, read_carried_config, read_processor
+from vita_ckpt.surgery.projector import plan_extract_projector
+
+KINDS = (
+    inspection.VITA,
+    inspection.LANGUAGE_MODEL,
+    inspection.PROJECTOR,
+    inspection.LORA_RUN,
+    inspection.TOWER,
+    inspection.AUDIO_ADAPTER,
+)
+_QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".weight_scale", ".weight_packed")
+
+
+def validate(path: StrPath, *, kind: str | None = None) -> Report:
+    """Every rule on what lies at ``path``, without loading it: headers, configs, small parts.
+
+    ``kind`` says what to take it for (``vita-checkpoint``, ``language-model``, ``projector``,
+    ``lora-run``, ``vision-tower``, ``audio-adapter``), by default what it looks like. What is wrong
+    with it are findings; raises InputError only if nothing is there, or nothing of a known kind,
+    UsageError for a kind that is none.
+    """
+    if kind is not None and kind not in KINDS:
+        raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
+    surveyed = survey(path)
+    checkpoint = surveyed.checkpoint
+    findings = [_of_problem(problem) for problem in surveyed.problems]
+    subject, more = _subject(surveyed, kind)
+    findings += more
+    if any(found.rule == "other-kind" for found in findings):
+        return Report(os.fspath(path), subject.kind, worst_first(findings))
+    if checkpoint.tensors:
+        findings += check_structure(subject)
+        findings += check_lora(subject)
+        findings += _adapter(subject)
+    if checkpoint.tensors or checkpoint.config is not None:
+        findings += check_config(subject)
+    findings += _beside(subject)
+    return Report(os.fspath(path), subject.kind, worst_first(findings))
+
+
+def _subject(surveyed: Survey, kind: str | None) -> tuple[Subject, list[Finding]]:
+    """The checkpoint with its surroundings, and what of those cannot be read."""
+    checkpoint, findings = surveyed.checkpoint, []
+    directory = find_tower(checkpoint)
+    inspected = inspect_checkpoint(checkpoint, directory)
+    taken_for = kind or _kind(checkpoint, inspected.kind)
+    if taken_for != inspected.kind:
+        inspected = inspect_checkpoint(checkpoint, directory, kind=taken_for)
+    if _is_quantised(checkpoint):
+        findings.append(_other(checkpoint, "quantised weights (take what they were made of)"))
+    elif taken_for == inspection.UNKNOWN and checkpoint.tensors:
+        names = ", ".join(list(checkpoint.tensors)[:3])
+        findings.append(_other(checkpoint, f"weights of no known kind: {names}"))
+
+    def attempt(read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except InputError as error:
+            findings.append(_of_problem(Problem(_file_of(error), error)))
+            return None
+
+    carried = attempt(lambda: read_carried_config(checkpoint))
+    audio = (checkpoint.config or {}).get("mm_audio_encoder")
+    subject = Subject(
+        checkpoint=checkpoint,
+        inspection=inspected,
+        unread=surveyed.unread,
+        tower_directory=directory,
+        tower_config=carried or (directory.config if directory is not None else None),
+        processor=attempt(lambda: read_processor(checkpoint)),
+        tokens=attempt(lambda: count_tokens(checkpoint)),
+        audio_reachable=isinstance(audio, str) and reaches(checkpoint, audio) is not None,
+        base=find_base(checkpoint) if taken_for == inspection.LORA_RUN else None,
+    )
+    return subject, findings
+
+
+def _kind(checkpoint: Checkpoint, looks_like: str) -> str:
+    """What a checkpoint is meant to be, where its weights are wrapped or could not be read."""
+    if looks_like != inspection.UNKNOWN or checkpoint.layout not in ("safetensors", "torch"):
+        return looks_like
+    config = checkpoint.config or {}
+    model_type = str(config.get("model_type"))
+    if model_type in BACKBONES or "mm_vision_tower" in config:
+        return inspection.VITA
+    if model_type in PLAIN_LANGUAGE_MODELS:
+        return inspection.LANGUAGE_MODEL
+    return inspection.TOWER if towers.tower_of_config(config) is not None else looks_like
+
+
+def _is_quantised(checkpoint: Checkpoint) -> bool:
+    config = checkpoint.config or {}
+    return isinstance(config.get("quantization_config"), Mapping) or any(
+        name.endswith(_QUANTISED) for name in checkpoint.tensors
+    )
+
+
+def _other(checkpoint: Checkpoint, what: str) -> Finding:
+    message = f"expected weights that VITA's loaders read, got {what}"
+    return finding("other-kind", checkpoint.root, message, file=checkpoint.root)
+
+
+def _adapter(subject: Subject) -> Iterator[Finding]:
+    """What get_w makes of an adapter's names."""
+    if subject.kind not in (inspection.PROJECTOR, inspection.LORA_RUN):
+        return
+    has_projector = any("mm_projector" in name for name in subject.checkpoint.tensors)
+    if subject.kind == inspection.LORA_RUN and not has_projector:
+        return
+    try:
+        plan_extract_projector(subject.checkpoint)
+    except VitaCkptError as error:
+        if error.code != "empty-tensor":  # has been said
+            yield _of_problem(Problem(_file_of(error), error))
+
+
+def _beside(subject: Subject) -> Iterator[Finding]:
+    """Weight files that are not part of the checkpoint, and the state of its training."""
+    checkpoint = subject.checkpoint
+    is_vita = subject.kind == inspection.VITA
+    for name, reason in checkpoint.left_out.items():
+        path = os.path.join(checkpoint.root, name)
+        if reason.startswith("state of the run"):
+            yield finding("training-state", name, "not part of the checkpoint", file=path)
+        elif not reason.startswith("a weight file"):
+            continue
+        elif is_vita and name.endswith(".safetensors"):
+            yield finding(
+                "stale-weights",
+                name,
+                "expected only files that the checkpoint consists of, got one that upstream's "
+                "loader reads all the same when unfreeze_vision_tower is set",
+                hint="remove it, or move it out of the directory",
+                file=path,
+            )
+        else:
+            yield finding(
+                "other-weights",
+                name,
+                "expected only files that the checkpoint consists of, got other weights",
+                hint="remove it, or move it out of the directory",
+                file=path,
+            )
+
+
+def _of_problem(problem: Problem) -> Finding:
+    error = problem.error
+    rule = RULES.get(error.code)
+    said = [f"expected {error.expected}" if error.expected else ""]
+    said += [f"got {error.got}" if error.got else ""]
+    return Finding(
+        error.code,
+        rule.severity if rule is not None else "error",
+        error.subject,
+        ", ".join(filter(None, said)),
+        error.hint,
+        problem.file,
+    )
+
+
+def _file_of(error: VitaCkptError) -> str:
+    path = error.subject.partition(": ")[0]
+    return path if os.path.exists(path) else ""

@@ -1,0 +1,332 @@
+"""The config against the weights, the tower, the processor and the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from vita_ckpt.checks import inspection
+from vita_ckpt.checks.inspection import ConfigLine
+from vita_ckpt.checks.rules import finding
+from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.towers import Tower
+from vita_ckpt.core.provenance import PROVENANCE, needs_alignment
+from vita_ckpt.core.report import Finding
+
+# Keys that describe the checkpoint and decide nothing: a loader casts and builds all the same.
+_STALE: Final = ("torch_dtype", "use_mm_proj")
+
+# What has a rule of its own, or shows as tensors that do not fit.
+_ELSEWHERE: Final = ("mm_vision_tower", "mm_hidden_size", "tie_word_embeddings", "use_s2")
+_WITH_CONFIG: Final = (inspection.VITA, inspection.LANGUAGE_MODEL, inspection.PROJECTOR)
+
+
+def check_config(subject: Subject) -> Iterator[Finding]:
+    """Every rule about ``config.json`` and what stands beside it."""
+    if subject.checkpoint.config is None:
+        yield from _missing(subject)
+        return
+    if subject.kind in _WITH_CONFIG:
+        yield from _keys(subject)
+    if subject.kind in (inspection.VITA, inspection.LANGUAGE_MODEL):
+        yield from _model_type(subject)
+        yield from _embeddings(subject)
+    if subject.kind == inspection.VITA:
+        yield from _paths(subject)
+        yield from _projector_type(subject)
+        yield from _s2(subject)
+        yield from _tower(subject)
+        yield from _provenance(subject)
+    elif subject.kind == inspection.TOWER:
+        yield from _tower(subject)
+    elif subject.kind == inspection.PROJECTOR and subject.config.get("mm_projector_type"):
+        yield from _projector_type(subject)
+
+
+def _missing(subject: Subject) -> Iterator[Finding]:
+    known = subject.kind in (inspection.VITA, inspection.LANGUAGE_MODEL, inspection.TOWER)
+    tower = subject.inspection.tower
+    is_eva = subject.kind == inspection.TOWER and tower is not None and tower.family == towers.EVA
+    directory = subject.checkpoint.layout != "file"
+    if known and directory and not is_eva:
+        yield finding(
+            "config-missing",
+            "config.json",
+            "expected a config.json beside the weights, got none",
+            hint="copy it from where the checkpoint came from",
+            file=subject.checkpoint.root,
+        )
+
+
+def _keys(subject: Subject) -> Iterator[Finding]:
+    """What inspect compares, key by key."""
+    for key, line in subject.inspection.config.items():
+        if line.problem is not None:
+            yield _of(subject, "config-type", key, line.problem)
+        elif line.agrees is False and key not in _ELSEWHERE:
+            rule = "config-stale" if key in _STALE else "config-weights-mismatch"
+            if key == "mm_projector_type" and not projectors.is_known(
+                str(line.value or "mlp2x_gelu")
+            ):
+                continue  # a rule of its own
+            if line.weights in ("no tensors", False) and key in (
+                "mm_projector_type",
+                "use_mm_proj",
+            ):
+                continue  # the projector is absent: a rule of its own
+            yield _of(subject, rule, key, _disagreement(line))
+    yield from _hidden_size(subject)
+
+
+def _hidden_size(subject: Subject) -> Iterator[Finding]:
+    value = subject.config.get("mm_hidden_size")
+    tower, projector = subject.inspection.tower, subject.inspection.projector
+    said: dict[str, Any] = {"in the config": value}
+    if tower is not None:
+        width = tower.output_width(towers.number_of_scales(subject.config))
+        said["out of the tower"] = width
+    if projector is not None:
+        said["into the projector"] = projector.in_width
+    is_projector = subject.kind == inspection.PROJECTOR
+    if len(said) == 1 or len(set(said.values())) == 1 or (is_projector and value is None):
+        return
+    got = ", ".join(f"{width} {where}" for where, width in said.items())
+    hint = "vita-ckpt set corrects the config" if len({*said.values()} - {value}) == 1 else ""
+    yield _of(
+        subject, "hidden-size-mismatch", "mm_hidden_size", f"expected one width, got {got}", hint
+    )
+
+
+def _disagreement(line: ConfigLine) -> str:
+    got = "nothing" if line.value is None else repr(line.value)
+    return f"expected {line.weights!r}, as the weights say, got {got}"
+
+
+def _model_type(subject: Subject) -> Iterator[Finding]:
+    config = subject.config
+    model_type = config.get("model_type")
+    backbone = BACKBONES.get(str(model_type))
+    if backbone is None and not (
+        subject.kind == inspection.LANGUAGE_MODEL and str(model_type) in PLAIN_LANGUAGE_MODELS
+    ):
+        known = ", ".join(BACKBONES)
+        yield _of(
+            subject, "unknown-model-type", "model_type", f"expected {known}, got {model_type!r}"
+        )
+        return
+    architectures = config.get("architectures")
+    if backbone is not None and architectures != [backbone.architecture]:
+        yield _of(
+            subject,
+            "architecture-mismatch",
+            "architectures",
+            f"expected ['{backbone.architecture}'], got {architectures!r}",
+        )
+
+
+def _embeddings(subject: Subject) -> Iterator[Finding]:
+    embed = subject.checkpoint.tensors.get(parts.EMBED_TOKENS)
+    if embed is None or subject.tokens is None or len(embed.shape) != 2:
+        return
+    rows = embed.shape[0]
+    if rows < subject.tokens:
+        yield finding(
+            "fewer-embeddings-than-tokens",
+            parts.EMBED_TOKENS,
+            f"expected at least {subject.tokens} rows, one for each token, got {rows}",
+            hint="the tokenizer belongs to another checkpoint, or the embeddings were not resized",
+        )
+    elif rows > subject.tokens:
+        yield finding(
+            "more-embeddings-than-tokens",
+            parts.EMBED_TOKENS,
+            f"{rows} rows for {subject.tokens} tokens: upstream cuts the surplus when it loads",
+        )
+
+
+def _paths(subject: Subject) -> Iterator[Finding]:
+    config, tower = subject.config, subject.inspection.tower
+    path = config.get("mm_vision_tower")
+    directory = subject.tower_directory
+    if isinstance(path, str) and path:
+        by_path = towers.dispatch(path, config.get("use_s2") is True)
+        known = tower or (directory.tower if directory else None)
+        if known is not None and by_path.family != known.family and not _s2_raises(config, path):
+            yield _of(
+                subject,
+                "tower-path-misleads",
+                "mm_vision_tower",
+                f"expected a path that upstream takes for {towers.LABELS[known.family]}, got "
+                f"{path!r}: {by_path.tower_class or 'nothing'} ({by_path.reason})",
+                "vita-ckpt set gives it another path",
+            )
+        elif known is None and by_path.family is None and not _s2_raises(config, path):
+            message = f"expected a path that upstream knows, got {path!r}: {by_path.reason}"
+            yield _of(subject, "tower-path-misleads", "mm_vision_tower", message)
+        yield from _path(subject, "mm_vision_tower", path, directory is not None and directory.path)
+        if directory is not None and directory.path is not None and directory.problem is not None:
+            yield _of(
+                subject,
+                "tower-directory-unreadable",
+                "mm_vision_tower",
+                f"expected a readable tower, got {directory.problem}",
+            )
+    elif tower is not None:
+        yield _of(
+            subject,
+            "config-weights-mismatch",
+            "mm_vision_tower",
+            f"expected the tower's path, since there are its tensors, got {path!r}",
+        )
+    audio = config.get("mm_audio_encoder")
+    if isinstance(audio, str) and audio:
+        yield from _path(subject, "mm_audio_encoder", audio, subject.audio_reachable)
+
+
+def _s2_raises(config: Mapping[str, Any], path: str) -> bool:
+    """Whether the path is right and it is S2 that upstream stumbles over: a rule of its own."""
+    return config.get("use_s2") is True and towers.dispatch(path, False).family is not None
+
+
+def _path(subject: Subject, key: str, path: str, reachable: Any) -> Iterator[Finding]:
+    if path.startswith(("/", "~")) or path[1:3] in (":\\", ":/"):
+        yield _of(
+            subject,
+            "tower-path-absolute",
+            key,
+            f"expected a path that exists elsewhere too, got {path!r}",
+            "vita-ckpt set gives it a relative one, or a hub id",
+        )
+    if not reachable:
+        yield _of(
+            subject,
+            "tower-path-unreachable",
+            key,
+            f"expected a directory here, beside the checkpoint or in it, got nothing at {path!r}",
+        )
+
+
+def _projector_type(subject: Subject) -> Iterator[Finding]:
+    kind = subject.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+    if isinstance(kind, str) and not projectors.is_known(kind):
+        yield _of(
+            subject,
+            "unknown-projector-type",
+            "mm_projector_type",
+            "expected linear, mlpNx_gelu, sppv1, sppv2, sppv3, ldp, vanilla, minigpt or identity, "
+            f"got {kind!r}",
+        )
+
+
+def _s2(subject: Subject) -> Iterator[Finding]:
+    config, tower = subject.config, subject.inspection.tower
+    if config.get("use_s2") is not True:
+        line = subject.inspection.config.get("use_s2")
+        if line is not None and line.agrees is False and line.problem is None:
+            message = "expected true: the projector takes the features of several scales, got "
+            yield _of(subject, "config-weights-mismatch", "use_s2", message + repr(line.value))
+        return
+    family = tower.family if tower is not None else None
+    if family is not None and family != towers.SIGLIP:
+        message = f"expected a SigLIP tower, got {towers.LABELS[family]}"
+        yield _of(subject, "s2-needs-siglip", "use_s2", message)
+        return
+    text = config.get("s2_scales", towers.DEFAULT_S2_SCALES)
+    scales = towers.parse_s2_scales(text) if isinstance(text, str) else None
+    if scales is None:
+        message = f"expected sizes in pixels such as 384,768,1152, got {text!r}"
+        yield _of(subject, "invalid-s2-scales", "s2_scales", message)
+    elif tower is not None and not towers.fits_s2_scales(tower, scales):
+        message = (
+            f"expected multiples of {tower.image_size} px, the size of the tower's images, got "
+        )
+        yield _of(subject, "invalid-s2-scales", "s2_scales", message + text)
+
+
+def _tower(subject: Subject) -> Iterator[Finding]:
+    tower, config = subject.inspection.tower, subject.tower_config
+    if tower is None:
+        return
+    described = towers.tower_of_config(config) if config is not None else None
+    if described is not None:
+        yield from _differences(subject, tower, described)
+    if tower.family == towers.INTERNVIT and tower.grid is not None and tower.grid % 2:
+        message = f"expected an even number of patches along a side, got {tower.grid}"
+        yield finding("odd-patch-grid", "model.vision_tower", message)
+    elif subject.kind == inspection.VITA:
+        tokens = tower.tokens()
+        kind = subject.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+        if (
+            tokens is not None
+            and isinstance(kind, str)
+            and projectors.is_known(kind)
+            and projectors.tokens_out(kind, tokens) is None
+        ):
+            message = f"expected tokens that a {kind} projector can take, got {tokens} of {tower}"
+            yield _of(subject, "projector-tokens", "mm_projector_type", message)
+    yield from _processor(subject, described or tower)
+
+
+def _differences(subject: Subject, tower: Tower, described: Tower) -> Iterator[Finding]:
+    for what in ("family", "width", "layers", "patch_size", "image_size"):
+        ours, theirs = getattr(tower, what), getattr(described, what)
+        if None not in (ours, theirs) and ours != theirs:
+            yield finding(
+                "tower-directory-mismatch",
+                "model.vision_tower",
+                f"expected {what} {theirs}, as the tower's config says, got {ours} in the weights",
+                hint="mm_vision_tower leads to another tower",
+            )
+
+
+def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:
+    size = _processor_size(subject.processor or {})
+    if size is None or tower.image_size is None:
+        return
+    fitting = {tower.image_size}
+    if subject.config.get("use_s2") is True:  # upstream sets the largest scale itself
+        scales = towers.parse_s2_scales(
+            str(subject.config.get("s2_scales", towers.DEFAULT_S2_SCALES))
+        )
+        fitting |= set(scales or ())
+    if size not in fitting:
+        yield finding(
+            "processor-size-mismatch",
+            "preprocessor_config.json",
+            f"expected images of {tower.image_size} px, which the tower takes, got {size} px",
+            hint="the processor belongs to another tower",
+        )
+
+
+def _processor_size(processor: Mapping[str, Any]) -> int | None:
+    """The side in pixels of the images that a processor makes; None where it does not say."""
+    crops = processor.get("do_center_crop") is not False and "crop_size" in processor
+    size = processor.get("crop_size" if crops else "size")
+    if isinstance(size, Mapping):
+        sides = [size.get(key) for key in ("height", "width", "shortest_edge") if key in size]
+        size = sides[0] if sides and all(side == sides[0] for side in sides) else None
+    return size if type(size) is int else None
+
+
+def _provenance(subject: Subject) -> Iterator[Finding]:
+    known = subject.checkpoint.provenance
+    if known is not None and (
+        type(known.get("needs_alignment")) is not bool
+        or not isinstance(known.get("operations"), list)
+    ):
+        yield finding(
+            "invalid-provenance", PROVENANCE, "expected needs_alignment and a list of operations"
+        )
+    if needs_alignment(subject.checkpoint):
+        yield finding(
+            "projector-untrained",
+            "mm_projector",
+            "drawn at random, and no trained one has been merged since",
+            hint="train it, and merge it with merge-projector",
+        )
+
+
+def _of(subject: Subject, rule: str, key: str, message: str, hint: str = "") -> Finding:
+    return finding(rule, key, message, hint=hint, file=subject.config_path)

@@ -1,0 +1,338 @@
+"""Names and shapes: what the config demands, part by part, against what is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from vita_ckpt.checks import inspection
+from vita_ckpt.checks.rules import finding
+from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors, tower_tensors, towers
+from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.projectors import Projector
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
+from vita_ckpt.core.fit import compare
+from vita_ckpt.core.report import Finding
+from vita_ckpt.errors import InputError
+
+# What wrappers put before every name of the model that they hold.
+_WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.model.")
+
+# Of one kind of misfit this many tensors are named; the rest is counted.
+_NAMED = 12
+
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_MODELS = (inspection.VITA, inspection.LANGUAGE_MODEL)
+
+
+def check_structure(subject: Subject) -> Iterator[Finding]:
+    """Every rule about the names, shapes and dtypes of tensors."""
+    checkpoint = subject.checkpoint
+    yield from _empty(checkpoint)
+    if subject.kind in _MODELS:
+        wrapped = list(_prefixes(checkpoint))
+        yield from wrapped
+        if not wrapped:
+            yield from _language_model(subject)
+            yield from _strangers(subject)
+    if subject.kind == inspection.VITA:
+        yield from _vision_tower(subject)
+        yield from _projector(subject)
+    elif subject.kind == inspection.TOWER:
+        yield from _standalone_tower(subject)
+    elif subject.kind == inspection.PROJECTOR:
+        yield from _lone_projector(subject)
+    yield from _dtypes(checkpoint)
+
+
+def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for name, tensor in checkpoint.refs.items():
+        if 0 in tensor.shape:
+            yield finding(
+                "empty-tensor",
+                name,
+                f"expected a tensor with elements, got shape {list(tensor.shape)}",
+                hint="gather the parameters of the ZeRO-3 run and save them again",
+                file=tensor.source.path,
+            )
+
+
+def _prefixes(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """A model saved inside a wrapper, whole or beside the model itself."""
+    names = checkpoint.tensors.keys()
+    for prefix in _WRAPPERS:
+        found = [name for name in names if name.startswith(prefix)]
+        twice = [name for name in found if name.removeprefix(prefix) in names]
+        if twice:
+            yield finding(
+                "two-names",
+                twice[0],
+                f"{len(twice)} tensors stand under two names: this one is also "
+                f"{twice[0].removeprefix(prefix)}",
+                hint="remove one of the two",
+                file=_file(checkpoint, twice[0]),
+            )
+        elif found:
+            yield finding(
+                "foreign-prefix",
+                found[0],
+                f"{len(found)} names start with {prefix}, expected model. or lm_head.",
+                hint="save the model that is inside, or rename the tensors",
+                file=_file(checkpoint, found[0]),
+            )
+
+
+def _language_model(subject: Subject) -> Iterator[Finding]:
+    config, checkpoint = subject.config, subject.checkpoint
+    model_type = str(config.get("model_type"))
+    backbone = BACKBONES.get(model_type)
+    family = backbone.language_model if backbone else PLAIN_LANGUAGE_MODELS.get(model_type)
+    if family is None:
+        return  # a rule of the config
+    wrong = language_tensors.wrong_sizes(family, config)
+    if wrong:
+        for key in wrong:
+            message = f"expected the size of a {family} model, got {config.get(key)!r}"
+            yield finding("config-type", key, message, file=subject.config_path)
+        return
+    wanted = language_tensors.expected_shapes(family, config)
+    found = {
+        name: tensor.shape
+        for name, tensor in checkpoint.tensors.items()
+        if parts.part_of(name) == parts.LANGUAGE_MODEL and not name.endswith(".inv_freq")
+    }
+    tied = config.get("tie_word_embeddings") is True
+    head = found.pop(parts.LM_HEAD, None) if tied else None
+    if head is not None:
+        yield finding(
+            "tied-lm-head",
+            parts.LM_HEAD,
+            "tie_word_embeddings is true, expected no such tensor",
+            hint="set tie_word_embeddings to false if the two differ, or remove the tensor",
+            file=_file(checkpoint, parts.LM_HEAD),
+        )
+    if not tied and parts.LM_HEAD not in found and parts.LM_HEAD not in subject.unread:
+        del wanted[parts.LM_HEAD]
+        yield finding(
+            "lm-head-absent",
+            parts.LM_HEAD,
+            "expected the tensor, since tie_word_embeddings is not true",
+            hint="set tie_word_embeddings to true if the model was trained so",
+            file=subject.config_path,
+        )
+    yield from _misfits(subject, wanted, found, f"the {family} model of the config")
+
+
+def _strangers(subject: Subject) -> Iterator[Finding]:
+    """Tensors that belong to no part of the model."""
+    known = {parts.OTHER, parts.LORA}
+    if subject.config.get("model_type") != "vita-fo-Qwen2":
+        known.add(parts.STATE_PREDICTOR)
+    checkpoint = subject.checkpoint
+    names = [name for name in checkpoint.tensors if parts.part_of(name) in known]
+    yield from _named(
+        (
+            finding(
+                "unexpected-tensor",
+                name,
+                "expected no such tensor in a model of this type",
+                file=_file(checkpoint, name),
+            )
+            for name in names
+        ),
+        len(names),
+        "unexpected-tensor",
+    )
+
+
+def _vision_tower(subject: Subject) -> Iterator[Finding]:
+    checkpoint = subject.checkpoint
+    shapes = _below(checkpoint, parts.TOWER_PREFIX)
+    if not shapes:
+        promised = any(name.startswith(parts.TOWER_PREFIX) for name in subject.unread)
+        if not promised:
+            yield finding(
+                "tower-absent",
+                "model.vision_tower",
+                "expected the vision tower's tensors, got none",
+                hint="vita-ckpt swap-tower puts them in",
+            )
+        return
+    yield from _tower(subject, shapes, parts.TOWER_PREFIX)
+
+
+def _standalone_tower(subject: Subject) -> Iterator[Finding]:
+    shapes = {name: tensor.shape for name, tensor in subject.checkpoint.tensors.items()}
+    yield from _tower(subject, shapes, "")
+
+
+def _tower(subject: Subject, shapes: Mapping[str, Shape], place: str) -> Iterator[Finding]:
+    """A tower against its config, or against itself where there is none."""
+    own = towers.own_names(shapes)
+    if not own:
+        yield finding(
+            "unknown-tower",
+            place.rstrip(".") or subject.checkpoint.root,
+            "expected the tensors of SigLIP, CLIP, EVA-CLIP or InternViT, got "
+            + ", ".join(list(shapes)[:3]),
+        )
+        return
+    found = {bare: shapes[name] for name, bare in own.items()}
+    described = towers.tower_of_shapes(shapes)
+    config = subject.tower_config
+    by_config = towers.tower_of_config(config) if config is not None else None
+    if by_config is None or described is None or by_config.layers != described.layers:
+        config = tower_tensors.config_of_tensors(found)  # a difference is a rule of the config
+    if config is None:
+        return
+    try:
+        wanted = tower_tensors.expected_shapes(config)
+    except InputError as error:
+        message = f"expected {error.expected} as {error.subject}, got {error.got}"
+        yield finding("unknown-tower", place.rstrip(".") or subject.checkpoint.root, message)
+        return
+    stored = {bare: place + name for name, bare in own.items()}
+    prefix = place + towers.tower_prefix(shapes)
+    yield from _misfits(
+        subject,
+        {stored.get(name, prefix + name): shape for name, shape in wanted.items()},
+        {stored[name]: shape for name, shape in found.items()},
+        "the tower of the config",
+    )
+
+
+def _projector(subject: Subject) -> Iterator[Finding]:
+    checkpoint, config = subject.checkpoint, subject.config
+    shapes = _below(checkpoint, parts.PROJECTOR_PREFIX)
+    kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
+    if kind == "identity" and not shapes:
+        return
+    if not shapes:
+        promised = any(name.startswith(parts.PROJECTOR_PREFIX) for name in subject.unread)
+        if not promised:
+            yield finding(
+                "projector-absent",
+                "model.mm_projector",
+                "expected the projector's tensors, got none",
+                hint="vita-ckpt merge-projector puts a trained one in",
+            )
+        return
+    if projectors.candidates(shapes):
+        return  # complete: whether it is the right one is a rule of the config
+    wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
+    if not projectors.is_known(kind) or type(wide) is not int or type(out) is not int:
+        yield _unknown_projector(checkpoint, shapes, parts.PROJECTOR_PREFIX)
+        return
+    projector = Projector(kind, wide, out)
+    wanted = projectors.expected_shapes(projector)
+    prefix = parts.PROJECTOR_PREFIX
+    yield from _misfits(
+        subject,
+        {prefix + name: shape for name, shape in wanted.items()},
+        {prefix + name: shape for name, shape in shapes.items()},
+        f"the projector of the config, {projector}",
+    )
+
+
+def _lone_projector(subject: Subject) -> Iterator[Finding]:
+    shapes = {
+        name.partition("mm_projector.")[2]: tensor.shape
+        for name, tensor in subject.checkpoint.tensors.items()
+        if "mm_projector." in name
+    }
+    if shapes and not projectors.candidates(shapes):
+        yield _unknown_projector(subject.checkpoint, shapes, "")
+
+
+def _unknown_projector(checkpoint: Checkpoint, shapes: Mapping[str, Shape], prefix: str) -> Finding:
+    got = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:4])
+    return finding(
+        "unknown-projector",
+        "mm_projector",
+        f"expected the tensors of a projector type, got {got}",
+        hint="a part of it was not saved, or two were mixed",
+        file=_file(checkpoint, prefix + next(iter(shapes))),
+    )
+
+
+def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
+    by_part: dict[str, Counter[str]] = {}
+    example: dict[tuple[str, str], str] = {}
+    for name, tensor in checkpoint.refs.items():
+        if tensor.dtype in _FLOATS:
+            part = parts.part_of(name)
+            by_part.setdefault(part, Counter())[tensor.dtype] += 1
+            example.setdefault((part, tensor.dtype), name)
+    for part, counts in by_part.items():
+        if len(counts) > 1:
+            least = counts.most_common()[-1][0]
+            found = ", ".join(f"{count} in {dtype}" for dtype, count in counts.most_common())
+            name = example[part, least]
+            yield finding(
+                "mixed-dtypes",
+                name,
+                f"expected one dtype in the {parts.LABELS[part]}, got {found}; this is {least}",
+                file=_file(checkpoint, name),
+            )
+
+
+def _misfits(
+    subject: Subject, wanted: Mapping[str, Shape], found: Mapping[str, Shape], what: str
+) -> Iterator[Finding]:
+    misfit = compare(wanted, found)
+    checkpoint = subject.checkpoint
+    missing = [name for name in misfit.missing if name not in subject.unread]
+    yield from _named(
+        (
+            finding("missing-tensor", name, f"expected {list(wanted[name])}, a tensor of {what}")
+            for name in missing
+        ),
+        len(missing),
+        "missing-tensor",
+    )
+    yield from _named(
+        (
+            finding(
+                "unexpected-tensor",
+                name,
+                f"expected no such tensor in {what}",
+                file=_file(checkpoint, name),
+            )
+            for name in misfit.unexpected
+        ),
+        len(misfit.unexpected),
+        "unexpected-tensor",
+    )
+    real = [entry for entry in misfit.mismatched if 0 not in entry[2]]  # those have their own rule
+    yield from _named(
+        (
+            finding(
+                "shape-mismatch",
+                name,
+                f"expected {list(want)} in {what}, got {list(got)}",
+                file=_file(checkpoint, name),
+            )
+            for name, want, got in real
+        ),
+        len(real),
+        "shape-mismatch",
+    )
+
+
+def _named(findings: Iterable[Finding], total: int, rule: str) -> Iterator[Finding]:
+    """The first of many findings, and how many more there are."""
+    for number, one in enumerate(findings):
+        if number == _NAMED:
+            yield finding(rule, "…", f"and {total - _NAMED} more tensors")
+            return
+        yield one
+
+
+def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, Shape]:
+    return parts.below(prefix, {name: t.shape for name, t in checkpoint.tensors.items()})
+
+
+def _file(checkpoint: Checkpoint, name: str) -> str:
+    tensor = checkpoint.tensors.get(name)
+    return tensor.source.path if isinstance(tensor, TensorRef) else ""

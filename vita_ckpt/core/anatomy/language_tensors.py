@@ -1,0 +1,131 @@
+"""Names and shapes of every tensor of a language model, as its config describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vita_ckpt.core.checkpoint import Shape
+
+# The defaults of transformers 4.41, which its config.json leaves out; later versions changed some.
+_SHARED: Final[dict[str, Any]] = {
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "attention_dropout": 0.0,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_size": 4096,
+}
+DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "Qwen2": {
+        **_SHARED,
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    "Mixtral": {
+        **_SHARED,
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 8,
+        "head_dim": None,
+    },
+    "Mistral": {
+        **_SHARED,
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "head_dim": None,
+    },
+}
+
+# No language model has more layers or experts; a config that says so is not believed.
+_MOST: Final = 1024
+_MOST_EXPERTS: Final = 1 << 14
+_LARGEST: Final = 1 << 24
+
+
+def wrong_sizes(family: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a config that are no sizes of a language model."""
+    keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
+    wrong: list[str] = [key for key in _SIZES if key in keys and not _is_size(keys[key], key)]
+    head = keys.get("head_dim")
+    if head is not None and not _is_size(head, "head_dim"):
+        wrong.append("head_dim")
+    if not wrong and head is None and keys["hidden_size"] % keys["num_attention_heads"]:
+        wrong.append("num_attention_heads")
+    if not wrong and keys["num_hidden_layers"] * keys.get("num_local_experts", 1) > _MOST_EXPERTS:
+        wrong.append("num_local_experts")
+    return tuple(wrong)
+
+
+def expected_shapes(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Every tensor of a Qwen2, Mixtral or Mistral of these sizes, under the names of 4.41.
+
+    ``lm_head.weight`` is among them unless the config ties it to the embeddings. The config must
+    have no :func:`wrong_sizes`.
+    """
+    keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
+    width, inner, vocab = keys["hidden_size"], keys["intermediate_size"], keys["vocab_size"]
+    head = keys.get("head_dim") or width // keys["num_attention_heads"]
+    queries, values = keys["num_attention_heads"] * head, keys["num_key_value_heads"] * head
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, width)}
+    for layer in range(keys["num_hidden_layers"]):
+        at = f"model.layers.{layer}"
+        for name, out in (("q_proj", queries), ("k_proj", values), ("v_proj", values)):
+            shapes[f"{at}.self_attn.{name}.weight"] = (out, width)
+            if family == "Qwen2":
+                shapes[f"{at}.self_attn.{name}.bias"] = (out,)
+        shapes[f"{at}.self_attn.o_proj.weight"] = (width, queries)
+        if family == "Mixtral":
+            experts = keys["num_local_experts"]
+            shapes[f"{at}.block_sparse_moe.gate.weight"] = (experts, width)
+            for expert in range(experts):
+                moe = f"{at}.block_sparse_moe.experts.{expert}"
+                shapes |= {f"{moe}.w1.weight": (inner, width), f"{moe}.w3.weight": (inner, width)}
+                shapes[f"{moe}.w2.weight"] = (width, inner)
+        else:
+            shapes |= {
+                f"{at}.mlp.gate_proj.weight": (inner, width),
+                f"{at}.mlp.up_proj.weight": (inner, width),
+                f"{at}.mlp.down_proj.weight": (width, inner),
+            }
+        shapes[f"{at}.input_layernorm.weight"] = (width,)
+        shapes[f"{at}.post_attention_layernorm.weight"] = (width,)
+    shapes["model.norm.weight"] = (width,)
+    if keys["tie_word_embeddings"] is not True:
+        shapes["lm_head.weight"] = (vocab, width)
+    return shapes
+
+
+_SIZES: Final = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_local_experts",
+)
+
+
+def _is_size(value: Any, key: str) -> bool:
+    most = _MOST if key in ("num_hidden_layers", "num_local_experts") else _LARGEST
+    return type(value) is int and 0 < value <= most
