@@ -59,7 +59,9 @@ SIGNATURES = {
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = None, "
         "tower: 'StrPath | None' = None, attn: 'str | None' = None, "
         "max_memory: 'MaxMemory | None' = None, against: 'Checkpoint | StrPath | None' = None, "
-        "golden: 'StrPath | None' = None, save_golden: 'StrPath | None' = None) -> 'Verification'"
+        "golden: 'StrPath | None' = None, save_golden: 'StrPath | None' = None, "
+        "image: 'StrPath | None' = None, prompt: 'str | None' = None, "
+        "max_new_tokens: 'int | None' = None) -> 'Verification'"
     ),
 }
 EXIT_CODES = {
@@ -139,7 +141,7 @@ except SystemExit as exit_:
 heavy = set(sys.argv[1].split(",")) & set(sys.modules)
 assert not heavy, heavy
 """
-NEVER = "torch,transformers,accelerate"
+NEVER = "torch,transformers,accelerate,PIL"
 
 
 @pytest.mark.parametrize(

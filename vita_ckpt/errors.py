@@ -19,9 +19,14 @@ _UNPRINTABLE = {
 _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _UNPRINTABLE}
 
 
+def escaped(text: str) -> str:
+    """``text`` as one line, safe on a terminal: control characters escaped, whatever its length."""
+    return text.translate(_ESCAPES)
+
+
 def printable(text: object) -> str:
     """``text`` as one line, safe on a terminal: control characters escaped, length bounded."""
-    line = str(text).translate(_ESCAPES)
+    line = escaped(str(text))
     if len(line) > _LONGEST:
         line = f"{line[:_KEPT]}…{line[-_KEPT:]}"
     return line

@@ -11,8 +11,16 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from PIL import Image
 
-from fixtures.builder import Spec, TowerSpec, mm_projector, write_checkpoint, write_tower
+from fixtures.builder import (
+    Spec,
+    TowerSpec,
+    mm_projector,
+    write_checkpoint,
+    write_tokenizer,
+    write_tower,
+)
 from tests.conftest import GOLDEN, Cli, assert_one_error
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "verify-v1.json").read_text())
@@ -99,27 +107,86 @@ def test_wrong_calls_are_one_line(cli: Cli, base: Path, tmp_path: Path) -> None:
         assert_one_error(cli("-q", "verify", path, "--device", "cpu"), 3, "error: ")
 
 
-WITHOUT_TORCH = """
+def test_an_answer_to_a_prompt_about_an_image(cli: Cli, base: Path, tmp_path: Path) -> None:
+    write_tokenizer(base, 32)
+    (base / "preprocessor_config.json").write_text('{"size": 8, "crop_size": 8}')
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "photo.jpg")
+    asked = ["verify", base, "--device", "cpu", "--prompt", "w3 w4", "--image"]
+    asked.append(tmp_path / "photo.jpg")
+    result = cli("-q", *asked, "--max-new-tokens", 3)
+    assert (result.code, result.err) == (0, "")
+    report, _, answer = result.out.partition("it works\n\n")
+    assert "one image is 4 tokens" in report
+    words = answer.removesuffix("\n").split(" ")
+    assert len(words) == 3
+    assert all(word.startswith("w") for word in words)
+    said = json.loads(cli("-q", *asked, "--json").out)
+    jsonschema.validate(said, SCHEMA)
+    assert said["answer"].split(" ")[:3] == words
+    assert len(said["answer"].split(" ")) == 16
+    assert json.loads(cli("verify", base, "--device", "cpu", "--json").out)["answer"] is None
+
+
+def test_an_answer_is_safe_on_a_terminal(cli: Cli, base: Path) -> None:
+    """Its words come from a file: lines stay lines, the rest is escaped, nothing is cut."""
+    write_tokenizer(base, 32)
+    path = base / "tokenizer.json"
+    words = {f"a{chr(27)}[2J\nb{number}{'x' * 400}": number for number in range(1, 31)}
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"] = {"w0": 0, "w3": 31, **words}
+    path.write_text(json.dumps(tokenizer))
+    result = cli("-q", "verify", base, "--device", "cpu", "--prompt", "w3", "--max-new-tokens", 1)
+    answer = result.out.partition("it works\n\n")[2]
+    assert answer.startswith("a\\x1b[2J\nb")
+    assert answer.endswith("x" * 400 + "\n")
+
+
+def test_wrong_prompts_and_images_are_one_line(cli: Cli, base: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    Image.new("RGB", (3, 3)).save(image)
+    for arguments, code, word in (
+        (["--prompt", "w3"], 3, "tokenizer-unreadable"),
+        (["--image", image], 3, "processor-config-unknown"),
+        (["--max-new-tokens", 3], 2, "max-new-tokens-without-prompt"),
+        (["--prompt", "w3", "--max-new-tokens", 0], 2, "invalid-max-new-tokens"),
+        (["--prompt", "w3", "--max-new-tokens", "many"], 2, "many"),
+        (["--prompt", ""], 2, "empty-prompt"),
+        (["--prompt", "<image>"], 2, "images-do-not-fit-placeholders"),
+    ):
+        assert_one_error(cli("-q", "verify", base, "--device", "cpu", *arguments), code, word)
+    (base / "preprocessor_config.json").write_text("{}")
+    for arguments, code, word in (
+        (["--image", tmp_path / "nowhere.png"], 3, "nowhere.png"),
+        (["--image", base / "config.json"], 3, "unreadable-image"),
+    ):
+        assert_one_error(cli("-q", "verify", base, "--device", "cpu", *arguments), code, word)
+    result = cli("verify", base, "--device", "cpu", "--image", image)  # at 224 pixels, not 8
+    assert result.code == 1
+    assert "error image-token-count: " in result.out
+
+
+WITHOUT_A_PACKAGE = """
 import sys
 from importlib import util
 find = util.find_spec
-util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+util.find_spec = lambda name, *rest: None if name == sys.argv[2] else find(name, *rest)
 from vita_ckpt.cli.main import main
 main(["verify", sys.argv[1]])
 """
 
 
-def test_without_the_extra_it_says_how_to_get_it(base: Path) -> None:
+@pytest.mark.parametrize("package", ["torch", "PIL"])
+def test_without_the_extra_it_says_how_to_get_it(base: Path, package: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(base)],
+        [sys.executable, "-c", WITHOUT_A_PACKAGE, str(base), package],
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: model-extra-missing: torch: expected torch, transformers and accelerate "
-        "(pip install 'vita-ckpt[model]')\n"
+        f"error: model-extra-missing: {package}: expected torch, transformers, accelerate and PIL "
+        "(Pillow) (pip install 'vita-ckpt[model]')\n"
     )
 
 

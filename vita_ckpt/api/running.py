@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vita_ckpt.api.reading import StrPath, as_checkpoint
 from vita_ckpt.core.checkpoint import Checkpoint
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from vita_ckpt.model.vita import VitaModel
 
 MaxMemory = Mapping[Any, int | str]
+
+# Enough to see whether an answer makes sense: while streaming, each token reads all the weights.
+NEW_TOKENS: Final = 16
+
+# What the extra ``model`` installs, by the names of import.
+_EXTRA: Final = ("torch", "transformers", "accelerate", "PIL")
 
 
 def load_model(
@@ -73,14 +79,34 @@ def verify(
     against: Checkpoint | StrPath | None = None,
     golden: StrPath | None = None,
     save_golden: StrPath | None = None,
+    image: StrPath | None = None,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
 ) -> Verification:
     """Build a checkpoint strictly, run it once, and say what is wrong as findings.
 
     ``against`` is a checkpoint whose text-only logits must be the same; ``save_golden`` a new file
-    for a fingerprint of the logits, ``golden`` one of an earlier run to compare with. The other
-    options and the errors are those of :func:`load_model`.
+    for a fingerprint of the logits, ``golden`` one of an earlier run to compare with. ``image`` is
+    a file that takes the place of a synthetic image, prepared by the processor of the checkpoint
+    or of its tower. With ``prompt`` the greedy answer is generated, about the image if there is
+    one, of at most ``max_new_tokens`` (by default 16), and without sampling: ``answer`` of the
+    result. The tokenizer is the checkpoint's own; code that comes with it is never run.
+
+    The other options and the errors are those of :func:`load_model`; a tokenizer, a processor or
+    an image that cannot be read is an InputError.
     """
     _need_the_extra()
+    if max_new_tokens is not None and prompt is None:
+        raise UsageError(
+            "max-new-tokens-without-prompt", "--max-new-tokens", expected="a prompt to answer"
+        )
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UsageError(
+            "invalid-max-new-tokens",
+            "--max-new-tokens",
+            expected="1 or more",
+            got=f"{max_new_tokens}",
+        )
     from vita_ckpt.model import forward  # noqa: PLC0415 - torch
 
     checkpoint = as_checkpoint(path)
@@ -96,6 +122,9 @@ def verify(
             max_memory=max_memory,
             against=base,
             golden=earlier,
+            image=image,
+            prompt=prompt,
+            max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens,
         )
     if save_golden is not None and verification.golden is not None:
         write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
@@ -153,11 +182,11 @@ def _are_rows(rows: Any) -> bool:
 
 
 def _need_the_extra() -> None:
-    for package in ("torch", "transformers", "accelerate"):
+    for package in _EXTRA:
         if find_spec(package) is None:
             raise UsageError(
                 "model-extra-missing",
                 package,
-                expected="torch, transformers and accelerate",
+                expected="torch, transformers, accelerate and PIL (Pillow)",
                 hint="pip install 'vita-ckpt[model]'",
             )

@@ -11,7 +11,7 @@ from vita_ckpt.api import running as api
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.core.report import has_errors
-from vita_ckpt.errors import UsageError, printable
+from vita_ckpt.errors import UsageError, escaped, printable
 
 if TYPE_CHECKING:
     from vita_ckpt.model.forward import Verification
@@ -50,6 +50,20 @@ REPORT_VERSION = 1
 @click.option(
     "--golden", type=click.Path(), metavar="FILE", help="Compare with a saved fingerprint."
 )
+@click.option(
+    "--image",
+    type=click.Path(),
+    metavar="FILE",
+    help="An image in place of a synthetic one; the prompt is about it.",
+)
+@click.option("--prompt", metavar="TEXT", help="Print the greedy answer to a text.")
+@click.option(
+    "--max-new-tokens",
+    type=int,
+    metavar="N",
+    help=f"The longest answer; a streamed model is read once for each token.  [default: "
+    f"{api.NEW_TOKENS}]",
+)
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema verify-v1).")
 @click.pass_obj
 def command(
@@ -63,6 +77,9 @@ def command(
     against: str | None,
     save_golden: str | None,
     golden: str | None,
+    image: str | None,
+    prompt: str | None,
+    max_new_tokens: int | None,
     as_json: bool,
 ) -> int:
     """Build CHECKPOINT strictly and run it once, on a GPU where there is one.
@@ -71,6 +88,10 @@ def command(
     missing, none too many, every shape), that logits are finite, also in upstream's float16, that
     an image becomes as many tokens as it should, and that image and text matter. Exit 1 if
     something is wrong.
+
+    With --prompt the checkpoint's own tokenizer and chat template are used. The image stands before
+    the text, or where the text says <image>; it is prepared by the preprocessor_config.json of
+    --tower, of the checkpoint, or of the tower's directory.
     """
     verification = api.verify(
         checkpoint,
@@ -82,6 +103,9 @@ def command(
         against=against,
         golden=golden,
         save_golden=save_golden,
+        image=image,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
     )
     if verification.skipped_audio_tensors:
         settings.note(f"{verification.skipped_audio_tensors} audio tensors are not run")
@@ -131,4 +155,6 @@ def verification_lines(verification: Verification) -> list[str]:
         text = f"{finding.rule}: {finding.subject}: {finding.message}{hint}"
         lines.append(printable(f"{finding.severity} {text}"))
     lines.append("it does not work" if has_errors(verification.findings) else "it works")
+    if verification.answer is not None:
+        lines += ["", *(escaped(line) for line in verification.answer.split("\n"))]
     return lines

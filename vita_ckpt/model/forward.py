@@ -14,8 +14,11 @@ from torch import Tensor
 
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.kinds import vita_config
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding, worst_first
+from vita_ckpt.model.answer import ask
+from vita_ckpt.model.image import processor_of, read_image
 from vita_ckpt.model.load import StrPath, fit, load_model
 from vita_ckpt.model.vita import VitaModel
 
@@ -40,7 +43,8 @@ class Verification:
     """What a forward pass showed: findings, and what it cost.
 
     Times in seconds, ``peak_memory`` in bytes (of the GPU if there is one, else of this process);
-    ``tokens_per_image`` is what one image became.
+    ``tokens_per_image`` is what one image became; ``answer`` the one to the prompt, None without a
+    prompt or where the model does not get as far.
     """
 
     path: str
@@ -53,6 +57,7 @@ class Verification:
     peak_memory: int
     tokens_per_image: int | None
     skipped_audio_tensors: int
+    answer: str | None = None
     golden: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
@@ -66,14 +71,24 @@ def verify_checkpoint(
     max_memory: Mapping[Any, int | str] | None = None,
     against: Checkpoint | None = None,
     golden: Mapping[str, Any] | None = None,
+    image: StrPath | None = None,
+    prompt: str | None = None,
+    max_new_tokens: int = 1,
 ) -> Verification:
     """Build the model strictly, run it once on synthetic inputs, and say what is wrong.
 
     All variants (an image twice, another image, another text, text alone) are rows of one batch, so
     the weights are read once. ``against`` is a checkpoint whose text-only logits must be the same;
-    ``golden`` the fingerprint of an earlier verification. Errors of the input are raised as
+    ``golden`` the fingerprint of an earlier verification. ``image`` is a file that takes the place
+    of the first synthetic image and is what ``prompt`` asks about: its answer has at most
+    ``max_new_tokens``. Errors of the input are raised as
     :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives findings.
     """
+    vita_config(checkpoint)
+    pixels = None
+    if image is not None:
+        pixels = processor_of(checkpoint, tower).pixels(read_image(image))[None]
+    question = None if prompt is None else ask(checkpoint, prompt, with_image=pixels is not None)
     findings: list[Finding] = []
     watch = _Watch()
     started = time.perf_counter()
@@ -88,15 +103,19 @@ def verify_checkpoint(
     tokens = None
     if not broken:
         watch.follow(model)
-        batch = _Batch.of(model)
+        batch = _Batch.of(model, pixels)
         done = batch.run(model)
+        watch.stop()
         rows, tokens = done.rows, done.image_tokens
         findings += _check_image_tokens(tokens, batch.expected_tokens)
         findings += _check_rows(rows, model)
         findings += watch.findings()
     passed = time.perf_counter()
+    answer = None
+    if question is not None and rows and not any(f.rule == "logits-not-finite" for f in findings):
+        answer = question.answer(model, pixels, max_new_tokens=max_new_tokens)
     if rows and model.device.type == "cuda":
-        findings += _check_float16(checkpoint, options, max_memory)
+        findings += _check_float16(checkpoint, batch, options, max_memory)
     if rows and against is not None:
         findings += _check_against(against, rows["text"], options, max_memory)
     fingerprint = _fingerprint(rows) if rows else None
@@ -116,6 +135,7 @@ def verify_checkpoint(
             parts.part_of(name) in (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
             for name in checkpoint.tensors
         ),
+        answer=answer,
         golden=fingerprint,
     )
 
@@ -136,9 +156,12 @@ class _Watch:
     def __init__(self) -> None:
         self._weights: dict[str, float] = {}
         self._activations: dict[str, float] = {}
+        self._stopped = False
 
     def __call__(self, stored: str, tensor: Tensor) -> None:
         """A weight on its way into its module."""
+        if self._stopped:
+            return
         largest = _largest(tensor)
         if not largest <= FLOAT16_MAX:
             self._weights.setdefault(stored, largest)  # a large matrix comes in parts
@@ -149,6 +172,10 @@ class _Watch:
             owner = model.get_submodule(name.rpartition(".")[0])
             if stored.endswith((".weight", "_embedding")):
                 owner.register_forward_hook(self._see(stored.removesuffix(".weight")))
+
+    def stop(self) -> None:
+        """Look no more: another pass takes the same weights, and looking takes time."""
+        self._stopped = True
 
     def findings(self) -> list[Finding]:
         """What was seen."""
@@ -179,7 +206,7 @@ class _Watch:
     def _see(self, name: str) -> Any:
         def hook(_module: Any, _arguments: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and not self._stopped:
                 largest = _largest(tensor)
                 if not largest <= FLOAT16_MAX:
                     self._activations.setdefault(name, largest)
@@ -201,17 +228,21 @@ class _Batch:
     expected_tokens: int | None
 
     @classmethod
-    def of(cls, model: VitaModel) -> _Batch:
+    def of(cls, model: VitaModel, image: Tensor | None = None) -> _Batch:
+        """Synthetic inputs; ``image`` [1, 3, H, W] takes the place of the first image."""
         vocab = model.language_model.config.vocab_size
         first = _text(_TEXT_LENGTH, vocab)
         second = (first + 1 + vocab // 2) % vocab
         if model.vision_tower is None:
             return cls(first, second, None, None)
         size = model.vision_tower.image_size
-        noise = torch.Generator().manual_seed(0)
+        shape = (3, size, size) if image is None else image.shape[1:]
+        images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        if image is not None:
+            images[:1] = image
         kind = str(model.config.get("mm_projector_type", projectors.DEFAULT_TYPE))
         tokens = projectors.tokens_out(kind, model.vision_tower.tokens)
-        return cls(first, second, torch.randn(2, 3, size, size, generator=noise), tokens)
+        return cls(first, second, images, tokens)
 
     @torch.inference_mode()
     def run(self, model: VitaModel) -> _Pass:
@@ -262,7 +293,7 @@ def _check_image_tokens(made: int | None, expected: int | None) -> list[Finding]
             "error",
             "mm_projector",
             f"an image became {made} tokens, expected {expected}",
-            "the tower's image size and the projector do not go together",
+            "the image's size, the tower and the projector do not go together",
         )
     ]
 
@@ -326,11 +357,11 @@ def _misfits(model: VitaModel, checkpoint: Checkpoint) -> list[Finding]:
 
 
 def _check_float16(
-    checkpoint: Checkpoint, options: Mapping[str, Any], max_memory: Any
+    checkpoint: Checkpoint, batch: _Batch, options: Mapping[str, Any], max_memory: Any
 ) -> list[Finding]:
     """On a GPU: the same pass as upstream runs it, in float16."""
     half = load_model(checkpoint, max_memory=max_memory, **{**options, "dtype": "float16"})
-    rows = _Batch.of(half).run(half).rows
+    rows = batch.run(half).rows
     if all(bool(torch.isfinite(logits).all()) for logits in rows.values()):
         return []
     return [

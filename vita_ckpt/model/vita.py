@@ -95,11 +95,17 @@ class VitaModel(nn.Module):
             embeds = self.embed_multimodal(input_ids, pixel_values)
         return Output(self.logits_of(embeds))
 
-    def logits_of(self, inputs_embeds: Tensor) -> Tensor:
-        """Logits [B, T', vocab], float32, of embeddings [B, T', hidden]."""
+    def logits_of(self, inputs_embeds: Tensor, cache: Any = None) -> Tensor:
+        """Logits [B, T', vocab], float32, of embeddings [B, T', hidden].
+
+        ``cache`` is the library's (``DynamicCache``): it holds the keys and values of what came
+        before and takes up these; the logits are then those of the last position, [B, 1, vocab].
+        """
         hidden = self.language_model.model(
-            inputs_embeds=inputs_embeds, use_cache=False
+            inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state
+        if cache is not None:
+            hidden = hidden[:, -1:]
         if self._streaming is None:
             logits: Tensor = self.language_model.lm_head(hidden)
             return logits.float()

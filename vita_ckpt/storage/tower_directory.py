@@ -118,14 +118,26 @@ def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return config
 
 
-def read_processor(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """The ``preprocessor_config.json`` in a checkpoint or tower, else in the tower it names."""
+def read_processor(
+    checkpoint: Checkpoint, tower: str | os.PathLike[str] | None = None
+) -> Mapping[str, Any] | None:
+    """The ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
+
+    In this order: beside what ``tower`` names, in the checkpoint, in the tower that it names.
+    """
+    if tower is not None and (given := _processor_at(os.fspath(tower))) is not None:
+        return given
+    if PROCESSOR in checkpoint.texts:
+        carried: Mapping[str, Any] = json.loads(checkpoint.texts[PROCESSOR])
+        return carried
     if PROCESSOR in checkpoint.files:
         return read_json_object(checkpoint.files[PROCESSOR].path)[0]
     near = find_tower(checkpoint)
-    folder = checkpoint.root if near is None or near.path is None else near.path
-    if not os.path.isdir(folder):  # a lone file of weights
-        folder = os.path.dirname(folder)
+    return _processor_at(checkpoint.root if near is None or near.path is None else near.path)
+
+
+def _processor_at(place: str) -> Mapping[str, Any] | None:
+    folder = place if os.path.isdir(place) else os.path.dirname(place)  # a lone file of weights
     path = os.path.join(folder, PROCESSOR)
     return read_json_object(path)[0] if os.path.isfile(path) else None
 

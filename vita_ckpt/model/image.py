@@ -1,0 +1,269 @@
+"""An image file becomes a tower's pixels, as CLIP's and SigLIP's processors make them, with PIL."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.model.load import StrPath
+from vita_ckpt.model.vita import tower_of
+from vita_ckpt.model.weights import on_meta
+from vita_ckpt.storage.source import opened
+from vita_ckpt.storage.tower_directory import read_processor, read_tower_config
+
+# Not all that PIL knows: some of its readers start other programs.
+_FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# What PIL raises for a damaged file, by reader.
+_DAMAGED: Final = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+# Pixels of an image at any stage of its preparation: PIL's own limit of what it opens.
+_LARGEST: Final = 178_956_970
+
+# What the library's processors do where a config leaves a key out.
+_CLIP_DEFAULTS: Final[dict[str, Any]] = {
+    "do_resize": True,
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": 224,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_SIGLIP_DEFAULTS: Final[dict[str, Any]] = {
+    **_CLIP_DEFAULTS,
+    "size": {"height": 224, "width": 224},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """How an image becomes pixels, in this order; None is a step that is left out.
+
+    ``pad`` makes it square with the mean colour; ``resize`` is a shortest edge or (height, width)
+    in pixels, ``resample`` PIL's number of a filter, ``crop`` (height, width) around the centre;
+    then values are multiplied by ``factor``, and ``mean`` and ``std`` normalise each channel.
+    """
+
+    pad: bool
+    resize: int | tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+    factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, family: str, config: Mapping[str, Any], *, pad: bool = False) -> Processor:
+        """The processor of a tower's family with the keys of a ``preprocessor_config.json``.
+
+        As upstream does, the family decides whether it is CLIP's or SigLIP's. ``pad`` is
+        ``image_aspect_ratio: pad``. Raises InputError ``unsupported-processor-config``.
+        """
+        is_siglip = family == towers.SIGLIP
+        keys = dict(_SIGLIP_DEFAULTS if is_siglip else _CLIP_DEFAULTS)
+        keys |= {key: config[key] for key in keys if config.get(key) is not None}
+        if is_siglip:  # whose processor has no such step
+            keys["do_center_crop"] = False
+        for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+            if type(keys[key]) is not bool:
+                raise _unsupported(key, "true or false", keys[key])
+        if type(keys["resample"]) is not int or keys["resample"] not in range(6):
+            raise _unsupported("resample", "the number of one of PIL's filters", keys["resample"])
+        (factor,) = _numbers("rescale_factor", [keys["rescale_factor"]], 1)
+        std = _numbers("image_std", keys["image_std"], 3)
+        if not all(std):
+            raise _unsupported("image_std", "no zero", std)
+        size = _size("size", keys["size"])
+        crop = _both("crop_size", keys["crop_size"])
+        return cls(
+            pad=pad,
+            resize=size if keys["do_resize"] else None,
+            resample=keys["resample"],
+            crop=crop if keys["do_center_crop"] else None,
+            factor=factor if keys["do_rescale"] else 1.0,
+            mean=_numbers("image_mean", keys["image_mean"], 3),
+            std=std if keys["do_normalize"] else None,
+        )
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Pixel values float32 [3, H, W] of an RGB image; raises InputError ``image-too-large``."""
+        if self.pad:
+            image = self._padded(image)
+        if self.resize is not None:
+            height, width = _target(self.resize, image)
+            _check_size(width, height)
+            image = image.resize((width, height), Image.Resampling(self.resample))
+        if self.crop is not None:
+            height, width = self.crop
+            _check_size(width, height)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        pixels = flat.reshape(image.height, image.width, 3).permute(2, 0, 1)
+        # Multiplied in double precision, then rounded: that is how the library does it.
+        values = (pixels.double() * self.factor).float()
+        if self.std is None:
+            return values
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.mean, self.std))
+        return (values - mean) / std
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        side = max(image.size)
+        _check_size(side, side)
+        red, green, blue = (min(max(int(value * 255), 0), 255) for value in self.mean)
+        square = Image.new("RGB", (side, side), (red, green, blue))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return square
+
+
+def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Processor:
+    """The processor of a checkpoint's images.
+
+    Its config is read by :func:`~vita_ckpt.storage.tower_directory.read_processor`; EVA-CLIP, which
+    comes without one, has CLIP's at its own size. S2's images have the size of the largest scale.
+    Raises UsageError for a checkpoint without a tower, InputError naming ``--tower`` if there is no
+    such file.
+    """
+    config = checkpoint.config or {}
+    sizes = read_tower_config(checkpoint, tower)
+    if sizes is None:
+        raise UsageError(
+            "no-vision-modules", checkpoint.root, expected="a vision tower, for an image"
+        )
+    with on_meta(torch.float32):
+        eyes = tower_of(config, sizes)
+    side = {"height": eyes.image_size, "width": eyes.image_size}
+    found = read_processor(checkpoint, tower)
+    keys: dict[str, Any]
+    if found is not None:
+        keys = dict(found)
+    elif eyes.family == towers.EVA:
+        keys = {"size": {"shortest_edge": eyes.image_size}, "crop_size": side}
+    else:
+        raise InputError(
+            "processor-config-unknown",
+            checkpoint.root,
+            expected=f"a {towers.PROCESSOR} in it or in its tower's directory",
+            got="none",
+            hint="give the tower's directory with --tower",
+        )
+    if config.get("use_s2") is True:
+        keys["size"] = side
+    return Processor.of(eyes.family, keys, pad=config.get("image_aspect_ratio") == "pad")
+
+
+def read_image(path: StrPath) -> Image.Image:
+    """The image in a file, in RGB; of several frames the first. Upstream ignores EXIF's rotation.
+
+    Raises InputError: ``unreadable-file``, ``unreadable-image``, ``image-too-large``.
+    """
+    name = os.fspath(path)
+    with opened(name) as (descriptor, _), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with (
+                os.fdopen(descriptor, "rb", closefd=False) as file,
+                Image.open(file, formats=_FORMATS) as image,
+            ):
+                _check_size(*image.size)
+                return image.convert("RGB")
+        except Image.DecompressionBombError as error:
+            raise _too_large(str(error)) from error
+        except _DAMAGED as error:
+            raise InputError(
+                "unreadable-image",
+                name,
+                expected=f"an image ({', '.join(_FORMATS)})",
+                got=f"{error}" or type(error).__name__,
+            ) from error
+
+
+def _target(size: int | tuple[int, int], image: Image.Image) -> tuple[int, int]:
+    """(height, width) of a resized image; the longer side of a shortest edge is rounded down."""
+    if isinstance(size, tuple):
+        return size
+    short, long = sorted(image.size)
+    longer = size * long // short
+    return (longer, size) if image.width <= image.height else (size, longer)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > _LARGEST:
+        raise _too_large(f"{width} x {height}")
+
+
+def _too_large(got: str) -> InputError:
+    return InputError(
+        "image-too-large",
+        "--image",
+        expected=f"at most {_LARGEST} pixels, also once padded or resized",
+        got=got,
+        hint="make it smaller",
+    )
+
+
+def _size(key: str, value: Any) -> int | tuple[int, int]:
+    """A shortest edge, or (height, width)."""
+    if isinstance(value, Mapping) and "shortest_edge" in value:
+        value = value["shortest_edge"]
+    return _pixels(key, value) if type(value) is int else _both(key, value)
+
+
+def _both(key: str, value: Any) -> tuple[int, int]:
+    """(height, width); a number is both."""
+    if isinstance(value, Mapping):
+        return _pixels(key, value.get("height")), _pixels(key, value.get("width"))
+    return _pixels(key, value), _pixels(key, value)
+
+
+def _pixels(key: str, value: Any) -> int:
+    if type(value) is not int or value <= 0:
+        raise _unsupported(key, "shortest_edge, or height and width, in pixels", value)
+    return value
+
+
+def _numbers(key: str, value: Any, count: int) -> tuple[float, ...]:
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or not all(type(number) in (int, float) and isfinite(number) for number in value)
+    ):
+        raise _unsupported(key, f"{count} numbers", value)
+    return tuple(map(float, value))
+
+
+def _unsupported(key: str, expected: str, got: object) -> InputError:
+    return InputError(
+        "unsupported-processor-config",
+        f"{towers.PROCESSOR}: {key}",
+        expected=expected,
+        got=f"{got}",
+    )
