@@ -47,5 +47,6 @@ $(STAMP): pyproject.toml constraints.txt
 $(COMPAT)/.installed: pyproject.toml constraints-compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-		$(COMPAT)/bin/pip install -q -e '.[model]' hypothesis jsonschema pytest
+		$(COMPAT)/bin/pip install -q -e '.[model]' hatchling hypothesis jsonschema \
+		junitparser markdown-it-py pytest PyYAML sarif-pydantic
 	@touch $@

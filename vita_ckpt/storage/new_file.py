@@ -1,9 +1,10 @@
-"""Small files of our own: plans and goldens, written whole to names that do not exist yet."""
+"""Small files of our own, written whole: plans and goldens to new names, reports over old ones."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 
 from vita_ckpt.errors import OutputError, UsageError
@@ -13,13 +14,8 @@ from vita_ckpt.storage.syscalls import rename_new
 
 def write_new(path: str, text: str) -> None:
     """Write ``text`` to a new file; UsageError if it exists, OutputError if the disk refuses."""
-    stage = os.path.join(os.path.dirname(path), f".vita-ckpt-{secrets.token_hex(6)}.tmp")
     try:
-        with open(stage, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        rename_new(stage, path)
+        _write(path, text, rename_new)
     except FileExistsError as error:
         raise UsageError(
             "output-exists",
@@ -27,6 +23,35 @@ def write_new(path: str, text: str) -> None:
             expected="a path that does not exist yet",
             hint="remove it, or name another file",
         ) from error
+
+
+def write_over(path: str, text: str) -> None:
+    """Write ``text`` to a file, in place of what it was; OutputError if the disk refuses.
+
+    A reader finds the old file or the new one, whole.
+    """
+    _write(path, text, os.replace)
+
+
+def append(path: str, text: str) -> None:
+    """Write ``text`` at the end of a file, which is made if it is not there; OutputError."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError("write-failed", path, got=os_reason(error)) from error
+
+
+def _write(path: str, text: str, move: Callable[[str, str], None]) -> None:
+    stage = os.path.join(os.path.dirname(path), f".vita-ckpt-{secrets.token_hex(6)}.tmp")
+    try:
+        with open(stage, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        move(stage, path)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OutputError("write-failed", path, got=os_reason(error)) from error
     finally:

@@ -1,0 +1,24 @@
+"""The formats of reports: one file each, a pure function of reports and rules to text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Final
+
+from vita_ckpt.checks.rules import Rule
+from vita_ckpt.core.report import Report
+
+Render = Callable[[Sequence[Report], Mapping[str, Rule]], str]
+
+FORMATS: Final = ("text", "json", "junit", "sarif", "github", "markdown")
+
+
+def renderer(name: str) -> Render:
+    """The renderer of one of ``FORMATS``: whole lines of Unicode, the same for the same reports.
+
+    Paths below the working directory are written relative to it. What comes from a checkpoint is
+    escaped as the format demands: no name can end a line, move a cursor or add markup.
+    """
+    render: Render = import_module(f"{__name__}.{name}").render
+    return render

@@ -1,0 +1,51 @@
+"""``markdown``: a job summary, or a comment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from vita_ckpt.checks.rules import Rule
+from vita_ckpt.cli.formats import wording
+from vita_ckpt.core.report import Report, worst_first
+from vita_ckpt.errors import printable
+
+# A character reference is never markup, in a table cell neither.
+_REFERENCES: Final = str.maketrans({c: f"&#{ord(c)};" for c in "&<>\"'\\`*_~[]()!|$@:#"})
+
+
+def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+    """A heading and a table for each checkpoint; GitHub's dialect."""
+    lines = [f"**{wording.summary(reports)}**", ""]
+    for report in reports:
+        lines += _checkpoint(report)
+    return "\n".join(lines)
+
+
+def _checkpoint(report: Report) -> Iterator[str]:
+    yield f"### {_code(wording.title(report))}"
+    yield ""
+    yield f"{_text(printable(report.kind))} · {wording.counts(report.findings)}"
+    yield ""
+    if not report.findings:
+        return
+    yield "| severity | rule | file | what |"
+    yield "| --- | --- | --- | --- |"
+    for one in worst_first(report.findings):
+        cells = (
+            one.severity,
+            _code(printable(one.rule)),
+            _code(wording.place(report, one)),
+            _text(wording.sentence(one)),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _text(line: str) -> str:
+    return line.translate(_REFERENCES)
+
+
+def _code(line: str) -> str:
+    # As HTML: between backticks a reference would be text.
+    return f"<code>{_text(line)}</code>" if line else ""

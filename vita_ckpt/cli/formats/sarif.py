@@ -1,0 +1,84 @@
+"""``sarif``: SARIF 2.1.0, for code scanning."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+from vita_ckpt import __version__
+from vita_ckpt.checks.rules import Rule
+from vita_ckpt.cli.formats import wording
+from vita_ckpt.cli.render import path
+from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.errors import printable
+
+_SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+    """One run with every rule of the table; severities are levels of the same names."""
+    order = {rule: index for index, rule in enumerate(rules)}
+    driver = {
+        "name": "vita-ckpt",
+        "version": __version__,
+        "rules": [_rule(rule) for rule in rules.values()],
+    }
+    results = [
+        _result(report, finding, order)
+        for report in reports
+        for finding in worst_first(report.findings)
+    ]
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": rule.id,
+        "shortDescription": {"text": rule.title},
+        "fullDescription": {"text": rule.why},
+        "help": {"text": rule.why},
+        "defaultConfiguration": {"level": rule.severity},
+    }
+
+
+def _result(report: Report, finding: Finding, order: Mapping[str, int]) -> dict[str, Any]:
+    uri = _uri(finding.file or report.path)
+    identity = "\0".join((finding.rule, _uri(report.path), uri, finding.subject))
+    location: dict[str, Any] = {
+        # Code scanning shows only what has a line; a tensor has none.
+        "physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}},
+    }
+    if finding.subject:
+        location["logicalLocations"] = [{"fullyQualifiedName": printable(finding.subject)}]
+    return {
+        "ruleId": printable(finding.rule),
+        **({"ruleIndex": order[finding.rule]} if finding.rule in order else {}),
+        "level": finding.severity,
+        "message": {"text": _no_links(wording.sentence(finding))},
+        "locations": [location],
+        # What was expected and got may change: the same thing is still wrong.
+        "partialFingerprints": {
+            "finding/v1": hashlib.sha256(_unicode(identity)).hexdigest()[:32],
+        },
+    }
+
+
+def _uri(name: str) -> str:
+    """A relative reference if ``name`` lies below the working directory, else a file URI."""
+    shown = path(name or os.curdir)
+    encoded = quote(_unicode(shown))
+    return encoded if not os.path.isabs(shown) else f"file://{encoded}"
+
+
+def _unicode(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _no_links(text: str) -> str:
+    """A SARIF message makes a link of ``[text](target)``: no name may."""
+    return text.replace("](", "] (")

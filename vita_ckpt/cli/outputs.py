@@ -1,0 +1,126 @@
+"""Where reports go: ``--format`` to stdout, ``--output FORMAT=FILE`` to files, several at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from vita_ckpt.checks.rules import Rule
+from vita_ckpt.cli.formats import FORMATS, renderer
+from vita_ckpt.core.report import Report
+from vita_ckpt.errors import UsageError
+from vita_ckpt.storage.new_file import append, write_over
+
+_Command = Callable[..., Any]
+
+# GitHub names the file of a step's summary here; all commands of the step share it.
+_JOB_SUMMARY: Final = "GITHUB_STEP_SUMMARY"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A report that goes to a file: the format, and the path as it was given."""
+
+    format: str
+    path: str
+
+
+def report_options(command: _Command) -> _Command:
+    """``--format`` and ``--output``, as the parameters ``report_format`` and ``outputs``."""
+    for option in (
+        click.option(
+            "--output",
+            "outputs",
+            multiple=True,
+            metavar="FORMAT=FILE",
+            callback=lambda _context, _option, values: tuple(_output(value) for value in values),
+            help="Write the report to a file too, over an older one; may be given several times.",
+        ),
+        click.option(
+            "--format",
+            "report_format",
+            default="text",
+            show_default=True,
+            metavar="FORMAT",
+            callback=lambda _context, _option, value: _known(value, "--format"),
+            help=f"What to print: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def check_outputs(outputs: Iterable[Output], checkpoints: Iterable[str]) -> None:
+    """Raise UsageError unless every output may be written: before work that takes minutes.
+
+    A report replaces nothing but a regular file, and never one of ``checkpoints`` (paths of
+    directories and weight files) or in one of them.
+    """
+    roots = [os.path.realpath(checkpoint) for checkpoint in checkpoints]
+    taken: set[str] = set()
+    for output in outputs:
+        path = os.path.realpath(output.path)
+        subject = f"--output {output.format}={output.path}"
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise UsageError(
+                "not-a-regular-file",
+                subject,
+                expected="a file, or a path that does not exist yet",
+                hint="name a file in it" if os.path.isdir(path) else "--format prints to stdout",
+            )
+        if not os.path.isdir(os.path.dirname(path)):
+            raise UsageError(
+                "no-output-directory", subject, expected="a directory to write to", hint="make it"
+            )
+        if any(path == root or path.startswith(os.path.join(root, "")) for root in roots):
+            raise UsageError(
+                "output-overlaps-input",
+                subject,
+                expected="a path outside every checkpoint",
+                hint="write it beside the checkpoint",
+            )
+        if path in taken:
+            raise UsageError(
+                "outputs-collide",
+                subject,
+                expected="a file of its own for each report",
+                hint="name another file",
+            )
+        taken.add(path)
+
+
+def deliver(
+    reports: Sequence[Report],
+    rules: Mapping[str, Rule],
+    report_format: str,
+    outputs: Iterable[Output],
+) -> None:
+    """Write ``reports`` to every output, then to stdout. Raises OutputError if the disk refuses."""
+    for output in outputs:
+        write = append if output.path == os.environ.get(_JOB_SUMMARY) else write_over
+        write(os.path.realpath(output.path), renderer(output.format)(reports, rules))
+    click.echo(renderer(report_format)(reports, rules), nl=False)
+
+
+def _output(value: str) -> Output:
+    name, equals, path = value.partition("=")
+    if not equals or path in ("", "-"):
+        raise UsageError(
+            "invalid-output",
+            f"--output {value}",
+            expected="FORMAT=FILE, such as junit=report.xml",
+            hint="--format prints to stdout",
+        )
+    return Output(_known(name, f"--output {value}"), path)
+
+
+def _known(name: str, subject: str) -> str:
+    if name not in FORMATS:
+        raise UsageError(
+            "unknown-format", subject, expected=", ".join(FORMATS), got=name or "no format"
+        )
+    return name
