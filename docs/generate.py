@@ -15,10 +15,12 @@ from pathlib import Path
 
 import click
 
+from vita_ckpt.checks.rules import GROUPS
 from vita_ckpt.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "cli.md"
+RULES_PAGE = ROOT / "docs" / "rules.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- demo: written by docs/generate.py -->\n", "<!-- demo ends -->\n"
 
@@ -28,6 +30,19 @@ def reference() -> str:
     text = "# Commands\n\nWritten by `docs/generate.py` from the commands themselves.\n"
     for title, help_text in _helps():
         text += f"\n## `{title}`\n\n```\n{help_text}\n```\n"
+    return text
+
+
+def rules_page() -> str:
+    """Every rule of validate, verify and diff, as one page."""
+    text = (
+        "# Rules\n\nWritten by `docs/generate.py` from the table in `vita_ckpt/checks/rules.py`.\n"
+    )
+    for group, rules in GROUPS.items():
+        text += f"\n## {group[0].upper()}{group[1:]}\n\n"
+        text += "| rule | severity | what | why |\n|---|---|---|---|\n"
+        for rule in rules:
+            text += f"| `{rule.id}` | {rule.severity} | {rule.title} | {rule.why} |\n"
     return text
 
 
@@ -79,5 +94,6 @@ def _helps() -> Iterator[tuple[str, str]]:
 
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
+    RULES_PAGE.write_text(rules_page())
     if steady(readme()) != steady(README.read_text()):
         README.write_text(readme())

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from docs import generate
+from vita_ckpt.checks.rules import RULES
 from vita_ckpt.storage import commit
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,39 @@ def test_every_error_code_is_explained() -> None:
 
 def test_the_command_reference_is_the_commands_help() -> None:
     assert generate.REFERENCE.read_text() == generate.reference()
+
+
+def test_the_page_of_rules_is_the_table() -> None:
+    assert generate.RULES_PAGE.read_text() == generate.rules_page()
+
+
+def test_every_code_of_a_broken_file_is_a_rule() -> None:
+    """What reading raises, validate says: it needs a severity and an explanation."""
+    codes: set[str] = set()
+    for name in (
+        "directory",
+        "pickle_reader",
+        "safetensors_file",
+        "source",
+        "survey",
+        "torch_file",
+    ):
+        codes |= codes_in(ROOT / "vita_ckpt" / "storage" / f"{name}.py")
+    raised_elsewhere = {"not-found", "not-a-checkpoint", "not-a-weight-file", "input-changed"}
+    assert codes - raised_elsewhere <= RULES.keys()
+
+
+def test_every_finding_has_a_rule() -> None:
+    used: set[str] = set()
+    for path in (ROOT / "vita_ckpt").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+            if name in ("finding", "Finding") and isinstance(node, ast.Call) and node.args:
+                first = node.args[0]
+                if isinstance(first, ast.Constant):
+                    used.add(str(first.value))
+    assert len(used) > 30
+    assert used <= RULES.keys()
 
 
 def test_the_readme_shows_what_the_demo_prints() -> None:

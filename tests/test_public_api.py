@@ -54,6 +54,9 @@ SIGNATURES = {
         "-> 'Plan'"
     ),
     "save_plan": "(plan: 'Plan', path: 'StrPath') -> 'None'",
+    "validate": (
+        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False) -> 'Report'"
+    ),
     "summarize": "(plan: 'Plan') -> 'dict[str, Any]'",
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = None, "
@@ -81,11 +84,13 @@ VALUES = {
     "Checkpoint",
     "DropFile",
     "DropTensor",
+    "Finding",
     "Init",
     "LocalFile",
     "Plan",
     "PutFile",
     "ReplaceTensor",
+    "Report",
     "SetConfig",
     "Shard",
     "TensorRef",

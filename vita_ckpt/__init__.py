@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         save_plan,
         summarize,
     )
+    from vita_ckpt.api.validation import validate
     from vita_ckpt.core.checkpoint import Cast, Checkpoint, Init, LocalFile, Shard, TensorRef
     from vita_ckpt.core.plan import (
         AddTensor,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         ReplaceTensor,
         SetConfig,
     )
+    from vita_ckpt.core.report import Finding, Report
     from vita_ckpt.errors import (
         AdapterError,
         CastError,
@@ -69,6 +71,7 @@ _HOMES = {
         "save_plan",
         "summarize",
     ),
+    "vita_ckpt.api.validation": ("validate",),
     "vita_ckpt.core.checkpoint": ("Cast", "Checkpoint", "Init", "LocalFile", "Shard", "TensorRef"),
     "vita_ckpt.core.plan": (
         "AddTensor",
@@ -79,6 +82,7 @@ _HOMES = {
         "ReplaceTensor",
         "SetConfig",
     ),
+    "vita_ckpt.core.report": ("Finding", "Report"),
     "vita_ckpt.errors": (
         "AdapterError",
         "CastError",
@@ -104,6 +108,7 @@ __all__ = [
     "Checkpoint",
     "DropFile",
     "DropTensor",
+    "Finding",
     "Init",
     "InputError",
     "LocalFile",
@@ -112,6 +117,7 @@ __all__ = [
     "Plan",
     "PutFile",
     "ReplaceTensor",
+    "Report",
     "SetConfig",
     "Shard",
     "StaleInputError",
@@ -139,6 +145,7 @@ __all__ = [
     "plan_swap_tower",
     "save_plan",
     "summarize",
+    "validate",
     "verify",
 ]
 

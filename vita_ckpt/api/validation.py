@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vita_ckpt.api.reading import StrPath
@@ -17,8 +19,15 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.report import Finding, Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
+from vita_ckpt.storage.directory import (
+    CONFIG,
+    choose_weights,
+    foreign_kind,
+    index_of,
+    listing,
+)
 from vita_ckpt.storage.surroundings import count_tokens, find_base, reaches
 from vita_ckpt.storage.survey import Problem, Survey, survey
 from vita_ckpt.storage.tower_directory import find_tower, read_carried_config, read_processor
@@ -35,9 +44,10 @@ KINDS = (
 _QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".weight_scale", ".weight_packed")
 
 
-def validate(path: StrPath, *, kind: str | None = None) -> Report:
+def validate(path: StrPath, *, kind: str | None = None, values: bool = False) -> Report:
     """Every rule on what lies at ``path``, without loading it: headers, configs, small parts.
 
+    ``values`` reads every byte; those of projectors and adapters are always read.
     ``kind`` says what to take it for (``vita-checkpoint``, ``language-model``, ``projector``,
     ``lora-run``, ``vision-tower``, ``audio-adapter``), by default what it looks like. What is wrong
     with it are findings; raises InputError only if nothing is there, or nothing of a known kind,
@@ -60,6 +70,71 @@ def validate(path: StrPath, *, kind: str | None = None) -> Report:
         findings += check_config(subject)
     findings += _beside(subject)
     return Report(os.fspath(path), subject.kind, worst_first(findings))
+
+
+def validate_all(
+    paths: Sequence[StrPath],
+    *,
+    kind: str | None = None,
+    values: bool = False,
+    verify: bool = False,
+    golden: StrPath | None = None,
+    jobs: int = 1,
+) -> Iterator[Report | VitaCkptError]:
+    """The report of each path in order, or the error why there is none; ``jobs`` at a time."""
+    one = partial(_report_or_error, kind=kind, values=values, verify=verify, golden=golden)
+    if jobs == 1 or len(paths) == 1:
+        yield from map(one, paths)
+        return
+    # Threads would take turns: what costs time is parsing headers.
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - slow, seldom needed
+    from multiprocessing import get_context  # noqa: PLC0415
+
+    with ProcessPoolExecutor(min(jobs, len(paths)), get_context("spawn")) as pool:
+        yield from pool.map(one, paths)
+
+
+def holds_checkpoints(path: str) -> list[str]:
+    """The checkpoints, adapters and towers in a directory that is none itself; else nothing."""
+    if not os.path.isdir(path) or os.path.lexists(os.path.join(path, CONFIG)):
+        return []
+    # Loose weight files without an index and a config make no checkpoint either.
+    if _why_not(path) not in ("not-a-checkpoint", "missing-index"):
+        return []
+    below = (os.path.join(path, name) for name in listing(path) if not name.startswith("."))
+    return [
+        entry
+        for entry in below
+        if os.path.isdir(entry) and _why_not(entry) not in ("not-a-checkpoint", "missing-index")
+    ]
+
+
+def _why_not(path: str) -> str | None:
+    """The code of the error why a directory is no checkpoint; None if it is one."""
+    try:
+        names = listing(path)
+        if index_of(names) is None and foreign_kind(names) is None:
+            choose_weights(path, names)
+    except InputError as error:
+        return error.code
+    return None
+
+
+def _report_or_error(
+    path: StrPath, *, kind: str | None, values: bool, verify: bool, golden: StrPath | None
+) -> Report | VitaCkptError:
+    try:
+        report = validate(path, kind=kind, values=values)
+        if verify and report.kind == inspection.VITA and not has_errors(report.findings):
+            from vita_ckpt.api.running import verify as run  # noqa: PLC0415 - only when asked for
+
+            found = run(path, golden=golden).findings
+            known = {(f.rule, f.subject) for f in report.findings}
+            more = [f for f in found if (f.rule, f.subject) not in known]
+            report = replace(report, findings=worst_first([*report.findings, *more]))
+    except VitaCkptError as error:
+        return error
+    return report
 
 
 def _subject(surveyed: Survey, kind: str | None) -> tuple[Subject, list[Finding]]:
@@ -101,7 +176,9 @@ def _subject(surveyed: Survey, kind: str | None) -> tuple[Subject, list[Finding]
 
 def _kind(checkpoint: Checkpoint, looks_like: str) -> str:
     """What a checkpoint is meant to be, where its weights are wrapped or could not be read."""
-    if looks_like != inspection.UNKNOWN or checkpoint.layout not in ("safetensors", "torch"):
+    if looks_like not in (inspection.UNKNOWN, inspection.TOWER):
+        return looks_like
+    if checkpoint.layout not in ("safetensors", "torch"):
         return looks_like
     config = checkpoint.config or {}
     model_type = str(config.get("model_type"))

@@ -30,6 +30,8 @@ _COMMANDS: Final = {
     "set": "vita_ckpt.cli.set",
     "apply": "vita_ckpt.cli.apply",
     "verify": "vita_ckpt.cli.verify",
+    "validate": "vita_ckpt.cli.validate",
+    "rules": "vita_ckpt.cli.rules",
 }
 
 

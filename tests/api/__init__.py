@@ -1,0 +1,1 @@
+"""Tests of vita_ckpt.api."""

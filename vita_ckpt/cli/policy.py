@@ -1,0 +1,110 @@
+"""Which rules count: options of the command line over ``vita-ckpt.toml`` or ``pyproject.toml``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from vita_ckpt.checks.rules import RULES
+from vita_ckpt.core.report import Report
+from vita_ckpt.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_OWN: Final = "vita-ckpt.toml"
+_PROJECT: Final = "pyproject.toml"
+_TABLE: Final = "vita-ckpt"
+_LARGEST: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Rules to look at (all if none is named), rules to leave out, and what an error is."""
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    strict: bool = False
+
+    def applied(self, report: Report) -> Report:
+        """``report`` with the findings that count."""
+        return replace(report, findings=tuple(f for f in report.findings if self._counts(f.rule)))
+
+    def fails(self, reports: Iterable[Report]) -> bool:
+        """Whether there is an error, or with ``strict`` a warning."""
+        return any(
+            report.count("error") or (self.strict and report.count("warning")) for report in reports
+        )
+
+    def _counts(self, rule: str) -> bool:
+        selected = not self.select or _matches(rule, self.select)
+        return selected and not _matches(rule, self.ignore)
+
+
+def read_policy(
+    select: Sequence[str], ignore: Sequence[str], strict: bool | None, directory: str = "."
+) -> Policy:
+    """The policy of the options, where they are given, else of the directory's configuration.
+
+    ``vita-ckpt.toml`` holds the keys at its top, ``pyproject.toml`` below ``[tool.vita-ckpt]``; the
+    first that is there counts. Raises UsageError for a key, a type or a rule that is none.
+    """
+    table, path = _read(directory)
+    unknown = table.keys() - {"select", "ignore", "strict"}
+    if unknown:
+        raise _invalid(path, "select, ignore and strict", f"the key {sorted(unknown)[0]!r}")
+    for key in ("select", "ignore"):
+        value = table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(rule, str) for rule in value):
+            raise _invalid(path, f"{key} to be a list of rules", repr(value))
+    if not isinstance(table.get("strict", False), bool):
+        raise _invalid(path, "strict to be true or false", repr(table["strict"]))
+    policy = Policy(
+        tuple(_split(select)) or tuple(table.get("select", ())),
+        tuple(_split(ignore)) or tuple(table.get("ignore", ())),
+        bool(table.get("strict", False)) if strict is None else strict,
+    )
+    for rule in (*policy.select, *policy.ignore):
+        if not any(_matches(known, (rule,)) for known in RULES):
+            raise UsageError(
+                "unknown-rule",
+                rule,
+                expected="a rule, or a pattern that matches one",
+                hint="vita-ckpt rules lists them",
+            )
+    return policy
+
+
+def _read(directory: str) -> tuple[Mapping[str, Any], str]:
+    for name, below in ((_OWN, ()), (_PROJECT, ("tool", _TABLE))):
+        path = os.path.join(directory, name)
+        if not os.path.isfile(path):
+            continue
+        try:
+            with open(path, "rb") as file:
+                table: Any = tomllib.loads(file.read(_LARGEST).decode("utf-8"))
+        except (OSError, ValueError) as error:
+            raise _invalid(path, "a TOML file", str(error)) from error
+        for key in below:
+            table = table.get(key, {}) if isinstance(table, dict) else {}
+        if isinstance(table, dict) and (table or name == _OWN):
+            return table, path
+    return {}, directory
+
+
+def _split(rules: Sequence[str]) -> list[str]:
+    return [rule for entry in rules for rule in entry.replace(",", " ").split()]
+
+
+def _matches(rule: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(rule, pattern) for pattern in patterns)
+
+
+def _invalid(path: str, expected: str, got: str) -> UsageError:
+    return UsageError("invalid-configuration", path, expected=expected, got=got)
