@@ -632,6 +632,19 @@ class TestWrongTowers:
             (tower / "config.json").write_text(json.dumps(config | {key: value}))
             refused(tower, code)
 
+    def test_eva_tensors_that_ask_for_too_much(self, tmp_path: Path, refused: Any) -> None:
+        """EVA's sizes are read from its tensors, so those are what is not believed."""
+        file = tower_at(tmp_path, "eva")
+        tensors = load_file(file)
+        kernel = "visual.patch_embed.proj.weight"
+        for name, shape, code in (
+            ("visual.blocks.999999.x", (1,), "unsupported-tower-config"),
+            (kernel, (8, 3, 0, 0), "unknown-tower"),
+            (kernel, (0, 3, 4, 4), "unknown-tower"),
+        ):
+            save_file(tensors | {name: torch.zeros(shape)}, file)
+            refused(file, code)
+
 
 class TestProjectorChoice:
     def test_what_does_not_fit_needs_a_word(self, tmp_path: Path, base: Path) -> None:

@@ -177,7 +177,7 @@ def test_widths_and_tokens_of_the_published_towers() -> None:
 
 def test_s2_scales() -> None:
     assert parse_s2_scales("768, 384,1152") == (384, 768, 1152)
-    for text in ("", "384;768", "a", "384,,768", "٣"):
+    for text in ("", "384;768", "a", "384,,768", "٣", "0,384"):
         assert parse_s2_scales(text) is None
 
 

@@ -42,7 +42,9 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     options = inner if isinstance(inner, Mapping) else config
     if tower.layers is None or tower.layers > _MOST_LAYERS:
         raise _unsupported("num_hidden_layers", f"at most {_MOST_LAYERS}", options)
-    if not tower.grid or not tower.patch_size:
+    if not tower.patch_size:
+        raise _unsupported("patch_size", "a size in pixels", options)
+    if not tower.grid:
         raise _unsupported("image_size", "at least one patch", options)
     width, side = tower.width, tower.patch_size
     mlp = options.get("intermediate_size", _MLP_DEFAULTS[tower.family])
@@ -139,6 +141,8 @@ def _internvit(
 
 def _eva(sizes: Mapping[str, Any]) -> dict[str, Shape]:
     """EVA-CLIP: its rotary buffers are stored at the root and once more in every block."""
+    if sizes["layers"] > _MOST_LAYERS:
+        raise _unsupported("layers", f"at most {_MOST_LAYERS}", sizes)
     width, mlp, side = sizes["width"], sizes["mlp"], sizes["patch_size"]
     patches = (sizes["image_size"] // side) ** 2
     rope: dict[str, Shape] = {

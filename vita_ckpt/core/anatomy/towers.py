@@ -157,12 +157,13 @@ def parse_s2_scales(text: str) -> tuple[int, ...] | None:
     """The scales of ``"384,768,1152"`` in ascending order, None if it is not such a list."""
     if not re.fullmatch(r"\s*\d{1,6}\s*(,\s*\d{1,6}\s*)*", text, re.ASCII):
         return None
-    return tuple(sorted(int(scale) for scale in text.split(",")))
+    scales = tuple(sorted(int(scale) for scale in text.split(",")))
+    return scales if scales[0] else None
 
 
 def fits_s2_scales(tower: Tower, scales: tuple[int, ...]) -> bool:
     """Whether images of each scale, in ascending order, become whole tiles that the tower takes."""
-    if not tower.patch_size or not scales or not scales[0]:
+    if not tower.patch_size or not scales:
         return False
     for scale in scales:
         side, rest = divmod(scale, -(-scale // scales[0]))
@@ -299,7 +300,7 @@ def _from_patches(
     family: str, shapes: Shapes, prefix: str, patches: str, *, positions: str, extra: int
 ) -> Tower | None:
     kernel = shapes[prefix + patches]
-    if len(kernel) != 4:
+    if len(kernel) != 4 or 0 in kernel:
         return None
     width, patch_size = kernel[0], kernel[3]
     table = shapes.get(prefix + positions, ())
