@@ -10,6 +10,7 @@ import pytest
 
 from fixtures.builder import mm_projector, read_tensors, snapshot, write_adapter, write_checkpoint
 from tests.conftest import Cli, assert_one_error
+from tests.storage.test_directory import as_bins
 from vita_ckpt import (
     OutputError,
     StaleInputError,
@@ -80,6 +81,20 @@ def test_in_place_replaces_a_link_and_not_what_it_leads_to(cli: Cli, base: Path)
     assert not (base / "config.json").is_symlink()
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_weights_of_a_bin_are_not_touched_either(cli: Cli, tmp_path: Path, shards: int) -> None:
+    base = as_bins(write_checkpoint(tmp_path / "bins"), shards=shards)
+    before = {name: content for name, (_, _, content) in snapshot(base).items()}
+    pair = "mm_vision_tower=InternViT-300M"
+    assert cli("set", base, pair, "--out", tmp_path / "out").code == 0
+    assert cli("set", base, pair, "--in-place").code == 0
+    for root in (base, tmp_path / "out"):
+        after = {name: content for name, (_, _, content) in snapshot(root).items()}
+        assert {name for name in before if after[name] != before[name]} == {"config.json"}
+        assert after.keys() == before.keys()
+        assert config_of(root)["mm_vision_tower"] == "InternViT-300M"
+
+
 def test_dry_run_and_json(cli: Cli, base: Path) -> None:
     before = snapshot(base)
     for extra in (("--in-place", "--dry-run"), ("--dry-run",)):
@@ -88,6 +103,9 @@ def test_dry_run_and_json(cli: Cli, base: Path) -> None:
         summary = json.loads(result.out)
         assert [change["key"] for change in summary["config"]] == ["mm_vision_tower"]
         assert summary["out"] is None
+        assert [file["name"] for file in summary["rewritten"]] == ["config.json"]
+        if "--in-place" in extra:
+            assert summary["bytes_to_write"] == summary["rewritten"][0]["bytes"]
     assert snapshot(base) == before
 
 

@@ -47,7 +47,9 @@ def command(
             expected="either --in-place or another output",
             got="--out" if out is not None else "--plan-out",
         )
-    summary = {**api.summarize(plan), "rewritten": [], "carried": [], "left_out": []}
+    summary = api.summarize(plan)
+    size = sum(file["bytes"] for file in summary["rewritten"])
+    summary |= {"carried": [], "left_out": [], "bytes_to_write": size}
     written = None if dry_run else api.apply_in_place(plan)
     for note in plan.notes:
         settings.note(note)

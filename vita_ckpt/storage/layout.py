@@ -83,15 +83,30 @@ def storage_order(
 def plan_layout(plan: Plan) -> DirectoryLayout:
     """The files of the target of ``plan``, whose base is a directory, or nothing.
 
-    A safetensors shard of which no tensor changes is carried, any other is rewritten; shards of
-    ``.bin`` become safetensors. A new tensor goes where the most tensors of its part are. What
-    starts from nothing is one file.
+    Where no tensor changes every file is carried. Else a safetensors shard of which none changes
+    is carried, any other is rewritten; shards of ``.bin`` become safetensors. A new tensor goes
+    where the most tensors of its part are. What starts from nothing is one file.
     """
     base, target = plan.base, plan.target()
     put = tuple(WrittenText(name, text.encode()) for name, text in target.texts.items())
     if not base.shards:
         whole = WrittenShard(SAFETENSORS, {"format": "pt"}, storage_order(target.tensors, {}))
         return DirectoryLayout((), (whole,), put)
+    carried, written, index = _weight_files(base, target)
+    texts = (*_config_text(base, target), *index, *put)
+    gone = {text.name for text in texts}
+    if SAFETENSORS_INDEX in gone:  # a .bin's index is no longer true
+        gone |= {name for name in base.files if name.endswith(".bin.index.json")}
+    carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
+    return DirectoryLayout(tuple(carried), tuple(written), texts)
+
+
+def _weight_files(
+    base: Checkpoint, target: Checkpoint
+) -> tuple[list[CarriedFile], list[WrittenShard], tuple[WrittenText, ...]]:
+    """The shards that are carried, those that are written, and the index if it changes."""
+    if target.tensors == base.tensors:
+        return [CarriedFile(shard.name, shard.file) for shard in base.shards], [], ()
     _check_names(base)
     held = _place(base, target)
     carried: list[CarriedFile] = []
@@ -109,12 +124,7 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
             name = _safetensors_name(shard)
             written.append(WrittenShard(name, _metadata(shard), storage_order(now, ranks)))
         weight_map |= dict.fromkeys(now, _safetensors_name(shard))
-    texts = (*_config_text(base, target), *_index_text(base, target, weight_map), *put)
-    gone = {text.name for text in texts}
-    if SAFETENSORS_INDEX in gone:  # a .bin's index is no longer true
-        gone |= {name for name in base.files if name.endswith(".bin.index.json")}
-    carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
-    return DirectoryLayout(tuple(carried), tuple(written), texts)
+    return carried, written, _index_text(base, target, weight_map)
 
 
 def _place(base: Checkpoint, target: Checkpoint) -> dict[str, list[str]]:
