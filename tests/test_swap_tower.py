@@ -243,6 +243,16 @@ def test_a_merge_ends_the_need_for_training(tmp_path: Path, base: Path) -> None:
     assert [entry["operation"] for entry in done] == ["swap-tower", "merge-projector"]
 
 
+def test_an_untrained_projector_stays_one_wherever_it_is_merged(tmp_path: Path, base: Path) -> None:
+    clip = tower_at(tmp_path, "clip")
+    drawn = apply(plan_swap_tower(base, clip, projector="reinit"), tmp_path / "drawn")
+    for plan in (
+        plan_swap_tower(base, clip, projector=drawn),
+        plan_merge_projector(drawn, drawn),
+    ):
+        assert inspect(plan.target()).needs_alignment
+
+
 def test_a_saved_swap_runs_later(tmp_path: Path, base: Path) -> None:
     plan = plan_swap_tower(base, tower_at(tmp_path, "clip"), projector="reinit")
     save_plan(plan, tmp_path / "plan.json")
@@ -352,6 +362,29 @@ class TestForms:
             assert (target.config or {})["mm_vision_tower"] == str(file)
             assert "model.vision_tower.vision_tower.model.cls_token" in target.tensors
             assert not [n for n in target.tensors if "text" in n]
+
+    def test_eva_in_another_checkpoint_has_no_config_to_carry(
+        self, tmp_path: Path, base: Path
+    ) -> None:
+        donor = write_checkpoint(tmp_path / "donor", Spec(tower=TowerSpec("eva")))
+        for given in (None, tower_at(tmp_path, "clip")):
+            plan = plan_swap_tower(base, donor, projector="reinit", tower_config=given)
+            assert "vision_tower_config.json" not in plan.target().texts
+
+    def test_a_tower_that_was_trained_with_lora(self, tmp_path: Path, base: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "adapter_config.json").write_text("{}")
+        (run / "config.json").write_text('{"mm_vision_tower": "openai-clip"}')
+        clip = tower_at(tmp_path, "clip")
+        tensors = load_file(clip / "model.safetensors")
+        below = "base_model.model.model.vision_tower.vision_tower."
+        torch.save({below + n: t for n, t in tensors.items()}, run / "non_lora_trainables.bin")
+        with pytest.raises(InputError, match="--tower-config"):
+            plan_swap_tower(base, run, projector="reinit")
+        assert self.swapped(base, run, tmp_path, tower_config=clip) == read_tensors(
+            clip / "model.safetensors"
+        )
 
     def test_a_lone_file_beside_its_config(self, tmp_path: Path, base: Path) -> None:
         tower = tower_at(tmp_path, "clip")
@@ -490,6 +523,22 @@ class TestLanguageModels:
         for name, tensor in trained.items():
             assert torch.equal(stored[name], tensor)
 
+    def test_another_tower_or_projector_than_the_runs(self, tmp_path: Path) -> None:
+        """What is said names no option of another command."""
+        base = self.plain(tmp_path / "llm")
+        run = self.run_at(tmp_path / "run", mm_projector_type="mlp2x_gelu")
+        with pytest.raises(UsageError) as type_error:
+            plan_merge_projector(base, run, tower=tower_at(tmp_path, "clip"))
+        with pytest.raises(InputError) as path_error:
+            plan_merge_projector(base, run, tower=tower_at(tmp_path, "internvit"))
+        for raised, code in (
+            (type_error.value, "projector-type-mismatch"),
+            (path_error.value, "tower-path-misleads"),
+        ):
+            assert raised.code == code
+            assert "the run" in raised.hint
+            assert "--" not in str(raised)
+
     def test_the_towers_directory_is_found_by_the_runs_config(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -616,6 +665,15 @@ class TestWrongTowers:
         )
         assert (plan.target().config or {})["mm_vision_tower"] == "/data/InternViT-300M"
 
+    def test_eva_without_its_rotary_buffers(self, tmp_path: Path, refused: Any) -> None:
+        file = tower_at(tmp_path, "eva")
+        save_file({n: t for n, t in load_file(file).items() if "rope" not in n}, file)
+        assert "rope" in refused(file, "weights-do-not-fit").expected
+
+    def test_a_checkpoint_whose_tower_is_out_of_reach(self, tmp_path: Path, refused: Any) -> None:
+        donor = write_checkpoint(tmp_path / "elsewhere" / "donor")
+        assert "--tower-config" in refused(donor, "tower-config-unknown").hint
+
     def test_an_odd_grid(self, tmp_path: Path, refused: Any) -> None:
         spec = TowerSpec("internvit", image_size=12, patch_size=4)
         refused(write_tower(tmp_path / "odd-internvit", spec), "odd-patch-grid")
@@ -628,6 +686,7 @@ class TestWrongTowers:
             ("intermediate_size", "16", "unsupported-tower-config"),
             ("intermediate_size", 17, "weights-do-not-fit"),
             ("image_size", 3, "unsupported-tower-config"),
+            ("num_attention_heads", 3, "unsupported-tower-config"),
         ):
             (tower / "config.json").write_text(json.dumps(config | {key: value}))
             refused(tower, code)

@@ -475,6 +475,7 @@ def test_unknown_family() -> None:
         ("clip", "patch_size", None),
         ("clip", "patch_size", 500),
         ("clip", "num_attention_heads", True),
+        ("clip", "num_attention_heads", 7),
         ("internvit", "norm_type", "batch_norm"),
         ("internvit", "hidden_act", "swoosh"),
         ("internvit", "layer_norm_eps", "1e-6"),

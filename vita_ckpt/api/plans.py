@@ -10,7 +10,7 @@ from typing import Any
 from vita_ckpt.api.reading import StrPath, as_checkpoint
 from vita_ckpt.checks.inspection import inspect_checkpoint
 from vita_ckpt.core.anatomy.backbones import BACKBONES
-from vita_ckpt.core.anatomy.parts import VISION_TOWER, part_of
+from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import EVA, tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
@@ -237,7 +237,7 @@ def _config_of(donor: Checkpoint, tower_config: StrPath | None) -> Mapping[str, 
     """The config of a tower, standalone or in a VITA checkpoint."""
     if tower_config is not None:
         return read_given_config(tower_config)
-    if any(part_of(name) == VISION_TOWER for name in donor.tensors):
+    if any(name.startswith(TOWER_PREFIX) for name in donor.tensors):
         return read_tower_config(donor)
     own = donor.config
     return own if own is not None and tower_of_config(own) is not None else None

@@ -123,7 +123,7 @@ def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
                 f"{ref.source.path}: {name}",
                 expected=f"values that {tensor.dtype} can hold",
                 got=f"{error.value:g} at element {position + error.index}",
-                hint="keep the dtype with --dtype, or mend the adapter",
+                hint="mend the file; merge-projector --dtype keeps the dtype of an adapter",
             ) from error
         position += len(data) * 8 // BITS[ref.dtype]
 

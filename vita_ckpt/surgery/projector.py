@@ -20,7 +20,7 @@ from vita_ckpt.core.plan import (
     ReplaceTensor,
     SetConfig,
 )
-from vita_ckpt.core.provenance import record
+from vita_ckpt.core.provenance import needs_alignment, record
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
 
 KEYWORD: Final = "mm_projector"
@@ -107,7 +107,10 @@ def plan_merge_projector(
     return Plan(
         operation="merge-projector",
         base=base,
-        edits=(*edits, *record(base, "merge-projector", inputs, needs_alignment=False)),
+        edits=(
+            *edits,
+            *record(base, "merge-projector", inputs, needs_alignment=needs_alignment(adapter)),
+        ),
         donors=(adapter,),
         notes=notes,
     )

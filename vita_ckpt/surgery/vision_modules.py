@@ -85,7 +85,7 @@ def initialize_vision_modules(
     tower = _DonorTower.of(args)
     config = {**(base.config or {}), **_backbone_keys(base, args), **_run_keys(args)}
     s2 = _s2(config, args, tower.described)
-    _check_path(args.mm_vision_tower, tower.described, bool(s2["use_s2"]))
+    _check_path(args, tower.described, bool(s2["use_s2"]))
     config |= s2 | {
         "mm_vision_tower": args.mm_vision_tower,
         "mm_hidden_size": tower.described.output_width(towers.number_of_scales({**config, **s2})),
@@ -93,7 +93,11 @@ def initialize_vision_modules(
         or config.get("mm_projector_type", projectors.DEFAULT_TYPE),
         "use_mm_proj": True,
     }
-    edits = [*_tower_edits(base, tower), *_config_edits(base, config), *_files(base, args)]
+    edits = [
+        *_tower_edits(base, tower),
+        *_config_edits(base, config),
+        *_files(base, tower, args.processor),
+    ]
     # What is done to the projector depends on the tower, so it is planned on the result so far.
     swapped = Plan(operation, base, tuple(edits), (args.vision_tower,)).target()
     projector_edits, projector_notes, aligned = _projector(base, swapped, config, args)
@@ -151,7 +155,7 @@ class _DonorTower:
     shapes: Mapping[str, Shape]  # of the checkpoint's tensors, whatever else it holds
     described: Tower
     config: Mapping[str, Any]
-    guessed: bool
+    guessed: bool  # from the tensors: EVA-CLIP's always are
 
     @classmethod
     def of(cls, args: VisionModelArgs) -> _DonorTower:
@@ -173,6 +177,15 @@ class _DonorTower:
         sizes = towers.config_of_shapes(shapes)
         given = None if described.family == towers.EVA else args.tower_config
         config = given or sizes
+        if config is None and described.family == towers.EVA:
+            raise InputError(
+                "weights-do-not-fit",
+                checkpoint.root,
+                expected="rope.freqs_cos, blocks.0.mlp.w1.weight and head.weight, by which "
+                "EVA-CLIP's sizes are known",
+                got=f"{described}, without one of them",
+                hint="the tower is incomplete",
+            )
         if config is None:
             raise InputError(
                 "tower-config-unknown",
@@ -196,7 +209,7 @@ class _DonorTower:
                 self.checkpoint.root,
                 expected=f"the tensors of {by_config}, as its config says",
                 got=f"those of {self.described}",
-                hint="the config.json belongs to another tower",
+                hint="the config.json belongs to another tower: --tower-config names the right one",
             )
         found = {own: self.shapes[name] for name, own in towers.own_names(self.shapes).items()}
         compare(expected_shapes(self.config), found).refuse(
@@ -295,8 +308,9 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
     return {"use_s2": True} | ({"s2_scales": args.s2_scales} if args.s2_scales else {})
 
 
-def _check_path(path: str, tower: Tower, use_s2: bool) -> None:
-    """Raise InputError unless upstream builds this tower's class from ``path``."""
+def _check_path(args: VisionModelArgs, tower: Tower, use_s2: bool) -> None:
+    """Raise InputError unless upstream builds this tower's class from ``mm_vision_tower``."""
+    path = args.mm_vision_tower
     if not path.isprintable():
         raise UsageError("invalid-tower-path", path, expected="a printable path")
     by_path = towers.dispatch(path, use_s2)
@@ -307,7 +321,9 @@ def _check_path(path: str, tower: Tower, use_s2: bool) -> None:
         path,
         expected=f"a path that upstream takes for {towers.LABELS[tower.family]}",
         got=f"{by_path.tower_class or 'nothing'}: {by_path.reason}",
-        hint="rename the directory, or name the path for the config with --tower-path",
+        hint="the run's config.json names it: the run was trained with another tower"
+        if args.run_config
+        else "rename the directory, or name the path for the config with --tower-path",
     )
 
 
@@ -349,12 +365,12 @@ def _config_edits(base: Checkpoint, config: Mapping[str, Any]) -> list[Edit]:
     ]
 
 
-def _files(base: Checkpoint, args: VisionModelArgs) -> list[Edit]:
+def _files(base: Checkpoint, tower: _DonorTower, processor: Mapping[str, Any] | None) -> list[Edit]:
     """The tower's config and processor; those of the old tower would be wrong."""
     edits: list[Edit] = []
     for name, content, what in (
-        (CARRIED_CONFIG, args.tower_config, "config"),
-        (PROCESSOR, args.processor, "processor"),
+        (CARRIED_CONFIG, None if tower.guessed else tower.config, "config"),
+        (PROCESSOR, processor, "processor"),
     ):
         if content is not None:
             edits.append(PutFile(name, _json(content), f"the tower's {what}"))
@@ -378,7 +394,7 @@ def _projector(
     if adapter is not None:
         edits, notes = merge_edits(swapped, adapter)
         _check_type(args, edits, kind)
-        return edits, notes, True
+        return edits, notes, not needs_alignment(adapter)
     new = Projector(kind, width, _hidden_size(base))
     if kind == "identity" and new.in_width != new.out_width:
         raise UsageError(
@@ -408,10 +424,12 @@ def _check_type(args: VisionModelArgs, edits: list[Edit], kind: str) -> None:
     if args.mm_projector_type is not None and found != args.mm_projector_type:
         raise UsageError(
             "projector-type-mismatch",
-            f"--projector-type {args.mm_projector_type}",
+            f"mm_projector_type {args.mm_projector_type}",
             expected="the type of the projector that is merged",
             got=str(found),
-            hint="leave --projector-type out",
+            hint="the run's config.json is not that of its projector"
+            if args.run_config
+            else "leave --projector-type out",
         )
 
 

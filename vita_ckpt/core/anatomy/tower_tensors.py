@@ -50,6 +50,9 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     mlp = options.get("intermediate_size", _MLP_DEFAULTS[tower.family])
     if type(mlp) is not int or mlp <= 0:
         raise _unsupported("intermediate_size", "a positive integer", options)
+    heads = options.get("num_attention_heads", 1)
+    if type(heads) is not int or heads <= 0 or width % heads:
+        raise _unsupported("num_attention_heads", f"a divisor of {width}", options)
     shapes: dict[str, Shape] = {
         "embeddings.patch_embedding.weight": (width, 3, side, side),
     }

@@ -28,6 +28,7 @@ _KEYS: Final[dict[str, type]] = {
     "hidden_act": str,
     "vision_use_head": bool,
 }
+_LAYER_KEYS: Final = ("hidden_size", "num_attention_heads", "hidden_act")
 
 
 class LibraryTower(VisionTower):
@@ -51,8 +52,11 @@ class LibraryTower(VisionTower):
         }
         # 4.41 has only eager attention in these towers, and raises when asked for another.
         known = getattr(model_class, "_supports_sdpa", False)
+        defaults = config_class()
+        check_shape_of_layers(  # first: 5.x has a way of its own to refuse them
+            *(keys.get(key, getattr(defaults, key)) for key in _LAYER_KEYS)
+        )
         full = config_class(**keys, attn_implementation=attn if known else "eager")
-        check_shape_of_layers(full.hidden_size, full.num_attention_heads, full.hidden_act)
         sizes = Tower(
             family, full.hidden_size, full.num_hidden_layers, full.patch_size, full.image_size
         )
