@@ -108,6 +108,20 @@ def test_the_mark_of_an_untrained_projector(cli: Cli, tmp_path: Path) -> None:
     assert "projector-untrained" not in cli("verify", merged, "--device", "cpu").out
 
 
+@pytest.mark.usefixtures("in_a8")
+def test_what_cannot_be_written_is_not_verified_first(cli: Cli, tmp_path: Path) -> None:
+    """A pass over a large checkpoint takes minutes: a wrong output is said before."""
+    call = ("--base", "base", "--tower", "tower-internvit", "--projector", "reinit", "--verify")
+    (tmp_path / "there").mkdir()
+    for more, code in (
+        (("--out", tmp_path / "there"), "output-exists"),
+        (("--out", tmp_path / "x.bin"), "wrong-output-kind"),
+        (("--plan-out", tmp_path / "there"), "output-exists"),
+        ((), "no-output"),
+    ):
+        assert_one_error(cli("swap-tower", *call, *more), 2, code)
+
+
 def test_a_failed_verification_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     """A tower whose values float16 cannot hold."""
     write_tower(tmp_path / "tower-internvit", TowerSpec())

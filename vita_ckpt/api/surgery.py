@@ -42,6 +42,16 @@ def apply(plan: Plan, out: StrPath, *, progress: Progress = commit.no_progress) 
     since the plan was computed, CastError where a conversion would lose a value, OutputError if
     the disk fails.
     """
+    path = check_output(plan, out)
+    if plan.operation in _MAKES_A_FILE:
+        commit.write_file(plan, path, progress)
+    else:
+        commit.write_directory(plan, plan_layout(plan), path, progress)
+    return path
+
+
+def check_output(plan: Plan, out: StrPath) -> str:
+    """The absolute path of ``out``; raises what :func:`apply` would raise for it, and no later."""
     path = commit.check_output(os.fspath(out), (plan.base, *plan.donors))
     if plan.base.root != EMPTY.root and plan.base.layout not in ("safetensors", "torch"):
         raise InputError(
@@ -58,10 +68,6 @@ def apply(plan: Plan, out: StrPath, *, progress: Progress = commit.no_progress) 
             expected="a .safetensors or .bin file" if makes_file else "a directory",
             hint="name another output",
         )
-    if makes_file:
-        commit.write_file(plan, path, progress)
-    else:
-        commit.write_directory(plan, plan_layout(plan), path, progress)
     return path
 
 

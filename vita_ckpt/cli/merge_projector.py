@@ -6,7 +6,7 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.surgery import plan_options, run_plan, works
+from vita_ckpt.cli.surgery import plan_options, run_plan
 
 
 @click.command("merge-projector")
@@ -69,7 +69,12 @@ def command(
     a VITA checkpoint: the run's config.json and its vision tower are needed then.
     """
     plan = plans.plan_merge_projector(base, adapter, dtype=dtype, extras=extras, tower=tower)
-    if verify and not works(settings, plan):
-        return 1
-    run_plan(settings, plan, out=out, dry_run=dry_run, plan_out=plan_out, as_json=as_json)
-    return 0
+    return run_plan(
+        settings,
+        plan,
+        out=out,
+        dry_run=dry_run,
+        plan_out=plan_out,
+        as_json=as_json,
+        verify_first=verify,
+    )

@@ -52,8 +52,12 @@ def run_plan(
     dry_run: bool,
     plan_out: str | None,
     as_json: bool,
-) -> None:
-    """Save, show and run a plan as its options say."""
+    verify_first: bool = False,
+) -> int:
+    """Save, show and run a plan as its options say; the exit code.
+
+    With ``verify_first`` its target is verified by a forward pass before anything is written.
+    """
     if out is None and not dry_run and plan_out is None:
         raise UsageError(
             "no-output", "--out", expected="a path to write", hint="or use --dry-run or --plan-out"
@@ -62,6 +66,10 @@ def run_plan(
     written = None
     if plan_out is not None:
         api.check_plan_path(plan, plan_out)
+    if out is not None and not dry_run:
+        api.check_output(plan, out)
+    if verify_first and not _works(settings, plan):
+        return 1
     if out is None or dry_run:
         api.check_plan(plan)
     else:
@@ -78,9 +86,10 @@ def run_plan(
         render.echo_json({**summary, "out": written})
     else:
         click.echo("\n".join(_lines(summary, written)))
+    return 0
 
 
-def works(settings: Settings, plan: Plan) -> bool:
+def _works(settings: Settings, plan: Plan) -> bool:
     """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
     verification = verify(plan.target())
     for line in verification_lines(verification):
