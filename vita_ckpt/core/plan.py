@@ -22,11 +22,13 @@ from vita_ckpt.errors import InputError, StaleInputError
 FORMAT: Final = "vita-ckpt-plan"
 VERSION: Final = 1
 
+_CONFIG: Final = "config.json"
+
 # The files that a surgery writes beside the weights are small JSON files in the directory itself.
 _FILE: Final = re.compile(r"[a-z_]{1,64}\.json", re.ASCII)
 
-# No initialisation draws values as large as this, which every dtype can hold.
-_LARGEST_BOUND: Final = 60000.0
+# No initialisation has values as large as this, which every dtype can hold.
+_LARGEST_VALUE: Final = 60000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class Plan:
                 raise ValueError(f"two edits of {subject[1]}")
             seen.add(subject)
             if isinstance(edit, SetConfig | PutFile):
+                if subject == ("file", _CONFIG) and self.base.config is not None:
+                    raise ValueError(f"another {_CONFIG}, whose keys are what is set")
                 continue
             there = self.base.files if isinstance(edit, DropFile) else self.base.tensors
             if isinstance(edit, AddTensor) == (edit.name in there):
@@ -272,13 +276,15 @@ def _init_from_json(data: Any) -> Init:
     dtype = _expect(drawn.get("dtype"), str, "a dtype")
     sizes = _expect(drawn.get("shape"), list, "a shape")
     bound, fill = drawn.get("bound"), _expect(drawn.get("fill"), float, "a fill")
+    if not abs(fill) < _LARGEST_VALUE:
+        raise _not_a_plan(f"a fill {fill}")
     if dtype not in CAST_TARGETS or not all(type(size) is int and size >= 0 for size in sizes):
         raise _not_a_plan(f"an initialisation of {dtype} {sizes}")
     try:
         nbytes(dtype, sizes)
     except OverflowError as error:
         raise _not_a_plan(str(error)) from error
-    if bound is not None and not 0 <= _expect(bound, float, "a bound") < _LARGEST_BOUND:
+    if bound is not None and not 0 <= _expect(bound, float, "a bound") < _LARGEST_VALUE:
         raise _not_a_plan(f"a bound {bound}")
     seed, name = (
         _expect(drawn.get("seed"), int, "a seed"),
