@@ -432,8 +432,12 @@ class TestS2:
             with pytest.raises(InputError) as raised:
                 plan_swap_tower(base, tower, projector="reinit", **options)
             assert raised.value.code == code
-        with pytest.raises(UsageError, match="invalid-s2-scales"):
-            plan_swap_tower(base, tmp_path / "new-tower-siglip", s2_scales="big")
+        siglip = tmp_path / "new-tower-siglip"
+        for scales in ("big", ""):
+            with pytest.raises(UsageError, match="invalid-s2-scales"):
+                plan_swap_tower(base, siglip, s2_scales=scales)
+        with pytest.raises(UsageError, match="options-exclude-each-other"):
+            plan_swap_tower(base, siglip, s2_scales="16,32", use_s2=False)
 
 
 class TestLanguageModels:

@@ -150,6 +150,6 @@ def _sizes_of_shapes(checkpoint: Checkpoint, shapes: towers.Shapes) -> Mapping[s
             checkpoint.root,
             expected="the config.json of its vision tower, which its tensors do not determine",
             got=f"mm_vision_tower {(checkpoint.config or {}).get('mm_vision_tower')!r}",
-            hint="give the tower's directory: --tower-config, or --tower where there is no such option",
+            hint="give the tower's directory, with --tower-config or verify's --tower",
         )
     return config

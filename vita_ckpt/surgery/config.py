@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
@@ -23,8 +24,7 @@ def plan_set(checkpoint: Checkpoint, values: Mapping[str, Any]) -> Plan:
     """A plan that sets keys of the vision config of a VITA checkpoint.
 
     None stands for JSON's null. Raises UsageError for a key that is not one of the vision config
-    and for a value that the key cannot have, InputError for a
-    checkpoint that is none.
+    and for a value that the key cannot have, InputError for a checkpoint that is none.
     """
     vita_config(checkpoint)
     for key, value in values.items():
@@ -36,24 +36,21 @@ def plan_set(checkpoint: Checkpoint, values: Mapping[str, Any]) -> Plan:
 def parse_value(key: str, text: str) -> Any:
     """The value that ``text`` stands for, by the type of ``key``; UsageError if it is none.
 
-    ``null`` is JSON's; a truth value is ``true`` or ``false``; a string is taken as it is.
+    ``null``, numbers and truth values are JSON's, the latter in any case; a string is taken as it
+    is.
     """
     types = _types(key)
     if text == "null":
         return None
     if str in types:
         return text
-    if bool in types:
-        known = {"true": True, "false": False}
-        if text.lower() in known:
-            return known[text.lower()]
-    for kind in types:
-        if kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-    raise _wrong(key, text)
+    try:
+        value = json.loads(text.lower() if bool in types else text)
+    except (ValueError, RecursionError):
+        raise _wrong(key, text) from None
+    if type(value) not in types:
+        raise _wrong(key, text)
+    return value
 
 
 def _check(key: str, value: Any) -> None:

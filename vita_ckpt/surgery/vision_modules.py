@@ -279,7 +279,14 @@ def _run_keys(args: VisionModelArgs) -> dict[str, Any]:
 
 def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[str, Any]:
     """``use_s2`` and, where they are known, ``s2_scales`` of the result."""
-    asked = args.use_s2 is True or (args.s2_scales is not None and args.use_s2 is None)
+    if args.use_s2 is False and args.s2_scales is not None:
+        raise UsageError(
+            "options-exclude-each-other",
+            "s2_scales",
+            expected="scales where S2 is asked for",
+            got=f"{args.s2_scales!r} without S2",
+        )
+    asked = args.use_s2 is True or args.s2_scales is not None
     if tower.family != towers.SIGLIP:
         if asked:
             raise InputError(
@@ -293,7 +300,9 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
     use = asked or (args.use_s2 is None and config.get("use_s2") is True)
     if not use:
         return {"use_s2": False}
-    text = args.s2_scales or str(config.get("s2_scales", towers.DEFAULT_S2_SCALES))
+    text = args.s2_scales
+    if text is None:
+        text = str(config.get("s2_scales", towers.DEFAULT_S2_SCALES))
     scales = towers.parse_s2_scales(text)
     if scales is None:
         raise UsageError("invalid-s2-scales", text, expected="sizes in pixels, as 384,768,1152")
@@ -305,7 +314,7 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
             got=text,
             hint="give others with --s2-scales, or --no-s2",
         )
-    return {"use_s2": True} | ({"s2_scales": args.s2_scales} if args.s2_scales else {})
+    return {"use_s2": True} | ({} if args.s2_scales is None else {"s2_scales": text})
 
 
 def _check_path(args: VisionModelArgs, tower: Tower, use_s2: bool) -> None:
