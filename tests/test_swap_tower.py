@@ -488,6 +488,7 @@ class TestLanguageModels:
             "image_aspect_ratio": "pad",
             "continuous_training": True,
             "tokenizer_model_max_length": 77,
+            "mm_audio_encoder": "audio",
             **config,
         }
         (root / "config.json").write_text(json.dumps(values))
@@ -521,6 +522,7 @@ class TestLanguageModels:
         assert (config["mm_projector_type"], config["image_aspect_ratio"]) == ("linear", "pad")
         assert config["continuous_training"] is False
         assert config["tokenizer_model_max_length"] == 77
+        assert config["mm_audio_encoder"] == "audio"
         assert not has_errors(verify(out, device="cpu").findings)
         trained = torch.load(run / "mm_projector.bin", weights_only=True)
         stored = load_file(Path(out) / "model.safetensors")
@@ -760,3 +762,12 @@ def test_the_old_towers_files_do_not_stay(tmp_path: Path, base: Path) -> None:
     assert not names & {"preprocessor_config.json", "vision_tower_config.json"}
     assert "vita_ckpt.json" in names
     assert len(open_checkpoint(out).shards) == 3
+
+
+@pytest.mark.parametrize("text", ["[]", "{", ""])
+def test_a_broken_note_stops_nobody(tmp_path: Path, base: Path, text: str) -> None:
+    """What it says decides nothing about a tensor; a surgery that notes something mends it."""
+    (base / "vita_ckpt.json").write_text(text)
+    assert not inspect(base).needs_alignment
+    plan = plan_swap_tower(base, tower_at(tmp_path, "clip"), projector="reinit")
+    assert inspect(apply(plan, tmp_path / "out")).needs_alignment

@@ -167,8 +167,8 @@ def _open_directory(root: str) -> Checkpoint:
     adapter_config, adapter_files = (
         read_optional(root, ADAPTER_CONFIG) if layout == "lora" else (None, {})
     )
-    provenance, provenance_files = read_optional(root, PROVENANCE)
-    files |= config_files | adapter_files | provenance_files
+    files |= config_files | adapter_files
+    provenance = _read_provenance(root, files)
     left_out: dict[str, str] = {}
     used = {shard.name for shard in weights.shards} | files.keys()
     collect_files(root, "", used, files, left_out, 0)
@@ -397,6 +397,18 @@ def foreign_kind(names: Iterable[str]) -> str | None:
         if any(re.fullmatch(pattern, name, re.ASCII | re.IGNORECASE) for name in listed):
             return kind
     return None
+
+
+def _read_provenance(root: str, files: dict[str, LocalFile]) -> dict[str, Any] | None:
+    """What earlier surgeries noted. It decides nothing about a tensor, so one that is no JSON
+    object stops nobody: it counts as absent, and validate says that it is broken.
+    """
+    try:
+        provenance, found = read_optional(root, PROVENANCE)
+    except MalformedFileError:
+        return None
+    files |= found
+    return provenance
 
 
 def read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, LocalFile]]:

@@ -260,6 +260,7 @@ def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
 
 # Of a run's config, what the result of upstream's "base model + projector" load has too.
 _RUN_KEYS: Final = (
+    "mm_audio_encoder",
     "unfreeze_vision_tower",
     "tune_mm_mlp_adapter",
     "freeze_mm_mlp_adapter",
