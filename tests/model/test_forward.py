@@ -82,6 +82,10 @@ def huge_weight(tensors: Tensors) -> None:
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 70000.0
 
 
+def huge_row(tensors: Tensors) -> None:
+    tensors["model.embed_tokens.weight"][2] = 70000.0  # no input has this token
+
+
 def huge_activation(tensors: Tensors) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"].fill_(60000.0)
 
@@ -103,6 +107,7 @@ BROKEN: dict[str, tuple[Callable[[Tensors], object], set[str], str]] = {
         "model.norm.weight",
     ),
     "weight": (huge_weight, {"float16-weight"}, "model.layers.0.mlp.down_proj.weight"),
+    "row": (huge_row, {"float16-weight"}, "model.embed_tokens.weight"),
     "activation": (huge_activation, {"float16-activation"}, "model.layers.0.mlp.up_proj"),
 }
 
@@ -117,6 +122,45 @@ def test_each_way_not_to_work_is_found(root: Path, name: str, memory: Any) -> No
     assert {f.rule for f in findings} <= expected | {"float16-activation"}
     assert any(finding.subject == subject for finding in findings)
     assert all(finding.severity == "error" for finding in findings)
+
+
+def test_the_ends_of_the_model_are_looked_at(root: Path) -> None:
+    def grow(tensors: Tensors) -> None:
+        tensors["model.embed_tokens.weight"][11] = 70000.0  # the first token of every row
+        tensors["lm_head.weight"].fill_(30000.0)
+
+    change(root, grow)
+    resident, streamed = (
+        verify(root, device="cpu", max_memory=memory).findings for memory in (None, STREAM)
+    )
+    assert resident == streamed
+    activations = {f.subject for f in streamed if f.rule == "float16-activation"}
+    assert {"model.embed_tokens", "lm_head"} <= activations
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_that_no_pass_needs_are_looked_at_too(tmp_path: Path, tied: bool) -> None:
+    """Streamed and resident find the same: rows of the table, experts, a tower's last layer."""
+    write_tower(tmp_path / "tower-clip", tower := TowerSpec("clip", image_size=8))
+    spec = Spec(model_type="vita-mixtral", experts=64, tower=tower, tied=tied, projector="linear")
+    root = lively(write_checkpoint(tmp_path / "c", spec))
+    subjects = {
+        "model.embed_tokens.weight",
+        "model.layers.0.block_sparse_moe.experts.63.w2.weight",
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight",
+    }
+
+    def grow(tensors: Tensors) -> None:
+        tensors["model.layers.0.block_sparse_moe.gate.weight"][63] = 0.0  # chosen by no token
+        for subject in subjects:
+            tensors[subject][2] = 70000.0
+
+    change(root, grow)
+    resident, streamed = (
+        verify(root, device="cpu", max_memory=memory).findings for memory in (None, STREAM)
+    )
+    assert resident == streamed
+    assert {f.subject for f in streamed if f.rule == "float16-weight"} == subjects
 
 
 def test_a_small_difference_between_images_is_enough(root: Path) -> None:

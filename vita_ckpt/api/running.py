@@ -41,11 +41,13 @@ def load_model(
 ) -> VitaModel:
     """The model of a VITA checkpoint, ready to run: text and images, no audio.
 
-    ``device`` is ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
+    ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
     ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
     directory, where the config's path does not lead to it; ``attn`` the library's attention
-    implementation. Weights that do not fit into ``max_memory`` (bytes or ``"4GB"``, by ``"cpu"`` or
-    GPU number) stream from the checkpoint's own files, module by module.
+    implementation. ``max_memory`` is what weights may take: bytes or ``"4GB"``, by GPU number or
+    ``"cpu"``; by default most of every GPU's free memory, half a gigabyte of a CPU's. Weights lie
+    on one GPU if they fit there, on several if they fit on those together (only ``max_memory``'s,
+    where it names some), and otherwise stream from the checkpoint's own files, module by module.
 
     The model has ``vision_tower(pixel_values)`` [N, 3, H, W] → [N, tokens, mm_hidden_size],
     ``encode_images(pixel_values)`` → [N, tokens', hidden], ``embed_multimodal(input_ids,

@@ -33,7 +33,8 @@ REPORT_VERSION = 1
     "--max-memory",
     multiple=True,
     metavar="DEVICE=SIZE",
-    help="What weights may take, such as cpu=4GB or 0=20GB; a larger model streams from its files.",
+    help="What weights may take, such as cpu=4GB, or 0=20GB and 1=20GB for several GPUs; a larger "
+    "model streams from its files.",
 )
 @click.option(
     "--tower", type=click.Path(), metavar="DIR", help="The tower's directory, for its config."

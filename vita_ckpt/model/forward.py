@@ -105,6 +105,7 @@ def verify_checkpoint(
         watch.follow(model)
         batch = _Batch.of(model, pixels)
         done = batch.run(model)
+        model.observe_rest()
         watch.stop()
         rows, tokens = done.rows, done.image_tokens
         findings += _check_image_tokens(tokens, batch.expected_tokens)
@@ -123,13 +124,13 @@ def verify_checkpoint(
         findings += _check_golden(golden, rows)
     return Verification(
         path=checkpoint.root,
-        device=str(model.device),
+        device=_devices(model),
         dtype=_name(model.dtype),
         streamed=model.streams,
         findings=worst_first(findings),
         load_seconds=loaded - started,
         pass_seconds=passed - loaded,
-        peak_memory=_peak(model.device),
+        peak_memory=_peak(model),
         tokens_per_image=tokens,
         skipped_audio_tensors=sum(
             parts.part_of(name) in (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
@@ -440,7 +441,16 @@ def _largest(tensor: Tensor) -> float:
     return low_value if isnan(low_value) else max(-low_value, high_value)
 
 
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+def _devices(model: VitaModel) -> str:
+    """Where a model runs; several GPUs in the order in which it runs on them."""
+    if model.streams:
+        return str(model.device)
+    return ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters()))
+
+
+def _peak(model: VitaModel) -> int:
+    devices = {model.device, *(parameter.device for parameter in model.parameters())}
+    gpus = [device for device in devices if device.type == "cuda"]
+    if gpus:
+        return sum(torch.cuda.max_memory_allocated(device) for device in gpus)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -70,11 +71,11 @@ class VitaModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs are taken to."""
+        """Where inputs are taken to, and outputs come from, also where there are several."""
         if self._streaming is not None:
             return self._streaming.device
-        norm: Tensor = self.language_model.model.norm.weight
-        return norm.device
+        table: Tensor = self.language_model.model.embed_tokens.weight
+        return table.device
 
     @property
     def streams(self) -> bool:
@@ -106,10 +107,8 @@ class VitaModel(nn.Module):
         ).last_hidden_state
         if cache is not None:
             hidden = hidden[:, -1:]
-        if self._streaming is None:
-            logits: Tensor = self.language_model.lm_head(hidden)
-            return logits.float()
-        return self._streaming.linear(self._head_name, hidden, _HEAD_ROWS).float()
+        logits: Tensor = self.language_model.lm_head(hidden)
+        return logits.to(self.device, torch.float32)
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Embeddings [..., hidden] of token ids [...]: every id must be one of the vocabulary's."""
@@ -125,8 +124,6 @@ class VitaModel(nn.Module):
                 got=what,
                 hint="the model takes text and images only",
             )
-        if self._streaming is not None:
-            return self._streaming.rows(parts.EMBED_TOKENS, ids)
         embeds: Tensor = self.language_model.model.embed_tokens(ids)
         return embeds
 
@@ -137,8 +134,8 @@ class VitaModel(nn.Module):
                 "no-vision-modules", "pixel_values", expected="a model with a vision tower"
             )
         pixels = pixel_values.to(self.device, self.dtype)
-        features: Tensor = self.mm_projector(self.vision_tower(pixels))
-        return features
+        features: Tensor = self.mm_projector(self.vision_tower(pixels).to(self.device))
+        return features.to(self.device)
 
     def embed_multimodal(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """Embeddings [B, T', hidden] with each placeholder replaced by its image's tokens.
@@ -221,7 +218,17 @@ class VitaModel(nn.Module):
         names = self.stored_names()
         whole = (parts.EMBED_TOKENS, self._head_name)
         lent = {name: stored for name, stored in names.items() if stored not in whole}
-        self._streaming = Streaming(self, lent, weights, dtype, device, observe)
+        streaming = Streaming(self, lent, weights, dtype, device, observe)
+        # The two tables are never in memory whole.
+        language_model = self.language_model
+        language_model.model.embed_tokens.forward = partial(streaming.rows, parts.EMBED_TOKENS)
+        language_model.lm_head.forward = partial(streaming.linear, self._head_name, rows=_HEAD_ROWS)
+        self._streaming = streaming
+
+    def observe_rest(self) -> None:
+        """While streaming: show the observer also those tensors that no pass has needed whole."""
+        if self._streaming is not None:
+            self._streaming.observe_rest(self.stored_names().values())
 
 
 def tower_of(

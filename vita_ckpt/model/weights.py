@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, TensorRef
+from vita_ckpt.model.staging import Source, staged
 from vita_ckpt.storage.stream import Inputs, tensor_bytes
 
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
@@ -31,6 +32,11 @@ TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
 }
 
 Observer = Callable[[str, Tensor], None]
+# Modules by name and where each goes, as accelerate has it; "" is the whole model.
+DeviceMap = Mapping[str, torch.device]
+
+# Bytes of a large tensor that are looked at together.
+_SLICE: Final = 64 << 20
 
 
 class Weights(AbstractContextManager["Weights"]):
@@ -63,6 +69,48 @@ class Weights(AbstractContextManager["Weights"]):
             data = bytearray().join(tensor_bytes(stored, self._inputs, name))
             flat = torch.frombuffer(data, dtype=dtype)
         return flat.reshape(stored.shape)
+
+    def slices(self, name: str, rows: int | None = None) -> Iterator[Tensor]:
+        """The tensor as views of ``rows`` rows, by default of some megabytes, one after another.
+
+        Each is released when the next is asked for.
+        """
+        view = self.view(name)
+        if rows is None:
+            if view.nbytes <= _SLICE:
+                yield view
+                self.release(name)
+                return
+            rows = max(1, _SLICE * len(view) // view.nbytes)
+        for start in range(0, len(view), rows):
+            yield view[start : start + rows]
+            self.release(name, slice(start, start + rows))
+        self.release(name)
+
+    def on_devices(
+        self, wanted: Iterable[tuple[str, torch.device]]
+    ) -> Iterator[tuple[tuple[str, torch.device], Tensor]]:
+        """Each wanted tensor in its stored dtype, in any order; on the CPU it is a :meth:`view`.
+
+        A view is released when the next tensor is asked for.
+        """
+        far: list[tuple[TensorRef, tuple[str, torch.device]]] = []
+        for name, device in wanted:
+            stored = self.tensors[name]
+            if device.type == "cuda" and isinstance(stored, TensorRef) and stored.strides is None:
+                far.append((stored, (name, device)))
+            else:
+                yield (name, device), self.view(name).to(device)
+                self.release(name)
+        # Files are read from front to back.
+        far.sort(key=lambda entry: (entry[0].source.path, entry[0].offset))
+        arriving = staged((self._source(ref), _empty(ref, place[1])) for ref, place in far)
+        for (_, place), tensor in zip(far, arriving, strict=True):
+            yield place, tensor
+
+    def _source(self, stored: TensorRef) -> Source:
+        descriptor = self._inputs.descriptor(stored.source)
+        return Source(descriptor, stored.source.path, stored.offset)
 
     def release(self, name: str, rows: slice | None = None) -> None:
         """Let go of the memory of a view, or of some of its rows; what is needed is read again."""
@@ -107,22 +155,33 @@ def load_resident(
     model: nn.Module,
     names: Mapping[str, str],
     weights: Weights,
-    device: torch.device,
+    device_map: DeviceMap,
     dtype: torch.dtype,
     observe: Observer | None = None,
 ) -> None:
-    """Give every parameter and stored buffer its tensor; floating ones become ``dtype``."""
-    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    """Give every parameter and stored buffer its tensor; floating ones become ``dtype``.
+
+    Names of one stored tensor (a tied ``lm_head``) share it where they are on one device.
+    """
+    state = model.state_dict()
+    wanted: dict[tuple[str, torch.device], list[str]] = {}
     for name, stored in names.items():
-        owner, attribute = _owner(model, name)
-        view = weights.view(stored)
+        wanted.setdefault((stored, device_of(name, device_map)), []).append(name)
+    for place, tensor in weights.on_devices(wanted):
+        stored, device = place
         if observe is not None:
-            observe(stored, view)
-        kind = dtype if kinds[name].is_floating_point else kinds[name]
-        tensor = torch.empty(view.shape, dtype=kind, device=device)
-        tensor.copy_(view)
-        _put(owner, attribute, tensor)
-        weights.release(stored)
+            observe(stored, tensor)
+        kind = state[wanted[place][0]].dtype
+        converted = tensor.to(dtype if kind.is_floating_point else kind, copy=device.type == "cpu")
+        for name in wanted[place]:
+            _put(*_owner(model, name), converted)
+
+
+def device_of(name: str, device_map: DeviceMap) -> torch.device:
+    """The device of a module or tensor: that of the nearest module that the map names."""
+    while name and name not in device_map:
+        name = name.rpartition(".")[0]
+    return device_map[name]
 
 
 class Streaming:
@@ -147,6 +206,7 @@ class Streaming:
         self._weights = weights
         self._dtype = dtype
         self._observe = observe
+        self._observed: set[str] = set()
         self._scratch: list[Tensor] = []
         self._lent = 0
         owned: dict[nn.Module, dict[str, str]] = {}
@@ -166,16 +226,29 @@ class Streaming:
 
     def linear(self, stored: str, hidden: Tensor, rows: int) -> Tensor:
         """``hidden`` [..., width] times a matrix [n, width] transposed, ``rows`` at a time."""
-        matrix = self._weights.view(stored)
-        result = hidden.new_empty((*hidden.shape[:-1], len(matrix)))
-        for start in range(0, len(matrix), rows):
-            part = matrix[start : start + rows]
-            if self._observe is not None:
-                self._observe(stored, part)
-            result[..., start : start + rows] = nn.functional.linear(hidden, self._converted(part))
-            self._weights.release(stored, slice(start, start + rows))
-        self._weights.release(stored)
+        count = self._weights.tensors[stored].shape[0]
+        result = hidden.new_empty((*hidden.shape[:-1], count))
+        start = 0
+        for part in self._weights.slices(stored, rows):
+            self._see(stored, part)
+            end = start + len(part)
+            result[..., start:end] = nn.functional.linear(hidden, self._converted(part))
+            start = end
         return result
+
+    def observe_rest(self, names: Iterable[str]) -> None:
+        """Show the observer what no forward has used whole: each such tensor once, in slices."""
+        if self._observe is None:
+            return
+        for stored in dict.fromkeys(names):
+            if stored not in self._observed:
+                for part in self._weights.slices(stored):
+                    self._see(stored, part)
+
+    def _see(self, stored: str, view: Tensor) -> None:
+        if self._observe is not None:
+            self._observe(stored, view)
+            self._observed.add(stored)
 
     def _converted(self, view: Tensor) -> Tensor:
         """``view`` as the computation wants it; valid until its place is used again."""
@@ -193,8 +266,7 @@ class Streaming:
         def hook(module: nn.Module, _arguments: Any) -> None:
             for attribute, stored in attributes.items():
                 view = self._weights.view(stored)
-                if self._observe is not None:
-                    self._observe(stored, view)
+                self._see(stored, view)
                 _put(module, attribute, self._converted(view))
                 self._lent += 1
 
@@ -209,6 +281,10 @@ class Streaming:
                 self._weights.release(stored)
 
         return hook
+
+
+def _empty(stored: TensorRef, device: torch.device) -> Tensor:
+    return torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype], device=device)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -50,17 +50,24 @@ def read_at(descriptor: int, size: int, offset: int, path: str) -> bytes:
         except OverflowError:
             part = b""
         if not part:
-            raise MalformedFileError(
-                "truncated-file",
-                path,
-                expected=f"{size} bytes at {offset}",
-                got="the end of it",
-                hint="the file is cut off or damaged: copy or download it again",
-            )
+            raise _truncated(path, size, offset)
         parts.append(part)
         offset += len(part)
         size -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_into(descriptor: int, memory: memoryview, offset: int, path: str) -> None:
+    """Fill ``memory`` from ``offset``; a file that ends before is an error."""
+    while memory:
+        try:
+            count = os.preadv(descriptor, [memory], offset)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if not count:
+            raise _truncated(path, len(memory), offset)
+        memory = memory[count:]
+        offset += count
 
 
 def digest(data: bytes) -> str:
@@ -112,6 +119,16 @@ def raise_lfs_pointer(path: str) -> NoReturn:
         expected="the file itself",
         got="a git-lfs pointer to it",
         hint="run 'git lfs pull' in the repository",
+    )
+
+
+def _truncated(path: str, size: int, offset: int) -> MalformedFileError:
+    return MalformedFileError(
+        "truncated-file",
+        path,
+        expected=f"{size} bytes at {offset}",
+        got="the end of it",
+        hint="the file is cut off or damaged: copy or download it again",
     )
 
 

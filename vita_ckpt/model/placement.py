@@ -1,0 +1,131 @@
+"""Where weights go: to one device, to several GPUs by a device map, or nowhere (they stream)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import convert_file_size_to_int
+
+from vita_ckpt.errors import UsageError
+from vita_ckpt.model.vita import VitaModel
+from vita_ckpt.model.weights import DeviceMap, device_of
+
+# On the CPU a model of up to this many bytes is kept in memory; a larger one streams.
+_RESIDENT_ON_CPU: Final = 512 << 20
+# Of a GPU's free memory, what weights may take: the rest is for activations.
+_GPU_SHARE: Final = 0.9
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs: ``device_map`` places its weights, and is None if they stream.
+
+    ``device`` is where streamed weights are taken to.
+    """
+
+    device: torch.device
+    device_map: DeviceMap | None
+
+
+def place(model: VitaModel, offered: Iterable[tuple[torch.device, int]]) -> Placement:
+    """Put a model on the first device that holds it whole, else on all of them together.
+
+    ``offered`` are devices with the bytes that weights may take there; of a later one nothing is
+    asked where an earlier one will do. Several are filled in the order in which the model runs, by
+    accelerate, which leaves room for one layer on the first: decoder layers, the vision tower and
+    the projector are never split.
+    """
+    state = model.state_dict()
+    needed = sum({s: state[n].nbytes for n, s in model.stored_names().items()}.values())
+    room: dict[torch.device, int] = {}
+    for device, size in offered:
+        room[device] = size
+        if needed <= size:
+            return Placement(device, {"": device})
+    first, *others = room
+    if not others:
+        return Placement(first, None)
+    whole = (model.language_model.model.layers[0], model.vision_tower, model.mm_projector)
+    found = infer_auto_device_map(
+        model,
+        max_memory={device.index: size for device, size in room.items()},
+        no_split_module_classes=[type(module).__name__ for module in whole],
+        offload_buffers=True,  # nothing is offloaded: without it accelerate warns about buffers
+    )
+    if "disk" in found.values():
+        return Placement(first, None)
+    devices = {device.index: device for device in room}
+    return Placement(first, {name: devices[index] for name, index in found.items()})
+
+
+def offered(
+    device: str | torch.device,
+    max_memory: Mapping[Any, int | str],
+    count: int,
+    free: Callable[[int], int],
+) -> Iterator[tuple[torch.device, int]]:
+    """Devices that ``device`` names, with the bytes that weights may take there.
+
+    ``"auto"`` and ``"cuda"`` are the GPUs that ``max_memory`` names, by default all of ``count``;
+    ``"auto"`` is the CPU where there are none. ``free`` tells the free bytes of a GPU and is asked
+    last: it costs memory there. Raises UsageError for what is not there or makes no sense.
+    """
+    limits = {key: _bytes(key, size) for key, size in max_memory.items()}
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    try:
+        where = torch.device(name)
+    except RuntimeError as error:
+        raise _unknown(device) from error
+    if where.type == "cpu":
+        return iter([(where, limits.get("cpu", _RESIDENT_ON_CPU))])
+    if where.type != "cuda":
+        raise _unknown(device)
+    named = [key for key in limits if isinstance(key, int)] or list(range(max(count, 1)))
+    indices = named if where.index is None else [where.index]
+    for index in indices:
+        if not 0 <= index < count:
+            raise UsageError(
+                "no-such-device",
+                f"cuda:{index}",
+                expected="a GPU that torch sees",
+                got=f"{count} of them",
+                hint="use --device cpu",
+            )
+    return (
+        (
+            torch.device("cuda", index),
+            limits[index] if index in limits else int(free(index) * _GPU_SHARE),
+        )
+        for index in indices
+    )
+
+
+def free_memory(index: int) -> int:
+    """Free bytes of a GPU."""
+    return torch.cuda.mem_get_info(index)[0]
+
+
+def dispatch(model: VitaModel, device_map: DeviceMap) -> None:
+    """Let a model that lies on several devices run: every module's inputs follow its weights."""
+    main = device_of("language_model.model.embed_tokens", device_map)
+    # Forced: the hooks are wanted whatever the devices are.
+    dispatch_model(model, dict(device_map), main_device=main, force_hooks=True)
+
+
+def _bytes(key: object, size: int | str) -> int:
+    try:
+        return int(size) if str(size).isdecimal() else int(convert_file_size_to_int(size))
+    except ValueError as error:
+        raise UsageError(
+            "invalid-max-memory", f"{key}={size}", expected="bytes, or a size such as 4GB"
+        ) from error
+
+
+def _unknown(device: object) -> UsageError:
+    return UsageError("unknown-device", device, expected="auto, cpu, cuda or cuda:N")
