@@ -61,7 +61,7 @@ def run(command: Sequence[str], may_find: bool = False) -> tuple[float, int]:
 
 def machine() -> str:
     """Where and with what this was measured."""
-    packages = ("click", "tabulate", "numpy", "safetensors", "torch")
+    packages = ("click", "tabulate", "numpy", "safetensors", "torch", "transformers", "accelerate")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return (
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} CPUs, "

@@ -52,6 +52,11 @@ def main() -> int:
 def build(root: Path, name: str, layers: int) -> None:
     """A checkpoint with random weights and the directory of its tower beside it."""
     write_checkpoint(root / name, dataclasses.replace(FULL, layers=layers), dtype="BF16", shards=4)
+    write_full_tower(root)
+
+
+def write_full_tower(root: Path) -> None:
+    """The tower's directory, for its config: it need not have all layers."""
     if not (root / FULL.tower.path).exists():
         write_tower(root / FULL.tower.path, dataclasses.replace(FULL.tower, layers=1))
         config = root / FULL.tower.path / "config.json"

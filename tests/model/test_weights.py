@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vita_ckpt import StaleInputError, open_checkpoint
@@ -98,6 +98,19 @@ def test_a_module_keeps_its_own_while_its_children_run(tmp_path: Path) -> None:
         Streaming(streamed, names, weights, torch.float32, CPU)
         assert torch.equal(streamed(hidden), resident(hidden))
     assert all(parameter.is_meta for parameter in streamed.parameters())
+
+
+def test_a_resident_model_can_be_trained_and_its_file_stays(tmp_path: Path) -> None:
+    stored = {"scale": torch.randn(64), "inner.weight": torch.randn(64, 64)}
+    save_file(stored, tmp_path / "x.safetensors")
+    model = Nested()
+    with Weights(open_checkpoint(tmp_path / "x.safetensors")) as weights:
+        load_resident(model, {name: name for name in stored}, weights, {"": CPU}, torch.float32)
+    model.requires_grad_(True)
+    model(torch.randn(2, 64)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert not torch.equal(model.scale, stored["scale"])
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["scale"], stored["scale"])
 
 
 def test_a_file_that_changed_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -161,18 +161,19 @@ def load_resident(
 ) -> None:
     """Give every parameter and stored buffer its tensor; floating ones become ``dtype``.
 
-    Names of one stored tensor (a tied ``lm_head``) share it where they are on one device.
+    Names of one stored tensor (a tied ``lm_head``) share it where they are on one device. On the
+    CPU a tensor that already has its dtype stays a view of the mapped file: it costs no time, what
+    is written to it does not reach the file, but the file must not be overwritten meanwhile.
     """
     state = model.state_dict()
     wanted: dict[tuple[str, torch.device], list[str]] = {}
     for name, stored in names.items():
         wanted.setdefault((stored, device_of(name, device_map)), []).append(name)
     for place, tensor in weights.on_devices(wanted):
-        stored, device = place
         if observe is not None:
-            observe(stored, tensor)
+            observe(place[0], tensor)
         kind = state[wanted[place][0]].dtype
-        converted = tensor.to(dtype if kind.is_floating_point else kind, copy=device.type == "cpu")
+        converted = tensor.to(dtype if kind.is_floating_point else kind)
         for name in wanted[place]:
             _put(*_owner(model, name), converted)
 
