@@ -82,5 +82,5 @@ def show(results: Mapping[str, Runs]) -> None:
 def claim(text: str, value: float, limit: float) -> bool:
     """A measured figure beside what it must reach."""
     holds = value <= limit
-    print(f"  {'ok  ' if holds else 'MISS'} {text}: {value:.2f} (at most {limit:g})")
+    print(f"  {'ok  ' if holds else 'MISS'} {text}: {value:.3g} (at most {limit:g})")
     return holds

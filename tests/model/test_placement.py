@@ -221,6 +221,20 @@ def test_no_operation_mixes_devices(case: str) -> None:
         assert (logits.device, logits.dtype) == (CPUS[0], torch.float32)
 
 
+def test_convolutions_are_exact_in_float32() -> None:
+    """torch lets cuDNN round them to ten bits, too few to agree with the CPU."""
+    model = load_model(GOLDEN / "A1" / "base", device="cpu")
+    seen: list[bool] = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    assert model.vision_tower is not None
+    assert torch.backends.cudnn.allow_tf32
+    model.vision_tower(torch.zeros(1, 3, 56, 56))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 def nmse(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(((found - wanted) ** 2).sum() / (wanted**2).sum())
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from vita_ckpt.core.anatomy.projectors import Projector, expected_shapes, is_known
 from vita_ckpt.errors import InputError
+from vita_ckpt.model.precision import exact_convolutions
 
 # Four consecutive tokens become one in the types that concatenate.
 _TOGETHER = 4
@@ -113,7 +114,8 @@ class Ldp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[N, side², in] → [N, ((side + 1) // 2)², out]."""
-        result: Tensor = self.model(tokens)
+        with exact_convolutions():
+            result: Tensor = self.model(tokens)
         return result
 
 

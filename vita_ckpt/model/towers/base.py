@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 
 from vita_ckpt.core.anatomy.towers import LABELS, Tower
 from vita_ckpt.errors import InputError
+from vita_ckpt.model.precision import exact_convolutions
 
 
 class VisionTower(nn.Module):
@@ -50,7 +51,8 @@ class VisionTower(nn.Module):
         """
         self.check_pixels(pixel_values)
         dtype = next(self.parameters()).dtype
-        features = self.features(pixel_values.to(dtype))
+        with exact_convolutions():
+            features = self.features(pixel_values.to(dtype))
         return features.to(pixel_values.dtype)
 
     def check_pixels(self, pixel_values: Tensor) -> None:

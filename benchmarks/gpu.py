@@ -1,0 +1,152 @@
+"""On a GPU: the goldens against the CPU, how fast weights get there, and verify at full size.
+
+Usage: python benchmarks/gpu.py [--dir DIR] [--runs N] [--layers N]. DIR takes 17 GB for a while.
+Exit 2 where there is no GPU. The peer of loading reads the same files with two threads into pinned
+memory and copies them to the GPU; the runs are interleaved, each in a process of its own, and time
+starts once everything is imported and the GPU is awake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.measure import claim, machine
+from benchmarks.model import built, verify
+from fixtures.builder import FULL
+from vita_ckpt import load_model
+
+GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
+
+OURS = """
+import sys, time, torch, vita_ckpt.model.load
+from transformers import Qwen2ForCausalLM
+torch.zeros(1, device="cuda")
+started = time.perf_counter()
+model = vita_ckpt.load_model(sys.argv[1], device="cuda:0")
+torch.cuda.synchronize()
+print(time.perf_counter() - started)
+assert not model.streams
+"""
+PEER = """
+import os, sys, threading, time, torch
+from glob import glob
+torch.zeros(1, device="cuda")
+started = time.perf_counter()
+STEP, THREADS = 32 << 20, 2
+pieces = []
+for path in sorted(glob(sys.argv[1] + "/*.safetensors")):
+    size, file = os.path.getsize(path), os.open(path, os.O_RDONLY)
+    target = torch.empty(size, dtype=torch.uint8, device="cuda")
+    pieces += [(file, at, target[at : at + STEP]) for at in range(0, size, STEP)]
+def read(number):
+    buffers = [torch.empty(STEP, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    copied = [torch.cuda.Event() for _ in range(2)]
+    for turn, (file, at, target) in enumerate(pieces[number::THREADS]):
+        buffer, event = buffers[turn % 2], copied[turn % 2]
+        event.synchronize()
+        assert os.preadv(file, [buffer.numpy()[: len(target)]], at) == len(target)
+        target.copy_(buffer[: len(target)], non_blocking=True)
+        event.record()
+threads = [threading.Thread(target=read, args=(number,)) for number in range(THREADS)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+torch.cuda.synchronize()
+print(time.perf_counter() - started)
+"""
+
+
+def main() -> int:
+    """Compare, build, measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=Path, default=None)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=FULL.layers)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU that torch sees: nothing was measured", file=sys.stderr)
+        return 2
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    print(f"{machine()}\n{', '.join(names)}, CUDA {torch.version.cuda}")
+    kept = goldens()
+    with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="vita-ckpt-bench-") as name:
+        base = built(Path(name), "full", arguments.layers)
+        kept += loading(base, arguments.runs)
+        kept += full(base)
+    return 0 if all(kept) else 1
+
+
+def goldens() -> list[bool]:
+    """Image features, embeddings and logits of every golden, in float32."""
+    print("goldens, GPU against CPU, float32")
+    kept = []
+    for case in (f"A{number}" for number in range(1, 9)):
+        root = GOLDEN / case / ("swapped_by_upstream" if case == "A8" else "base")
+        inputs = load_file(GOLDEN / case / "inputs.safetensors")
+        ids, pixels = inputs["input_ids"], inputs["pixel_values"]
+        found = {}
+        for device in ("cuda:0", "cpu"):
+            model = load_model(root, device=device)
+            with torch.inference_mode():
+                found[device] = [
+                    model.encode_images(pixels),
+                    model.embed_multimodal(ids, pixels),
+                    model(input_ids=ids, pixel_values=pixels).logits,
+                    model(input_ids=inputs["text_input_ids"]).logits,
+                ]
+        worst = max(
+            float(((one.cpu() - other) ** 2).sum() / (other**2).sum())
+            for one, other in zip(*found.values(), strict=True)
+        )
+        kept.append(claim(f"{case}, NMSE", worst, 1e-9))
+    return kept
+
+
+def loading(base: Path, runs: int) -> list[bool]:
+    """load_model to the GPU against the peer, the files in the page cache."""
+    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    print(f"load to the GPU, {size / 1e9:.2f} GB")
+    ways = {"load_model": OURS, "two threads, pinned": PEER}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(runs + 1):  # the first is a warm-up
+        for name, code in ways.items():
+            command = [sys.executable, "-c", code, str(base)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            if turn:
+                found[name].append(float(done.stdout))
+    for name, took in found.items():
+        print(
+            f"  {name:<20} {median(took):6.2f} s ({min(took):.2f}–{max(took):.2f}, n={len(took)})  "
+            f"{size / median(took) / 1e9:.2f} GB/s"
+        )
+    ours, peer = (median(took) for took in found.values())
+    return [claim("time of load_model / peer: 0.8x of its rate", ours / peer, 1.25)]
+
+
+def full(base: Path) -> list[bool]:
+    """verify from end to end; random weights may well overflow float16, which is a finding."""
+    command = [*verify(base, "bfloat16"), "--device", "cuda:0", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    report = json.loads(done.stdout)
+    print(
+        f"verify, {report['dtype']} on {report['device']}: load {report['load_seconds']:.1f} s, "
+        f"pass {report['pass_seconds']:.1f} s, peak {report['peak_memory'] / 1e9:.1f} GB, "
+        f"findings: {sorted({one['rule'] for one in report['findings']}) or 'none'}"
+    )
+    return [done.returncode in (0, 1) and not report["streamed"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
