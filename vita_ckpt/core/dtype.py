@@ -47,6 +47,9 @@ SPELLINGS: dict[str, str] = {
 CAST_SOURCES = ("F64", "F32", "F16", "BF16")
 CAST_TARGETS = ("F32", "F16", "BF16")
 
+# Elements smaller than a byte: the format does not say in which order they fill it.
+PACKED = ("F4", "F6_E2M3", "F6_E3M2")
+
 _U64 = 1 << 64
 
 

@@ -1,0 +1,189 @@
+"""The values of raw little-endian elements of any dtype, and how far two sides are apart."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vita_ckpt.core.distance import Distance
+
+Array = npt.NDArray[Any]
+
+# Elements that are looked at in one go: what numpy makes of them stays in the cache.
+BLOCK: Final = 1 << 16
+
+_NUMPY: Final = {
+    "BOOL": "u1",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+    "C64": "<c8",
+}
+# Bits of the mantissa and bias of the exponent, as the OCP and FNUZ formats define them.
+_FLOAT8: Final = {
+    "F8_E4M3": (3, 7),
+    "F8_E5M2": (2, 15),
+    "F8_E4M3FNUZ": (3, 8),
+    "F8_E5M2FNUZ": (2, 16),
+}
+
+
+class Meter:
+    """Measures blocks of at most ``BLOCK`` elements; its buffers are those of one thread."""
+
+    def __init__(self) -> None:
+        self._before = np.empty(BLOCK)
+        self._after = np.empty(BLOCK)
+        self._delta = np.empty(BLOCK)
+        self._bits = np.empty(BLOCK, "<u4")
+
+    def distance(
+        self, before: bytes | bytearray, after: bytes | bytearray, dtypes: tuple[str, str]
+    ) -> Distance:
+        """How far ``after`` is from ``before``, elements of the two ``dtypes`` in C order."""
+        if dtypes[0] == dtypes[1] and before == after:
+            return self._same(before, dtypes[0])
+        with np.errstate(all="ignore"):
+            integers = [_integers(data, d) for data, d in zip((before, after), dtypes, strict=True)]
+            if integers[0] is not None and integers[1] is not None:
+                common = np.result_type(*integers)
+                if common.kind in "ui":  # none is wide enough for U64 and a signed one
+                    return _integer_distance(*(i.astype(common) for i in integers if i is not None))
+            old = self._values(before, dtypes[0], self._before)
+            new = self._values(after, dtypes[1], self._after)
+            if np.iscomplexobj(old) or np.iscomplexobj(new):
+                old, new = old.astype("<c16"), new.astype("<c16")
+                delta = new - old
+            else:
+                delta = np.subtract(new, old, out=self._delta[: len(old)])
+            return _distance(old, new, delta)
+
+    def _same(self, data: bytes | bytearray, dtype: str) -> Distance:
+        """The distance of a block from itself."""
+        with np.errstate(all="ignore"):
+            values = self._values(data, dtype, self._before)
+            square, nonfinite = _dot(values, values), 0
+            if not np.isfinite(square):
+                finite = np.isfinite(values)
+                nonfinite = len(values) - int(np.count_nonzero(finite))
+                values = values[finite]
+                square = _dot(values, values)
+            return Distance(
+                elements=len(values) + nonfinite,
+                nonfinite_before=nonfinite,
+                nonfinite_after=nonfinite,
+                before=square,
+                after=square,
+                dot=square,
+            )
+
+    def _values(self, data: bytes | bytearray, dtype: str, out: Array) -> Array:
+        """The elements as float64 in ``out``, or as a new array of complex128."""
+        if dtype == "C64":
+            return np.frombuffer(data, _NUMPY[dtype]).astype("<c16")
+        if dtype == "BF16":
+            bits = np.frombuffer(data, "<u2")
+            wide = np.left_shift(bits, 16, out=self._bits[: len(bits)], dtype="<u4")
+            elements = wide.view("<f4")
+        elif dtype in _NUMPY:
+            elements = np.frombuffer(data, _NUMPY[dtype])
+        else:
+            elements = _table(dtype)[np.frombuffer(data, "u1")]
+        values = out[: len(elements)]
+        values[:] = elements
+        return values
+
+
+def _integers(data: bytes | bytearray, dtype: str) -> Array | None:
+    kind = np.dtype(_NUMPY.get(dtype, "f4"))
+    return np.frombuffer(data, kind) if kind.kind in "ui" else None
+
+
+def _integer_distance(before: Array, after: Array) -> Distance:
+    """Of integers, whose differences float64 could not hold; before the squares are summed."""
+    unsigned = f"<u{before.itemsize}"
+    larger, smaller = np.maximum(before, after), np.minimum(before, after)
+    delta = larger.view(unsigned) - smaller.view(unsigned)
+    old, new, wide = before.astype("<f8"), after.astype("<f8"), delta.astype("<f8")
+    return Distance(
+        elements=len(delta),
+        changed=int(np.count_nonzero(delta)),
+        max_abs=float(delta.max()),
+        delta=_dot(wide, wide),
+        before=_dot(old, old),
+        after=_dot(new, new),
+        dot=_dot(old, new),
+    )
+
+
+def _distance(before: Array, after: Array, delta: Array) -> Distance:
+    elements = len(delta)
+    squares = _dot(before, before), _dot(after, after)
+    old = new = changed = 0
+    if not np.isfinite(squares).all():
+        finite = np.isfinite(before), np.isfinite(after)
+        both = finite[0] & finite[1]
+        old, new = (elements - int(np.count_nonzero(side)) for side in finite)
+        other = (before != after) & ~(np.isnan(before) & np.isnan(after)) & ~both
+        changed = int(np.count_nonzero(other))
+        before, after, delta = before[both], after[both], delta[both]
+        squares = _dot(before, before), _dot(after, after)
+    return Distance(
+        elements=elements,
+        changed=changed + int(np.count_nonzero(delta != 0)),
+        nonfinite_before=old,
+        nonfinite_after=new,
+        max_abs=_largest(delta),
+        delta=_dot(delta, delta),
+        before=squares[0],
+        after=squares[1],
+        dot=_dot(before, after),
+    )
+
+
+def _dot(one: Array, other: Array) -> float:
+    """Real part of the inner product. Not by BLAS, whose own threads would fight with ours."""
+    return float(np.einsum("i,i", one, other.conj()).real)
+
+
+def _largest(delta: Array) -> float:
+    if not len(delta):
+        return 0.0
+    if np.iscomplexobj(delta):
+        return float(np.abs(delta).max())
+    return max(float(delta.max()), -float(delta.min()))
+
+
+@lru_cache
+def _table(dtype: str) -> Array:
+    """The value of each of the 256 bit patterns of an 8-bit float."""
+    codes = np.arange(256)
+    if dtype == "F8_E8M0":
+        scales = np.ldexp(1.0, codes - 127)
+        scales[255] = np.nan
+        return scales
+    bits, bias = _FLOAT8[dtype]
+    exponent, mantissa = (codes & 0x7F) >> bits, codes & ((1 << bits) - 1)
+    normal = exponent > 0
+    significand = mantissa + np.where(normal, 1 << bits, 0)
+    values: Array = np.ldexp(significand.astype("<f8"), np.maximum(exponent, 1) - bias - bits)
+    values[codes >= 0x80] *= -1.0
+    if dtype == "F8_E4M3":
+        values[[0x7F, 0xFF]] = np.nan
+    elif dtype == "F8_E5M2":
+        values[[0x7C, 0xFC]] = np.inf, -np.inf
+        values[[0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF]] = np.nan
+    else:
+        values[0x80] = np.nan
+    return values
