@@ -18,6 +18,10 @@ SIGNATURES = {
     "apply": ("(plan: 'Plan', out: 'StrPath', *, progress: 'Progress' = no_progress) -> 'str'"),
     "apply_in_place": "(plan: 'Plan') -> 'str'",
     "check_plan": "(plan: 'Plan') -> 'None'",
+    "diff": (
+        "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
+        "only: 'Sequence[str]' = ()) -> 'Difference'"
+    ),
     "get_w": "(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'",
     "inspect": "(checkpoint: 'Checkpoint | StrPath') -> 'Inspection'",
     "load_model": (
@@ -158,6 +162,8 @@ NEVER = "torch,transformers,accelerate,PIL"
             f"{NEVER},numpy,huggingface_hub,safetensors,vita_ckpt.storage.commit",
         ),
         (["inspect", "A7/mm_projector_fp32"], f"{NEVER},numpy,huggingface_hub"),
+        (["diff", "A1/base", "A7/base"], f"{NEVER},numpy,huggingface_hub,safetensors"),
+        (["diff", "A1/base", "A7/mm_projector_fp32", "--values"], NEVER),
         (["extract-projector", "--from", "A1/base", "--out", "OUT.bin"], f"{NEVER},numpy"),
         (
             [

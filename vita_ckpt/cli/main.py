@@ -23,6 +23,7 @@ _INTERRUPTED: Final = 130
 # Imported only when they are run: a command costs what it needs.
 _COMMANDS: Final = {
     "inspect": "vita_ckpt.cli.inspect",
+    "diff": "vita_ckpt.cli.diff",
     "extract-projector": "vita_ckpt.cli.extract_projector",
     "merge-projector": "vita_ckpt.cli.merge_projector",
     "swap-tower": "vita_ckpt.cli.swap_tower",

@@ -98,12 +98,20 @@ def deliver(
     rules: Mapping[str, Rule],
     report_format: str,
     outputs: Iterable[Output],
+    own: Mapping[str, Callable[[], str]] | None = None,
 ) -> None:
-    """Write ``reports`` to every output, then to stdout. Raises OutputError if the disk refuses."""
+    """Write ``reports`` to every output, then to stdout. Raises OutputError if the disk refuses.
+
+    ``own`` are the formats in which a command has more to say than a report.
+    """
+
+    def rendered(name: str) -> str:
+        return own[name]() if own and name in own else renderer(name)(reports, rules)
+
     for output in outputs:
         write = append if output.path == os.environ.get(_JOB_SUMMARY) else write_over
-        write(os.path.realpath(output.path), renderer(output.format)(reports, rules))
-    click.echo(renderer(report_format)(reports, rules), nl=False)
+        write(os.path.realpath(output.path), rendered(output.format))
+    click.echo(rendered(report_format), nl=False)
 
 
 def _output(value: str) -> Output:

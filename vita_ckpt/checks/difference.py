@@ -1,0 +1,454 @@
+"""What distinguishes two checkpoints, whatever files their tensors lie in, and ``--only``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from math import isfinite
+from typing import Any, Final, Literal
+
+from vita_ckpt.checks.rules import finding
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, Tensor, TensorRef
+from vita_ckpt.core.distance import Distance
+from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.errors import MalformedFileError, printable
+
+REPORT_VERSION: Final = 1
+
+Change = Literal["added", "removed", "changed"]
+
+_CONFIG: Final = "config.json"
+# Compared by what it says; and indexes, which say where tensors lie, not at all.
+_NOT_BY_BYTES: Final = (
+    _CONFIG,
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+_KINDS: Final = ("tensor", "config", "file")
+_ANY: Final = tuple(f"{kind}:*" for kind in _KINDS)
+_DEEPEST: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """A tensor that one side lacks, or that has another shape, dtype or other bytes on the other.
+
+    ``distance`` is set where the values were compared.
+    """
+
+    name: str
+    before: Tensor | None
+    after: Tensor | None
+    distance: Distance | None = None
+
+    @property
+    def change(self) -> Change:
+        """What became of it."""
+        return _change(self.before, self.after)
+
+    @property
+    def what(self) -> tuple[str, ...]:
+        """What changed: ``shape`` and ``dtype``, or ``bytes``; nothing where one side lacks it."""
+        if self.before is None or self.after is None:
+            return ()
+        shape = ("shape",) if self.before.shape != self.after.shape else ()
+        dtype = ("dtype",) if self.before.dtype != self.after.dtype else ()
+        return (*shape, *dtype) or ("bytes",)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor as it is now, or as it was before it was removed."""
+        side = self.after or self.before
+        return side.nbytes if side is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class PartDifference:
+    """How many tensors of a part are as they were and how many are not, with their bytes.
+
+    ``distance`` is over all tensors whose values can be compared, changed or not; its counts of
+    NaN and infinities are those of the changed ones. None where values were not compared.
+    """
+
+    name: str
+    unchanged: int
+    changed: int
+    added: int
+    removed: int
+    nbytes: int
+    distance: Distance | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigDifference:
+    """A key of ``config.json`` with its values; None on a side that does not have it."""
+
+    key: str
+    change: Change
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FileDifference:
+    """A file beside the weights with its sizes in bytes; None on a side that does not have it."""
+
+    name: str
+    before: int | None
+    after: int | None
+
+    @property
+    def change(self) -> Change:
+        """What became of it."""
+        return _change(self.before, self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Everything that distinguishes the checkpoint at the path ``b`` from the one at ``a``.
+
+    ``values`` says whether values were compared, ``tensors_only`` whether config and files were
+    not: a lone weight file has none. ``only`` is the contract: globs of what may change, and of
+    which something must. ``left_out`` are files and directories beside the checkpoints that are
+    not part of them: not compared.
+    """
+
+    a: str
+    b: str
+    values: bool
+    tensors_only: bool
+    only: tuple[str, ...]
+    parts: tuple[PartDifference, ...]
+    tensors: tuple[TensorDifference, ...]
+    config: tuple[ConfigDifference, ...]
+    files: tuple[FileDifference, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether nothing distinguishes them."""
+        return not (self.tensors or self.config or self.files)
+
+    @property
+    def breaches(self) -> tuple[Finding, ...]:
+        """Where ``only`` is broken, as errors; nothing where it is kept or empty."""
+        if not self.only:
+            return ()
+        notes = list(_notes(self))
+        outside = tuple(
+            finding(
+                "only-outside-changed",
+                note.subject,
+                f"expected no change outside --only, got: {note.message}",
+                hint="name it with --only too, if it was meant",
+                file=note.file,
+            )
+            for subject, note in notes
+            if not covered(subject, self.only)
+        )
+        if len(outside) < len(notes):
+            return outside
+        return (
+            *outside,
+            finding(
+                "only-nothing-changed",
+                " ".join(self.only),
+                "expected a change of what --only names, got none",
+                hint="--only takes globs of tensor names, config:KEY and file:PATH",
+                file=self.b,
+            ),
+        )
+
+
+def covered(subject: str, only: Sequence[str]) -> bool:
+    """Whether one of the globs names ``subject``: ``tensor:NAME``, ``config:KEY``, ``file:PATH``.
+
+    A glob without one of these prefixes is one of tensor names.
+    """
+    kind, _, name = subject.partition(":")
+    for glob in only:
+        named, colon, pattern = glob.partition(":")
+        if not colon or named not in _KINDS:
+            named, pattern = "tensor", glob
+        if named == kind and fnmatchcase(name, pattern):
+            return True
+    return False
+
+
+def compared_files(checkpoint: Checkpoint) -> dict[str, LocalFile | str]:
+    """The files that are compared byte by byte, by name; of a target some are texts."""
+    files: dict[str, LocalFile | str] = {**checkpoint.files, **checkpoint.texts}
+    return {name: file for name, file in files.items() if name not in _NOT_BY_BYTES}
+
+
+def compare_checkpoints(
+    a: Checkpoint,
+    b: Checkpoint,
+    *,
+    other_tensors: Collection[str],
+    other_files: Collection[str],
+    distances: Mapping[str, Distance] | None,
+    only: Sequence[str],
+) -> Difference:
+    """What distinguishes ``b`` from ``a``.
+
+    ``other_tensors`` and ``other_files`` are the names of what both have and whose bytes differ;
+    ``distances`` those of the tensors whose values can be compared, None where they were not. A
+    lone weight file has neither config nor files, so they are not compared with it. Raises
+    InputError for a config that is nested more deeply than any config is.
+    """
+    tensors = tuple(_tensors(a, b, other_tensors, distances or {}))
+    whole = not (_is_lone(a) or _is_lone(b))
+    return Difference(
+        a=a.root,
+        b=b.root,
+        values=distances is not None,
+        tensors_only=not whole,
+        only=tuple(only),
+        parts=tuple(_parts(a, b, tensors, distances)),
+        tensors=tensors,
+        config=tuple(_config(a, b)) if whole else (),
+        files=tuple(_files(a, b, other_files)) if whole else (),
+        left_out=tuple(sorted(a.left_out.keys() | b.left_out.keys())) if whole else (),
+    )
+
+
+def difference_report(found: Difference) -> Report:
+    """The differences as notes, and those that ``only`` forbids as errors."""
+    inside = (note for subject, note in _notes(found) if covered(subject, found.only or _ANY))
+    return Report(found.b, "diff", worst_first((*found.breaches, *inside)))
+
+
+def difference_to_json(found: Difference) -> dict[str, Any]:
+    """The JSON form (schema diff-v1): figures that are not defined are null."""
+    report = {
+        "format": "vita-ckpt-diff",
+        "version": REPORT_VERSION,
+        "a": found.a,
+        "b": found.b,
+        "identical": found.identical,
+        "values": found.values,
+        "tensors_only": found.tensors_only,
+        "only": list(found.only),
+        "ok": not found.breaches,
+        "parts": [
+            {
+                "name": part.name,
+                "unchanged": part.unchanged,
+                "changed": part.changed,
+                "added": part.added,
+                "removed": part.removed,
+                "bytes": part.nbytes,
+                "values": _values(part.distance),
+            }
+            for part in found.parts
+        ],
+        "tensors": [
+            {
+                "name": tensor.name,
+                "part": parts.part_of(tensor.name),
+                "change": tensor.change,
+                "what": list(tensor.what),
+                "before": _side(tensor.before),
+                "after": _side(tensor.after),
+                "values": _counted(tensor.distance),
+            }
+            for tensor in found.tensors
+        ],
+        "config": [asdict(key) for key in found.config],
+        "files": [
+            {"name": file.name, "change": file.change, "before": file.before, "after": file.after}
+            for file in found.files
+        ],
+        "left_out": list(found.left_out),
+        "breaches": [
+            {"rule": one.rule, "subject": one.subject, "message": one.message, "hint": one.hint}
+            for one in found.breaches
+        ],
+    }
+    return {key: _json_value(value) for key, value in report.items()}
+
+
+def figures(distance: Distance) -> tuple[str, str, str]:
+    """max |Δ|, relative L2 and cosine for a person; a dash where one is not defined."""
+    values = distance.max_abs, distance.relative_l2, distance.cosine
+    largest, relative, cosine = ("–" if value is None else f"{value:.6g}" for value in values)
+    return largest, relative, cosine
+
+
+def _change(before: object, after: object) -> Change:
+    if before is None:
+        return "added"
+    return "removed" if after is None else "changed"
+
+
+def _is_lone(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is one weight file, not the directory around it."""
+    return any(not shard.name for shard in checkpoint.shards)
+
+
+def _tensors(
+    a: Checkpoint, b: Checkpoint, other: Collection[str], distances: Mapping[str, Distance]
+) -> Iterator[TensorDifference]:
+    for name in sorted(a.tensors.keys() | b.tensors.keys()):
+        before, after = a.tensors.get(name), b.tensors.get(name)
+        if (
+            before is None
+            or after is None
+            or (before.dtype, before.shape) != (after.dtype, after.shape)
+            or name in other
+        ):
+            yield TensorDifference(name, before, after, distances.get(name))
+
+
+def _parts(
+    a: Checkpoint,
+    b: Checkpoint,
+    tensors: Sequence[TensorDifference],
+    distances: Mapping[str, Distance] | None,
+) -> Iterator[PartDifference]:
+    names: dict[str, list[str]] = {}
+    for name in sorted(a.tensors.keys() | b.tensors.keys()):
+        names.setdefault(parts.part_of(name), []).append(name)
+    changes = {tensor.name: tensor for tensor in tensors}
+    for part in (part for part in parts.LABELS if part in names):
+        found = [changes[name] for name in names[part] if name in changes]
+        measured = [(distances or {})[n] for n in names[part] if n in (distances or {})]
+        yield PartDifference(
+            name=part,
+            unchanged=len(names[part]) - len(found),
+            changed=sum(tensor.change == "changed" for tensor in found),
+            added=sum(tensor.change == "added" for tensor in found),
+            removed=sum(tensor.change == "removed" for tensor in found),
+            nbytes=sum(tensor.nbytes for tensor in found),
+            distance=sum(measured, Distance()) if measured else None,
+        )
+
+
+def _config(a: Checkpoint, b: Checkpoint) -> Iterator[ConfigDifference]:
+    """Keys whose values differ: the order of keys never matters, the types of values do."""
+    old, new = _canonical(a), _canonical(b)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            change = _change(old.get(key), new.get(key))
+            yield ConfigDifference(
+                key, change, (a.config or {}).get(key), (b.config or {}).get(key)
+            )
+
+
+def _canonical(checkpoint: Checkpoint) -> dict[str, str]:
+    """The config's values as JSON, in which true is not 1 and a NaN is a NaN."""
+    config = checkpoint.config or {}
+    waiting: list[tuple[int, Any]] = [(0, config)]
+    while waiting:
+        depth, value = waiting.pop()
+        if depth > _DEEPEST:
+            raise MalformedFileError(
+                "invalid-json",
+                f"{checkpoint.root}/{_CONFIG}",
+                expected=f"at most {_DEEPEST} levels",
+                got="nested too deeply",
+            )
+        inner = value.values() if isinstance(value, Mapping) else value
+        if isinstance(value, (Mapping, list, tuple)):
+            waiting += ((depth + 1, one) for one in inner)
+    return {key: json.dumps(value, sort_keys=True) for key, value in config.items()}
+
+
+def _files(a: Checkpoint, b: Checkpoint, other: Collection[str]) -> Iterator[FileDifference]:
+    old, new = compared_files(a), compared_files(b)
+    for name in sorted(old.keys() | new.keys()):
+        if name in other or name not in old or name not in new:
+            yield FileDifference(name, _size(old.get(name)), _size(new.get(name)))
+
+
+def _size(file: LocalFile | str | None) -> int | None:
+    if isinstance(file, str):
+        return len(file.encode())
+    return None if file is None else file.size
+
+
+def _notes(found: Difference) -> Iterator[tuple[str, Finding]]:
+    """Every difference as a note, with what ``--only`` calls it."""
+    for tensor in found.tensors:
+        rule = f"tensor-{(*tensor.what, tensor.change)[0]}"
+        note = finding(rule, tensor.name, _said(tensor), file=_file_of(tensor) or found.b)
+        yield f"tensor:{tensor.name}", note
+    for key in found.config:
+        said = f"{key.change}: {_arrow(key.change, key.before, key.after)}"
+        config = f"{found.a if key.change == 'removed' else found.b}/{_CONFIG}"
+        yield f"config:{key.key}", finding("config-changed", key.key, said, file=config)
+    for file in found.files:
+        said = f"{file.change}: {_arrow(file.change, file.before, file.after)} bytes"
+        path = f"{found.a if file.change == 'removed' else found.b}/{file.name}"
+        yield f"file:{file.name}", finding("file-changed", file.name, said, file=path)
+
+
+def _said(tensor: TensorDifference) -> str:
+    sides = [
+        f"{side.dtype} {list(side.shape)}" if side is not None else None
+        for side in (tensor.before, tensor.after)
+    ]
+    same = sides[0] == sides[1]
+    text = str(sides[0]) if same else _arrow(tensor.change, *sides)
+    text = f"{' and '.join(tensor.what) or tensor.change}: {text}"
+    if tensor.distance is None:
+        return text
+    largest, relative, cosine = figures(tensor.distance)
+    return f"{text}, max |Δ| {largest}, relative L2 {relative}, cosine {cosine}"
+
+
+def _arrow(change: Change, before: object, after: object) -> str:
+    if change == "changed":
+        return printable(f"{before} → {after}")
+    return printable(after if change == "added" else before)
+
+
+def _file_of(tensor: TensorDifference) -> str:
+    side = tensor.after or tensor.before
+    ref = side.ref if isinstance(side, Cast) else side
+    return ref.source.path if isinstance(ref, TensorRef) else ""
+
+
+def _side(tensor: Tensor | None) -> dict[str, Any] | None:
+    if tensor is None:
+        return None
+    return {"dtype": tensor.dtype, "shape": list(tensor.shape), "bytes": tensor.nbytes}
+
+
+def _values(distance: Distance | None) -> dict[str, Any] | None:
+    if distance is None:
+        return None
+    return {
+        "elements": distance.elements,
+        "changed": distance.changed,
+        "max_abs": distance.max_abs if isfinite(distance.max_abs) else None,
+        "relative_l2": distance.relative_l2,
+        "cosine": distance.cosine,
+    }
+
+
+def _counted(distance: Distance | None) -> dict[str, Any] | None:
+    """The figures of one tensor, with its NaN and infinities."""
+    values = _values(distance)
+    if values is None or distance is None:
+        return None
+    return {
+        **values,
+        "nonfinite_before": distance.nonfinite_before,
+        "nonfinite_after": distance.nonfinite_after,
+    }
+
+
+def _json_value(value: Any) -> Any:
+    """A value as every reader of JSON takes it: no NaN, no infinities, no lone surrogates."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {_json_value(key): _json_value(one) for key, one in value.items()}
+    return [_json_value(one) for one in value] if isinstance(value, (list, tuple)) else value
