@@ -22,6 +22,7 @@ SIGNATURES = {
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
         "only: 'Sequence[str]' = ()) -> 'Difference'"
     ),
+    "explain": "(path: 'StrPath') -> 'Explanation'",
     "get_w": "(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'",
     "inspect": "(checkpoint: 'Checkpoint | StrPath') -> 'Inspection'",
     "load_model": (
@@ -164,6 +165,7 @@ NEVER = "torch,transformers,accelerate,PIL"
         (["inspect", "A7/mm_projector_fp32"], f"{NEVER},numpy,huggingface_hub"),
         (["diff", "A1/base", "A7/base"], f"{NEVER},numpy,huggingface_hub,safetensors"),
         (["diff", "A1/base", "A7/mm_projector_fp32", "--values"], NEVER),
+        (["explain", "A1/base"], f"{NEVER},numpy,huggingface_hub,safetensors"),
         (["extract-projector", "--from", "A1/base", "--out", "OUT.bin"], f"{NEVER},numpy"),
         (
             [

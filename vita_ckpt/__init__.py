@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vita_ckpt.api.difference import diff
+    from vita_ckpt.api.explaining import explain
     from vita_ckpt.api.plans import (
         plan_extract_projector,
         plan_extract_tower,
@@ -56,6 +57,7 @@ __version__ = "0.1.0"
 # Resolved on first use: a program pays for what it calls.
 _HOMES = {
     "vita_ckpt.api.difference": ("diff",),
+    "vita_ckpt.api.explaining": ("explain",),
     "vita_ckpt.api.reading": ("inspect", "list_tensors", "module_tree"),
     "vita_ckpt.api.running": ("load_model", "verify"),
     "vita_ckpt.api.plans": (
@@ -133,6 +135,7 @@ __all__ = [
     "apply_in_place",
     "check_plan",
     "diff",
+    "explain",
     "get_w",
     "initialize_vision_modules",
     "inspect",

@@ -614,12 +614,28 @@ _DIFF: Final = (
     ),
 )
 
+_LOADERS: Final = (
+    Rule(
+        "no-format-metadata",
+        "warning",
+        "a safetensors file whose metadata does not say its format",
+        "transformers 4.41, on which VITA runs, raises over it; later versions do not ask.",
+    ),
+    Rule(
+        "no-index-metadata",
+        "warning",
+        "an index without metadata",
+        "transformers raises a KeyError over it, before and after version 5.",
+    ),
+)
+
 GROUPS: Final[dict[str, tuple[Rule, ...]]] = {
     "files": _FILES,
     "file formats": _FORMATS,
     "names and shapes": _NAMES,
     "config": _CONFIG,
     "LoRA runs": _LORA,
+    "loaders": _LOADERS,
     "values": _VALUES,
     "forward pass": _RUN,
     "diff": _DIFF,

@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "swap-tower": "vita_ckpt.cli.swap_tower",
     "extract-tower": "vita_ckpt.cli.extract_tower",
     "set": "vita_ckpt.cli.set",
+    "explain": "vita_ckpt.cli.explain",
     "apply": "vita_ckpt.cli.apply",
     "verify": "vita_ckpt.cli.verify",
     "validate": "vita_ckpt.cli.validate",

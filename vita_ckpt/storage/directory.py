@@ -19,7 +19,7 @@ CONFIG: Final = "config.json"
 SAFETENSORS: Final = "model.safetensors"
 SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
 _TORCH: Final = "pytorch_model.bin"
-_TORCH_INDEX: Final = "pytorch_model.bin.index.json"
+TORCH_INDEX: Final = "pytorch_model.bin.index.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 _NON_LORA: Final = "non_lora_trainables.bin"
 _STEPS: Final = "mm_projector"
@@ -188,8 +188,8 @@ def _open_directory(root: str) -> Checkpoint:
 
 def index_of(names: Iterable[str]) -> str | None:
     """The index that says which files of a directory are its weights, if one does."""
-    found = next((n for n in (SAFETENSORS_INDEX, _TORCH_INDEX) if n in names), None)
-    return None if found == _TORCH_INDEX and SAFETENSORS in names else found
+    found = next((n for n in (SAFETENSORS_INDEX, TORCH_INDEX) if n in names), None)
+    return None if found == TORCH_INDEX and SAFETENSORS in names else found
 
 
 def home_of_config(root: str, weight_file: str) -> str:

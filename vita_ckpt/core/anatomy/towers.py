@@ -203,7 +203,7 @@ def tower_prefix(shapes: Shapes) -> str:
 
 
 # What a VITA checkpoint puts between ``model.vision_tower.`` and a tower's own names.
-_STORED_PREFIXES: Final[dict[str, str]] = {
+STORED_PREFIXES: Final[dict[str, str]] = {
     SIGLIP: "vision_tower.vision_model.",
     CLIP: "vision_tower.vision_model.",
     EVA: "vision_tower.model.",
@@ -240,7 +240,7 @@ def stored_names(shapes: Shapes) -> dict[str, str]:
     tower = tower_of_shapes(shapes)
     if tower is None:
         return {}
-    return {name: _STORED_PREFIXES[tower.family] + own for name, own in own_names(shapes).items()}
+    return {name: STORED_PREFIXES[tower.family] + own for name, own in own_names(shapes).items()}
 
 
 def standalone_names(shapes: Shapes) -> dict[str, str]:
