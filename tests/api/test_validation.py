@@ -590,7 +590,7 @@ class TestSeveral:
         (report,) = validate_all([base], verify=True)
         assert isinstance(report, Report)
         assert report.findings == ()
-        tensors(lambda content: content["model.mm_projector.2.weight"].zero_())(base)
+        tensors(lambda content: content["model.mm_projector.2.weight"].mul_(1e-20))(base)
         (report,) = validate_all([base], verify=True)
         assert isinstance(report, Report)
         assert "image-ignored" in [one.rule for one in report.findings]

@@ -26,6 +26,7 @@ from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.layout import plan_layout
 from vita_ckpt.storage.new_file import write_new
 from vita_ckpt.storage.source import read_json_object
+from vita_ckpt.storage.stream import no_progress
 
 Progress = Callable[[int], None]
 
@@ -33,7 +34,7 @@ _WEIGHT_FILES = (".safetensors", ".bin")
 _MAKES_A_FILE = ("extract-projector",)
 
 
-def apply(plan: Plan, out: StrPath, *, progress: Progress = commit.no_progress) -> str:
+def apply(plan: Plan, out: StrPath, *, progress: Progress = no_progress) -> str:
     """Write what ``plan`` makes to ``out``, whole and synced to disk, or nothing at all.
 
     ``out`` must not exist: a directory for a surgery, a ``.safetensors`` or ``.bin`` file for an

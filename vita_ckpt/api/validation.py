@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from vita_ckpt.api.reading import StrPath
+from vita_ckpt.api.values import check_values
 from vita_ckpt.checks import inspection
 from vita_ckpt.checks.config import check_config
 from vita_ckpt.checks.inspection import inspect_checkpoint
@@ -16,7 +17,7 @@ from vita_ckpt.checks.lora import check_lora
 from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.structure import check_structure
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.report import Finding, Report, has_errors, worst_first
@@ -66,6 +67,7 @@ def validate(path: StrPath, *, kind: str | None = None, values: bool = False) ->
         findings += check_structure(subject)
         findings += check_lora(subject)
         findings += _adapter(subject)
+        findings += _values(subject, everything=values)
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += _beside(subject)
@@ -213,6 +215,16 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
     except VitaCkptError as error:
         if error.code != "empty-tensor":  # has been said
             yield _of_problem(Problem(_file_of(error), error))
+
+
+def _values(subject: Subject, *, everything: bool) -> list[Finding]:
+    """The values of the small parts, or of all."""
+    refs = subject.checkpoint.refs
+    small = subject.kind in (inspection.PROJECTOR, inspection.LORA_RUN, inspection.AUDIO_ADAPTER)
+    if everything or small:
+        return check_values(subject.checkpoint)
+    names = frozenset(name for name in refs if name.startswith(parts.PROJECTOR_PREFIX))
+    return check_values(subject.checkpoint, names) if names else []
 
 
 def _beside(subject: Subject) -> Iterator[Finding]:

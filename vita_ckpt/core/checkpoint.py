@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from vita_ckpt.core.dtype import nbytes
+from vita_ckpt.core.dtype import BITS, nbytes
 
 Shape = tuple[int, ...]
 Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
@@ -46,6 +46,14 @@ class TensorRef:
     def nbytes(self) -> int:
         """Bytes of the tensor once written contiguously."""
         return nbytes(self.dtype, self.shape)
+
+    @property
+    def span(self) -> int:
+        """Bytes of the file from element 0 to the end of the last: more than nbytes, or less."""
+        if self.strides is None or 0 in self.shape:
+            return self.nbytes
+        axes = zip(self.shape, self.strides, strict=True)
+        return (sum((n - 1) * stride for n, stride in axes) + 1) * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from vita_ckpt.storage.stream import (
     Progress,
     Writer,
     check_same,
+    no_progress,
     tensor_bytes,
     write_tensor,
 )
@@ -42,10 +43,6 @@ _CODES: Final = {
 
 
 _Job = Callable[[], None]
-
-
-def no_progress(_count: int) -> None:
-    """A progress that nobody looks at."""
 
 
 def check_output(out: str, inputs: Iterable[Checkpoint]) -> str:

@@ -20,6 +20,10 @@ _STEP: Final = 32 << 20
 _CAST_STEP: Final = 4 << 20
 
 
+def no_progress(_count: int) -> None:
+    """A progress that nobody looks at."""
+
+
 class Inputs(AbstractContextManager["Inputs"]):
     """Descriptors of the input files, each opened once and checked against its fingerprint."""
 
@@ -136,8 +140,7 @@ def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
         from vita_ckpt.storage.cast import gather  # noqa: PLC0415 - numpy only where it is needed
 
         width = BITS[ref.dtype] // 8
-        reach = sum((n - 1) * stride for n, stride in zip(ref.shape, ref.strides, strict=True))
-        data = read_at(source, (reach + 1) * width, ref.offset, path)
+        data = read_at(source, ref.span, ref.offset, path)
         yield from gather(data, width, ref.shape, ref.strides, _CAST_STEP)
         return
     offset, left = ref.offset, ref.nbytes
