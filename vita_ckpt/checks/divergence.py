@@ -38,7 +38,7 @@ def check_loaders(files: WeightFiles) -> Iterator[Finding]:
                 "no-format-metadata",
                 name,
                 'expected {"format": "pt"} in its __metadata__, got none',
-                hint="any surgery that rewrites the file writes it",
+                hint='save it again with metadata={"format": "pt"}',
                 file=files.path_of(name),
             )
     for name, index in files.indexes.items():
@@ -47,7 +47,7 @@ def check_loaders(files: WeightFiles) -> Iterator[Finding]:
                 "no-index-metadata",
                 name,
                 "expected a metadata object, such as one with total_size, got none",
-                hint="any surgery that rewrites the index writes it",
+                hint='add "metadata": {} to it',
                 file=files.path_of(name),
             )
 
