@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import DynamicCache
 
 from fixtures.builder import (
     FULL,
@@ -162,6 +163,10 @@ def results(model: VitaModel, root: Path) -> list[torch.Tensor]:
         model(input_ids=ids, pixel_values=pixels).logits,
         model(input_ids=inputs["text_input_ids"]).logits,
     ]
+    cache = DynamicCache()
+    embeds = model.embed_tokens(inputs["text_input_ids"][:, :3])
+    with torch.no_grad():
+        found += [model.logits_of(embeds[:, :2], cache), model.logits_of(embeds[:, 2:], cache)]
     assert {tensor.device for tensor in found} == {model.device}
     return [tensor.cpu() for tensor in found]
 

@@ -114,8 +114,10 @@ def free_memory(index: int) -> int:
 def dispatch(model: VitaModel, device_map: DeviceMap) -> None:
     """Let a model that lies on several devices run: every module's inputs follow its weights."""
     main = device_of("language_model.model.embed_tokens", device_map)
-    # Forced: the hooks are wanted whatever the devices are.
-    dispatch_model(model, dict(device_map), main_device=main, force_hooks=True)
+    # Each layer's keys and values stay where that layer is. Forced: the hooks are wanted whatever
+    # the devices are.
+    cache = ["past_key_values", "past_key_value"]
+    dispatch_model(model, dict(device_map), main_device=main, skip_keys=cache, force_hooks=True)
 
 
 def _bytes(key: object, size: int | str) -> int:
