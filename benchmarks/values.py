@@ -32,14 +32,15 @@ started = time.perf_counter()
 assert check_values(checkpoint) == []
 print(time.perf_counter() - started)
 """
-# The fastest reader that was found: large steps in turn, each read in pieces that stay in a cache.
+# The fastest reader that was found: large steps in turn, each read in pieces that stay in a cache,
+# into pages of their own.
 READ = """
-import glob, os, sys, threading, time
+import glob, mmap, os, sys, threading, time
 files = [os.open(path, os.O_RDONLY) for path in sorted(glob.glob(sys.argv[1] + "/*.safetensors"))]
 steps = iter([(f, at) for f in files for at in range(0, os.fstat(f).st_size, 32 << 20)])
 lock = threading.Lock()
 def read():
-    buffer = memoryview(bytearray(1 << 20))
+    buffer = memoryview(mmap.mmap(-1, 1 << 20))
     while True:
         with lock:
             file, at = next(steps, (None, 0))

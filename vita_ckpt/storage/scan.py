@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
+from mmap import mmap
 from threading import Lock, Thread
 from typing import Final
 
@@ -23,6 +24,9 @@ Visit = Callable[[TensorRef, memoryview, int], None]
 # is given at once: whoever tells its elements from what lies between needs room for their numbers.
 _BLOCK: Final = 2 << 20
 _STRIDED: Final = 1 << 18
+# Bytes are read to where they lie in a page of the file: some processors copy them to a place a
+# little further on at a sixth of the speed.
+_PAGE: Final = 4096
 # Blocks that a thread takes at once: it reads them in a row.
 _TAKEN: Final = 16
 # Reading on over a gap of this size costs less than another call.
@@ -126,17 +130,19 @@ class _Scan:
             self._errors.append(error)
 
     def _work(self) -> None:
-        buffer = memoryview(bytearray(_BLOCK))
+        buffer = memoryview(mmap(-1, _PAGE + _BLOCK))
         for file, blocks in groupby(self._take(), lambda block: block.file):
             # A descriptor of its own: a checkpoint may have more files than a process may open.
             with opened(file.path) as (descriptor, seen):
                 check_same(file, seen)
                 for block in blocks:
-                    read_into(descriptor, buffer[: block.size], block.offset, file.path)
+                    start = block.offset % _PAGE
+                    data = buffer[start : start + block.size]
+                    read_into(descriptor, data, block.offset, file.path)
                     for tensor, offset, size in block.pieces:
                         start = offset - block.offset
                         position = (offset - tensor.offset) * 8 // BITS[tensor.dtype]
-                        self._visit(tensor, buffer[start : start + size], position)
+                        self._visit(tensor, data[start : start + size], position)
 
     def _take(self) -> Iterator[_Block]:
         done = 0
