@@ -10,12 +10,13 @@ COMPAT := .venv-compat
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
+# A file of tests is one process's: several run at once.
 test: $(STAMP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # The same tests in the environment that VITA itself pins: transformers 4.41.1.
 test-compat: $(COMPAT)/.installed
-	$(COMPAT)/bin/pytest
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/pytest -n auto --dist loadfile
 
 check: lint test
 
@@ -47,6 +48,6 @@ $(STAMP): pyproject.toml constraints.txt
 $(COMPAT)/.installed: pyproject.toml constraints-compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-		$(COMPAT)/bin/pip install -q -e '.[model]' hatchling hypothesis jsonschema \
+		$(COMPAT)/bin/pip install -q -e '.[model]' hatchling hypothesis jsonschema pytest-xdist \
 		junitparser markdown-it-py pytest PyYAML sarif-pydantic
 	@touch $@
