@@ -1,4 +1,4 @@
-"""inspect, merge-projector and swap-tower on 5 GB of VITA-1.5's names and shapes, against peers.
+"""inspect, validate, merge-projector, swap-tower on 5 GB of VITA-1.5's names and shapes, against peers.
 
 Usage: python benchmarks/foundation.py [--dir DIR] [--runs N]. DIR takes about 25 GB for a while;
 inputs are random bytes, input and output lie on one file system, the runs are interleaved.
@@ -98,6 +98,21 @@ def measure(root: Path, runs: int) -> int:
         claim("inspect, peak MB", whole.peak / 1e6, 60),
     ]
     print(f"       5 GB / tiny: {whole.middle / tiny.middle:.2f}")
+
+    print("validate, headers and the values of the projector")
+    found = in_turn(
+        {
+            "vita-ckpt validate, 5 GB": [tool, "validate", str(base)],
+            "import click, json, numpy": [sys.executable, "-c", "import click, json, numpy"],
+        },
+        max(runs, 9),
+    )
+    show(found)
+    whole, imports = found.values()
+    kept += [
+        claim("validate / import click, json, numpy", whole.middle / imports.middle, 5),
+        claim("validate, peak MB", whole.peak / 1e6, 80),
+    ]
 
     print("merge-projector")
     out = str(root / "out")

@@ -61,7 +61,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
         file = root / "model.safetensors"
         content = load_file(file)
         change(content)
-        save_file({n: t.contiguous() for n, t in content.items()}, file)
+        save_file({n: t.contiguous() for n, t in content.items()}, file, {"format": "pt"})
 
     return apply_to
 
@@ -213,6 +213,11 @@ SHARDED: list[tuple[str, Change]] = [
         "partial-download",
         write(".cache/huggingface/download/model.safetensors.abc.incomplete", b"x"),
     ),
+    (
+        "no-index-metadata",
+        lambda root: edit_json(root / "model.safetensors.index.json", metadata=...),
+    ),
+    ("no-format-metadata", lambda root: save_file(load_file(root / LAST), root / LAST)),
     ("unsafe-pickle", write("evil.bin", pickle.dumps(Evil(), protocol=2))),
 ]
 
@@ -296,6 +301,7 @@ CONFIG: list[tuple[str, Change]] = [
     ("unknown-projector-type", config(mm_projector_type="spp")),
     ("config-type", config(use_s2="false")),
     ("config-type", config(mm_hidden_size="32")),
+    ("config-type", config(mm_hidden_size=[32])),
     ("config-type", config(intermediate_size=-4)),
     ("config-weights-mismatch", config(mm_projector_type="linear")),
     ("config-weights-mismatch", config(num_hidden_layers=3)),
@@ -603,3 +609,26 @@ def test_every_rule_is_tested() -> None:
     for group in ("files", "names and shapes", "config", "LoRA runs"):
         for rule in GROUPS[group]:
             assert f'"{rule.id}"' in text or rule.id in elsewhere | {"lora-untrained"}, rule.id
+
+
+HOSTILE: tuple[Any, ...] = (None, True, -1, 1e308, "", "\x00", "x" * 999, [], {}, [[]], {"a": 1})
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+def test_whatever_a_config_says_is_a_finding(base: Path, value: Any) -> None:
+    """Never an exception, whatever stands where a size or a path should."""
+    good = json.loads((base / "config.json").read_text())
+    more = ("s2_scales", "mm_audio_encoder", "head_dim", "vision_config", "num_local_experts")
+    for key in (*good, *more):
+        (base / "config.json").write_text(json.dumps({**good, key: value}))
+        validate(base)
+    (base / "config.json").write_text(json.dumps(good))
+    for name in ("vita_ckpt.json", "preprocessor_config.json", "vision_tower_config.json"):
+        for content in (
+            value,
+            {"size": value},
+            {"model_type": "intern_vit_6b", "image_size": value},
+        ):
+            (base / name).write_text(json.dumps(content))
+            validate(base)
+        (base / name).unlink()

@@ -14,14 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
 from tests.conftest import BASES, GOLDEN
-from vita_ckpt import explain
+from vita_ckpt import explain, open_checkpoint
 from vita_ckpt.api.explaining import Explanation
 from vita_ckpt.checks.divergence import check_loaders
 from vita_ckpt.checks.loaders import LOADERS
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.checks.story import LoaderStory
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.weight_files import read_weight_files
 
 INDEX = "model.safetensors.index.json"
 TOWER = "model.vision_tower."
@@ -365,10 +364,10 @@ def test_a_file_without_a_format_is_a_finding(
     tmp_path: Path, metadata: dict[str, str] | None
 ) -> None:
     base = copied(tmp_path, "A2")
-    assert not list(check_loaders(read_weight_files(base)))
+    assert not list(check_loaders(open_checkpoint(base)))
     tensors = load_file(base / "model.safetensors")
     save_file(tensors, base / "model.safetensors", metadata=metadata)
-    found = list(check_loaders(read_weight_files(base)))
+    found = list(check_loaders(open_checkpoint(base)))
     assert [(f.rule, f.severity) for f in found] == [("no-format-metadata", "warning")]
     assert found[0].file == str(base / "model.safetensors")
     assert told(explain(base))[VITA_1_5].stopped_by == "no-format-metadata"
@@ -377,10 +376,10 @@ def test_a_file_without_a_format_is_a_finding(
 
 def test_an_index_without_metadata_is_a_finding(tmp_path: Path) -> None:
     base = copied(tmp_path, "A1")
-    assert not list(check_loaders(read_weight_files(base)))
+    assert not list(check_loaders(open_checkpoint(base)))
     index = json.loads((base / INDEX).read_text())
     (base / INDEX).write_text(json.dumps({"weight_map": index["weight_map"]}))
-    found = list(check_loaders(read_weight_files(base)))
+    found = list(check_loaders(open_checkpoint(base)))
     assert [(f.rule, f.subject) for f in found] == [("no-index-metadata", INDEX)]
     stories = told(explain(base))
     assert stories[VITA_1_5].stopped_by == "no-index-metadata"

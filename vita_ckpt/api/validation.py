@@ -12,6 +12,7 @@ from vita_ckpt.api.reading import StrPath
 from vita_ckpt.api.values import check_values
 from vita_ckpt.checks import inspection
 from vita_ckpt.checks.config import check_config
+from vita_ckpt.checks.divergence import check_loaders
 from vita_ckpt.checks.inspection import inspect_checkpoint
 from vita_ckpt.checks.lora import check_lora
 from vita_ckpt.checks.rules import RULES, finding
@@ -70,6 +71,8 @@ def validate(path: StrPath, *, kind: str | None = None, values: bool = False) ->
         findings += _values(subject, everything=values)
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
+    if subject.kind in (inspection.VITA, inspection.LANGUAGE_MODEL, inspection.TOWER):
+        findings += check_loaders(checkpoint)
     findings += _beside(subject)
     return Report(os.fspath(path), subject.kind, worst_first(findings))
 

@@ -82,6 +82,8 @@ def _keys(subject: Subject) -> Iterator[Finding]:
 
 def _hidden_size(subject: Subject) -> Iterator[Finding]:
     value = subject.config.get("mm_hidden_size")
+    if value is not None and type(value) is not int:
+        return  # its type is wrong: that has been said
     tower, projector = subject.inspection.tower, subject.inspection.projector
     said: dict[str, Any] = {"in the config": value}
     if tower is not None:

@@ -8,8 +8,8 @@ from typing import Final
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.story import LoaderStory, by_part, some_files
+from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.report import Finding
-from vita_ckpt.core.weight_files import WeightFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +30,27 @@ def divergences(stories: Sequence[LoaderStory]) -> tuple[Divergence, ...]:
     return tuple(divergence for divergence in asked if len(divergence.answers) > 1)
 
 
-def check_loaders(files: WeightFiles) -> Iterator[Finding]:
+def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
     """What keeps a loader from reading files that are otherwise sound."""
-    for name, file in files.files.items():
-        if name.endswith(".safetensors") and file.trouble is None and not file.format:
+    for shard in checkpoint.shards:
+        if shard.format == "safetensors" and not shard.metadata.get("format"):
             yield finding(
                 "no-format-metadata",
-                name,
+                shard.name,
                 'expected {"format": "pt"} in its __metadata__, got none',
                 hint='save it again with metadata={"format": "pt"}',
-                file=files.path_of(name),
+                file=shard.file.path,
             )
-    for name, index in files.indexes.items():
-        if index.trouble is None and index.metadata is None:
-            yield finding(
-                "no-index-metadata",
-                name,
-                "expected a metadata object, such as one with total_size, got none",
-                hint='add "metadata": {} to it',
-                file=files.path_of(name),
-            )
+    index = checkpoint.index
+    if index is not None and not isinstance(index.get("metadata"), Mapping):
+        name = next(name for name in checkpoint.files if name.endswith(".index.json"))
+        yield finding(
+            "no-index-metadata",
+            name,
+            "expected a metadata object, such as one with total_size, got none",
+            hint='add "metadata": {} to it',
+            file=checkpoint.files[name].path,
+        )
 
 
 _QUESTIONS: Final[Mapping[str, Callable[[LoaderStory], str | None]]] = {

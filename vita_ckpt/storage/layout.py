@@ -165,7 +165,8 @@ def _safetensors_name(shard: Shard) -> str:
 
 
 def _metadata(shard: Shard) -> Mapping[str, str]:
-    return shard.metadata if shard.format == "safetensors" else {"format": "pt"}
+    """A shard's own metadata; transformers 4.41 refuses a file that does not say its format."""
+    return {"format": "pt", **shard.metadata}
 
 
 def _config_text(base: Checkpoint, target: Checkpoint) -> tuple[WrittenText, ...]:
