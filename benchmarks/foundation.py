@@ -1,4 +1,4 @@
-"""inspect, validate, merge-projector, swap-tower on 5 GB of VITA-1.5's names and shapes, against peers.
+"""inspect, validate, merge-projector, swap-tower on 5 GB of VITA-1.5's shapes, against peers.
 
 Usage: python benchmarks/foundation.py [--dir DIR] [--runs N]. DIR takes about 25 GB for a while;
 inputs are random bytes, input and output lie on one file system, the runs are interleaved.
