@@ -15,8 +15,19 @@ import vita_ckpt
 from tests.conftest import GOLDEN
 
 SIGNATURES = {
-    "apply": ("(plan: 'Plan', out: 'StrPath', *, progress: 'Progress' = no_progress) -> 'str'"),
-    "apply_in_place": "(plan: 'Plan') -> 'str'",
+    "apply": (
+        "(plan: 'Plan', out: 'StrPath', *, options: 'Options' = Options(link='auto', check=False, "
+        "digest=False, model_card=False), progress: 'Progress' = no_progress) -> 'str'"
+    ),
+    "apply_in_place": (
+        "(plan: 'Plan', *, options: 'Options' = Options(link='auto', check=True, digest=False, "
+        "model_card=False), progress: 'Progress' = no_progress) -> 'str'"
+    ),
+    "clean": "(path: 'StrPath') -> 'list[tuple[Leftover, bool]]'",
+    "drop_undo": "(path: 'StrPath') -> 'int'",
+    "history": "(path: 'StrPath') -> 'History'",
+    "recover": "(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack | None'",
+    "undo": "(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack'",
     "check_plan": "(plan: 'Plan') -> 'None'",
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
@@ -60,9 +71,10 @@ SIGNATURES = {
     ),
     "save_plan": "(plan: 'Plan', path: 'StrPath') -> 'None'",
     "validate": (
-        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False) -> 'Report'"
+        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, "
+        "deep: 'bool' = False) -> 'Report'"
     ),
-    "summarize": "(plan: 'Plan') -> 'dict[str, Any]'",
+    "summarize": "(plan: 'Plan', *, in_place: 'bool' = False) -> 'dict[str, Any]'",
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = None, "
         "tower: 'StrPath | None' = None, attn: 'str | None' = None, "
@@ -92,8 +104,10 @@ VALUES = {
     "Finding",
     "Init",
     "LocalFile",
+    "Options",
     "Plan",
     "PutFile",
+    "Record",
     "ReplaceTensor",
     "Report",
     "SetConfig",

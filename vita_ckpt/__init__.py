@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vita_ckpt.api.difference import diff
     from vita_ckpt.api.explaining import explain
+    from vita_ckpt.api.lifecycle import clean, drop_undo, history, recover, undo
     from vita_ckpt.api.plans import (
         plan_extract_projector,
         plan_extract_tower,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vita_ckpt.api.reading import inspect, list_tensors, module_tree
     from vita_ckpt.api.running import load_model, verify
     from vita_ckpt.api.surgery import (
+        Options,
         apply,
         apply_in_place,
         check_plan,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         DropTensor,
         Plan,
         PutFile,
+        Record,
         ReplaceTensor,
         SetConfig,
     )
@@ -58,6 +61,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "vita_ckpt.api.difference": ("diff",),
     "vita_ckpt.api.explaining": ("explain",),
+    "vita_ckpt.api.lifecycle": ("clean", "drop_undo", "history", "recover", "undo"),
     "vita_ckpt.api.reading": ("inspect", "list_tensors", "module_tree"),
     "vita_ckpt.api.running": ("load_model", "verify"),
     "vita_ckpt.api.plans": (
@@ -68,6 +72,7 @@ _HOMES = {
         "plan_swap_tower",
     ),
     "vita_ckpt.api.surgery": (
+        "Options",
         "apply",
         "apply_in_place",
         "check_plan",
@@ -83,6 +88,7 @@ _HOMES = {
         "DropTensor",
         "Plan",
         "PutFile",
+        "Record",
         "ReplaceTensor",
         "SetConfig",
     ),
@@ -117,9 +123,11 @@ __all__ = [
     "InputError",
     "LocalFile",
     "MalformedFileError",
+    "Options",
     "OutputError",
     "Plan",
     "PutFile",
+    "Record",
     "ReplaceTensor",
     "Report",
     "SetConfig",
@@ -134,9 +142,12 @@ __all__ = [
     "apply",
     "apply_in_place",
     "check_plan",
+    "clean",
     "diff",
+    "drop_undo",
     "explain",
     "get_w",
+    "history",
     "initialize_vision_modules",
     "inspect",
     "list_tensors",
@@ -149,8 +160,10 @@ __all__ = [
     "plan_merge_projector",
     "plan_set",
     "plan_swap_tower",
+    "recover",
     "save_plan",
     "summarize",
+    "undo",
     "validate",
     "verify",
 ]

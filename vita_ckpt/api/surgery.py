@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vita_ckpt.api.reading import StrPath
 from vita_ckpt.checks.inspection import left_out_to_json
-from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Tensor
+from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint, Tensor
 from vita_ckpt.core.diff import diff_config, diff_tensors
+from vita_ckpt.core.manifest import encode as encode_manifest
+from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
 from vita_ckpt.core.plan import (
     DropFile,
     Plan,
@@ -20,13 +25,25 @@ from vita_ckpt.core.plan import (
     plan_to_json,
     subject_of,
 )
+from vita_ckpt.core.provenance import Written, encode, lineage
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
 from vita_ckpt.storage import commit
+from vita_ckpt.storage.digests import current_manifest, manifest_of
 from vita_ckpt.storage.directory import open_checkpoint
-from vita_ckpt.storage.layout import plan_layout
+from vita_ckpt.storage.in_place import shared_shards, write_in_place
+from vita_ckpt.storage.layout import (
+    InPlaceLayout,
+    PatchedShard,
+    WrittenShard,
+    WrittenText,
+    plan_in_place,
+    plan_layout,
+)
 from vita_ckpt.storage.new_file import write_new
-from vita_ckpt.storage.source import read_json_object
+from vita_ckpt.storage.outputs import Finish, Link
+from vita_ckpt.storage.source import digest, read_json_object
 from vita_ckpt.storage.stream import no_progress
+from vita_ckpt.storage.surroundings import read_model_card
 
 Progress = Callable[[int], None]
 
@@ -34,7 +51,30 @@ _WEIGHT_FILES = (".safetensors", ".bin")
 _MAKES_A_FILE = ("extract-projector",)
 
 
-def apply(plan: Plan, out: StrPath, *, progress: Progress = no_progress) -> str:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a plan is run.
+
+    ``link`` is what becomes of shards that are carried: ``auto`` shares blocks where the file
+    system can (``reflink``) and copies where it cannot, ``hardlink`` and ``symlink`` make another
+    name for the base's file, ``copy`` copies. ``check`` reads what was written again and compares.
+    ``digest`` adds a manifest of every file; a base that has one keeps it in any case.
+    ``model_card`` adds a section to the README.
+    """
+
+    link: Link = "auto"
+    check: bool = False
+    digest: bool = False
+    model_card: bool = False
+
+
+def apply(
+    plan: Plan,
+    out: StrPath,
+    *,
+    options: Options = Options(),
+    progress: Progress = no_progress,
+) -> str:
     """Write what ``plan`` makes to ``out``, whole and synced to disk, or nothing at all.
 
     ``out`` must not exist: a directory for a surgery, a ``.safetensors`` or ``.bin`` file for an
@@ -45,10 +85,107 @@ def apply(plan: Plan, out: StrPath, *, progress: Progress = no_progress) -> str:
     """
     path = check_output(plan, out)
     if plan.operation in _MAKES_A_FILE:
-        commit.write_file(plan, path, progress)
-    else:
-        commit.write_directory(plan, plan_layout(plan), path, progress)
+        commit.write_file(plan, path, check=options.check, progress=progress)
+        return path
+    layout = plan_layout(plan)
+    if options.model_card:
+        carried = (file for file in layout.carried if file.name != MODEL_CARD)
+        layout = replace(layout, carried=tuple(carried))
+    untouched = [file.name for file in layout.carried]
+    finish = _finish(plan, untouched, layout.shards, layout.texts, options, _now())
+    commit.write_directory(
+        plan, layout, path, finish, link=options.link, check=options.check, progress=progress
+    )
     return path
+
+
+def apply_in_place(
+    plan: Plan,
+    *,
+    options: Options = Options(check=True),
+    progress: Progress = no_progress,
+) -> str:
+    """Make the base of ``plan`` what the plan makes of it, where it is, or leave it as it was.
+
+    Tensors that keep their place are patched, other shards are written anew; :func:`undo` brings
+    back what was there. Returns the base's path. Raises UsageError for a plan that is no surgery of
+    a directory, StaleInputError if an input changed since the plan was computed, InputError if
+    another surgery of the base is under way, CastError where a conversion would lose a value,
+    OutputError if the disk fails.
+    """
+    layout = lay_out_in_place(plan)
+    if not (layout.patched or layout.shards or layout.texts or layout.removed):
+        return plan.base.root
+    known = current_manifest(plan.base)
+    now = _now()
+    shards: tuple[PatchedShard | WrittenShard, ...] = (*layout.patched, *layout.shards)
+    changed = {part.name for part in (*shards, *layout.texts)} | {*layout.removed}
+    changed |= {PROVENANCE, MANIFEST}
+    there = (*(shard.name for shard in plan.base.shards), *plan.base.files)
+    untouched = [name for name in there if name not in changed]
+    write_in_place(
+        plan,
+        layout,
+        _finish(plan, untouched, shards, layout.texts, options, now),
+        time=now,
+        check=options.check,
+        known=known.files if known is not None else None,
+        progress=progress,
+    )
+    return plan.base.root
+
+
+def lay_out_in_place(plan: Plan) -> InPlaceLayout:
+    """What of its base a plan changes. Raises UsageError for one that is no surgery of it."""
+    if plan.record is None or plan.base.layout not in ("safetensors", "torch"):
+        raise UsageError(
+            "not-in-place",
+            plan.base.root or plan.operation,
+            expected="a surgery of a checkpoint directory",
+            got=plan.operation,
+            hint="write the result to a new path with --out",
+        )
+    shared = shared_shards(plan.base, plan.donors)
+    return plan_in_place(plan, plan_layout(plan), shared)
+
+
+def _finish(
+    plan: Plan,
+    untouched: Sequence[str],
+    shards: Sequence[WrittenShard | PatchedShard],
+    texts: Sequence[WrittenText],
+    options: Options,
+    now: str,
+) -> Finish:
+    """The files that say what was done: lineage, model card, manifest; none for an extraction."""
+    if plan.record is None:
+        return lambda _digests: ()
+    known = current_manifest(plan.base)
+    card = read_model_card(plan.base) if options.model_card else None
+
+    def finish(digests: Mapping[str, str]) -> tuple[WrittenText, ...]:
+        written = Written(digests, {text.name: digest(text.data) for text in texts})
+        content = lineage(plan, written, time=now, versions=_versions())
+        more = [WrittenText(PROVENANCE, encode(content))]
+        if card is not None:
+            more.append(WrittenText(MODEL_CARD, with_lineage(card, content)))
+        if options.digest or known is not None:
+            names = [name for name in untouched if name not in {text.name for text in more}]
+            manifest = manifest_of(plan, known, names, shards, [*texts, *more], digests)
+            more.append(WrittenText(MANIFEST, encode_manifest(manifest)))
+        return tuple(more)
+
+    return finish
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _versions() -> dict[str, str]:
+    from vita_ckpt import __version__  # noqa: PLC0415 - the package itself, which imports this
+
+    return {"vita_ckpt": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
 
 
 def check_output(plan: Plan, out: StrPath) -> str:
@@ -70,16 +207,6 @@ def check_output(plan: Plan, out: StrPath) -> str:
             hint="name another output",
         )
     return path
-
-
-def apply_in_place(plan: Plan) -> str:
-    """Give the base of a plan of :func:`plan_set` its new ``config.json``, in one rename.
-
-    Returns the base's path. Raises UsageError for a plan that changes more, StaleInputError if the
-    base changed since the plan was computed, OutputError if the disk fails.
-    """
-    commit.replace_config(plan, plan_layout(plan))
-    return plan.base.root
 
 
 def check_plan(plan: Plan) -> None:
@@ -113,8 +240,11 @@ def load_plan(path: StrPath) -> Plan:
         raise
 
 
-def summarize(plan: Plan) -> dict[str, Any]:
-    """What ``plan`` will do, as JSON: tensors and config before and after, files, bytes."""
+def summarize(plan: Plan, *, in_place: bool = False) -> dict[str, Any]:
+    """What ``plan`` will do, as JSON: tensors and config before and after, files, bytes.
+
+    With ``in_place`` it is what :func:`apply_in_place` does.
+    """
     target = plan.target()
     reasons = {subject_of(edit): edit.reason for edit in plan.edits}
     summary: dict[str, Any] = {
@@ -147,19 +277,45 @@ def summarize(plan: Plan) -> dict[str, Any]:
             {"name": edit.name, "change": _file_change(edit, plan.base), "reason": edit.reason}
             for edit in plan.edits
             if isinstance(edit, PutFile | DropFile)
-        ],
+        ]
+        + _lineage_change(plan),
+        "patched": [],
+        "rewritten": [],
+        "carried": [],
+        "left_out": [],
     }
     if plan.operation in _MAKES_A_FILE:
         size = sum(tensor.nbytes for tensor in target.tensors.values())
-        return summary | {"rewritten": [], "carried": [], "left_out": [], "bytes_to_write": size}
+        return summary | {"bytes_to_write": size}
+    if in_place:
+        changes = lay_out_in_place(plan)
+        return summary | {
+            "patched": _sizes(changes.patched),
+            "rewritten": _sizes(changes.shards) + _text_sizes(changes.texts),
+            "bytes_to_write": changes.bytes_written,
+        }
     layout = plan_layout(plan)
     return summary | {
-        "rewritten": [{"name": shard.name, "bytes": shard.nbytes} for shard in layout.shards]
-        + [{"name": text.name, "bytes": len(text.data)} for text in layout.texts],
+        "rewritten": _sizes(layout.shards) + _text_sizes(layout.texts),
         "carried": [{"name": f.name, "bytes": f.source.size} for f in layout.carried],
         "left_out": left_out_to_json(plan.base.left_out),
         "bytes_to_write": layout.bytes_written + layout.bytes_carried,
     }
+
+
+def _lineage_change(plan: Plan) -> list[dict[str, Any]]:
+    if plan.record is None:
+        return []
+    change = "replaced" if PROVENANCE in plan.base.files else "added"
+    return [{"name": PROVENANCE, "change": change, "reason": "what was done"}]
+
+
+def _sizes(shards: Sequence[WrittenShard | PatchedShard]) -> list[dict[str, Any]]:
+    return [{"name": shard.name, "bytes": shard.nbytes} for shard in shards]
+
+
+def _text_sizes(texts: Sequence[WrittenText]) -> list[dict[str, Any]]:
+    return [{"name": text.name, "bytes": len(text.data)} for text in texts]
 
 
 def _described(tensor: Tensor | None) -> dict[str, Any] | None:

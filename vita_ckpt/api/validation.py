@@ -12,6 +12,7 @@ from vita_ckpt.api.reading import StrPath
 from vita_ckpt.api.values import check_values
 from vita_ckpt.checks import inspection
 from vita_ckpt.checks.config import check_config
+from vita_ckpt.checks.digests import check_manifest, check_written
 from vita_ckpt.checks.divergence import check_loaders
 from vita_ckpt.checks.inspection import inspect_checkpoint
 from vita_ckpt.checks.lora import check_lora
@@ -21,6 +22,7 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.report import Finding, Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.directory import (
@@ -46,10 +48,14 @@ KINDS = (
 _QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".weight_scale", ".weight_packed")
 
 
-def validate(path: StrPath, *, kind: str | None = None, values: bool = False) -> Report:
+def validate(
+    path: StrPath, *, kind: str | None = None, values: bool = False, deep: bool = False
+) -> Report:
     """Every rule on what lies at ``path``, without loading it: headers, configs, small parts.
 
-    ``values`` reads every byte; those of projectors and adapters are always read.
+    ``values`` reads every byte; those of projectors and adapters are always read. ``deep`` compares
+    with the digests that were taken: of what surgeries wrote, of every file where there is a
+    manifest, of what is kept for an undo.
     ``kind`` says what to take it for (``vita-checkpoint``, ``language-model``, ``projector``,
     ``lora-run``, ``vision-tower``, ``audio-adapter``), by default what it looks like. What is wrong
     with it are findings; raises InputError only if nothing is there, or nothing of a known kind,
@@ -74,6 +80,8 @@ def validate(path: StrPath, *, kind: str | None = None, values: bool = False) ->
     if subject.kind in (inspection.VITA, inspection.LANGUAGE_MODEL, inspection.TOWER):
         findings += check_loaders(checkpoint)
     findings += _beside(subject)
+    if deep:
+        findings += _digests(checkpoint)
     return Report(os.fspath(path), subject.kind, worst_first(findings))
 
 
@@ -82,12 +90,15 @@ def validate_all(
     *,
     kind: str | None = None,
     values: bool = False,
+    deep: bool = False,
     verify: bool = False,
     golden: StrPath | None = None,
     jobs: int = 1,
 ) -> Iterator[Report | VitaCkptError]:
     """The report of each path in order, or the error why there is none; ``jobs`` at a time."""
-    one = partial(_report_or_error, kind=kind, values=values, verify=verify, golden=golden)
+    one = partial(
+        _report_or_error, kind=kind, values=values, deep=deep, verify=verify, golden=golden
+    )
     if jobs == 1 or len(paths) == 1:
         yield from map(one, paths)
         return
@@ -126,10 +137,16 @@ def _why_not(path: str) -> str | None:
 
 
 def _report_or_error(
-    path: StrPath, *, kind: str | None, values: bool, verify: bool, golden: StrPath | None
+    path: StrPath,
+    *,
+    kind: str | None,
+    values: bool,
+    deep: bool,
+    verify: bool,
+    golden: StrPath | None,
 ) -> Report | VitaCkptError:
     try:
-        report = validate(path, kind=kind, values=values)
+        report = validate(path, kind=kind, values=values, deep=deep)
         if verify and report.kind == inspection.VITA and not has_errors(report.findings):
             from vita_ckpt.api.running import verify as run  # noqa: PLC0415 - only when asked for
 
@@ -228,6 +245,50 @@ def _values(subject: Subject, *, everything: bool) -> list[Finding]:
         return check_values(subject.checkpoint)
     names = frozenset(name for name in refs if name.startswith(parts.PROJECTOR_PREFIX))
     return check_values(subject.checkpoint, names) if names else []
+
+
+def _digests(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Where bytes are not those that digests were taken of."""
+    from vita_ckpt.storage.digests import (  # noqa: PLC0415 - only when asked for
+        file_digests,
+        measure,
+        read_manifest,
+        tensor_digests,
+    )
+
+    written = last_written(checkpoint)
+    try:
+        manifest = read_manifest(checkpoint)
+    except InputError as error:
+        manifest = None
+        yield _of_problem(Problem(_file_of(error), error))
+    if manifest is not None:
+        found = measure(checkpoint)
+        for known in check_manifest(manifest, found):
+            yield replace(known, file=os.path.join(checkpoint.root, known.file))
+    else:
+        refs = {n: ref for n, ref in checkpoint.refs.items() if n in written.tensors}
+        yield from check_written(written.tensors, tensor_digests(refs), what="tensor")
+        files = file_digests({n: checkpoint.files[n].path for n in written.files})
+        hashes = {name: file.sha256 for name, file in files.items()}
+        yield from check_written(written.files, hashes, what="file")
+    yield from _undo_data(checkpoint.root)
+
+
+def _undo_data(root: str) -> Iterator[Finding]:
+    from vita_ckpt.storage.in_place import damaged  # noqa: PLC0415 - only when asked for
+    from vita_ckpt.storage.journal import read_journal, undo_data  # noqa: PLC0415
+
+    kept = undo_data(root)
+    if kept is None:
+        return
+    try:
+        for subject in damaged(kept, root, read_journal(kept, root), deep=True):
+            message = "expected the bytes that were saved, got others"
+            yield finding("undo-damaged", subject, message, file=subject.partition(": ")[0])
+    except InputError as error:
+        message = f"expected what was saved, got {error.got}"
+        yield finding("undo-damaged", error.subject, message, file=error.subject)
 
 
 def _beside(subject: Subject) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers import Tower
-from vita_ckpt.core.provenance import PROVENANCE, needs_alignment
+from vita_ckpt.core.checkpoint import PROVENANCE
+from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding
 
 # Keys that describe the checkpoint and decide nothing: a loader casts and builds all the same.

@@ -11,7 +11,15 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import (
+    MANIFEST,
+    PROVENANCE,
+    Cast,
+    Checkpoint,
+    LocalFile,
+    Tensor,
+    TensorRef,
+)
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import MalformedFileError, printable
@@ -21,9 +29,12 @@ REPORT_VERSION: Final = 1
 Change = Literal["added", "removed", "changed"]
 
 _CONFIG: Final = "config.json"
-# Compared by what it says; and indexes, which say where tensors lie, not at all.
+# Compared by what it says; and not at all: indexes, which say where tensors lie, and what says how
+# a checkpoint was made.
 _NOT_BY_BYTES: Final = (
     _CONFIG,
+    PROVENANCE,
+    MANIFEST,
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )

@@ -26,6 +26,13 @@ def finding(rule: str, subject: str, message: str, *, hint: str = "", file: str 
 
 _FILES: Final = (
     Rule(
+        "mid-surgery",
+        "error",
+        "a surgery in place is under way, or died in the middle",
+        "Some bytes are old and some are new, which no loader can see; vita-ckpt recover brings "
+        "back what was there.",
+    ),
+    Rule(
         "missing-shard",
         "error",
         "a file that the index names is not there",
@@ -614,6 +621,40 @@ _DIFF: Final = (
     ),
 )
 
+_DIGESTS: Final = (
+    Rule(
+        "digest-mismatch",
+        "error",
+        "bytes that are not what they were when they were written",
+        "Disks and copies lose bits without a word, and a flipped bit of a weight shows nowhere "
+        "else; or another program changed the file.",
+    ),
+    Rule(
+        "invalid-manifest",
+        "error",
+        "the manifest is damaged",
+        "It can no longer say whether the checkpoint is what it was.",
+    ),
+    Rule(
+        "manifest-file-missing",
+        "error",
+        "a file that the manifest describes is not there, or cannot be read",
+        "The checkpoint is not complete.",
+    ),
+    Rule(
+        "not-in-manifest",
+        "note",
+        "a file that the manifest does not know",
+        "It came later; nothing says what it should be.",
+    ),
+    Rule(
+        "undo-damaged",
+        "error",
+        "what is kept to undo the last in-place surgery is damaged",
+        "The checkpoint may be sound, but undo would refuse to bring back what was there.",
+    ),
+)
+
 _LOADERS: Final = (
     Rule(
         "no-format-metadata",
@@ -637,6 +678,7 @@ GROUPS: Final[dict[str, tuple[Rule, ...]]] = {
     "LoRA runs": _LORA,
     "loaders": _LOADERS,
     "values": _VALUES,
+    "digests (validate --deep)": _DIGESTS,
     "forward pass": _RUN,
     "diff": _DIFF,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vita_ckpt.api import plans
@@ -25,12 +27,10 @@ from vita_ckpt.cli.surgery import plan_options, run_plan
 @click.pass_obj
 def command(
     settings: Settings,
+    /,
     source: str,
     bare: bool,
-    out: str | None,
-    dry_run: bool,
-    plan_out: str | None,
-    as_json: bool,
+    **run: Any,
 ) -> None:
     """Write the mm_projector of CKPT to a .safetensors or .bin file.
 
@@ -38,4 +38,4 @@ def command(
     upstream's pretrain_mm_mlp_adapter. Only the projector is read.
     """
     plan = plans.plan_extract_projector(source, bare=bare)
-    run_plan(settings, plan, out=out, dry_run=dry_run, plan_out=plan_out, as_json=as_json)
+    run_plan(settings, plan, **run)

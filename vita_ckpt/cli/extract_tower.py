@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vita_ckpt.api import plans
@@ -28,12 +30,10 @@ from vita_ckpt.cli.surgery import plan_options, run_plan
 @click.pass_obj
 def command(
     settings: Settings,
+    /,
     source: str,
     tower_config: str | None,
-    out: str | None,
-    dry_run: bool,
-    plan_out: str | None,
-    as_json: bool,
+    **run: Any,
 ) -> None:
     """Write the vision tower of CKPT to a directory that transformers and upstream load.
 
@@ -41,4 +41,4 @@ def command(
     from the tensors where they determine it. EVA-CLIP has none: upstream opens its weights file.
     """
     plan = plans.plan_extract_tower(source, tower_config=tower_config)
-    run_plan(settings, plan, out=out, dry_run=dry_run, plan_out=plan_out, as_json=as_json)
+    run_plan(settings, plan, **run)

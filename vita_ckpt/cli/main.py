@@ -31,6 +31,10 @@ _COMMANDS: Final = {
     "set": "vita_ckpt.cli.set",
     "explain": "vita_ckpt.cli.explain",
     "apply": "vita_ckpt.cli.apply",
+    "history": "vita_ckpt.cli.history",
+    "undo": "vita_ckpt.cli.undo",
+    "recover": "vita_ckpt.cli.recover",
+    "clean": "vita_ckpt.cli.clean",
     "verify": "vita_ckpt.cli.verify",
     "validate": "vita_ckpt.cli.validate",
     "rules": "vita_ckpt.cli.rules",
@@ -120,8 +124,10 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
             traceback.print_exc()
         _complain(str(error))
         return error.exit_code
-    except click.exceptions.Abort:
-        _complain("interrupted: nothing was written")
+    except click.exceptions.Abort as error:
+        # What was being written says in which state that is left.
+        said = error.__cause__.args if isinstance(error.__cause__, KeyboardInterrupt) else ()
+        _complain(f"interrupted: {printable(said[0])}" if said else "interrupted")
         return _INTERRUPTED
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # not in every click

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.surgery import plan_options, run_plan
+from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 
 
 @click.command("merge-projector")
@@ -47,34 +49,26 @@ from vita_ckpt.cli.surgery import plan_options, run_plan
     is_flag=True,
     help="Run the merged model once before a byte is written; a failure leaves no output.",
 )
-@plan_options
+@surgery_options
 @click.pass_obj
 def command(
     settings: Settings,
+    /,
     base: str,
     adapter: str,
     dtype: str | None,
     extras: tuple[str, ...],
     tower: str | None,
     verify: bool,
-    out: str | None,
-    dry_run: bool,
-    plan_out: str | None,
-    as_json: bool,
+    **run: Any,
 ) -> int:
     """Put the mm_projector of an adapter into a checkpoint; every other tensor stays as it is.
 
     Names and shapes are checked against the projector type and the model's widths first. The output
-    is a new directory: complete, or not there at all. A base that is a plain language model becomes
-    a VITA checkpoint: the run's config.json and its vision tower are needed then.
+    is a new directory, complete or not there at all, or the checkpoint itself (--in-place). A base
+    that is a plain language model becomes a VITA checkpoint: the run's config.json and its vision
+    tower are needed then.
     """
+    begin(settings, base, in_place=run["in_place"])
     plan = plans.plan_merge_projector(base, adapter, dtype=dtype, extras=extras, tower=tower)
-    return run_plan(
-        settings,
-        plan,
-        out=out,
-        dry_run=dry_run,
-        plan_out=plan_out,
-        as_json=as_json,
-        verify_first=verify,
-    )
+    return run_plan(settings, plan, verify_first=verify, **run)

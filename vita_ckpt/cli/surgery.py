@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
+from vita_ckpt.api import lifecycle
 from vita_ckpt.api import surgery as api
 from vita_ckpt.api.running import verify
 from vita_ckpt.cli import render
@@ -16,6 +18,7 @@ from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import UsageError, printable
+from vita_ckpt.storage.outputs import LINKS, Link
 
 _Command = Callable[..., Any]
 
@@ -24,9 +27,15 @@ _MOST_ROWS: Final = 16
 
 
 def plan_options(command: _Command) -> _Command:
-    """``--out``, ``--dry-run``, ``--plan-out`` and ``--json``, as every surgery takes them."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the plan's summary as JSON."),
+    """The options of every command that runs a plan: where to, whether to, what to print."""
+    return _with_options(
+        command,
+        click.option(
+            "--out", type=click.Path(), metavar="PATH", help="What to write; must be new."
+        ),
+        click.option(
+            "--dry-run", is_flag=True, help="Print what would be done, and write nothing."
+        ),
         click.option(
             "--plan-out",
             type=click.Path(),
@@ -34,14 +43,57 @@ def plan_options(command: _Command) -> _Command:
             help="Save the plan for 'vita-ckpt apply'; without --out nothing else is written.",
         ),
         click.option(
-            "--dry-run", is_flag=True, help="Print what would be done, and write nothing."
+            "--check/--no-check",
+            default=None,
+            help="Read again what was written, and compare.  [default: in place only]",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the plan's summary as JSON."),
+    )
+
+
+def surgery_options(command: _Command) -> _Command:
+    """The options of :func:`plan_options`, and those of what changes a whole checkpoint."""
+    return _with_options(
+        plan_options(command),
+        click.option(
+            "--in-place",
+            is_flag=True,
+            help="Change the checkpoint where it is, at the cost of what changes; 'vita-ckpt undo' "
+            "brings back what was there.",
         ),
         click.option(
-            "--out", type=click.Path(), metavar="PATH", help="What to write; must be new."
+            "--link",
+            type=click.Choice(LINKS),
+            default="auto",
+            show_default=True,
+            help="Weight files that stay as they are. auto: reflink, else copy. reflink: blocks "
+            "shared until one side is written to. copy: bytes of their own. hardlink, symlink: "
+            "another name for the base's file, so a program that writes into the one changes the "
+            "other (--in-place never does); a symlink is lost when the base moves.",
         ),
-    ):
+        click.option(
+            "--digest",
+            is_flag=True,
+            help="Add a manifest with the digest of every file, for 'vita-ckpt validate --deep'.",
+        ),
+        click.option(
+            "--model-card", is_flag=True, help="Say in README.md how the checkpoint was made."
+        ),
+    )
+
+
+def _with_options(command: _Command, *options: _Command) -> _Command:
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def begin(settings: Settings, base: str, *, in_place: bool) -> None:
+    """Before an in-place surgery is planned: make whole what a dead one left in the middle."""
+    if in_place and os.path.isdir(base):
+        found = lifecycle.recover(base)
+        if found is not None:
+            settings.note(f"a {found.operation} of {found.time} had died: {base} is as before it")
 
 
 def run_plan(
@@ -52,29 +104,36 @@ def run_plan(
     dry_run: bool,
     plan_out: str | None,
     as_json: bool,
+    check: bool | None = None,
+    in_place: bool = False,
+    link: Link = "auto",
+    digest: bool = False,
+    model_card: bool = False,
     verify_first: bool = False,
 ) -> int:
     """Save, show and run a plan as its options say; the exit code.
 
     With ``verify_first`` its target is verified by a forward pass before anything is written.
     """
-    if out is None and not dry_run and plan_out is None:
-        raise UsageError(
-            "no-output", "--out", expected="a path to write", hint="or use --dry-run or --plan-out"
-        )
-    summary = api.summarize(plan)
+    _check_options(out, plan_out, dry_run, in_place, link)
+    options = api.Options(link, in_place if check is None else check, digest, model_card)
+    summary = api.summarize(plan, in_place=in_place)
     written = None
     if plan_out is not None:
         api.check_plan_path(plan, plan_out)
     if out is not None and not dry_run:
-        api.check_output(plan, out)
+        _say_leftovers(settings, api.check_output(plan, out))
     if verify_first and not _works(settings, plan):
         return 1
-    if out is None or dry_run:
+    if dry_run or (out is None and not in_place):
         api.check_plan(plan)
     else:
         with render.progress(summary["bytes_to_write"], settings.quiet) as step:
-            written = api.apply(plan, out, progress=step)
+            if in_place:
+                written = api.apply_in_place(plan, options=options, progress=step)
+            else:
+                assert out is not None  # noqa: S101 - one of the two, or a dry run
+                written = api.apply(plan, out, options=options, progress=step)
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
@@ -85,8 +144,38 @@ def run_plan(
     if as_json:
         render.echo_json({**summary, "out": written})
     else:
-        click.echo("\n".join(_lines(summary, written)))
+        lines = _in_place_lines if in_place else _lines
+        click.echo("\n".join(lines(summary, written)))
     return 0
+
+
+def _check_options(
+    out: str | None, plan_out: str | None, dry_run: bool, in_place: bool, link: Link
+) -> None:
+    if in_place:
+        others = {"--out": out, "--plan-out": plan_out, "--link": link if link != "auto" else None}
+        for option, value in others.items():
+            if value is not None:
+                raise UsageError(
+                    "options-exclude-each-other",
+                    "--in-place",
+                    expected="either --in-place or another output",
+                    got=option,
+                )
+    elif out is None and not dry_run and plan_out is None:
+        raise UsageError(
+            "no-output",
+            "--out",
+            expected="a path to write",
+            hint="or use --in-place, --dry-run or --plan-out, where the command has it",
+        )
+
+
+def _say_leftovers(settings: Settings, out: str) -> None:
+    for leftover in lifecycle.leftovers(out):
+        if leftover.fate == "dead":
+            path, size = render.path(leftover.path), render.size(leftover.nbytes)
+            settings.note(f"a killed run left {path} ({size}): vita-ckpt clean removes it")
 
 
 def _works(settings: Settings, plan: Plan) -> bool:
@@ -100,13 +189,31 @@ def _works(settings: Settings, plan: Plan) -> bool:
     return True
 
 
-def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
+def _in_place_lines(summary: dict[str, Any], written: str | None) -> list[str]:
+    lines = _changed_files(summary)
+    if not (summary["patched"] or summary["rewritten"] or summary["bytes_to_write"]):
+        return ["nothing to change"]
+    size, base = render.size(summary["bytes_to_write"]), render.path(summary["base"])
+    if written is None:
+        return [*lines, printable(f"would change {base} in place ({size})")]
+    return [*lines, printable(f"changed {base} in place ({size}); vita-ckpt undo {base} undoes it")]
+
+
+def _changed_files(summary: dict[str, Any]) -> list[str]:
+    """The changes of a plan, and the weight files that are written."""
     lines = summary_lines(summary)
-    changed = {file["name"] for file in summary["files"]}
-    for file in summary["rewritten"]:
-        if file["name"] in changed:
-            continue
-        lines.append(printable(f"rewritten: {file['name']} ({render.size(file['bytes'])})"))
+    said = {file["name"] for file in summary["files"]}
+    for what in ("patched", "rewritten"):
+        lines += [
+            printable(f"{what}: {file['name']} ({render.size(file['bytes'])})")
+            for file in summary[what]
+            if file["name"] not in said
+        ]
+    return lines
+
+
+def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
+    lines = _changed_files(summary)
     if summary["carried"]:
         size = render.size(sum(file["bytes"] for file in summary["carried"]))
         names = ", ".join(file["name"] for file in summary["carried"])

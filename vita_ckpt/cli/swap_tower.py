@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.surgery import plan_options, run_plan
+from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 
 
 @click.command("swap-tower")
@@ -55,10 +57,11 @@ from vita_ckpt.cli.surgery import plan_options, run_plan
     is_flag=True,
     help="Run the swapped model once before a byte is written; a failure leaves no output.",
 )
-@plan_options
+@surgery_options
 @click.pass_obj
 def command(
     settings: Settings,
+    /,
     base: str,
     tower: str,
     tower_path: str | None,
@@ -69,10 +72,7 @@ def command(
     use_s2: bool | None,
     s2_scales: str | None,
     verify: bool,
-    out: str | None,
-    dry_run: bool,
-    plan_out: str | None,
-    as_json: bool,
+    **run: Any,
 ) -> int:
     """Put another vision tower into a checkpoint, as upstream's initialize_vision_modules does.
 
@@ -80,6 +80,7 @@ def command(
     the vision config follows; all other parts stay as they are. A projector that no longer fits
     needs a decision: --projector FILE or --projector reinit.
     """
+    begin(settings, base, in_place=run["in_place"])
     plan = plans.plan_swap_tower(
         base,
         tower,
@@ -91,12 +92,4 @@ def command(
         use_s2=use_s2,
         s2_scales=s2_scales,
     )
-    return run_plan(
-        settings,
-        plan,
-        out=out,
-        dry_run=dry_run,
-        plan_out=plan_out,
-        as_json=as_json,
-        verify_first=verify,
-    )
+    return run_plan(settings, plan, verify_first=verify, **run)

@@ -23,6 +23,11 @@ from vita_ckpt.errors import VitaCkptError, printable
 @click.option(
     "--values", is_flag=True, help="Read every byte: NaN, infinity, float16, dead layers."
 )
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Compare with digests: of what surgeries wrote, of every file if there is a manifest.",
+)
 @click.option("--verify", is_flag=True, help="Run the model once too (extra model).")
 @click.option(
     "--golden", type=click.Path(), metavar="FILE", help="Compare with a golden of verify; runs it."
@@ -40,6 +45,7 @@ def command(
     paths: tuple[str, ...],
     kind: str | None,
     values: bool,
+    deep: bool,
     verify: bool,
     golden: str | None,
     select: tuple[str, ...],
@@ -65,6 +71,7 @@ def command(
         chosen,
         kind=kind,
         values=values,
+        deep=deep,
         verify=verify or golden is not None,
         golden=golden,
         jobs=jobs,

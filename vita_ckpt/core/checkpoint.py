@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from vita_ckpt.core.dtype import BITS, nbytes
 
 Shape = tuple[int, ...]
 Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
+
+# Files of ours beside a config: what was done, and the digests of all files.
+PROVENANCE: Final = "vita_ckpt.json"
+MANIFEST: Final = "vita_ckpt.manifest.json"
 
 
 @dataclass(frozen=True, slots=True)

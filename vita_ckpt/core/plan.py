@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import (
+    MANIFEST,
+    PROVENANCE,
     Cast,
     Checkpoint,
     Init,
@@ -20,7 +22,7 @@ from vita_ckpt.core.dtype import CAST_TARGETS, can_cast, nbytes
 from vita_ckpt.errors import InputError, StaleInputError
 
 FORMAT: Final = "vita-ckpt-plan"
-VERSION: Final = 1
+VERSION: Final = 2
 
 _CONFIG: Final = "config.json"
 
@@ -87,11 +89,27 @@ Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | DropFile
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """What the lineage will say of an operation beside what the plan says itself.
+
+    ``roles`` name the donors in their order, such as ``adapter``; ``arguments`` are what was asked
+    for, ``seed`` what tensors are drawn from. ``needs_alignment`` is set where the target's
+    projector was drawn at random and not trained since.
+    """
+
+    roles: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    needs_alignment: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Edits on a base checkpoint; the tensors come from the base or from one of the ``donors``.
 
     ``notes`` are sentences for the user: what was decided, what is left out. Two edits of one name
-    are refused, so the order of the edits never matters.
+    are refused, so the order of the edits never matters. A plan without a ``record`` extracts a
+    part, which starts a lineage of its own.
     """
 
     operation: str
@@ -99,14 +117,19 @@ class Plan:
     edits: tuple[Edit, ...]
     donors: tuple[Checkpoint, ...] = ()
     notes: tuple[str, ...] = ()
+    record: Record | None = None
 
     def __post_init__(self) -> None:
+        if self.record is not None and len(self.record.roles) != len(self.donors):
+            raise ValueError("a role for each donor")
         seen: set[tuple[str, str]] = set()
         for edit in self.edits:
             subject = subject_of(edit)
             if subject in seen:
                 raise ValueError(f"two edits of {subject[1]}")
             seen.add(subject)
+            if isinstance(edit, PutFile | DropFile) and edit.name in (PROVENANCE, MANIFEST):
+                raise ValueError(f"an edit of {edit.name}, which follows from what is done")
             if isinstance(edit, SetConfig | PutFile):
                 if subject == ("file", _CONFIG) and self.base.config is not None:
                     raise ValueError(f"another {_CONFIG}, whose keys are what is set")
@@ -119,6 +142,11 @@ class Plan:
     def preconditions(self) -> tuple[LocalFile, ...]:
         """Every file that the plan was computed from, as it was."""
         return tuple(dict.fromkeys(file for files in _inputs(self) for file in files))
+
+    @property
+    def tensor_edits(self) -> tuple[AddTensor | ReplaceTensor, ...]:
+        """The edits that give the target a tensor."""
+        return tuple(e for e in self.edits if isinstance(e, AddTensor | ReplaceTensor))
 
     def target(self) -> Checkpoint:
         """The checkpoint that the plan makes; its tensors are references, nothing is written."""
@@ -138,7 +166,17 @@ class Plan:
                     del files[name]
                 case AddTensor(name, tensor) | ReplaceTensor(name, tensor):
                     tensors[name] = tensor
-        return replace(self.base, tensors=tensors, config=config, files=files, texts=texts)
+        provenance = self.base.provenance
+        if self.record is not None:
+            provenance = {**(provenance or {}), "needs_alignment": self.record.needs_alignment}
+        return replace(
+            self.base,
+            tensors=tensors,
+            config=config,
+            files=files,
+            texts=texts,
+            provenance=provenance,
+        )
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -159,6 +197,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         ],
         "edits": [_edit_json(edit, origins) for edit in plan.edits],
         "notes": list(plan.notes),
+        "record": asdict(plan.record) if plan.record is not None else None,
     }
 
 
@@ -189,8 +228,9 @@ def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
     edits = [_edit_from_json(edit, inputs) for edit in _expect(data.get("edits"), list, "edits")]
     notes = [_expect(note, str, "a note") for note in _expect(data.get("notes"), list, "notes")]
     operation = _expect(data.get("operation"), str, "operation")
+    record = _record_from_json(data.get("record"))
     try:
-        return Plan(operation, inputs[0], tuple(edits), tuple(inputs[1:]), tuple(notes))
+        return Plan(operation, inputs[0], tuple(edits), tuple(inputs[1:]), tuple(notes), record)
     except ValueError as error:
         raise _not_a_plan(str(error)) from error
 
@@ -234,6 +274,20 @@ def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[st
         "dtype": edit.tensor.dtype,
         "reason": edit.reason,
     }
+
+
+def _record_from_json(data: Any) -> Record | None:
+    if data is None:
+        return None
+    record = _expect(data, dict, "a record")
+    roles = _expect(record.get("roles"), list, "roles")
+    seed = record.get("seed")
+    return Record(
+        tuple(_expect(role, str, "a role") for role in roles),
+        _expect(record.get("arguments"), dict, "arguments"),
+        None if seed is None else _expect(seed, int, "a seed"),
+        _expect(record.get("needs_alignment"), bool, "needs_alignment"),
+    )
 
 
 def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:

@@ -4,58 +4,101 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, files_read
-from vita_ckpt.core.plan import PutFile
+from vita_ckpt.core.plan import Plan
 
-PROVENANCE: Final = "vita_ckpt.json"
 _FORMAT: Final = "vita-ckpt-provenance"
 _VERSION: Final = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The SHA-256 digests, in hex, of what a run wrote: the tensors of its plan, and texts."""
+
+    tensors: Mapping[str, str]
+    files: Mapping[str, str]
+
+
 def needs_alignment(checkpoint: Checkpoint) -> bool:
     """Whether the projector was drawn at random and no trained one has been merged since."""
-    known = checkpoint.provenance or {}
-    if PROVENANCE in checkpoint.texts:
-        known = json.loads(checkpoint.texts[PROVENANCE])
-    return known.get("needs_alignment") is True
+    return (checkpoint.provenance or {}).get("needs_alignment") is True
 
 
-def record(
-    base: Checkpoint,
-    operation: str,
-    inputs: Mapping[str, Checkpoint],
-    *,
-    needs_alignment: bool,
-    **arguments: Any,
-) -> tuple[PutFile, ...]:
-    """The edit that notes an operation; nothing where there is nothing to be known.
+def operations(checkpoint: Checkpoint) -> list[Any]:
+    """The operations that are known of a checkpoint, the first one first; whatever the file says.
 
-    A checkpoint has the file from the first time on that its projector is drawn at random. Inputs
-    are named by their last path component and the digests of their headers and configs: where they
-    lay on somebody's disk is nobody else's business.
+    Only what is an object is an operation that can be read.
     """
-    if not needs_alignment and base.provenance is None:
-        return ()
-    before = (base.provenance or {}).get("operations")
+    known = (checkpoint.provenance or {}).get("operations")
+    return known if isinstance(known, list) else []
+
+
+def lineage(
+    plan: Plan, written: Written, *, time: str, versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of ``vita_ckpt.json`` after ``plan``: what the base's said, and one operation.
+
+    ``time`` is UTC in ISO 8601, ``versions`` are those of the programs. Inputs are named by their
+    last path component and the digests of their headers and configs: where they lay on somebody's
+    disk is nobody else's business. Raises ValueError for a plan that leaves nothing to be known.
+    """
+    record = plan.record
+    if record is None:
+        raise ValueError(f"a {plan.operation} has no record")
+    inputs = {"base": plan.base, **dict(zip(record.roles, plan.donors, strict=True))}
     entry = {
-        "operation": operation,
+        "operation": plan.operation,
+        "time": time,
+        "versions": dict(versions),
         "inputs": {role: _described(checkpoint) for role, checkpoint in inputs.items()},
-        **arguments,
+        "arguments": dict(record.arguments),
+        **({} if record.seed is None else {"seed": record.seed}),
+        "needs_alignment": record.needs_alignment,
+        "written": {
+            "tensors": _hashes(written.tensors),
+            "files": _hashes(written.files),
+        },
     }
-    content = {
+    return {
         "format": _FORMAT,
         "version": _VERSION,
-        "needs_alignment": needs_alignment,
-        "operations": [*(before if isinstance(before, list) else []), entry],
+        "needs_alignment": record.needs_alignment,
+        "operations": [*operations(plan.base), entry],
     }
-    reason = "the projector is not trained yet" if needs_alignment else "what was done"
-    return (PutFile(PROVENANCE, json.dumps(content, indent=2) + "\n", reason),)
+
+
+def encode(content: Mapping[str, Any]) -> bytes:
+    """The bytes of ``vita_ckpt.json``."""
+    return (json.dumps(content, indent=2) + "\n").encode("ascii")
+
+
+def last_written(checkpoint: Checkpoint) -> Written:
+    """The digests of what surgeries wrote of a checkpoint: of each tensor and file the last one."""
+    tensors: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for entry in operations(checkpoint):
+        written = entry.get("written") if isinstance(entry, Mapping) else None
+        if isinstance(written, Mapping):
+            tensors |= _read_hashes(written.get("tensors"))
+            files |= _read_hashes(written.get("files"))
+    return Written(
+        {name: digest for name, digest in tensors.items() if name in checkpoint.tensors},
+        {name: digest for name, digest in files.items() if name in checkpoint.files},
+    )
+
+
+def _read_hashes(value: Any) -> dict[str, str]:
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    return {name: d.removeprefix("sha256:") for name, d in pairs if isinstance(d, str)}
+
+
+def _hashes(digests: Mapping[str, str]) -> dict[str, str]:
+    return {name: f"sha256:{digest}" for name, digest in sorted(digests.items())}
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
-    digests = {
-        file.path.rpartition("/")[2]: f"sha256:{file.digest}" for file in files_read(checkpoint)
-    }
-    return {"name": checkpoint.root.rpartition("/")[2], "digests": dict(sorted(digests.items()))}
+    digests = {file.path.rpartition("/")[2]: file.digest for file in files_read(checkpoint)}
+    return {"name": checkpoint.root.rpartition("/")[2], "digests": _hashes(digests)}

@@ -13,8 +13,8 @@ from vita_ckpt.core.checkpoint import LocalFile, Tensor, TensorRef, parameters
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import MalformedFileError
-from vita_ckpt.storage.source import opened, read_into
-from vita_ckpt.storage.stream import Inputs, check_same, tensor_bytes
+from vita_ckpt.storage.source import check_same, opened, read_into
+from vita_ckpt.storage.stream import Inputs, tensor_bytes
 
 Pair = tuple[Tensor, Tensor]
 _Result = TypeVar("_Result")

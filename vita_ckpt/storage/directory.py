@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vita_ckpt.core.checkpoint import Checkpoint, Layout, LocalFile, Shard, TensorRef
-from vita_ckpt.core.provenance import PROVENANCE
-from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, Layout, LocalFile, Shard, TensorRef
+from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
+from vita_ckpt.storage.journal import HOME, check_whole
+from vita_ckpt.storage.owner import is_stage
 from vita_ckpt.storage.safetensors_file import read_safetensors
-from vita_ckpt.storage.source import os_reason, read_json_object
+from vita_ckpt.storage.source import check_same, identify, os_reason, read_json_object
 
 CONFIG: Final = "config.json"
 SAFETENSORS: Final = "model.safetensors"
@@ -72,6 +73,27 @@ def duplicate(tensor: str, shard: Shard, other: TensorRef) -> MalformedFileError
     )
 
 
+def check_unchanged(files: Iterable[LocalFile]) -> None:
+    """Raise StaleInputError unless every file is as it was: size, time, and header or config."""
+    for file in files:
+        try:
+            seen = _identify(file)
+        except InputError as error:
+            raise StaleInputError(
+                "input-changed", file.path, expected="the file as it was", got=error.got
+            ) from error
+        check_same(file, seen)
+
+
+def _identify(file: LocalFile) -> LocalFile:
+    """What stands in the place of a file now, as far as it was read before."""
+    if not file.digest:
+        return identify(file.path)
+    if file.path.endswith(".json"):
+        return read_json_object(file.path)[1]
+    return read_shard(file.path, "")[0].file
+
+
 @dataclass(slots=True)
 class _Weights:
     """Shards read so far; a name may come from one of them only."""
@@ -120,6 +142,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             got=reason,
             hint="check the path",
         ) from error
+    # A file is part of the checkpoint that it lies in, by whatever name it was reached.
+    check_whole(root if stat.S_ISDIR(mode) else os.path.dirname(os.path.realpath(root)))
     return _open_directory(root) if stat.S_ISDIR(mode) else open_file(root)
 
 
@@ -431,7 +455,7 @@ def collect_files(
     """Sort what else the directory holds into files to carry and what is left out, with why."""
     for name in listing(os.path.join(root, below)):
         relative = f"{below}{name}"
-        if relative in used:
+        if relative in used or relative == HOME:  # how to undo what was done is no part of it
             continue
         path = os.path.join(root, relative)
         try:
@@ -441,10 +465,9 @@ def collect_files(
             left_out[relative] = "a broken link"
             continue
         if stat.S_ISREG(status.st_mode):
-            if not below and TRAINING_STATE.fullmatch(name):
-                left_out[relative] = "state of the run that trained the checkpoint"
-            elif not below and _STALE.fullmatch(name):
-                left_out[relative] = "a weight file that is not part of the checkpoint"
+            reason = None if below else _why_left_out(name)
+            if reason is not None:
+                left_out[relative] = reason
             else:
                 files[relative] = LocalFile(path, status.st_size, status.st_mtime_ns)
         elif not stat.S_ISDIR(status.st_mode):
@@ -457,3 +480,12 @@ def collect_files(
             left_out[relative] = "nested too deeply"
         else:
             collect_files(root, f"{relative}/", used, files, left_out, depth + 1)
+
+
+def _why_left_out(name: str) -> str | None:
+    """Why a regular file in the directory itself is no part of the checkpoint; None if it is."""
+    if TRAINING_STATE.fullmatch(name):
+        return "state of the run that trained the checkpoint"
+    if _STALE.fullmatch(name):
+        return "a weight file that is not part of the checkpoint"
+    return "left by a run that was killed" if is_stage(name) else None

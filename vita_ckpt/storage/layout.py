@@ -1,19 +1,28 @@
-"""Which file of a target is carried as it is and which is written anew: pure, from sizes alone."""
+"""Which file of a target stays, is patched, or is written anew: pure, from sizes alone."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vita_ckpt.core.anatomy.parts import part_of
-from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Shard, Tensor
+from vita_ckpt.core.checkpoint import (
+    MANIFEST,
+    PROVENANCE,
+    Checkpoint,
+    LocalFile,
+    Shape,
+    Shard,
+    Tensor,
+)
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.directory import CONFIG, SAFETENSORS, SAFETENSORS_INDEX
+from vita_ckpt.storage.safetensors_file import encode_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +56,47 @@ class WrittenText:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchedShard:
+    """A safetensors file that keeps its size, and some ranges of which get other bytes.
+
+    ``header`` is what it begins with from now on, empty where that does not change; ``entries``
+    are (offset in the file, name, tensor), in the order of the file.
+    """
+
+    name: str
+    file: LocalFile
+    header: bytes
+    entries: tuple[tuple[int, str, Tensor], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are written."""
+        return len(self.header) + sum(tensor.nbytes for _, _, tensor in self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class InPlaceLayout:
+    """What of a directory changes: all other files stay as they are.
+
+    ``shards`` and ``texts`` are written beside their places and renamed; ``removed`` are the files
+    that go.
+    """
+
+    patched: tuple[PatchedShard, ...]
+    shards: tuple[WrittenShard, ...]
+    texts: tuple[WrittenText, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of patches, rewritten shards and texts."""
+        parts: tuple[PatchedShard | WrittenShard, ...] = (*self.patched, *self.shards)
+        return sum(part.nbytes for part in parts) + sum(len(t.data) for t in self.texts)
+
+
+@dataclass(frozen=True, slots=True)
 class DirectoryLayout:
-    """Every file of an output directory."""
+    """Every file of an output directory, but those that say what was done."""
 
     carried: tuple[CarriedFile, ...]
     shards: tuple[WrittenShard, ...]
@@ -97,8 +145,62 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
     gone = {text.name for text in texts}
     if SAFETENSORS_INDEX in gone:  # a .bin's index is no longer true
         gone |= {name for name in base.files if name.endswith(".bin.index.json")}
+    if plan.record is not None:  # written last, from what was written
+        gone |= {PROVENANCE, MANIFEST}
     carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
     return DirectoryLayout(tuple(carried), tuple(written), texts)
+
+
+def plan_in_place(plan: Plan, layout: DirectoryLayout, shared: Collection[str]) -> InPlaceLayout:
+    """What of the base of ``plan`` changes if it becomes what ``layout`` says.
+
+    A shard whose tensors keep their places is patched, unless it is one of ``shared``: then other
+    names lead to its bytes, and it is written anew like a shard whose tensors move.
+    """
+    base = plan.base
+    there = {shard.name: shard for shard in base.shards}
+    patched: list[PatchedShard] = []
+    written: list[WrittenShard] = []
+    for shard in layout.shards:
+        old = there.get(shard.name)
+        patch = _patch(base, old, shard) if old is not None and shard.name not in shared else None
+        if patch is None:
+            written.append(shard)
+        else:
+            patched.append(patch)
+    kept = {file.name for file in layout.carried}
+    kept |= {shard.name for shard in layout.shards} | {text.name for text in layout.texts}
+    gone = (there.keys() | base.files.keys()) - kept - {PROVENANCE, MANIFEST}
+    return InPlaceLayout(tuple(patched), tuple(written), layout.texts, tuple(sorted(gone)))
+
+
+def _patch(base: Checkpoint, old: Shard, new: WrittenShard) -> PatchedShard | None:
+    """How to make ``new`` of ``old`` without moving a tensor; None where that cannot be."""
+    before = {n: ref for n, ref in base.refs.items() if ref.source == old.file}
+    after = dict(new.entries)
+    if before.keys() != after.keys() or not before:
+        return None
+    if any(
+        (BITS[ref.dtype], ref.nbytes) != (BITS[after[name].dtype], after[name].nbytes)
+        for name, ref in before.items()
+    ):
+        return None
+    in_order = sorted(before, key=lambda name: (before[name].offset, before[name].nbytes))
+    header = b""
+    if any(_described(ref) != _described(after[name]) for name, ref in before.items()):
+        start = before[in_order[0]].offset
+        described = [(name, *_described(after[name])) for name in in_order]
+        encoded, _ = encode_header(described, new.metadata)
+        if len(encoded) > start:
+            return None
+        header = (start - 8).to_bytes(8, "little") + encoded[8:].ljust(start - 8)
+    changed = [name for name in in_order if after[name] != before[name]]
+    entries = tuple((before[name].offset, name, after[name]) for name in changed)
+    return PatchedShard(old.name, old.file, header, entries)
+
+
+def _described(tensor: Tensor) -> tuple[str, Shape]:
+    return tensor.dtype, tensor.shape
 
 
 def _weight_files(

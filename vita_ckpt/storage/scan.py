@@ -13,8 +13,8 @@ from typing import Final
 
 from vita_ckpt.core.checkpoint import LocalFile, TensorRef
 from vita_ckpt.core.dtype import BITS
-from vita_ckpt.storage.source import identify, opened, read_into
-from vita_ckpt.storage.stream import Progress, check_same, no_progress
+from vita_ckpt.storage.source import check_same, identify, opened, read_into
+from vita_ckpt.storage.stream import Progress, no_progress
 
 # A tensor, the bytes of some whole elements of it as they lie in the file, and the number of the
 # first of them, counted from the tensor's element 0. The bytes are gone after the call.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from vita_ckpt.core.checkpoint import LocalFile
-from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 
 _LARGEST_JSON = 64 << 20
 
@@ -79,6 +79,19 @@ def identify(path: str) -> LocalFile:
     """The identity of a regular file whose content is carried, not read."""
     with opened(path) as (_, file):
         return file
+
+
+def check_same(file: LocalFile, seen: LocalFile) -> None:
+    """Raise StaleInputError unless size and time, and the digest if known, are as they were."""
+    same = (file.size, file.mtime_ns) == (seen.size, seen.mtime_ns)
+    if not same or (seen.digest and file.digest != seen.digest):
+        raise StaleInputError(
+            "input-changed",
+            file.path,
+            expected=f"the file as it was ({file.size} bytes)",
+            got=f"a file changed since ({seen.size} bytes)",
+            hint="run the command again once nothing writes to it",
+        )
 
 
 def read_json_object(path: str) -> tuple[dict[str, Any], LocalFile]:

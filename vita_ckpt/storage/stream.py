@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from typing import Final
+from threading import Lock
+from typing import Final, Protocol
 
 from vita_ckpt.core.checkpoint import Init, LocalFile, Tensor, TensorRef
 from vita_ckpt.core.dtype import BITS
-from vita_ckpt.errors import CastError, StaleInputError
-from vita_ckpt.storage.source import opened, read_at
+from vita_ckpt.errors import CastError
+from vita_ckpt.storage.source import check_same, opened, read_at
 from vita_ckpt.storage.syscalls import copy_range, start_writeback
 
 Progress = Callable[[int], None]
@@ -29,6 +30,7 @@ class Inputs(AbstractContextManager["Inputs"]):
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._lock = Lock()
         self._descriptors: dict[LocalFile, int] = {}
 
     def __exit__(self, *exc: object) -> None:
@@ -40,23 +42,12 @@ class Inputs(AbstractContextManager["Inputs"]):
 
     def descriptor(self, file: LocalFile) -> int:
         """A descriptor of ``file``; StaleInputError if it is not the file it was."""
-        if file not in self._descriptors:
-            descriptor, seen = self._stack.enter_context(opened(file.path))
-            check_same(file, seen)
-            self._descriptors[file] = descriptor
-        return self._descriptors[file]
-
-
-def check_same(file: LocalFile, seen: LocalFile) -> None:
-    """Raise StaleInputError unless size and time are those that the plan was computed from."""
-    if (file.size, file.mtime_ns) != (seen.size, seen.mtime_ns):
-        raise StaleInputError(
-            "input-changed",
-            file.path,
-            expected=f"the file as it was ({file.size} bytes)",
-            got=f"a file changed since ({seen.size} bytes)",
-            hint="run the command again once nothing writes to it",
-        )
+        with self._lock:
+            if file not in self._descriptors:
+                descriptor, seen = self._stack.enter_context(opened(file.path))
+                check_same(file, seen)
+                self._descriptors[file] = descriptor
+            return self._descriptors[file]
 
 
 class Writer:
@@ -94,13 +85,30 @@ class Writer:
         self._progress(count)
 
 
-def write_tensor(tensor: Tensor, inputs: Inputs, name: str, writer: Writer) -> None:
-    """Append the contiguous bytes of ``tensor``; raise CastError where a cast loses a value."""
-    if isinstance(tensor, TensorRef) and tensor.strides is None:
+class Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes in."""
+
+    def hexdigest(self) -> str:
+        """The digest of all bytes so far, in hex."""
+
+
+def write_tensor(
+    tensor: Tensor, inputs: Inputs, name: str, writer: Writer, digest: Hash | None = None
+) -> None:
+    """Append the contiguous bytes of ``tensor``; raise CastError where a cast loses a value.
+
+    What is digested passes through this process, what is not may be copied by the kernel.
+    """
+    if digest is None and isinstance(tensor, TensorRef) and tensor.strides is None:
         source = inputs.descriptor(tensor.source)
         writer.copy(source, tensor.offset, tensor.nbytes, tensor.source.path)
         return
     for data in tensor_bytes(tensor, inputs, name):
+        if digest is not None:
+            digest.update(data)
         writer.write(data)
 
 

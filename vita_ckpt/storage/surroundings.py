@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.model_card import MODEL_CARD
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.directory import open_checkpoint
-from vita_ckpt.storage.source import read_json_object
+from vita_ckpt.storage.source import opened, read_at, read_json_object
+
+_LARGEST_CARD: Final = 4 << 20
 
 
 def count_tokens(checkpoint: Checkpoint) -> int | None:
@@ -45,6 +48,23 @@ def reaches(checkpoint: Checkpoint, path: str) -> str | None:
         if "\0" not in found and os.path.exists(found):
             return os.path.abspath(found)
     return None
+
+
+def read_model_card(checkpoint: Checkpoint) -> bytes:
+    """The README of a checkpoint; nothing where there is none. Raises InputError for a huge one."""
+    file = checkpoint.files.get(MODEL_CARD)
+    if file is None:
+        return b""
+    with opened(file.path) as (descriptor, seen):
+        if seen.size > _LARGEST_CARD:
+            raise InputError(
+                "model-card-too-large",
+                file.path,
+                expected=f"at most {_LARGEST_CARD} bytes",
+                got=str(seen.size),
+                hint="leave --model-card out",
+            )
+        return read_at(descriptor, seen.size, 0, file.path)
 
 
 def find_base(run: Checkpoint) -> Checkpoint | None:

@@ -10,8 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from vita_ckpt.core.checkpoint import Checkpoint, Layout, LocalFile, Shard, TensorRef
-from vita_ckpt.core.provenance import PROVENANCE
+from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, Layout, LocalFile, Shard, TensorRef
 from vita_ckpt.errors import InputError, MalformedFileError, VitaCkptError
 from vita_ckpt.storage.directory import (
     ADAPTER_CONFIG,
@@ -33,6 +32,7 @@ from vita_ckpt.storage.directory import (
     read_shard,
     weight_map_of,
 )
+from vita_ckpt.storage.journal import check_whole
 from vita_ckpt.storage.source import read_json_object
 
 _T = TypeVar("_T")
@@ -95,6 +95,8 @@ class _Surveyor:
 
     def file(self) -> Survey:
         """A lone weight file."""
+        folder = os.path.dirname(os.path.realpath(self.root))
+        self._passes(self.root, lambda: check_whole(folder))
         opened = self._attempt(self.root, lambda: open_file(self.root))
         empty = Checkpoint(self.root, "file", {})
         return Survey(opened or empty, tuple(self.problems))
@@ -102,6 +104,7 @@ class _Surveyor:
     def directory(self) -> Survey:
         """A directory of any layout."""
         names = listing(self.root)
+        self._passes(self.root, lambda: check_whole(self.root))
         index_name = index_of(names)
         index: dict[str, Any] | None = None
         files: dict[str, LocalFile] = {}

@@ -19,6 +19,35 @@ _NOT_SUPPORTED: Final = frozenset(
 )
 
 
+def sync(descriptor: int) -> None:
+    """Wait until what was written to a file, or the names in a directory, are on the disk.
+
+    Unlike ``os.fsync`` it never tries again: after a failure, what is in memory and what is on the
+    disk may differ for good, and a second call would say that all is well.
+    """
+    function = _libc_function("fsync")
+    if function is None:
+        os.fsync(descriptor)
+    elif function(descriptor) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def sync_directory(path: str) -> None:
+    """Wait until the names in a directory are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forget_cached(descriptor: int) -> None:
+    """Ask the kernel to drop what it holds of a synced file, so that reading asks the disk."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def start_writeback(descriptor: int, offset: int, size: int) -> None:
     """Ask the kernel to begin writing a range out: a hint, not a promise; else nothing."""
     function = _libc_function("sync_file_range")

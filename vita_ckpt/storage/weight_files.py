@@ -20,6 +20,7 @@ from vita_ckpt.storage.directory import (
     read_shard,
     weight_map_of,
 )
+from vita_ckpt.storage.journal import check_whole
 from vita_ckpt.storage.source import read_json_object
 
 _T = TypeVar("_T")
@@ -32,9 +33,10 @@ def read_weight_files(path: str | os.PathLike[str]) -> WeightFiles:
     """The directory, or the lone weight file, at ``path``; nothing in it is chosen or refused.
 
     Names in an index that lead out of the directory are not followed. Raises InputError if nothing
-    is there.
+    is there, or if it is in the middle of an in-place surgery.
     """
     root = os.path.abspath(os.fspath(path))
+    check_whole(root if os.path.isdir(root) else os.path.dirname(os.path.realpath(root)))
     if not os.path.isdir(root):
         if not os.path.exists(root):
             raise InputError(

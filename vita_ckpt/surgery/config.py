@@ -11,13 +11,16 @@ from vita_ckpt.core.anatomy import projectors, towers
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import vita_config
-from vita_ckpt.core.plan import Plan, SetConfig
+from vita_ckpt.core.plan import Plan, Record, SetConfig
+from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.errors import UsageError
 
 _CHOICES = {
     "image_aspect_ratio": ("square", "pad"),
     "tokenizer_padding_side": ("left", "right"),
 }
+
+_PATHS = ("mm_vision_tower", "mm_audio_encoder")
 
 
 def plan_set(checkpoint: Checkpoint, values: Mapping[str, Any]) -> Plan:
@@ -30,7 +33,10 @@ def plan_set(checkpoint: Checkpoint, values: Mapping[str, Any]) -> Plan:
     for key, value in values.items():
         _check(key, value)
     edits = tuple(SetConfig(key, value, "asked for") for key, value in values.items())
-    return Plan("set", checkpoint, edits)
+    # Of a path, for the lineage, only what it leads to is worth knowing.
+    asked = {k: v.rpartition("/")[2] if k in _PATHS and v else v for k, v in values.items()}
+    record = Record(arguments=asked, needs_alignment=needs_alignment(checkpoint))
+    return Plan("set", checkpoint, edits, record=record)
 
 
 def parse_value(key: str, text: str) -> Any:

@@ -17,10 +17,11 @@ from vita_ckpt.core.plan import (
     DropTensor,
     Edit,
     Plan,
+    Record,
     ReplaceTensor,
     SetConfig,
 )
-from vita_ckpt.core.provenance import needs_alignment, record
+from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
 
 KEYWORD: Final = "mm_projector"
@@ -103,16 +104,18 @@ def plan_merge_projector(
     not fit, CastError for a conversion that is not defined and UsageError for extras not found.
     """
     edits, notes = merge_edits(base, adapter, dtype=dtype, extras=extras)
-    inputs = {"base": base, "adapter": adapter}
+    asked = {"dtype": dtype, "extras": sorted(extras)}
     return Plan(
         operation="merge-projector",
         base=base,
-        edits=(
-            *edits,
-            *record(base, "merge-projector", inputs, needs_alignment=needs_alignment(adapter)),
-        ),
+        edits=tuple(edits),
         donors=(adapter,),
         notes=notes,
+        record=Record(
+            roles=("adapter",),
+            arguments={key: value for key, value in asked.items() if value},
+            needs_alignment=needs_alignment(adapter),
+        ),
     )
 
 

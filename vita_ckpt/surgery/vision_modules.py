@@ -22,10 +22,11 @@ from vita_ckpt.core.plan import (
     Edit,
     Plan,
     PutFile,
+    Record,
     ReplaceTensor,
     SetConfig,
 )
-from vita_ckpt.core.provenance import needs_alignment, record
+from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.projector import (
     dominant_dtype,
@@ -105,17 +106,21 @@ def initialize_vision_modules(
     changed = {e.key: e for e in projector_edits if isinstance(e, SetConfig)}
     edits = [e for e in edits if not (isinstance(e, SetConfig) and e.key in changed)]
     edits += changed.values()
-    inputs = {"base": base, "tower": args.vision_tower}
+    donors = {"tower": args.vision_tower}
     if args.pretrain_mm_mlp_adapter is not None:
-        inputs["adapter"] = args.pretrain_mm_mlp_adapter
-    drawn = {"seed": args.seed} if args.projector == "reinit" else {}
-    edits += record(base, operation, inputs, needs_alignment=not aligned, **drawn)
+        donors["adapter"] = args.pretrain_mm_mlp_adapter
     return Plan(
         operation=operation,
         base=base,
         edits=tuple(edits),
-        donors=tuple(donor for role, donor in inputs.items() if role != "base"),
+        donors=tuple(donors.values()),
         notes=(*tower.notes(config), *projector_notes),
+        record=Record(
+            roles=tuple(donors),
+            arguments=_asked(args),
+            seed=args.seed if args.projector == "reinit" else None,
+            needs_alignment=not aligned,
+        ),
     )
 
 
@@ -145,6 +150,18 @@ def plan_extract_tower(
         edits.append(PutFile(PROCESSOR, _json(processor), "the tower's processor"))
     note = f"vision tower: {tower.described}"
     return Plan("extract-tower", EMPTY, tuple(edits), (checkpoint,), (note,))
+
+
+def _asked(args: VisionModelArgs) -> dict[str, Any]:
+    """What was asked for, for the lineage: of a path only what it leads to is worth knowing."""
+    asked = {
+        "mm_vision_tower": args.mm_vision_tower.rpartition("/")[2],
+        "mm_projector_type": args.mm_projector_type,
+        "projector": args.projector,
+        "use_s2": args.use_s2,
+        "s2_scales": args.s2_scales,
+    }
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,172 @@
+"""What was done to a checkpoint, undoing it, and making whole what a dead run left."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from vita_ckpt.api.reading import StrPath
+from vita_ckpt.core.checkpoint import MANIFEST
+from vita_ckpt.core.provenance import needs_alignment, operations
+from vita_ckpt.errors import InputError
+from vita_ckpt.storage import in_place, journal
+from vita_ckpt.storage.directory import open_checkpoint
+from vita_ckpt.storage.leftovers import Leftover, leftovers_in, leftovers_of, remove
+
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """A checkpoint as it was before ``operation``, which was begun at ``time``.
+
+    ``recovered`` is set where the surgery, or an undo of it, had died in the middle.
+    """
+
+    path: str
+    operation: str
+    time: str
+    recovered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Undoable:
+    """The last in-place surgery of a checkpoint, with the bytes that are kept to undo it."""
+
+    operation: str
+    time: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is known of how a checkpoint was made, the first operation first.
+
+    ``operations`` are those of ``vita_ckpt.json``, as they stand there; ``undoable`` is None where
+    nothing can be undone; ``has_manifest`` says whether digests of all files are there.
+    """
+
+    path: str
+    operations: tuple[dict[str, Any], ...]
+    needs_alignment: bool
+    has_manifest: bool
+    undoable: Undoable | None
+
+
+def undo(path: StrPath, *, force: bool = False) -> PutBack:
+    """Bring a checkpoint back to what it was before its last in-place surgery, bit for bit.
+
+    Where a surgery has died in the middle, that one is undone and nothing else. ``force`` undoes
+    even what has changed since, and takes over from a process of another host. Raises InputError
+    if nothing can be undone, MalformedFileError if what was saved is damaged, OutputError if the
+    disk fails.
+    """
+    root = _directory(path)
+    recovered = recover(root, force=force)
+    if recovered is not None:
+        return recovered
+    undone = in_place.undo(root, force=force)
+    return PutBack(root, undone.operation, undone.time, recovered=False)
+
+
+def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
+    """Make a checkpoint whole that an in-place surgery left in the middle: as it was before.
+
+    None if there is nothing to do. Raises InputError while the surgery is under way, or if it ran
+    on another host and ``force`` is not set, and otherwise what :func:`undo` raises.
+    """
+    root = _directory(path)
+    found = in_place.recover(root, force=force)
+    if found is None:
+        return None
+    return PutBack(root, found.operation, found.time, recovered=True)
+
+
+def history(path: StrPath) -> History:
+    """What was done to a checkpoint, and whether the last of it can be undone.
+
+    Raises InputError if the checkpoint cannot be read.
+    """
+    checkpoint = open_checkpoint(path)
+    known = tuple(entry for entry in operations(checkpoint) if isinstance(entry, dict))
+    return History(
+        checkpoint.root,
+        known,
+        needs_alignment(checkpoint),
+        MANIFEST in checkpoint.files,
+        _undoable(checkpoint.root),
+    )
+
+
+def history_to_json(found: History) -> dict[str, Any]:
+    """The history as JSON, in the form of ``schemas/history-v1.json``."""
+    undoable = found.undoable
+    return {
+        "format": "vita-ckpt-history",
+        "version": REPORT_VERSION,
+        "path": found.path,
+        "operations": list(found.operations),
+        "needs_alignment": found.needs_alignment,
+        "has_manifest": found.has_manifest,
+        "undoable": None
+        if undoable is None
+        else {
+            "operation": undoable.operation,
+            "time": undoable.time,
+            "bytes": undoable.nbytes,
+        },
+    }
+
+
+def leftovers(path: StrPath) -> list[Leftover]:
+    """What runs that were killed left in a directory, beside it, and in it if it is a checkpoint.
+
+    The path itself need not exist: an output that never came is looked for beside its place.
+    Raises InputError if neither it nor its directory can be read.
+    """
+    place = os.path.abspath(os.fspath(path))
+    parent = os.path.dirname(place)
+    if not os.path.isdir(parent):
+        raise InputError("not-found", os.fspath(path), expected="a directory", got="nothing")
+    found = leftovers_in(parent) if parent != place else []
+    if os.path.isdir(place):
+        found += [*leftovers_in(place), *leftovers_of(place)]
+    return found
+
+
+def clean(path: StrPath) -> list[tuple[Leftover, bool]]:
+    """Remove what :func:`leftovers` finds, with whether it is gone.
+
+    What belongs to a process that lives, or that ran where it cannot be looked for, stays.
+    """
+    return [(leftover, remove(leftover)) for leftover in leftovers(path)]
+
+
+def drop_undo(path: StrPath) -> int:
+    """Remove what is kept to undo the last in-place surgery; the bytes of it, 0 if there is none.
+
+    Raises InputError if somebody works on the checkpoint.
+    """
+    return in_place.drop_undo(_directory(path))
+
+
+def _undoable(root: str) -> Undoable | None:
+    kept = journal.undo_data(root)
+    if kept is None:
+        return None
+    read = journal.read_journal(kept, root)
+    return Undoable(read.operation, read.time, journal.size_of(kept))
+
+
+def _directory(path: StrPath) -> str:
+    root = os.path.abspath(os.fspath(path))
+    if not os.path.isdir(root):
+        raise InputError(
+            "not-found",
+            os.fspath(path),
+            expected="a checkpoint directory",
+            got="a file" if os.path.lexists(root) else "nothing",
+            hint="check the path",
+        )
+    return root

@@ -1,0 +1,56 @@
+"""``vita-ckpt clean``: what runs that were killed left behind."""
+
+from __future__ import annotations
+
+import click
+
+from vita_ckpt.api import lifecycle
+from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.errors import printable
+
+_WHY_NOT = {
+    "alive": "its process is at work",
+    "elsewhere": "its process ran where it cannot be looked for from here",
+    "dead": "it cannot be removed",
+}
+
+
+@click.command("clean")
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path())
+@click.option(
+    "--undo", is_flag=True, help="Remove what is kept to undo the last in-place surgery of PATH."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.pass_obj
+def command(settings: Settings, paths: tuple[str, ...], undo: bool, dry_run: bool) -> None:
+    """Remove what killed runs left: in PATH, beside it, and in it if it is a checkpoint.
+
+    PATH is a directory of checkpoints, a checkpoint, or the output that never came; by default
+    the working directory. What belongs to a process that is alive, or that ran on another host,
+    is never removed.
+    """
+    for path in paths or (".",):
+        if dry_run:
+            found = [(leftover, leftover.fate == "dead") for leftover in lifecycle.leftovers(path)]
+        else:
+            found = lifecycle.clean(path)
+        for leftover, gone in found:
+            what = f"{render.path(leftover.path)} ({render.size(leftover.nbytes)})"
+            if gone:
+                click.echo(printable(f"{'would remove' if dry_run else 'removed'} {what}"))
+            else:
+                settings.note(f"kept {what}: {_WHY_NOT[leftover.fate]}")
+        if undo:
+            _drop_undo(path, dry_run)
+
+
+def _drop_undo(path: str, dry_run: bool) -> None:
+    if dry_run:
+        undoable = lifecycle.history(path).undoable
+        nbytes = undoable.nbytes if undoable is not None else 0
+    else:
+        nbytes = lifecycle.drop_undo(path)
+    if nbytes:
+        what = f"the undo data of {render.path(path)} ({render.size(nbytes)})"
+        click.echo(printable(f"{'would remove' if dry_run else 'removed'} {what}"))

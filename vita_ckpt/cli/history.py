@@ -1,0 +1,78 @@
+"""``vita-ckpt history``: how a checkpoint was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from vita_ckpt.api.lifecycle import History, history, history_to_json
+from vita_ckpt.cli import render
+from vita_ckpt.errors import printable
+
+
+@click.command("history")
+@click.argument("checkpoint", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema history-v1).")
+def command(checkpoint: str, as_json: bool) -> None:
+    """Say what was done to CHECKPOINT, by its vita_ckpt.json, and whether it can be undone.
+
+    Each operation with its inputs (by name and digest), what was asked for, and how many tensors
+    and files it wrote.
+    """
+    found = history(checkpoint)
+    if as_json:
+        render.echo_json(history_to_json(found))
+    else:
+        click.echo("\n".join(_lines(found)))
+
+
+def _lines(found: History) -> Iterator[str]:
+    yield printable(render.path(found.path))
+    if not found.operations:
+        yield "  no surgery is known"
+    else:
+        yield ""
+        headers = ("time", "operation", "inputs", "asked for", "wrote")
+        yield render.table([_row(entry) for entry in found.operations], headers)
+        yield ""
+    if found.needs_alignment:
+        yield "! the projector was drawn at random: it needs alignment training"
+    if found.has_manifest:
+        yield "· digests of all files: vita-ckpt validate --deep checks them"
+    undoable = found.undoable
+    if undoable is not None:
+        size = render.size(undoable.nbytes)
+        yield printable(
+            f"· {undoable.operation} of {undoable.time} can be undone (vita-ckpt undo); that keeps "
+            f"{size} (vita-ckpt clean --undo)"
+        )
+
+
+def _row(entry: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    return (
+        str(entry.get("time", "")),
+        str(entry.get("operation", "")),
+        ", ".join(
+            f"{role}: {given.get('name', '')}" if isinstance(given, Mapping) else str(role)
+            for role, given in _pairs(entry.get("inputs"))
+        ),
+        ", ".join(
+            f"{key}={value}" for key, value in (*_pairs(entry.get("arguments")), *_seed(entry))
+        ),
+        ", ".join(
+            f"{len(_pairs(written))} {what}"
+            for what, written in _pairs(entry.get("written"))
+            if _pairs(written)
+        ),
+    )
+
+
+def _seed(entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [("seed", entry["seed"])] if "seed" in entry else []
+
+
+def _pairs(value: Any) -> list[tuple[str, Any]]:
+    """The items of an object; nothing of whatever else somebody may have written there."""
+    return list(value.items()) if isinstance(value, Mapping) else []

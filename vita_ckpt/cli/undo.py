@@ -1,0 +1,28 @@
+"""``vita-ckpt undo``: the state before the last in-place surgery."""
+
+from __future__ import annotations
+
+import click
+
+from vita_ckpt.api import lifecycle
+from vita_ckpt.cli import render
+from vita_ckpt.errors import printable
+
+
+@click.command("undo")
+@click.argument("checkpoint", type=click.Path())
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Undo even what has changed since, and take over from a process of another host.",
+)
+def command(checkpoint: str, force: bool) -> None:
+    """Bring CHECKPOINT back to what it was before its last in-place surgery, bit for bit.
+
+    One that died in the middle is undone, and nothing else. Files that have changed since are
+    not overwritten without --force. What was undone cannot be done again by this command.
+    """
+    found = lifecycle.undo(checkpoint, force=force)
+    what = "which had died in the middle" if found.recovered else "undone"
+    path = render.path(found.path)
+    click.echo(printable(f"{path} is as it was before {found.operation} ({found.time}), {what}"))

@@ -1,0 +1,72 @@
+"""``vita_ckpt.manifest.json``: the digest of every file of a checkpoint, of every tensor.
+
+Digests of tensors go with the tensors: a surgery keeps those of what it carries, so that it costs
+what it changes, and damage that was there before does not become the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vita_ckpt.core.sealed import seal, unseal
+
+_KIND: Final = "vita-ckpt-manifest"
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What a file was: its size in bytes, and SHA-256 digests in hex.
+
+    ``sha256`` is that of the whole file, or, of a safetensors file, of its header (the JSON text);
+    ``tensors`` are then those of its tensors, as far as they are known.
+    """
+
+    size: int
+    sha256: str
+    tensors: Mapping[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The digest as JSON."""
+        if self.tensors is None:
+            return {"size": self.size, "sha256": self.sha256}
+        tensors = dict(sorted(self.tensors.items()))
+        return {"size": self.size, "header_sha256": self.sha256, "tensors": tensors}
+
+    @classmethod
+    def from_json(cls, entry: Any) -> FileDigest:
+        """The digest that :meth:`to_json` described; ValueError if ``entry`` is none."""
+        if isinstance(entry, dict) and type(entry.get("size")) is int:
+            tensors = entry.get("tensors")
+            digest = entry.get("sha256" if tensors is None else "header_sha256")
+            if isinstance(digest, str) and isinstance(tensors, dict | None):
+                return cls(entry["size"], digest, tensors)
+        raise ValueError("an entry without size and digest")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The digests of the files of a checkpoint, by their path below it."""
+
+    files: Mapping[str, FileDigest]
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """The digests of all tensors that lie in safetensors files, by name."""
+        return {
+            name: digest
+            for file in self.files.values()
+            for name, digest in (file.tensors or {}).items()
+        }
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as a file, with a digest of itself."""
+    return seal(_KIND, {name: file.to_json() for name, file in sorted(manifest.files.items())})
+
+
+def decode(data: bytes) -> Manifest:
+    """The manifest in ``data``; ValueError unless every byte is as :func:`encode` wrote it."""
+    files = unseal(_KIND, data)
+    return Manifest({name: FileDigest.from_json(entry) for name, entry in files.items()})

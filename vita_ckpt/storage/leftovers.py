@@ -1,0 +1,65 @@
+"""What runs that were killed left behind, and removing it: never what may still be in use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from vita_ckpt.errors import InputError
+from vita_ckpt.storage import journal
+from vita_ckpt.storage.owner import Fate, fate_of_stage, is_stage
+from vita_ckpt.storage.source import os_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A temporary file or directory, its bytes, and what has become of the process it is of."""
+
+    path: str
+    nbytes: int
+    fate: Fate
+
+
+def leftovers_in(directory: str) -> list[Leftover]:
+    """What was staged in a directory and did not become an output, by name.
+
+    Raises InputError if the directory cannot be read.
+    """
+    try:
+        names = sorted(name for name in os.listdir(directory) if is_stage(name))
+    except OSError as error:
+        raise InputError("unreadable-directory", directory, got=os_reason(error)) from error
+    return [_leftover(os.path.join(directory, name), fate_of_stage(name)) for name in names]
+
+
+def leftovers_of(checkpoint: str) -> Iterator[Leftover]:
+    """What in-place surgeries of a checkpoint left beside what counts."""
+    for path, fate in journal.leftovers(checkpoint):
+        yield _leftover(path, fate)
+
+
+def remove(leftover: Leftover) -> bool:
+    """Remove what a dead process left; whether it is gone."""
+    if leftover.fate != "dead":
+        return False
+    if os.path.isdir(leftover.path) and not os.path.islink(leftover.path):
+        shutil.rmtree(leftover.path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            os.unlink(leftover.path)
+    home = os.path.dirname(leftover.path)
+    if os.path.basename(home) == journal.HOME:
+        with suppress(OSError):
+            os.rmdir(home)
+    return not os.path.lexists(leftover.path)
+
+
+def _leftover(path: str, fate: Fate) -> Leftover:
+    if os.path.isdir(path) and not os.path.islink(path):
+        return Leftover(path, journal.size_of(path), fate)
+    with suppress(OSError):
+        return Leftover(path, os.lstat(path).st_size, fate)
+    return Leftover(path, 0, fate)
