@@ -77,7 +77,6 @@ def write_in_place(
     journals.check_whole(root)
     sweep(root)
     surgery = _Surgery(plan, layout, root, dict(known or {}), progress)
-    donors = [file for file in plan.preconditions if file not in plan.base.fingerprint]
     with _said(plan.base.root, "the checkpoint is as it was"):
         check_unchanged(plan.preconditions)
         stage = surgery.prepare(finish, time, check)
@@ -87,7 +86,6 @@ def write_in_place(
             surgery.write()
             if check:
                 check_patched(layout.patched)
-            check_unchanged(donors)
             with deferred_interrupts():
                 surgery.commit()
         except BaseException as error:
@@ -329,6 +327,9 @@ class _Surgery:
         with Inputs() as inputs:
             for shard in self.layout.patched:
                 self._patch(shard, inputs)
+        # All that is read has been read; the base may be read by a second name, as a donor.
+        own = self.plan.base.fingerprint
+        check_unchanged(file for file in self.plan.preconditions if file not in own)
         path = journals.active(self.root)
         self._move_unsaved(path)
         staged = len(self.names) - len(self.layout.removed)
