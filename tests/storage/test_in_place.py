@@ -257,6 +257,25 @@ def test_modes_stay(base: Path, adapter: Path) -> None:
     assert {mode for name, mode in modes.items() if name != "vita_ckpt.json"} == {0o640}
 
 
+@pytest.mark.parametrize("plan", PLANS, ids=lambda p: p.__name__)
+def test_where_there_are_no_hard_links_files_are_moved(
+    base: Path, adapter: Path, plan: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on exFAT, or of files of other people."""
+
+    def refuse(*_paths: object, **_options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    before = files_of(base)
+    plan(base, adapter)
+    monkeypatch.setattr(os, "link", refuse)
+    apply_in_place(plan(base, adapter))
+    assert files_of(base) != before
+    assert not [f for f in validate(base, deep=True).findings if f.severity == "error"]
+    undo(base)
+    assert files_of(base) == before
+
+
 def test_an_extraction_is_not_in_place(base: Path, tmp_path: Path, adapter: Path) -> None:
     with pytest.raises(UsageError, match="not-in-place"):
         apply_in_place(plan_extract_projector(base))

@@ -69,6 +69,6 @@ def command(
     that is a plain language model becomes a VITA checkpoint: the run's config.json and its vision
     tower are needed then.
     """
-    begin(settings, base, in_place=run["in_place"])
+    begin(settings, base, run)
     plan = plans.plan_merge_projector(base, adapter, dtype=dtype, extras=extras, tower=tower)
     return run_plan(settings, plan, verify_first=verify, **run)

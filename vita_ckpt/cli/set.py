@@ -24,7 +24,7 @@ def command(settings: Settings, /, checkpoint: str, pairs: tuple[str, ...], **ru
     Values are checked by the key's type: true, false and null are JSON's, text is taken as it is.
     The weights are not touched; what then disagrees with them is said.
     """
-    begin(settings, checkpoint, in_place=run["in_place"])
+    begin(settings, checkpoint, run)
     return run_plan(settings, plans.plan_set(checkpoint, _values(pairs)), **run)
 
 

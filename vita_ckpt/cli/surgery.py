@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import click
@@ -88,9 +88,9 @@ def _with_options(command: _Command, *options: _Command) -> _Command:
     return command
 
 
-def begin(settings: Settings, base: str, *, in_place: bool) -> None:
+def begin(settings: Settings, base: str, run: Mapping[str, Any]) -> None:
     """Before an in-place surgery is planned: make whole what a dead one left in the middle."""
-    if in_place and os.path.isdir(base):
+    if run["in_place"] and not run["dry_run"] and os.path.isdir(base):
         found = lifecycle.recover(base)
         if found is not None:
             settings.note(f"a {found.operation} of {found.time} had died: {base} is as before it")

@@ -80,7 +80,7 @@ def command(
     the vision config follows; all other parts stay as they are. A projector that no longer fits
     needs a decision: --projector FILE or --projector reinit.
     """
-    begin(settings, base, in_place=run["in_place"])
+    begin(settings, base, run)
     plan = plans.plan_swap_tower(
         base,
         tower,

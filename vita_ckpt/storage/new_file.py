@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
 from vita_ckpt.errors import OutputError, UsageError
+from vita_ckpt.storage.owner import stage_name
 from vita_ckpt.storage.source import os_reason
-from vita_ckpt.storage.syscalls import rename_new
+from vita_ckpt.storage.syscalls import rename_new, sync, sync_directory
 
 
 def write_new(path: str, text: str) -> None:
@@ -43,13 +43,15 @@ def append(path: str, text: str) -> None:
 
 
 def _write(path: str, text: str, move: Callable[[str, str], None]) -> None:
-    stage = os.path.join(os.path.dirname(path), f".vita-ckpt-{secrets.token_hex(6)}.tmp")
+    folder = os.path.dirname(os.path.abspath(path))
+    stage = os.path.join(folder, stage_name())
     try:
         with open(stage, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         move(stage, path)
+        sync_directory(folder)
     except FileExistsError:
         raise
     except OSError as error:
