@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, Layout, LocalFile, Shard, TensorRef
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
-from vita_ckpt.storage.journal import HOME, check_whole
 from vita_ckpt.storage.owner import is_stage
 from vita_ckpt.storage.safetensors_file import read_safetensors
 from vita_ckpt.storage.source import check_same, identify, os_reason, read_json_object
+from vita_ckpt.storage.wholeness import HOME, check_whole
 
 CONFIG: Final = "config.json"
 SAFETENSORS: Final = "model.safetensors"

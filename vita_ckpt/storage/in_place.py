@@ -33,6 +33,7 @@ from vita_ckpt.storage.safetensors_file import read_safetensors
 from vita_ckpt.storage.source import identify, opened, os_reason, read_at
 from vita_ckpt.storage.stream import Inputs, Progress, Writer, no_progress, tensor_bytes
 from vita_ckpt.storage.syscalls import sync, sync_directory
+from vita_ckpt.storage.wholeness import active, check_whole, home, is_mid_surgery
 
 _STEP: Final = 4 << 20
 # Room for what is small: texts, the journal, directories.
@@ -74,7 +75,7 @@ def write_in_place(
     where a conversion loses a value, OutputError if the disk fails.
     """
     root = os.path.realpath(plan.base.root)
-    journals.check_whole(root)
+    check_whole(root)
     sweep(root)
     surgery = _Surgery(plan, layout, root, dict(known or {}), progress)
     with _said(plan.base.root, "the checkpoint is as it was"):
@@ -104,7 +105,7 @@ def undo(root: str, *, force: bool = False) -> Journal:
     MalformedFileError if what was saved is damaged; OutputError if the disk fails.
     """
     root = os.path.realpath(root)
-    journals.check_whole(root)
+    check_whole(root)
     kept = journals.undo_data(root)
     if kept is None:
         raise InputError(
@@ -120,10 +121,10 @@ def undo(root: str, *, force: bool = False) -> Journal:
             _check_since(root, journal)
         with deferred_interrupts():
             try:
-                os.rename(kept, journals.active(root))
+                os.rename(kept, active(root))
             except OSError as error:
                 raise _lost(root, error) from error
-            sync_directory(journals.home(root))
+            sync_directory(home(root))
             _put_back(root, journal)
     return journal
 
@@ -136,9 +137,9 @@ def recover(root: str, *, force: bool = False) -> Journal | None:
     OutputError as :func:`undo` does.
     """
     root = os.path.realpath(root)
-    if not journals.is_mid_surgery(root):
+    if not is_mid_surgery(root):
         return None
-    path = journals.active(root)
+    path = active(root)
     with _claimed(path, root, force=force):
         journal = journals.read_journal(path, root)
         _check_saved(path, root, journal)
@@ -203,7 +204,7 @@ class _Surgery:
         journal = Journal(self.plan.operation, time, patched, replaced)
         _write(os.path.join(stage, journals.JOURNAL), journal.encode())
         sync_directory(stage)
-        sync_directory(journals.home(self.root))
+        sync_directory(home(self.root))
         sync_directory(self.root)
 
     def _save_ranges(self, stage: str, digests: Mapping[str, str]) -> tuple[PatchedFile, ...]:
@@ -307,13 +308,13 @@ class _Surgery:
     def activate(self, stage: str) -> None:
         """From here on the checkpoint is mid-surgery. Of several surgeries one gets here."""
         check_unchanged(self.plan.preconditions)
-        path = journals.active(self.root)
+        path = active(self.root)
         try:
             os.rename(stage, path)
         except OSError as error:
             raise _lost(self.root, error) from error
         try:
-            sync_directory(journals.home(self.root))
+            sync_directory(home(self.root))
             # Another surgery may have come and gone between the look and the rename: then what
             # was saved is not what is there.
             check_unchanged(self.plan.preconditions)
@@ -330,7 +331,7 @@ class _Surgery:
         # All that is read has been read; the base may be read by a second name, as a donor.
         own = self.plan.base.fingerprint
         check_unchanged(file for file in self.plan.preconditions if file not in own)
-        path = journals.active(self.root)
+        path = active(self.root)
         self._move_unsaved(path)
         staged = len(self.names) - len(self.layout.removed)
         for number, name in enumerate(self.names):
@@ -358,10 +359,10 @@ class _Surgery:
     def commit(self) -> None:
         """The surgery is done: its journal becomes undo data, and that of the last one goes."""
         earlier = journals.undo_data(self.root)
-        path, kept = journals.active(self.root), journals.next_undo(self.root)
+        path, kept = active(self.root), journals.next_undo(self.root)
         os.rename(path, kept)
         try:
-            sync_directory(journals.home(self.root))
+            sync_directory(home(self.root))
         except OSError:
             os.rename(kept, path)
             raise
@@ -386,7 +387,7 @@ class _Surgery:
 
 def _roll_back(root: str, error: BaseException) -> None:
     """Put back what was there after ``error``; if that fails too, say what to do."""
-    path = journals.active(root)
+    path = active(root)
     try:
         _put_back(root, journals.read_journal(path, root))
     except (OSError, InputError) as worse:
@@ -403,7 +404,7 @@ def _roll_back(root: str, error: BaseException) -> None:
 
 def _put_back(root: str, journal: Journal) -> None:
     """Every byte and name as it was before; doing it again changes nothing."""
-    path = journals.active(root)
+    path = active(root)
     for patched in journal.patched:
         _check_name(root, patched.name)
         with (
@@ -433,7 +434,7 @@ def _retire(root: str, path: str) -> None:
     """Take a journal out of use, in one step, and remove it."""
     trash = journals.temporary(root, "trash")
     os.rename(path, trash)
-    sync_directory(journals.home(root))
+    sync_directory(home(root))
     _remove(trash)
 
 
@@ -446,12 +447,12 @@ def _remove(path: str) -> None:
 
 def _make(stage: str) -> None:
     """A new directory of ours; the one around it may go away meanwhile."""
-    home = os.path.dirname(stage)
+    folder = os.path.dirname(stage)
     for attempts_left in reversed(range(8)):
         with suppress(FileExistsError):
-            os.mkdir(home, 0o777)
-        if os.path.islink(home):
-            raise InputError("not-a-directory", home, expected="a directory", got="a link")
+            os.mkdir(folder, 0o777)
+        if os.path.islink(folder):
+            raise InputError("not-a-directory", folder, expected="a directory", got="a link")
         try:
             os.mkdir(stage, 0o777)
         except FileNotFoundError:
@@ -554,7 +555,7 @@ def _ranges(shard: PatchedShard, digests: Mapping[str, str]) -> Iterator[tuple[i
 
 
 def _check_name(root: str, name: str) -> None:
-    check_inside(root, name, os.path.join(journals.home(root), journals.JOURNAL))
+    check_inside(root, name, os.path.join(home(root), journals.JOURNAL))
 
 
 @contextmanager
@@ -642,7 +643,7 @@ def _claimed(path: str, root: str, *, force: bool = False) -> Iterator[None]:
         yield
     except OSError as error:
         journals.disown(path)
-        journals.disown(journals.active(root))
+        journals.disown(active(root))
         raise io_error(error, root, f"then: vita-ckpt recover {root}") from error
     except BaseException:
         journals.disown(path)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,20 +25,18 @@ from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.core.sealed import seal, unseal
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.owner import Fate, current, parse
-from vita_ckpt.storage.source import opened, os_reason, read_at
+from vita_ckpt.storage.source import opened, read_at
 from vita_ckpt.storage.syscalls import sync_directory
+from vita_ckpt.storage.wholeness import NOBODY, home, owner_file, who
 
-HOME: Final = ".vita-ckpt"
 JOURNAL: Final = "journal.json"
 RANGES: Final = "ranges"
 OLD: Final = "old"
 NEW: Final = "new"
 
 _KIND: Final = "vita-ckpt-journal"
-_ACTIVE: Final = "active"
 _UNDO: Final = re.compile(r"undo-([0-9]{1,9})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"(prepare|trash)-[0-9a-f]{12}-(?P<tag>.+)", re.ASCII)
-_NOBODY: Final = "owner-nobody"
 _LARGEST: Final = 64 << 20
 
 
@@ -117,33 +114,6 @@ class Journal:
         )
 
 
-def home(root: str) -> str:
-    """The directory of the journals of a checkpoint."""
-    return os.path.join(root, HOME)
-
-
-def active(root: str) -> str:
-    """Where the journal of a surgery under way lies."""
-    return os.path.join(root, HOME, _ACTIVE)
-
-
-def is_mid_surgery(root: str) -> bool:
-    """Whether an in-place surgery of this directory is under way, or died."""
-    return not os.path.islink(home(root)) and os.path.lexists(active(root))
-
-
-def check_whole(root: str) -> None:
-    """Raise InputError if the directory is in the middle of an in-place surgery."""
-    if is_mid_surgery(root):
-        raise InputError(
-            "mid-surgery",
-            root,
-            expected="a checkpoint that is whole",
-            got=_who(root),
-            hint=f"vita-ckpt recover {root}",
-        )
-
-
 def undo_data(root: str) -> str | None:
     """The directory of what undoes the last in-place surgery; None if there is none."""
     kept = [name for name in _entries(root) if _UNDO.fullmatch(name)]
@@ -171,7 +141,7 @@ def leftovers(root: str) -> Iterator[tuple[str, Fate]]:
 
 def temporary(root: str, what: str) -> str:
     """A new name of ours, ``prepare-…`` or ``trash-…``."""
-    return os.path.join(home(root), f"{what}-{secrets.token_hex(6)}-{current().tag}")
+    return os.path.join(home(root), f"{what}-{os.urandom(6).hex()}-{current().tag}")
 
 
 def own(directory: str) -> None:
@@ -184,7 +154,7 @@ def disown(directory: str) -> None:
     """Nobody works on this journal any more; it does not matter if that cannot be said."""
     with suppress(OSError):
         os.rename(
-            os.path.join(directory, f"owner-{current().tag}"), os.path.join(directory, _NOBODY)
+            os.path.join(directory, f"owner-{current().tag}"), os.path.join(directory, NOBODY)
         )
 
 
@@ -193,9 +163,9 @@ def claim(directory: str, root: str, *, force: bool = False) -> None:
 
     Raises InputError if its owner lives, or may live elsewhere and ``force`` is not set.
     """
-    name = _owner_file(directory)
+    name = owner_file(directory)
     owner = parse(name.removeprefix("owner-"))
-    fate = "dead" if name == _NOBODY else "elsewhere" if owner is None else owner.fate()
+    fate = "dead" if name == NOBODY else "elsewhere" if owner is None else owner.fate()
     if fate == "alive":
         raise _busy(root, f"{owner}, which is at work on it")
     if fate == "elsewhere" and not force:
@@ -215,7 +185,7 @@ def claim(directory: str, root: str, *, force: bool = False) -> None:
 
 def busy(root: str) -> InputError:
     """The error for a surgery of a directory of which another one is under way."""
-    return _busy(root, _who(root))
+    return _busy(root, who(root))
 
 
 def read_journal(directory: str, root: str) -> Journal:
@@ -310,35 +280,13 @@ def _number(path: str) -> int:
     return int(path.rpartition("-")[2])
 
 
-def _owner_file(directory: str) -> str:
-    if os.path.islink(directory):
-        raise InputError("not-a-directory", directory, expected="a directory", got="a link")
-    try:
-        names = [name for name in os.listdir(directory) if name.startswith("owner-")]
-    except OSError as error:
-        raise InputError("unreadable-directory", directory, got=os_reason(error)) from error
-    return min(names, default=_NOBODY)
-
-
 def _fate(directory: str) -> Fate:
     try:
-        name = _owner_file(directory)
+        name = owner_file(directory)
     except InputError:
         return "elsewhere"
     owner = parse(name.removeprefix("owner-"))
-    return "dead" if name == _NOBODY else "elsewhere" if owner is None else owner.fate()
-
-
-def _who(root: str) -> str:
-    """Who is or was at work on a checkpoint, for a person."""
-    try:
-        owner = parse(_owner_file(active(root)).removeprefix("owner-"))
-    except InputError:
-        owner = None
-    if owner is None:
-        return "an in-place surgery that did not end"
-    done = {"alive": "is at work on it", "dead": "died", "elsewhere": "may be at work on it"}
-    return f"an in-place surgery of {owner}, which {done[owner.fate()]}"
+    return "dead" if name == NOBODY else "elsewhere" if owner is None else owner.fate()
 
 
 def _busy(root: str, got: str) -> InputError:

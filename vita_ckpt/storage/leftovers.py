@@ -12,6 +12,7 @@ from vita_ckpt.errors import InputError
 from vita_ckpt.storage import journal
 from vita_ckpt.storage.owner import Fate, fate_of_stage, is_stage
 from vita_ckpt.storage.source import os_reason
+from vita_ckpt.storage.wholeness import HOME
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def remove(leftover: Leftover) -> bool:
         with suppress(OSError):
             os.unlink(leftover.path)
     home = os.path.dirname(leftover.path)
-    if os.path.basename(home) == journal.HOME:
+    if os.path.basename(home) == HOME:
         with suppress(OSError):
             os.rmdir(home)
     return not os.path.lexists(leftover.path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -81,7 +80,7 @@ def parse(tag: str) -> Owner | None:
 
 def stage_name() -> str:
     """A new name for what is being written, beside its place: it says that it is ours."""
-    return f".vita-ckpt-{secrets.token_hex(6)}-{current().tag}.tmp"
+    return f".vita-ckpt-{os.urandom(6).hex()}-{current().tag}.tmp"
 
 
 def is_stage(name: str) -> bool:

@@ -32,8 +32,8 @@ from vita_ckpt.storage.directory import (
     read_shard,
     weight_map_of,
 )
-from vita_ckpt.storage.journal import check_whole
 from vita_ckpt.storage.source import read_json_object
+from vita_ckpt.storage.wholeness import check_whole
 
 _T = TypeVar("_T")
 
