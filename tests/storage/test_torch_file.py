@@ -210,6 +210,8 @@ def test_opcodes_that_build_objects_are_refused(tmp_path: Path, pickled: bytes, 
         b"S'" + b"a" * 100_000,
         b"\x80\x02K\x01Q.",
         b"(" * 1000 + b".",
+        b"S'\\q'\n0",
+        b"\x80\x04K\x01K\x02\x93.",
     ],
 )
 def test_malformed_pickles_are_named(tmp_path: Path, pickled: bytes) -> None:
@@ -388,6 +390,14 @@ TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00"
 )
 def test_small_pickles_that_build_much_are_refused_at_once(tmp_path: Path, pickled: bytes) -> None:
     path = archive(tmp_path / "x.bin", pickled, data__0=bytes(16))
+    with pytest.raises(MalformedFileError, match="invalid-pickle"):
+        read_torch(str(path))
+
+
+def test_a_global_of_tuples_of_tuples_is_refused_at_once(tmp_path: Path) -> None:
+    """Each of sixty lines names the last one twice: as text it would have 2^60 brackets."""
+    pickled = once(b")r\x01\x00\x00\x00" + b"h\x01h\x01\x86r\x01\x00\x00\x00" * 60 + b"h\x01\x93")
+    path = archive(tmp_path / "x.bin", pickled)
     with pytest.raises(MalformedFileError, match="invalid-pickle"):
         read_torch(str(path))
 

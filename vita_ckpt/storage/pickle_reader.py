@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NoReturn, Protocol
 
 from vita_ckpt.core.checkpoint import Shape
@@ -21,6 +22,8 @@ LARGEST_PICKLE: Final = 16 << 20
 
 # A few bytes of pickle can name one large value again and again: what is built is bounded too.
 _MOST_ITEMS: Final = 1 << 20
+# A tensor takes about thirty opcodes; an empty dict takes one, and seventy bytes of memory.
+_MOST_OPCODES: Final = 1 << 22
 _MOST_DIMENSIONS: Final = 64
 _LARGEST_INDEX: Final = 1 << 31
 
@@ -93,6 +96,13 @@ _CONSTANTS: Final[dict[str, Any]] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": 
 _TUPLES: Final = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
+# What malformed pickles raise; the escapes of old strings are a warning, which may be an error too.
+_MALFORMED: Final = (
+    *(ValueError, IndexError, TypeError, EOFError, RecursionError, OverflowError),
+    DeprecationWarning,
+)
+
+
 class PickleStream(Protocol):
     """What the machine reads from: a binary file whose reads are bounded by its owner."""
 
@@ -149,7 +159,7 @@ def read_pickle(
     """
     try:
         return _Machine(path, {} if storages is None else storages).run(stream)
-    except (ValueError, IndexError, TypeError, EOFError, RecursionError, OverflowError) as error:
+    except _MALFORMED as error:
         raise MalformedFileError(
             "invalid-pickle", path, expected="a pickle written by torch.save", got=str(error)
         ) from error
@@ -164,11 +174,12 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, stream: PickleStream) -> Any:
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+        opcodes = pickletools.genops(stream)  # type: ignore[arg-type]
+        for opcode, argument, _ in islice(opcodes, _MOST_OPCODES):
             if opcode.name == "STOP":
                 return self._stack.pop()
             self._step(opcode.name, argument)
-        raise EOFError("the pickle has no end")
+        raise EOFError("the pickle has no end, or more opcodes than a state dict")
 
     def _step(self, name: str, argument: Any) -> None:  # noqa: PLR0912 - one arm per opcode
         stack = self._stack
@@ -205,7 +216,10 @@ class _Machine:
         elif name == "GLOBAL":
             stack.append(self._global(argument.replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
-            stack.append(self._global(".".join(map(str, self._pop(2)))))
+            module, attribute = self._pop(2)
+            if not (isinstance(module, str) and isinstance(attribute, str)):
+                raise ValueError("a global whose name is no text")
+            stack.append(self._global(f"{module}.{attribute}"))
         elif name == "BINPERSID":
             stack.append(self._storage(stack.pop()))
         elif name == "REDUCE":
