@@ -368,6 +368,7 @@ def test_config(base: Path, rule: str, change: Change) -> None:
         write("preprocessor_config.json", '{"size": 8, "crop_size": 8}'),
         write("preprocessor_config.json", '{"size": {"shortest_edge": 8}}'),
         write("tokenizer.json", json.dumps({"model": {"vocab": {"a": 0}}})),
+        write("tokenizer.json", json.dumps({"model": {"vocab": [["a", -1.0], [["b"], 0], [{}]]}})),
         write("README.md", "hello"),
         put("model.layers.0.self_attn.rotary_emb.inv_freq", 2),
         config(tie_word_embeddings=...),
@@ -489,6 +490,8 @@ class TestLora:
             ({"base_model_name_or_path": None}, "lora-base-absent"),
             ({"base_model_name_or_path": "/nowhere/base"}, "lora-base-absent"),
             ({"base_model_name_or_path": "nobody/nothing"}, "lora-base-absent"),
+            ({"base_model_name_or_path": "no\0body/nothing"}, "lora-base-absent"),
+            ({"base_model_name_or_path": "nobody/\ud800"}, "lora-base-absent"),
         ):
             assert rule in rules(self.run_at(tmp_path / "run", base, **values)), values
         run = self.run_at(tmp_path / "run", base)

@@ -88,7 +88,7 @@ def _in_hub_cache(name: str) -> str | None:
     folder = os.path.join(HF_HUB_CACHE, "models--" + name.replace("/", "--"), "snapshots")
     try:
         found = [os.path.join(folder, entry) for entry in os.listdir(folder)]
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return None
     return max(found, key=os.path.getmtime, default=None)
 
@@ -97,7 +97,8 @@ def _vocabulary(vocab: Any) -> set[str] | None:
     if isinstance(vocab, Mapping):
         return set(vocab)
     if isinstance(vocab, list):  # unigram: [piece, score]
-        return {entry[0] for entry in vocab if isinstance(entry, list) and entry}
+        pieces = (entry[0] for entry in vocab if isinstance(entry, list) and entry)
+        return {piece for piece in pieces if isinstance(piece, str)}
     return None
 
 
