@@ -240,15 +240,15 @@ def _read_indexed(
 ) -> None:
     path = os.path.join(root, index_name)
     weight_map = weight_map_of(index, path)
-    shards = sorted(set(weight_map.values()))
+    shards = tensors_by_shard(weight_map)
     for shard in shards:
         check_inside(root, shard, path)
     both = ambiguous_weights(root, index_name, names, shards)
     if both is not None:
         raise both
-    for shard in shards:
+    for shard, promised in shards.items():
         found = weights.read(root, shard)
-        for error in index_mismatches(path, weight_map, shard, found):
+        for error in index_mismatches(path, weight_map, shard, promised, found):
             raise error
 
 
@@ -263,6 +263,14 @@ def weight_map_of(index: Mapping[str, Any], path: str) -> dict[str, str]:
                 "invalid-index", f"{path}: {tensor}", expected="a file name", got=repr(shard)
             )
     return weight_map
+
+
+def tensors_by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
+    """The files that an index names, sorted, each with the tensors that it promises there."""
+    shards: dict[str, list[str]] = {}
+    for tensor, shard in weight_map.items():
+        shards.setdefault(shard, []).append(tensor)
+    return dict(sorted(shards.items()))
 
 
 def ambiguous_weights(
@@ -282,9 +290,13 @@ def ambiguous_weights(
 
 
 def index_mismatches(
-    index_path: str, weight_map: Mapping[str, str], shard: str, found: Iterable[str]
+    index_path: str,
+    weight_map: Mapping[str, str],
+    shard: str,
+    promised: Iterable[str],
+    found: Iterable[str],
 ) -> Iterator[MalformedFileError]:
-    """How an index and the tensors ``found`` in a shard disagree, both ways."""
+    """How the tensors ``promised`` in a shard and those ``found`` there disagree, both ways."""
     folder, index_name = os.path.split(index_path)
     there = dict.fromkeys(found)
     for tensor in there:
@@ -295,8 +307,8 @@ def index_mismatches(
                 expected=f"{index_name} to name this file for it",
                 got=repr(weight_map.get(tensor, "nothing")),
             )
-    for tensor, named in weight_map.items():
-        if named == shard and tensor not in there:
+    for tensor in promised:
+        if tensor not in there:
             yield MalformedFileError(
                 "index-mismatch",
                 f"{index_path}: {tensor}",

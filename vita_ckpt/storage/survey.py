@@ -30,6 +30,7 @@ from vita_ckpt.storage.directory import (
     open_file,
     read_optional,
     read_shard,
+    tensors_by_shard,
     weight_map_of,
 )
 from vita_ckpt.storage.source import read_json_object
@@ -147,18 +148,18 @@ class _Surveyor:
         weight_map = self._attempt(path, lambda: weight_map_of(index, path))
         if weight_map is None:
             return
-        shards = sorted(set(weight_map.values()))
+        shards = tensors_by_shard(weight_map)
         both = ambiguous_weights(self.root, index_name, names, shards)
         if both is not None:
             self._note(self.root, both)
         complete = True
-        for name in shards:
+        for name, promised in shards.items():
             found = self._shard(name, path)
             if found is None:
                 complete = False
-                self.unread |= {tensor for tensor, shard in weight_map.items() if shard == name}
+                self.unread |= set(promised)
                 continue
-            for error in index_mismatches(path, weight_map, name, found):
+            for error in index_mismatches(path, weight_map, name, promised, found):
                 self._note(path, error)
         if complete:
             self._total_size(path, index)
