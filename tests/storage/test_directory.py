@@ -406,6 +406,20 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
         open_checkpoint(root / "model.safetensors.index.json")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_nests_no_deeper_than_it_can_be_copied(tmp_path: Path, name: str) -> None:
+    root = write_checkpoint(tmp_path / "c", Spec(layers=1), shards=2)
+    good = json.loads((root / name).read_text())
+    for levels in (99, 100, 500, 900, 5000):
+        deep = json.dumps({**good, "x": "X"}).replace('"X"', "[" * levels + "]" * levels)
+        (root / name).write_text(deep)
+        if levels < 100:
+            assert open_checkpoint(root).tensors
+            continue
+        with pytest.raises(InputError, match=r"invalid-json.*nested too deeply"):
+            open_checkpoint(root)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
     lambda inner: (

@@ -22,7 +22,7 @@ from vita_ckpt.core.checkpoint import (
 )
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.report import Finding, Report, worst_first
-from vita_ckpt.errors import MalformedFileError, printable
+from vita_ckpt.errors import printable
 
 REPORT_VERSION: Final = 1
 
@@ -40,7 +40,6 @@ _NOT_BY_BYTES: Final = (
 )
 _KINDS: Final = ("tensor", "config", "file")
 _ANY: Final = tuple(f"{kind}:*" for kind in _KINDS)
-_DEEPEST: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +207,7 @@ def compare_checkpoints(
 
     ``other_tensors`` and ``other_files`` are the names of what both have and whose bytes differ;
     ``distances`` those of the tensors whose values can be compared, None where they were not. A
-    lone weight file has neither config nor files, so they are not compared with it. Raises
-    InputError for a config that is nested more deeply than any config is.
+    lone weight file has neither config nor files, so they are not compared with it.
     """
     tensors = tuple(_tensors(a, b, other_tensors, distances or {}))
     whole = not (_is_lone(a) or _is_lone(b))
@@ -353,19 +351,6 @@ def _config(a: Checkpoint, b: Checkpoint) -> Iterator[ConfigDifference]:
 def _canonical(checkpoint: Checkpoint) -> dict[str, str]:
     """The config's values as JSON, in which true is not 1 and a NaN is a NaN."""
     config = checkpoint.config or {}
-    waiting: list[tuple[int, Any]] = [(0, config)]
-    while waiting:
-        depth, value = waiting.pop()
-        if depth > _DEEPEST:
-            raise MalformedFileError(
-                "invalid-json",
-                f"{checkpoint.root}/{_CONFIG}",
-                expected=f"at most {_DEEPEST} levels",
-                got="nested too deeply",
-            )
-        inner = value.values() if isinstance(value, Mapping) else value
-        if isinstance(value, (Mapping, list, tuple)):
-            waiting += ((depth + 1, one) for one in inner)
     return {key: json.dumps(value, sort_keys=True) for key, value in config.items()}
 
 

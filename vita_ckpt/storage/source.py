@@ -14,6 +14,8 @@ from vita_ckpt.core.checkpoint import LocalFile
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 
 _LARGEST_JSON = 64 << 20
+# No config nests as deeply; what does is more than who copies or writes it has stack for.
+_DEEPEST_JSON = 100
 
 
 @contextmanager
@@ -121,7 +123,22 @@ def read_json_object(path: str) -> tuple[dict[str, Any], LocalFile]:
         raise MalformedFileError(
             "invalid-json", path, expected="a JSON object", got=f"a {type(value).__name__}"
         )
+    if data.count(b"[") + data.count(b"{") > _DEEPEST_JSON and _is_deeper(value, _DEEPEST_JSON):
+        raise MalformedFileError(
+            "invalid-json",
+            path,
+            expected=f"at most {_DEEPEST_JSON} levels",
+            got="nested too deeply",
+        )
     return value, LocalFile(file.path, file.size, file.mtime_ns, digest(data))
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for values in inner for v in values if isinstance(v, (dict, list))]
+    return bool(level)
 
 
 def raise_lfs_pointer(path: str) -> NoReturn:
