@@ -485,6 +485,8 @@ class TestLora:
         for values, rule in (
             ({"r": 8}, "lora-rank-mismatch"),
             ({"r": None}, "lora-rank-mismatch"),
+            ({"r": [[4]]}, "lora-rank-mismatch"),
+            ({"r": {}}, "lora-rank-mismatch"),
             ({"lora_alpha": 0}, "lora-alpha"),
             ({"lora_alpha": "16"}, "lora-alpha"),
             ({"base_model_name_or_path": None}, "lora-base-absent"),

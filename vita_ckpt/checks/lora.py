@@ -85,7 +85,7 @@ def _halves(checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs) ->
         shapes = refs[halves["A"]].shape, refs[halves["B"]].shape
         ranks = {shapes[0][0] if shapes[0] else 0, shapes[1][1] if len(shapes[1]) > 1 else 0}
         wanted = _rank(module, config)
-        if ranks != {wanted} and type(wanted) is int:
+        if type(wanted) is int and ranks != {wanted}:
             wrong_ranks += 1
             if wrong_ranks <= _NAMED:
                 yield finding(
