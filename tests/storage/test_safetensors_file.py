@@ -63,6 +63,7 @@ BROKEN = [
     ("invalid-tensor-entry", entry()[:-2] + ', "x": 1e999}}', bytes(4)),
     ("invalid-tensor-entry", entry()[:-2] + f', "x": {"9" * 5000}}}}}', bytes(4)),
     ("invalid-header-utf8", entry(x=["\ud800"]), bytes(4)),
+    ("invalid-header-utf8", entry(**{"\ud800": 1}), bytes(4)),
     ("unknown-dtype", entry(dtype="f32"), bytes(4)),
     ("unknown-dtype", entry(dtype=["F32"]), bytes(4)),
     ("invalid-shape", entry(shape=[-1]), bytes(4)),

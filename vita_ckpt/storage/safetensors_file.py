@@ -259,7 +259,8 @@ def _check_ignored(entry: Mapping[str, Any], subject: str) -> None:
 
     It cannot where they nest deeply, or hold a number or a text that has no binary form.
     """
-    level: list[Any] = [v for k, v in entry.items() if k not in ("dtype", "shape", "data_offsets")]
+    ignored = {k: v for k, v in entry.items() if k not in ("dtype", "shape", "data_offsets")}
+    level: list[Any] = [*ignored, *ignored.values()]
     for _ in range(_DEEPEST_IGNORED):
         if not level:
             return
