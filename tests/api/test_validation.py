@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from fixtures.builder import (
     Spec,
     TowerSpec,
+    checkpoint_shapes,
     mm_projector,
     snapshot,
     write_adapter,
@@ -24,7 +25,7 @@ from fixtures.builder import (
     write_tower,
 )
 from tests.conftest import BASES, GOLDEN
-from vita_ckpt import InputError, UsageError, apply, plan_swap_tower
+from vita_ckpt import InputError, UsageError, apply, explain, plan_swap_tower
 from vita_ckpt.api.validation import KINDS, holds_checkpoints, validate, validate_all
 from vita_ckpt.checks.rules import GROUPS, RULES
 from vita_ckpt.core.report import Report
@@ -377,6 +378,16 @@ def test_config(base: Path, rule: str, change: Change) -> None:
 def test_what_is_odd_but_legal(base: Path, change: Change) -> None:
     change(base)
     assert set(rules(base)) <= {"tower-path-unreachable"}
+
+
+def test_widths_that_no_model_has(tmp_path: Path) -> None:
+    """Four times such a number has more digits than Python prints."""
+    shapes = checkpoint_shapes(Spec(projector="vanilla"))
+    del shapes["model.mm_projector.linear.bias"]
+    root = write_checkpoint(tmp_path / "c", Spec(projector="vanilla"), only=shapes)
+    edit_json(root / "config.json", mm_hidden_size=10**4300 - 1)
+    assert "unknown-projector" in rules(root)
+    assert explain(root).stories[0].missing == ()
 
 
 def test_more_embeddings_than_tokens_is_a_note(base: Path) -> None:

@@ -27,7 +27,6 @@ from vita_ckpt.checks.story import (
 )
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, tower_tensors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
-from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, TensorRef
 from vita_ckpt.core.fit import compare
@@ -312,11 +311,11 @@ def _wanted_projector(
     kind = config.get("mm_projector_type", projectors.DEFAULT_TYPE)
     if not isinstance(kind, str) or not projectors.is_known(kind):
         teller.stop("unknown-projector-type", f"mm_projector_type {kind!r}")
-    wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
-    if type(wide) is not int or type(out) is not int:
+    projector = projectors.of_config(config)
+    if projector is None:
         return {n: t.shape for n, (t, _) in found.items() if n.startswith(parts.PROJECTOR_PREFIX)}
-    shapes = projectors.expected_shapes(Projector(kind, wide, out))
-    teller.step("projector", f"{kind} {wide}→{out}, from the config")
+    shapes = projectors.expected_shapes(projector)
+    teller.step("projector", f"{projector}, from the config")
     return {parts.PROJECTOR_PREFIX + name: shape for name, shape in shapes.items()}
 
 

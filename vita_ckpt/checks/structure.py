@@ -10,7 +10,6 @@ from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, tower_tensors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
 from vita_ckpt.core.fit import compare
 from vita_ckpt.core.report import Finding
@@ -220,11 +219,10 @@ def _projector(subject: Subject) -> Iterator[Finding]:
         return
     if projectors.candidates(shapes):
         return  # complete: whether it is the right one is a rule of the config
-    wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
-    if not projectors.is_known(kind) or type(wide) is not int or type(out) is not int:
+    projector = projectors.of_config(config)
+    if projector is None:
         yield _unknown_projector(checkpoint, shapes, parts.PROJECTOR_PREFIX)
         return
-    projector = Projector(kind, wide, out)
     wanted = projectors.expected_shapes(projector)
     prefix = parts.PROJECTOR_PREFIX
     yield from _misfits(

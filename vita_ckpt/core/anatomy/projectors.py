@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt, prod
-from typing import Final
+from typing import Any, Final
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -16,6 +16,9 @@ DEFAULT_TYPE: Final = "mlp2x_gelu"
 
 _MLP: Final = re.compile(r"mlp([1-9][0-9]{0,3})x_gelu", re.ASCII)
 _SPP: Final = ("v1", "v2", "v3")
+
+# No model is wider; a config that says so is not believed.
+_LARGEST_WIDTH: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,17 @@ def is_known(projector_type: str) -> bool:
     input through unprojected; here it is unknown.
     """
     return _kind(projector_type) is not None
+
+
+def of_config(config: Mapping[str, Any]) -> Projector | None:
+    """The projector that a VITA config describes; None where a type is unknown or a width is none."""
+    kind = config.get("mm_projector_type", DEFAULT_TYPE)
+    wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
+    if not isinstance(kind, str) or not is_known(kind):
+        return None
+    if not all(type(width) is int and 0 < width < _LARGEST_WIDTH for width in (wide, out)):
+        return None
+    return Projector(kind, wide, out)
 
 
 def expected_shapes(projector: Projector) -> dict[str, Shape]:
