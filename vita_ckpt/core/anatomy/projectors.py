@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt, prod
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -43,14 +43,11 @@ def is_known(projector_type: str) -> bool:
 
 
 def of_config(config: Mapping[str, Any]) -> Projector | None:
-    """The projector that a VITA config describes; None where a type is unknown or a width is none."""
+    """The projector that a VITA config describes; None for an unknown type or no width."""
     kind = config.get("mm_projector_type", DEFAULT_TYPE)
     wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
-    if not isinstance(kind, str) or not is_known(kind):
-        return None
-    if not all(type(width) is int and 0 < width < _LARGEST_WIDTH for width in (wide, out)):
-        return None
-    return Projector(kind, wide, out)
+    known = isinstance(kind, str) and is_known(kind)
+    return Projector(kind, wide, out) if known and _is_width(wide) and _is_width(out) else None
 
 
 def expected_shapes(projector: Projector) -> dict[str, Shape]:
@@ -153,6 +150,10 @@ def tokens_out(projector_type: str, tokens: int) -> int | None:
             return None
         return ((side + (kind == "ldp")) // 2) ** 2
     return tokens
+
+
+def _is_width(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 < value < _LARGEST_WIDTH
 
 
 def _kind(projector_type: str) -> str | None:
