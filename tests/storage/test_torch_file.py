@@ -303,6 +303,18 @@ def test_compressed_and_duplicate_entries_are_refused(tmp_path: Path) -> None:
         read_torch(str(path))
 
 
+def test_an_entry_that_calls_itself_a_directory_is_refused(tmp_path: Path) -> None:
+    """torch takes its word for it, and gives what stood in memory for the values of the tensor."""
+    path = tmp_path / "x.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        file.writestr("x/data.pkl", rebuilt(4, 0, (4,), (1,)))
+        entry = zipfile.ZipInfo("x/data/0")
+        entry.external_attr = 0x10
+        file.writestr(entry, bytes(16))
+    with pytest.raises(MalformedFileError, match=r"invalid-zip.*directory"):
+        read_torch(str(path))
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @given(
     cut=st.floats(0, 1), flips=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=4)

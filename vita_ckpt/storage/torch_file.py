@@ -24,6 +24,7 @@ from vita_ckpt.storage.pickle_reader import (
 from vita_ckpt.storage.source import digest, opened, raise_lfs_pointer, read_at
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
+_DIRECTORY: Final = 0x10  # in the attributes of an entry, as MS-DOS has them
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 # A central directory of this size lists a hundred thousand storages.
 _LARGEST_DIRECTORY: Final = 16 << 20
@@ -132,6 +133,13 @@ def _zip_entries(descriptor: int, seen: LocalFile) -> dict[str, zipfile.ZipInfo]
                 f"{seen.path}: {info.filename}",
                 expected="entries stored as they are",
                 got="a compressed or encrypted one",
+            )
+        if info.external_attr & _DIRECTORY and info.file_size:
+            raise MalformedFileError(
+                "invalid-zip",
+                f"{seen.path}: {info.filename}",
+                expected="a file",
+                got="an entry that calls itself a directory: torch would not read it",
             )
         entries[info.filename] = info
     return entries
