@@ -517,6 +517,26 @@ def test_what_has_changed_since_is_not_overwritten_unasked(base: Path, adapter: 
         assert files_of(base) == before
 
 
+@pytest.mark.parametrize("what", ["shorter", "linked", "gone"])
+def test_an_undo_that_cannot_be_is_not_begun(base: Path, adapter: Path, what: str) -> None:
+    apply_in_place(merge(base, adapter))
+    shard = base / "model-00003-of-00003.safetensors"
+    sound = shard.read_bytes()
+    if what == "shorter":
+        shard.write_bytes(sound[:-8])
+    elif what == "gone":
+        shard.unlink()
+    else:
+        os.link(shard, base.parent / "snapshot")
+    with pytest.raises(InputError, match=rf"not-the-same-file.*{shard.name}.*remove its"):
+        undo(base, force=True)
+    assert os.listdir(base / ".vita-ckpt") == ["undo-1"]
+    (base.parent / "snapshot").unlink(missing_ok=True)
+    if what != "linked":
+        shard.write_bytes(sound)
+    undo(base)
+
+
 def test_a_flipped_bit_of_what_was_saved_is_found(base: Path, adapter: Path) -> None:
     """Nothing is put back then: the present bytes are all that is left."""
     apply_in_place(merge(base, adapter))

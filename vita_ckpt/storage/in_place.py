@@ -33,7 +33,7 @@ from vita_ckpt.storage.safetensors_file import read_safetensors
 from vita_ckpt.storage.source import identify, opened, os_reason, read_at
 from vita_ckpt.storage.stream import Inputs, Progress, Writer, no_progress, tensor_bytes
 from vita_ckpt.storage.syscalls import sync, sync_directory
-from vita_ckpt.storage.wholeness import active, check_whole, home, is_mid_surgery
+from vita_ckpt.storage.wholeness import HOME, active, check_whole, home, is_mid_surgery
 
 _STEP: Final = 4 << 20
 # Room for what is small: texts, the journal, directories.
@@ -94,6 +94,8 @@ def write_in_place(
                 _remove(stage)
                 if surgery.is_active:
                     _roll_back(root, error)
+            if surgery.is_done and isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("the surgery was done before") from error
             raise
 
 
@@ -119,6 +121,7 @@ def undo(root: str, *, force: bool = False) -> Journal:
         _check_saved(kept, root, journal)
         if not force:
             _check_since(root, journal)
+        _check_fits(root, journal)
         with deferred_interrupts():
             try:
                 os.rename(kept, active(root))
@@ -143,6 +146,7 @@ def recover(root: str, *, force: bool = False) -> Journal | None:
     with _claimed(path, root, force=force):
         journal = journals.read_journal(path, root)
         _check_saved(path, root, journal)
+        _check_fits(root, journal)
         with deferred_interrupts():
             _put_back(root, journal)
     return journal
@@ -179,6 +183,7 @@ class _Surgery:
     progress: Progress
     names: tuple[str, ...] = ()  # of the files that are replaced, in the journal's order
     is_active: bool = False
+    is_done: bool = False
 
     def prepare(self, finish: Finish, time: str, check: bool) -> str:
         """Everything that is needed, written and synced beside the journal that counts."""
@@ -296,6 +301,7 @@ class _Surgery:
             if file.before is None:
                 continue
             path = os.path.join(self.root, file.name)
+            _sync_file(path)
             try:
                 os.link(path, journals.old_file(stage, number), follow_symlinks=False)
             except OSError as error:
@@ -366,7 +372,7 @@ class _Surgery:
         except OSError:
             os.rename(kept, path)
             raise
-        self.is_active = False
+        self.is_active, self.is_done = False, True
         journals.disown(kept)
         if earlier is not None:
             with suppress(OSError):
@@ -406,7 +412,6 @@ def _put_back(root: str, journal: Journal) -> None:
     """Every byte and name as it was before; doing it again changes nothing."""
     path = active(root)
     for patched in journal.patched:
-        _check_name(root, patched.name)
         with (
             opened(os.path.join(path, journals.RANGES)) as (source, _),
             _exclusively(os.path.join(root, patched.name), patched.size) as target,
@@ -418,7 +423,6 @@ def _put_back(root: str, journal: Journal) -> None:
                     offset += len(piece)
             sync(target)
     for number, file in enumerate(journal.replaced):
-        _check_name(root, file.name)
         target_path, old = os.path.join(root, file.name), journals.old_file(path, number)
         if os.path.lexists(old):
             os.rename(old, target_path)
@@ -496,8 +500,18 @@ def _check_saved(path: str, root: str, journal: Journal) -> None:
             subject,
             expected="the bytes that were saved",
             got="others",
-            hint=f"nothing was put back: take a copy of {root} first",
+            hint=f"nothing was put back; to take {root} as it is, remove its {HOME} directory",
         )
+
+
+def _check_fits(root: str, journal: Journal) -> None:
+    """Raise InputError unless what is there can take the saved bytes, before any is put back."""
+    for patched in journal.patched:
+        _check_name(root, patched.name)
+        with _exclusively(os.path.join(root, patched.name), patched.size):
+            pass
+    for replaced in journal.replaced:
+        _check_name(root, replaced.name)
 
 
 def _check_since(root: str, journal: Journal) -> None:
@@ -561,20 +575,29 @@ def _check_name(root: str, name: str) -> None:
 @contextmanager
 def _exclusively(path: str, size: int) -> Iterator[int]:
     """A descriptor to write into a file of ``size`` bytes that has no other name."""
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise _not_the_same(path, size, os_reason(error)) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size != size:
-            raise InputError(
-                "not-the-same-file",
-                path,
-                expected=f"a regular file of {size} bytes with one name",
-                got=f"one of {status.st_size} bytes with {status.st_nlink} names",
-                hint="another program replaced or linked it meanwhile",
-            )
+            got = f"one of {status.st_size} bytes with {status.st_nlink} names"
+            raise _not_the_same(path, size, got)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _not_the_same(path: str, size: int, got: str) -> InputError:
+    return InputError(
+        "not-the-same-file",
+        path,
+        expected=f"a regular file of {size} bytes with one name",
+        got=got,
+        hint="another program replaced or linked it: give it a file of its own (cp and mv), or, to "
+        f"take the checkpoint as it is, remove its {HOME} directory",
+    )
 
 
 @contextmanager
@@ -613,6 +636,13 @@ def _digest_at(descriptor: int, offset: int, size: int, path: str) -> str:
     for piece in _pieces(descriptor, offset, size, path):
         found.update(piece)
     return found.hexdigest()
+
+
+def _sync_file(path: str) -> None:
+    """What is kept must be on the disk, whoever wrote it; what a link leads to is not kept."""
+    if not os.path.islink(path):
+        with opened(path) as (descriptor, _):
+            sync(descriptor)
 
 
 def _sync_parents(root: str, names: Iterable[str]) -> None:
@@ -658,4 +688,4 @@ def _said(root: str, left: str) -> Iterator[None]:
     except OSError as error:
         raise io_error(error, root, left) from error
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(left) from error
+        raise KeyboardInterrupt(*(error.args or (left,))) from error

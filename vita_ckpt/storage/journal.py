@@ -27,7 +27,7 @@ from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.owner import Fate, current, parse
 from vita_ckpt.storage.source import opened, read_at
 from vita_ckpt.storage.syscalls import sync_directory
-from vita_ckpt.storage.wholeness import NOBODY, home, owner_file, who
+from vita_ckpt.storage.wholeness import HOME, NOBODY, home, owner_file, who
 
 JOURNAL: Final = "journal.json"
 RANGES: Final = "ranges"
@@ -232,7 +232,7 @@ def _damaged(path: str, root: str, got: str) -> MalformedFileError:
         path,
         expected="the journal as it was written",
         got=got,
-        hint=f"nothing was put back: take a copy of {root} first",
+        hint=f"nothing was put back; to take {root} as it is, remove its {HOME} directory",
     )
 
 
