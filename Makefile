@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPAT := .venv-compat
 
-.PHONY: demo test test-compat check lint format docs bench clean
+.PHONY: demo test test-compat torture check lint format docs bench clean
 
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -17,6 +17,11 @@ test: $(STAMP)
 # The same tests in the environment that VITA itself pins: transformers 4.41.1.
 test-compat: $(COMPAT)/.installed
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/pytest -n auto --dist loadfile
+
+# Every system call killed and failed, every power cut, sixteen rivals, long fuzzing: minutes.
+torture: $(STAMP)
+	command -v strace >/dev/null || apt-get install -y strace || sudo apt-get install -y strace
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist load -m torture tests/torture tests/fuzz
 
 check: lint test
 

@@ -1,0 +1,216 @@
+"""Every changing system call of every scenario: killed before it, and failed, by strace."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.torture import strace
+from tests.torture.disk import Disk, Nodes
+from tests.torture.guarantees import after_error, after_interrupt, after_kill, after_success, undone
+from tests.torture.runner import Run, Runner
+from tests.torture.scenarios import SCENARIOS, Prepared, state
+
+pytestmark = [
+    pytest.mark.torture,
+    pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name),
+]
+
+# Two threads share the work, and which does how much of it differs from run to run. An N that one
+# run does not reach is tried again; the sweep of a name ends where no attempt reaches N.
+_ATTEMPTS = 6
+_RECORDINGS = 3
+_ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EINTR")
+
+# Calls that only ask for speed, and those that take something back.
+_MAY_FAIL = frozenset({"sync_file_range", "ioctl", "unlink", "unlinkat", "rmdir"})
+_TAKE_BACK = frozenset(
+    {"unlink", "unlinkat", "rmdir", "openat", "write", "pwrite64", "rename", "fsync", "ftruncate"}
+)
+
+# CPython makes open, read, write and fsync again when they are interrupted (PEP 475): where they
+# always are it never ends. Such a run is killed after this time, and held to what a kill may leave.
+_FOREVER = 0.5
+
+
+def test_killed_before_every_call(
+    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str]
+) -> None:
+    for name, least in sorted(recorded(prepared, runner, tmp_path).items()):
+        reached = 0
+        for number in range(1, 10_000):
+            for _ in range(_ATTEMPTS):
+                root, run = injected(prepared, runner, tmp_path, f"{name}:signal=KILL", number)
+                if run.killed:
+                    break
+                tally["that were not reached"] += 1
+                assert run.code == 0, run
+                after_success(prepared, root)
+            if not run.killed:
+                break
+            assert calls_of(run, name) == number, run.trace
+            reached = number
+            tally["runs killed"] += 1
+            tally[f"came to the {after_kill(prepared, root)} state"] += 1
+            go_on(prepared, runner, root)
+        assert reached >= least, (name, reached, least)
+
+
+def test_killed_while_it_cleans_up(
+    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str]
+) -> None:
+    """A call fails late, so that what was done must be taken back, and then a kill hits that."""
+    least = recorded(prepared, runner, tmp_path)
+    for failing in sorted(least.keys() - {"openat", *_MAY_FAIL}):
+        for name in sorted(_TAKE_BACK - {failing}):
+            for number in range(1, 10_000):
+                killing = (f"{name}:signal=KILL", number)
+                fault = f"{failing}:error=ENOSPC"
+                root, run = injected(
+                    prepared, runner, tmp_path, fault, least[failing], also=killing
+                )
+                if not run.killed:
+                    break
+                if "(INJECTED)" in "".join(run.trace):
+                    tally["runs killed"] += 1
+                    tally[f"came to the {after_kill(prepared, root)} state"] += 1
+    assert tally["runs killed"]
+
+
+def test_asked_to_end_before_every_call(
+    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str]
+) -> None:
+    """SIGTERM: it cleans up and says what it left, which is the old state or the new one."""
+    for name in sorted(recorded(prepared, runner, tmp_path)):
+        for number in range(1, 10_000):
+            root, run = injected(prepared, runner, tmp_path, f"{name}:signal=TERM", number)
+            if calls_of(run, name) < number:
+                break
+            tally["runs asked to end"] += 1
+            tally[after_interrupt(prepared, root, run)] += 1
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["once", "persistently"])
+@pytest.mark.parametrize("error", _ERRORS)
+def test_failed_at_every_call(
+    prepared: Prepared,
+    runner: Runner,
+    tmp_path: Path,
+    tally: Counter[str],
+    error: str,
+    persistent: bool,
+) -> None:
+    for name in sorted(recorded(prepared, runner, tmp_path)):
+        for number in range(1, 10_000):
+            root, run = injected(
+                prepared, runner, tmp_path, f"{name}:error={error}", number, persistent=persistent
+            )
+            if "(INJECTED)" not in "".join(run.trace):
+                break
+            tally["runs failed"] += 1
+            if run.timed_out:
+                assert error == "EINTR" and persistent, run
+                after_kill(prepared, root)
+                tally["never ended"] += 1
+            else:
+                tally[after_error(prepared, root, run, persistent=persistent)] += 1
+        assert number > 1, name
+
+
+def test_a_whole_process_does_the_same(
+    prepared: Prepared, tmp_path: Path, runner: Runner, tally: Counter[str]
+) -> None:
+    """Runs are forks of a process that has imported everything: they leave nothing out."""
+    root = prepared.fresh(tmp_path / "run")
+    disk = Disk(str(root), str(root))
+    program = "from vita_ckpt.cli.main import main; main()"
+    command = [sys.executable, "-W", "ignore", "-c", program, *prepared.scenario.argv]
+    run = strace.run(command, root, tmp_path / "trace")
+    assert run.returncode == 0, run
+    disk.replay(strace.parse((tmp_path / "trace").read_text().splitlines()))
+    assert disk.now.tree() == Nodes.load(str(root)).tree()
+    after_success(prepared, root)
+    forked = record(prepared, runner, tmp_path)
+    assert names(forked) == names(disk)
+    tally["calls compared"] += len(disk.concerned)
+
+
+def recorded(prepared: Prepared, runner: Runner, tmp_path: Path) -> dict[str, int]:
+    """The calls that change what is below, and how many of each some thread makes in every run."""
+    least: dict[str, int] = {}
+    for _ in range(_RECORDINGS):
+        disk = record(prepared, runner, tmp_path)
+        most: Counter[str] = Counter()
+        for traced in disk.concerned:
+            most[traced.name] = max(most[traced.name], traced.number)
+        least = {name: min(count, least.get(name, count)) for name, count in most.items()}
+    assert "fsync" in least
+    return least
+
+
+def record(prepared: Prepared, runner: Runner, tmp_path: Path) -> Disk:
+    """An undisturbed run as effects; they lead to exactly what is on the disk."""
+    root = prepared.fresh(tmp_path / "run")
+    disk = Disk(str(root), str(root))
+    run = runner.run(prepared.scenario.argv, root, strace=strace.OPTIONS)
+    assert run.code == 0, run
+    disk.replay(strace.parse(run.trace))
+    assert disk.now.tree() == Nodes.load(str(root)).tree()
+    after_success(prepared, root)
+    return disk
+
+
+def names(disk: Disk) -> Counter[str]:
+    return Counter(traced.name for traced in disk.concerned)
+
+
+def injected(
+    prepared: Prepared,
+    runner: Runner,
+    tmp_path: Path,
+    what: str,
+    number: int,
+    *,
+    persistent: bool = False,
+    also: tuple[str, int] | None = None,
+) -> tuple[Path, Run]:
+    """A run with a fault in the ``number``-th call of a name in a thread, or in all from there."""
+    root = prepared.fresh(tmp_path / "run")
+    injections = [(what, f"{number}{'+' if persistent else ''}")]
+    if also is not None:
+        injections.append((also[0], str(also[1])))
+    traced = ",".join(injection.partition(":")[0] for injection, _ in injections)
+    options = ["-f", "-e", f"trace={traced}", "-e", "signal=none"]
+    for injection, when in injections:
+        options += ["-e", f"inject={injection}:when={when}"]
+    seconds = _FOREVER if persistent and "EINTR" in what else 30
+    return root, runner.run(prepared.scenario.argv, root, strace=options, seconds=seconds)
+
+
+def calls_of(run: Run, name: str) -> int:
+    """The most calls of a name that one thread entered."""
+    threads = Counter(found.group(1) for found in _entered(run, name))
+    return max(threads.values(), default=0)
+
+
+def _entered(run: Run, name: str) -> Iterator[re.Match[str]]:
+    for line in run.trace:
+        match = re.match(rf"(\d+) +{name}\(", line)
+        if match is not None:
+            yield match
+
+
+def go_on(prepared: Prepared, runner: Runner, root: Path) -> None:
+    """After a run that was killed the next one succeeds, and undo takes it back."""
+    scenario = prepared.scenario
+    if state(root, scenario) == prepared.old and not scenario.interrupted:
+        run = runner.run(scenario.argv, root)
+        assert run.code == 0, run
+        after_success(prepared, root)
+    if scenario.can_be_undone:
+        undone(prepared, root)

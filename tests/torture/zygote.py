@@ -1,0 +1,145 @@
+"""A process that has imported the tool once and is forked for every run: starting costs nothing.
+
+It reads requests, one JSON object a line, and answers each with one. A run is a forked child that
+waits at its gate, so that a tracer can attach to it first, and then is the command line itself, up
+to the end of the interpreter. What it says goes to a page of shared memory: no call that a fault is
+put into has to do with stdout or stderr.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import io
+import json
+import mmap
+import os
+import pkgutil
+import sys
+import time
+from importlib import import_module
+from typing import Any, Final
+
+from tests.torture.faults import Fault, install
+
+_PAGE: Final = 1 << 18
+_PR_SET_PTRACER: Final = 0x59616D61
+
+
+class Page(io.RawIOBase):
+    """A stream into shared memory that outlives the process: its length, then its bytes."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        super().__init__()
+        self._memory = memory
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        written = bytes(data)
+        used = int.from_bytes(self._memory[:8], "little")
+        end = min(8 + used + len(written), _PAGE)
+        self._memory[8 + used : end] = written[: end - 8 - used]
+        self._memory[:8] = (end - 8).to_bytes(8, "little")
+        return len(written)
+
+    def text(self) -> str:
+        """What has been written so far."""
+        used = int.from_bytes(self._memory[:8], "little")
+        return self._memory[8 : 8 + used].decode(errors="replace")
+
+
+class Zygote:
+    """The runs that have not been waited for."""
+
+    def __init__(self) -> None:
+        self._gates: dict[int, int] = {}
+        self._pages: dict[int, tuple[Page, Page]] = {}
+
+    def serve(self) -> dict[str, Any] | None:
+        """Answer requests until there are none; in a forked child the run to be, once it may go."""
+        for line in iter(sys.stdin.buffer.readline, b""):
+            request = json.loads(line)
+            if "argv" in request:
+                pid = self._start()
+                if pid == 0:
+                    return dict(request)
+                answer: dict[str, Any] = {"pid": pid}
+            elif "go" in request:
+                for pid in request["go"]:
+                    os.close(self._gates.pop(pid))
+                answer = {}
+            else:
+                answer = self._wait(request["wait"], request["seconds"])
+            sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+            sys.stdout.buffer.flush()
+        return None
+
+    def _start(self) -> int:
+        gate, opens = os.pipe()
+        pages = Page(mmap.mmap(-1, _PAGE)), Page(mmap.mmap(-1, _PAGE))
+        pid = os.fork()
+        if pid:
+            os.close(gate)
+            self._gates[pid], self._pages[pid] = opens, pages
+            return pid
+        for other in (opens, *self._gates.values()):
+            os.close(other)
+        _become_quiet(pages)
+        os.read(gate, 1)  # returns when every writer has closed it
+        os.close(gate)
+        return 0
+
+    def _wait(self, pid: int, seconds: float) -> dict[str, Any]:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                out, err = (page.text() for page in self._pages.pop(pid))
+                return {"code": os.waitstatus_to_exitcode(status), "out": out, "err": err}
+            time.sleep(0.0005)
+        return {"code": None}
+
+
+def _become_quiet(pages: tuple[Page, Page]) -> None:
+    """Nothing of the zygote's own streams is left in a run."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.BufferedWriter(page), "utf-8", write_through=True) for page in pages
+    )
+    # Where only a parent may trace, strace is not one.
+    ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1 & (1 << 64) - 1), 0, 0, 0)
+
+
+def _import_below(package: str) -> None:
+    """A package and all in it, but for what needs torch."""
+    for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
+        if module.name == "vita_ckpt.model":
+            continue
+        if module.ispkg:
+            _import_below(module.name)
+        else:
+            import_module(module.name)
+
+
+if __name__ == "__main__":
+    _import_below("vita_ckpt")
+    for also in ("fcntl", "numpy.random", "tabulate", "traceback"):
+        import_module(also)
+    gc.freeze()
+    run = Zygote().serve()
+    if run is not None:
+        from vita_ckpt.cli.main import main
+
+        os.chdir(run["cwd"])
+        if "faults" in run:
+            faults = run["faults"]
+            fault = Fault(**faults["fault"]) if faults["fault"] else None
+            save = install(faults["root"], fault, faults["record"])
+            atexit.register(save)
+        main(run["argv"])
