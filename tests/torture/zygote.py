@@ -55,6 +55,8 @@ class Zygote:
     """The runs that have not been waited for."""
 
     def __init__(self) -> None:
+        # Opened here, since a tracer may have attached to a run before it gets to its gate.
+        self._nothing = os.open(os.devnull, os.O_RDWR)
         self._gates: dict[int, int] = {}
         self._pages: dict[int, tuple[Page, Page]] = {}
 
@@ -87,7 +89,7 @@ class Zygote:
             return pid
         for other in (opens, *self._gates.values()):
             os.close(other)
-        _become_quiet(pages)
+        _become_quiet(self._nothing, pages)
         os.read(gate, 1)  # returns when every writer has closed it
         os.close(gate)
         return 0
@@ -103,9 +105,8 @@ class Zygote:
         return {"code": None}
 
 
-def _become_quiet(pages: tuple[Page, Page]) -> None:
+def _become_quiet(nothing: int, pages: tuple[Page, Page]) -> None:
     """Nothing of the zygote's own streams is left in a run."""
-    nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
     os.close(nothing)
