@@ -33,7 +33,9 @@ def leftovers_in(directory: str) -> list[Leftover]:
         names = sorted(name for name in os.listdir(directory) if is_stage(name))
     except OSError as error:
         raise InputError("unreadable-directory", directory, got=os_reason(error)) from error
-    return [_leftover(os.path.join(directory, name), fate_of_stage(name)) for name in names]
+    found = [_leftover(os.path.join(directory, name), fate_of_stage(name)) for name in names]
+    # One whose process ended well between the look at the names and the look at it is an output.
+    return [leftover for leftover in found if os.path.lexists(leftover.path)]
 
 
 def leftovers_of(checkpoint: str) -> Iterator[Leftover]:
