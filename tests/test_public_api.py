@@ -74,7 +74,10 @@ SIGNATURES = {
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, "
         "deep: 'bool' = False) -> 'Report'"
     ),
-    "summarize": "(plan: 'Plan', *, in_place: 'bool' = False) -> 'dict[str, Any]'",
+    "summarize": (
+        "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = Options(link='auto', "
+        "check=False, digest=False, model_card=False)) -> 'dict[str, Any]'"
+    ),
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = None, "
         "tower: 'StrPath | None' = None, attn: 'str | None' = None, "

@@ -215,6 +215,10 @@ def test_wrong_calls(cli: Cli, base: Path, adapter: Path, tmp_path: Path) -> Non
         assert_one_error(result, 2, "options-exclude-each-other", str(option[0]))
     assert_one_error(cli(*merge[:-1]), 2, "no-output", "--in-place")
     assert_one_error(cli(*merge, "--link", "reflinks"), 2, "usage")
+    plan = (*merge[:-1], "--plan-out", tmp_path / "x")
+    assert_one_error(cli(*plan, "--digest"), 2, "options-exclude-each-other", "vita-ckpt apply")
+    assert_one_error(cli(*plan, "--out", tmp_path / "x"), 2, "outputs-collide")
+    assert not (tmp_path / "x").exists()
     for command in ("undo", "recover"):
         assert_one_error(cli(command, tmp_path / "none"), 3, "not-found")
         assert_one_error(cli(command, adapter), 3, "not-found", "a file")
@@ -272,6 +276,37 @@ def test_a_hard_link_across_file_systems_cannot_be(cli: Cli, adapter: Path, tmp_
         assert cli(*call, "--link", "symlink").code == 0
     finally:
         subprocess.run(["rm", "-rf", str(base.parent)], check=True)
+
+
+def test_what_is_said_of_what_says_what_was_done(cli: Cli, base: Path, tmp_path: Path) -> None:
+    (base / "README.md").write_text("# A model")
+    pair = ("image_aspect_ratio=pad", "--digest", "--model-card", "--json")
+    for extra in (("--out", tmp_path / "out", "--dry-run"), ("--in-place",)):
+        summary = json.loads(cli("set", base, *pair, *extra).out)
+        assert {file["name"]: file["change"] for file in summary["files"]} == {
+            "vita_ckpt.json": "added",
+            "README.md": "replaced",
+            "vita_ckpt.manifest.json": "added",
+        }
+        assert "README.md" not in {file["name"] for file in summary["carried"]}
+    again = cli("set", base, "image_aspect_ratio=pad", "--in-place", "--digest")
+    assert "replaced: vita_ckpt.manifest.json" in again.out
+    assert cli("set", base, "image_aspect_ratio=pad", "--in-place").out == "nothing to change\n"
+
+
+def test_a_saved_plan_in_place(cli: Cli, base: Path, adapter: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "plan.json"
+    call = ("merge-projector", "--base", base, "--adapter", adapter)
+    assert cli(*call, "--plan-out", saved).code == 0
+    assert cli("apply", saved, "--in-place").code == 0
+    assert read_tensors(adapter).items() <= read_tensors(base).items()
+    assert_one_error(cli("apply", saved, "--in-place"), 3, "input-changed")
+    assert cli("undo", base).code == 0
+    (tmp_path / "plan.json").unlink()
+    assert cli(*call, "--plan-out", saved).code == 0
+    data = json.loads(saved.read_text())
+    saved.write_text(json.dumps({**data, "record": None}))
+    assert_one_error(cli("apply", saved, "--in-place"), 3, "invalid-plan", "record")
 
 
 def test_a_model_card_says_how_it_was_made(

@@ -28,11 +28,13 @@ from fixtures.builder import (
 from tests.storage.test_directory import as_bins
 from vita_ckpt import (
     CastError,
+    DropFile,
     InputError,
     MalformedFileError,
     Options,
     OutputError,
     Plan,
+    Record,
     StaleInputError,
     UsageError,
     apply,
@@ -51,7 +53,8 @@ from vita_ckpt import (
 )
 from vita_ckpt.api.explaining import explain
 from vita_ckpt.core.manifest import FileDigest
-from vita_ckpt.storage import owner
+from vita_ckpt.core.sealed import seal
+from vita_ckpt.storage import owner, putting_back
 from vita_ckpt.storage.journal import Journal, PatchedFile, ReplacedFile, SavedRange
 
 SPEC = Spec()
@@ -517,24 +520,165 @@ def test_what_has_changed_since_is_not_overwritten_unasked(base: Path, adapter: 
         assert files_of(base) == before
 
 
-@pytest.mark.parametrize("what", ["shorter", "linked", "gone"])
+@pytest.mark.parametrize("what", ["shorter", "gone"])
 def test_an_undo_that_cannot_be_is_not_begun(base: Path, adapter: Path, what: str) -> None:
     apply_in_place(merge(base, adapter))
     shard = base / "model-00003-of-00003.safetensors"
     sound = shard.read_bytes()
     if what == "shorter":
         shard.write_bytes(sound[:-8])
-    elif what == "gone":
-        shard.unlink()
     else:
-        os.link(shard, base.parent / "snapshot")
+        shard.unlink()
     with pytest.raises(InputError, match=rf"not-the-same-file.*{shard.name}.*remove its"):
         undo(base, force=True)
     assert os.listdir(base / ".vita-ckpt") == ["undo-1"]
-    (base.parent / "snapshot").unlink(missing_ok=True)
-    if what != "linked":
-        shard.write_bytes(sound)
+    shard.write_bytes(sound)
     undo(base)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_what_got_another_name_since_is_put_back_in_a_copy(
+    base: Path, adapter: Path, torn: bool
+) -> None:
+    """As a backup of hard links makes it: the backup keeps what it has."""
+    before = files_of(base)
+    if torn:
+        with stopped_in_the_middle(base, adapter) as process:
+            kill(process)
+    else:
+        apply_in_place(merge(base, adapter))
+    shard = base / "model-00003-of-00003.safetensors"
+    os.link(shard, base.parent / "backup")
+    shard.chmod(0o444)
+    backed_up = shard.read_bytes()
+    assert (recover if torn else undo)(base) is not None
+    assert files_of(base) == before
+    assert (base.parent / "backup").read_bytes() == backed_up
+    assert shard.stat().st_nlink == 1
+    assert shard.stat().st_mode & 0o777 == 0o444
+
+
+def test_a_dead_surgery_that_held_second_names_is_in_nobodys_way(base: Path, adapter: Path) -> None:
+    before = files_of(base)
+    with stopped_in_the_middle(base, adapter) as process:
+        kill(process)
+    dead = owner_file(base / ".vita-ckpt" / "active").name.removeprefix("owner-")
+    for tag in (dead, "unknown"):
+        left = base / ".vita-ckpt" / f"prepare-0123456789ab-{tag}" / "old"
+        left.mkdir(parents=True)
+        os.link(base / "model-00003-of-00003.safetensors", left / "0")
+    assert recover(base) is not None
+    assert files_of(base) == before
+
+
+def test_an_undo_that_a_surgery_overtakes_gives_way(
+    base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The surgery ends after the undo has looked and before it takes the name."""
+    apply_in_place(merge(base, adapter))
+    real = putting_back._check_fits
+
+    def overtaken(*arguments: Any) -> None:
+        real(*arguments)
+        kept = base / ".vita-ckpt" / "undo-1"
+        kept.rename(base / "aside")  # so that the surgery does not remove it, as if it were slow
+        apply_in_place(set_key(base, adapter))
+        (base / ".vita-ckpt" / "undo-1").rename(base / ".vita-ckpt" / "undo-2")
+        (base / "aside").rename(kept)
+
+    monkeypatch.setattr(putting_back, "_check_fits", overtaken)
+    with pytest.raises(InputError, match="surgery-under-way"):
+        undo(base)
+    monkeypatch.undo()
+    assert [o["operation"] for o in history(base).operations] == ["merge-projector", "set"]
+    assert undo(base).operation == "set"
+
+
+def test_a_saved_file_that_is_gone_is_missed(base: Path, adapter: Path) -> None:
+    apply_in_place(other_type(base, adapter))
+    now = files_of(base)
+    (base / ".vita-ckpt" / "undo-1" / "old" / "0").unlink()
+    with pytest.raises(MalformedFileError, match=r"damaged-journal.*is gone"):
+        undo(base)
+    assert files_of(base) == now
+
+
+def test_a_file_whose_digest_in_the_manifest_is_old_is_kept_as_it_is(
+    base: Path, adapter: Path
+) -> None:
+    (base / "README.md").write_text("v1")
+    card = Options(check=True, digest=True, model_card=True)
+    apply_in_place(merge(base, adapter), options=card)
+    readme = base / "README.md"
+    readme.write_text(readme.read_text().replace("v1", "v2"))
+    before = files_of(base)
+    apply_in_place(set_key(base, adapter), options=card)
+    undo(base)
+    assert files_of(base) == before
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_journal_without_an_owner_is_nobodys(base: Path, adapter: Path, missing: bool) -> None:
+    before = files_of(base)
+    apply_in_place(merge(base, adapter))
+    kept = base / ".vita-ckpt" / "undo-1"
+    assert (kept / "ranges").stat().st_mode & 0o777 == 0o600
+    if missing:
+        owner_file(kept).unlink()
+    undo(base)
+    assert files_of(base) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"size": ', '"size": 1e999, "x": '),
+        ('"operation": "', '"operation": 3, "x": "'),
+        ('"ranges": [', '"ranges": [[0, 8, 5, "", ""], '),
+        ('"name": "', '"name": "../'),
+        ('"name": "', '"name": ".vita-ckpt/'),
+    ],
+)
+def test_a_journal_that_somebody_made_up(base: Path, adapter: Path, old: str, new: str) -> None:
+    """Its digest of itself is right, and nothing else."""
+    apply_in_place(merge(base, adapter))
+    path = base / ".vita-ckpt" / "undo-1" / "journal.json"
+    body = json.loads(path.read_text().replace(old, new))["body"]
+    path.write_bytes(seal("vita-ckpt-journal", body))
+    now = files_of(base)
+    for read in (undo, history):
+        with pytest.raises(MalformedFileError, match=r"damaged-journal|path-outside-checkpoint"):
+            read(base)
+    assert "undo-damaged" in {f.rule for f in validate(base, deep=True).findings}
+    assert files_of(base) == now
+    with pytest.raises(MalformedFileError):
+        undo(base, force=True)
+    assert os.listdir(base / ".vita-ckpt") == ["undo-1"]
+
+
+def test_numbers_do_not_run_out_in_silence(base: Path, adapter: Path) -> None:
+    apply_in_place(merge(base, adapter))
+    (base / ".vita-ckpt" / "undo-1").rename(base / ".vita-ckpt" / "undo-999999999")
+    before = files_of(base)
+    with pytest.raises(MalformedFileError, match="damaged-journal"):
+        apply_in_place(set_key(base, adapter))
+    assert files_of(base) == before
+    assert undo(base).operation == "merge-projector"
+
+
+def test_names_that_lines_cannot_hold(tmp_path: Path, base: Path) -> None:
+    """What can be written into a journal can be read from it."""
+    name = b"a\nb\\c\xff.txt"
+    path = os.fsencode(base) + b"/" + name
+    with open(path, "wb") as file:
+        file.write(b"x")
+    opened = open_checkpoint(base)
+    plan = Plan("set", opened, (DropFile(os.fsdecode(name), "odd"),), record=Record())
+    before = files_of(base)
+    apply_in_place(plan)
+    assert not os.path.exists(path)
+    undo(base)
+    assert files_of(base) == before
 
 
 def test_a_flipped_bit_of_what_was_saved_is_found(base: Path, adapter: Path) -> None:

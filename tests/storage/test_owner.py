@@ -51,13 +51,17 @@ def test_another_process_with_the_same_number_is_another() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        replace(HERE, host="otherhost"),
+        replace(HERE, host="otherhost", boot="00000000"),
         replace(HERE, machine="00000000"),
         replace(HERE, namespace=1),
     ],
 )
 def test_what_cannot_be_looked_for_is_elsewhere(other: owner.Owner) -> None:
     assert other.fate() == "elsewhere"
+
+
+def test_a_machine_that_was_renamed_is_the_same() -> None:
+    assert replace(HERE, host="newname").fate() == ("alive" if HERE.machine else "elsewhere")
 
 
 def test_after_a_restart_everybody_is_dead() -> None:

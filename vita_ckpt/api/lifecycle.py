@@ -10,7 +10,7 @@ from vita_ckpt.api.reading import StrPath
 from vita_ckpt.core.checkpoint import MANIFEST
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage import in_place, journal
+from vita_ckpt.storage import journal, putting_back
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.leftovers import Leftover, leftovers_in, leftovers_of, remove
 
@@ -66,7 +66,7 @@ def undo(path: StrPath, *, force: bool = False) -> PutBack:
     recovered = recover(root, force=force)
     if recovered is not None:
         return recovered
-    undone = in_place.undo(root, force=force)
+    undone = putting_back.undo(root, force=force)
     return PutBack(root, undone.operation, undone.time, recovered=False)
 
 
@@ -77,7 +77,7 @@ def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
     on another host and ``force`` is not set, and otherwise what :func:`undo` raises.
     """
     root = _directory(path)
-    found = in_place.recover(root, force=force)
+    found = putting_back.recover(root, force=force)
     if found is None:
         return None
     return PutBack(root, found.operation, found.time, recovered=True)
@@ -148,7 +148,7 @@ def drop_undo(path: StrPath) -> int:
 
     Raises InputError if somebody works on the checkpoint.
     """
-    return in_place.drop_undo(_directory(path))
+    return putting_back.drop_undo(_directory(path))
 
 
 def _undoable(root: str) -> Undoable | None:

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from vita_ckpt.storage.digests import current_manifest, manifest_of
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.in_place import shared_shards, write_in_place
 from vita_ckpt.storage.layout import (
+    DirectoryLayout,
     InPlaceLayout,
     PatchedShard,
     WrittenShard,
@@ -41,6 +43,7 @@ from vita_ckpt.storage.layout import (
 )
 from vita_ckpt.storage.new_file import write_new
 from vita_ckpt.storage.outputs import Finish, Link
+from vita_ckpt.storage.putting_back import sweep
 from vita_ckpt.storage.source import digest, read_json_object
 from vita_ckpt.storage.stream import no_progress
 from vita_ckpt.storage.surroundings import read_model_card
@@ -49,6 +52,7 @@ Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
 _MAKES_A_FILE = ("extract-projector",)
+_EXTRACTIONS = (*_MAKES_A_FILE, "extract-tower")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,7 @@ def apply(
     if plan.operation in _MAKES_A_FILE:
         commit.write_file(plan, path, check=options.check, progress=progress)
         return path
-    layout = plan_layout(plan)
-    if options.model_card:
-        carried = (file for file in layout.carried if file.name != MODEL_CARD)
-        layout = replace(layout, carried=tuple(carried))
+    layout = _layout(plan, options)
     untouched = [file.name for file in layout.carried]
     finish = _finish(plan, untouched, layout.shards, layout.texts, options, _now())
     commit.write_directory(
@@ -113,14 +114,16 @@ def apply_in_place(
     another surgery of the base is under way, CastError where a conversion would lose a value,
     OutputError if the disk fails.
     """
+    if os.path.isdir(plan.base.root):
+        sweep(os.path.realpath(plan.base.root))  # second names of weights among it
     layout = lay_out_in_place(plan)
-    if not (layout.patched or layout.shards or layout.texts or layout.removed):
+    if _is_idle(layout, options):
         return plan.base.root
     known = current_manifest(plan.base)
     now = _now()
     shards: tuple[PatchedShard | WrittenShard, ...] = (*layout.patched, *layout.shards)
     changed = {part.name for part in (*shards, *layout.texts)} | {*layout.removed}
-    changed |= {PROVENANCE, MANIFEST}
+    changed |= {*_said_in(plan, options)}
     there = (*(shard.name for shard in plan.base.shards), *plan.base.files)
     untouched = [name for name in there if name not in changed]
     write_in_place(
@@ -133,6 +136,28 @@ def apply_in_place(
         progress=progress,
     )
     return plan.base.root
+
+
+def _is_idle(layout: InPlaceLayout, options: Options) -> bool:
+    """Whether there is nothing to do in place, and so nothing to be said of it."""
+    return not layout.changes and not (options.digest or options.model_card)
+
+
+def _layout(plan: Plan, options: Options) -> DirectoryLayout:
+    """Every file of the output but those that say what was done."""
+    layout = plan_layout(plan)
+    said = _said_in(plan, options)
+    carried = tuple(file for file in layout.carried if file.name not in said)
+    return replace(layout, carried=carried)
+
+
+def _said_in(plan: Plan, options: Options) -> tuple[str, ...]:
+    """The names of the files that will say what was done."""
+    if plan.record is None:
+        return ()
+    card = (MODEL_CARD,) if options.model_card else ()
+    manifest = (MANIFEST,) if options.digest or MANIFEST in plan.base.files else ()
+    return (PROVENANCE, *card, *manifest)
 
 
 def lay_out_in_place(plan: Plan) -> InPlaceLayout:
@@ -170,8 +195,7 @@ def _finish(
         if card is not None:
             more.append(WrittenText(MODEL_CARD, with_lineage(card, content)))
         if options.digest or known is not None:
-            names = [name for name in untouched if name not in {text.name for text in more}]
-            manifest = manifest_of(plan, known, names, shards, [*texts, *more], digests)
+            manifest = manifest_of(plan, known, untouched, shards, [*texts, *more], digests)
             more.append(WrittenText(MANIFEST, encode_manifest(manifest)))
         return tuple(more)
 
@@ -225,27 +249,57 @@ def save_plan(plan: Plan, path: StrPath) -> None:
     write_new(os.fspath(path), json.dumps(plan_to_json(plan), indent=2) + "\n")
 
 
+def base_of(path: StrPath) -> str:
+    """The path of the base of a saved plan. Raises InputError if the file is none."""
+    with _named(path):
+        return input_paths(read_json_object(os.fspath(path))[0])[0]
+
+
 def load_plan(path: StrPath) -> Plan:
     """A plan that :func:`save_plan` wrote, its inputs opened again.
 
     Raises StaleInputError if one of them is not what the plan was computed from.
     """
     data, _ = read_json_object(os.fspath(path))
-    try:
+    with _named(path):
         inputs = [open_checkpoint(root) if root else EMPTY for root in input_paths(data)]
-        return plan_from_json(data, inputs)
+        plan = plan_from_json(data, inputs)
+    if plan.record is None and plan.operation not in _EXTRACTIONS:
+        raise InputError(
+            "invalid-plan",
+            os.fspath(path),
+            expected=f"what a {plan.operation} leaves to be known",
+            got="a plan without a record",
+            hint="write one with --plan-out",
+        )
+    return plan
+
+
+@contextmanager
+def _named(path: StrPath) -> Iterator[None]:
+    """An error of a plan names its file."""
+    try:
+        yield
     except VitaCkptError as error:
         if error.code == "invalid-plan":
             error.subject = os.fspath(path)
         raise
 
 
-def summarize(plan: Plan, *, in_place: bool = False) -> dict[str, Any]:
+def summarize(
+    plan: Plan,
+    *,
+    in_place: bool = False,
+    options: Options = Options(),
+) -> dict[str, Any]:
     """What ``plan`` will do, as JSON: tensors and config before and after, files, bytes.
 
-    With ``in_place`` it is what :func:`apply_in_place` does.
+    With ``in_place`` it is what :func:`apply_in_place` does. How large the files will be that say
+    what was done is not known before.
     """
     target = plan.target()
+    changes = lay_out_in_place(plan) if in_place else None
+    is_idle = changes is not None and _is_idle(changes, options)
     reasons = {subject_of(edit): edit.reason for edit in plan.edits}
     summary: dict[str, Any] = {
         "format": "vita-ckpt-summary",
@@ -278,7 +332,7 @@ def summarize(plan: Plan, *, in_place: bool = False) -> dict[str, Any]:
             for edit in plan.edits
             if isinstance(edit, PutFile | DropFile)
         ]
-        + _lineage_change(plan),
+        + ([] if is_idle else _lineage_changes(plan, options)),
         "patched": [],
         "rewritten": [],
         "carried": [],
@@ -287,14 +341,13 @@ def summarize(plan: Plan, *, in_place: bool = False) -> dict[str, Any]:
     if plan.operation in _MAKES_A_FILE:
         size = sum(tensor.nbytes for tensor in target.tensors.values())
         return summary | {"bytes_to_write": size}
-    if in_place:
-        changes = lay_out_in_place(plan)
+    if changes is not None:
         return summary | {
             "patched": _sizes(changes.patched),
             "rewritten": _sizes(changes.shards) + _text_sizes(changes.texts),
             "bytes_to_write": changes.bytes_written,
         }
-    layout = plan_layout(plan)
+    layout = _layout(plan, options)
     return summary | {
         "rewritten": _sizes(layout.shards) + _text_sizes(layout.texts),
         "carried": [{"name": f.name, "bytes": f.source.size} for f in layout.carried],
@@ -303,11 +356,16 @@ def summarize(plan: Plan, *, in_place: bool = False) -> dict[str, Any]:
     }
 
 
-def _lineage_change(plan: Plan) -> list[dict[str, Any]]:
-    if plan.record is None:
-        return []
-    change = "replaced" if PROVENANCE in plan.base.files else "added"
-    return [{"name": PROVENANCE, "change": change, "reason": "what was done"}]
+def _lineage_changes(plan: Plan, options: Options) -> list[dict[str, Any]]:
+    reasons = {PROVENANCE: "what was done", MODEL_CARD: "what was done", MANIFEST: "digests"}
+    return [
+        {
+            "name": name,
+            "change": "replaced" if name in plan.base.files else "added",
+            "reason": reasons[name],
+        }
+        for name in _said_in(plan, options)
+    ]
 
 
 def _sizes(shards: Sequence[WrittenShard | PatchedShard]) -> list[dict[str, Any]]:

@@ -276,8 +276,8 @@ def _digests(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _undo_data(root: str) -> Iterator[Finding]:
-    from vita_ckpt.storage.in_place import damaged  # noqa: PLC0415 - only when asked for
     from vita_ckpt.storage.journal import read_journal, undo_data  # noqa: PLC0415
+    from vita_ckpt.storage.putting_back import damaged  # noqa: PLC0415 - only when asked for
 
     kept = undo_data(root)
     if kept is None:

@@ -8,7 +8,7 @@ import click
 
 from vita_ckpt.api import surgery as api
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.surgery import run_plan, surgery_options
+from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 
 
 @click.command("apply")
@@ -17,4 +17,5 @@ from vita_ckpt.cli.surgery import run_plan, surgery_options
 @click.pass_obj
 def command(settings: Settings, /, plan_file: str, **run: Any) -> int:
     """Run a plan that --plan-out saved; refused if one of its inputs has changed since."""
+    begin(settings, api.base_of(plan_file), run)
     return run_plan(settings, api.load_plan(plan_file), **run)

@@ -34,7 +34,9 @@ def plan_options(command: _Command) -> _Command:
             "--out", type=click.Path(), metavar="PATH", help="What to write; must be new."
         ),
         click.option(
-            "--dry-run", is_flag=True, help="Print what would be done, and write nothing."
+            "--dry-run",
+            is_flag=True,
+            help="Print what would be done, and write nothing but --plan-out.",
         ),
         click.option(
             "--plan-out",
@@ -67,9 +69,9 @@ def surgery_options(command: _Command) -> _Command:
             default="auto",
             show_default=True,
             help="Weight files that stay as they are. auto: reflink, else copy. reflink: blocks "
-            "shared until one side is written to. copy: bytes of their own. hardlink, symlink: "
-            "another name for the base's file, so a program that writes into the one changes the "
-            "other (--in-place never does); a symlink is lost when the base moves.",
+            "shared until one side is written to. copy: bytes of their own. hardlink: another name "
+            "for the base's file; a program that writes into the one changes the other, --in-place "
+            "does not. symlink: what the base has, --in-place on it included; lost when it moves.",
         ),
         click.option(
             "--digest",
@@ -115,9 +117,9 @@ def run_plan(
 
     With ``verify_first`` its target is verified by a forward pass before anything is written.
     """
-    _check_options(out, plan_out, dry_run, in_place, link)
     options = api.Options(link, in_place if check is None else check, digest, model_card)
-    summary = api.summarize(plan, in_place=in_place)
+    _check_options(options, out=out, plan_out=plan_out, dry_run=dry_run, in_place=in_place)
+    summary = api.summarize(plan, in_place=in_place, options=options)
     written = None
     if plan_out is not None:
         api.check_plan_path(plan, plan_out)
@@ -150,11 +152,12 @@ def run_plan(
 
 
 def _check_options(
-    out: str | None, plan_out: str | None, dry_run: bool, in_place: bool, link: Link
+    options: api.Options, *, out: str | None, plan_out: str | None, dry_run: bool, in_place: bool
 ) -> None:
+    """Raise UsageError for options that do not go together."""
     if in_place:
-        others = {"--out": out, "--plan-out": plan_out, "--link": link if link != "auto" else None}
-        for option, value in others.items():
+        link = options.link if options.link != "auto" else None
+        for option, value in {"--out": out, "--plan-out": plan_out, "--link": link}.items():
             if value is not None:
                 raise UsageError(
                     "options-exclude-each-other",
@@ -169,6 +172,20 @@ def _check_options(
             expected="a path to write",
             hint="or use --in-place, --dry-run or --plan-out, where the command has it",
         )
+    elif out is None and not dry_run and options != api.Options():
+        raise UsageError(
+            "options-exclude-each-other",
+            "--plan-out",
+            expected="--out too, for options that say how to write it",
+            got="--link, --check, --digest or --model-card without an output",
+            hint="give them to vita-ckpt apply",
+        )
+    elif (
+        out is not None
+        and plan_out is not None
+        and os.path.abspath(out) == (os.path.abspath(plan_out))
+    ):
+        raise UsageError("outputs-collide", out, expected="two paths for two outputs")
 
 
 def _say_leftovers(settings: Settings, out: str) -> None:
@@ -191,7 +208,7 @@ def _works(settings: Settings, plan: Plan) -> bool:
 
 def _in_place_lines(summary: dict[str, Any], written: str | None) -> list[str]:
     lines = _changed_files(summary)
-    if not (summary["patched"] or summary["rewritten"] or summary["bytes_to_write"]):
+    if not (summary["patched"] or summary["rewritten"] or summary["files"]):
         return ["nothing to change"]
     size, base = render.size(summary["bytes_to_write"]), render.path(summary["base"])
     if written is None:

@@ -143,8 +143,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             hint="check the path",
         ) from error
     # A file is part of the checkpoint that it lies in, by whatever name it was reached.
-    check_whole(root if stat.S_ISDIR(mode) else os.path.dirname(os.path.realpath(root)))
-    return _open_directory(root) if stat.S_ISDIR(mode) else open_file(root)
+    folder = root if stat.S_ISDIR(mode) else os.path.dirname(os.path.realpath(root))
+    check_whole(folder)
+    opened = _open_directory(root) if stat.S_ISDIR(mode) else open_file(root)
+    check_whole(folder)  # a surgery may have begun while it was read
+    return opened
 
 
 def open_file(path: str) -> Checkpoint:

@@ -17,7 +17,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from vita_ckpt.core.sealed import seal, unseal
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.owner import Fate, current, parse
 from vita_ckpt.storage.source import opened, read_at
-from vita_ckpt.storage.syscalls import sync_directory
+from vita_ckpt.storage.syscalls import sync, sync_directory
 from vita_ckpt.storage.wholeness import HOME, NOBODY, home, owner_file, who
 
 JOURNAL: Final = "journal.json"
@@ -85,6 +85,11 @@ class Journal:
     patched: tuple[PatchedFile, ...]
     replaced: tuple[ReplacedFile, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Every file that the surgery changed."""
+        return [file.name for file in self.patched] + [file.name for file in self.replaced]
+
     def encode(self) -> bytes:
         """The journal as a file, with a digest of itself."""
         return seal(
@@ -121,9 +126,15 @@ def undo_data(root: str) -> str | None:
 
 
 def next_undo(root: str) -> str:
-    """The name of the undo data that a surgery leaves when it is done."""
+    """The name of the undo data that a surgery leaves when it is done.
+
+    Raises MalformedFileError where somebody has counted up to the end.
+    """
     last = undo_data(root)
-    return os.path.join(home(root), f"undo-{1 if last is None else _number(last) + 1}")
+    name = f"undo-{1 if last is None else _number(last) + 1}"
+    if not _UNDO.fullmatch(name):
+        raise _damaged(last or name, root, "a number that is too large")
+    return os.path.join(home(root), name)
 
 
 def leftovers(root: str) -> Iterator[tuple[str, Fate]]:
@@ -158,12 +169,19 @@ def disown(directory: str) -> None:
         )
 
 
-def claim(directory: str, root: str, *, force: bool = False) -> None:
+def claim(directory: str, root: str, hint: str, *, force: bool = False) -> None:
     """Make this process the owner of a journal whose owner is dead: of several, one succeeds.
 
-    Raises InputError if its owner lives, or may live elsewhere and ``force`` is not set.
+    Raises InputError if its owner lives, or may live elsewhere and ``force`` is not set; ``hint``
+    is what to do then if that owner is dead.
     """
     name = owner_file(directory)
+    if name is None:
+        try:
+            own(directory)
+        except FileExistsError:
+            raise _busy(root, "another process that took it over just now") from None
+        return
     owner = parse(name.removeprefix("owner-"))
     fate = "dead" if name == NOBODY else "elsewhere" if owner is None else owner.fate()
     if fate == "alive":
@@ -174,13 +192,24 @@ def claim(directory: str, root: str, *, force: bool = False) -> None:
             root,
             expected="a surgery that was run here",
             got=f"one of {owner or name}",
-            hint="run this there, or with --force if that process is dead",
+            hint=f"run this there; or, if that process is dead: {hint}",
         )
     try:
         os.rename(os.path.join(directory, name), os.path.join(directory, f"owner-{current().tag}"))
     except FileNotFoundError:
         raise _busy(root, "another process that took it over just now") from None
     sync_directory(directory)
+
+
+@contextmanager
+def new_descriptor(path: str, mode: int = 0o666) -> Iterator[int]:
+    """A descriptor of a new file, which is synced once it has been written."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        yield descriptor
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def busy(root: str) -> InputError:
@@ -201,9 +230,27 @@ def read_journal(directory: str, root: str) -> Journal:
     with opened(path) as (descriptor, file):
         data = read_at(descriptor, min(file.size, _LARGEST), 0, path)
     try:
-        return _decode(data)
+        journal = _decode(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, root, str(error)) from error
+    check(journal, root)
+    return journal
+
+
+def check(journal: Journal, root: str) -> None:
+    """Raise MalformedFileError for a name that leads out of the checkpoint."""
+    top = os.path.realpath(root)
+    for name in journal.names:
+        parts = name.split("/")
+        inside = not {"", ".", ".."} & set(parts) and "\0" not in name and parts[0] != HOME
+        folder = os.path.realpath(os.path.join(top, *parts[:-1])) if inside else ""
+        if not inside or os.path.commonpath([top, folder]) != top:
+            raise MalformedFileError(
+                "path-outside-checkpoint",
+                f"{os.path.join(home(root), JOURNAL)}: {name!r}",
+                expected="a file in the directory",
+                hint=f"the journal is hostile: remove {home(root)}",
+            )
 
 
 def old_file(directory: str, number: int) -> str:
@@ -238,29 +285,39 @@ def _damaged(path: str, root: str, got: str) -> MalformedFileError:
 
 def _decode(data: bytes) -> Journal:
     body = unseal(_KIND, data)
-    return Journal(
-        str(body["operation"]),
-        str(body["time"]),
-        tuple(
-            PatchedFile(
-                str(file["name"]),
-                int(file["size"]),
-                tuple(SavedRange(*_range(entry)) for entry in file["ranges"]),
-            )
-            for file in body["patched"]
-        ),
-        tuple(
-            ReplacedFile(str(file["name"]), _digest(file["before"]), _digest(file["after"]))
-            for file in body["replaced"]
-        ),
+    patched = tuple(
+        PatchedFile(
+            _text(file["name"]),
+            _size(file["size"]),
+            tuple(
+                SavedRange(_size(offset), _size(size), _size(at), _text(before), _text(after))
+                for offset, size, at, before, after in file["ranges"]
+            ),
+        )
+        for file in body["patched"]
     )
+    end = 0
+    for saved in (saved for file in patched for saved in file.ranges):
+        if saved.at != end:
+            raise ValueError("ranges that are not saved one after the other")
+        end += saved.size
+    replaced = tuple(
+        ReplacedFile(_text(file["name"]), _digest(file["before"]), _digest(file["after"]))
+        for file in body["replaced"]
+    )
+    return Journal(_text(body["operation"]), _text(body["time"]), patched, replaced)
 
 
-def _range(entry: Any) -> tuple[int, int, int, str, str]:
-    offset, size, at, before, after = entry
-    if not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, size, at)):
-        raise ValueError("a range that is none")
-    return offset, size, at, str(before), str(after)
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text that is none")
+    return value
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError("a size that is none")
+    return value
 
 
 def _digest(entry: Any) -> FileDigest | None:
@@ -282,7 +339,7 @@ def _number(path: str) -> int:
 
 def _fate(directory: str) -> Fate:
     try:
-        name = owner_file(directory)
+        name = owner_file(directory) or NOBODY
     except InputError:
         return "elsewhere"
     owner = parse(name.removeprefix("owner-"))

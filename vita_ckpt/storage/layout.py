@@ -88,6 +88,11 @@ class InPlaceLayout:
     removed: tuple[str, ...]
 
     @property
+    def changes(self) -> bool:
+        """Whether anything does."""
+        return bool(self.patched or self.shards or self.texts or self.removed)
+
+    @property
     def bytes_written(self) -> int:
         """Bytes of patches, rewritten shards and texts."""
         parts: tuple[PatchedShard | WrittenShard, ...] = (*self.patched, *self.shards)

@@ -95,12 +95,13 @@ class Outputs:
             with suppress(_StoppedError):
                 while (job := _next(waiting)) is not None:
                     job()
-        except BaseException:
-            self._stopped.set()
-            raise
-        finally:
             with self._helping:
                 pass
+        except BaseException:
+            self._stopped.set()
+            with self._helping:
+                pass
+            raise
         if errors:
             raise errors[0]
 

@@ -19,6 +19,7 @@ _TAG: Final = re.compile(
     r"(?P<namespace>[0-9]{1,20})-(?P<machine>[0-9a-f]{0,8})-(?P<host>[A-Za-z0-9._-]{1,64})",
     re.ASCII,
 )
+_HIDDEN: Final = -1
 _STAGE: Final = re.compile(r"\.vita-ckpt-(?P<token>[0-9a-f]{12})(-(?P<tag>.+))?\.tmp", re.ASCII)
 
 
@@ -44,14 +45,19 @@ class Owner:
     def fate(self) -> Fate:
         """What has become of it; ``elsewhere`` where that cannot be known from here."""
         here = current()
-        if (self.machine, self.host) != (here.machine, here.host):
+        # A machine may be given another name while it runs.
+        same_run = self.machine and (self.machine, self.boot) == (here.machine, here.boot)
+        if not same_run and (self.machine, self.host) != (here.machine, here.host):
             return "elsewhere"
         if self.boot != here.boot:
             # Hosts may share a name: only a machine's own id says that it was started anew.
             return "dead" if self.machine and self.boot and here.boot else "elsewhere"
         if self.namespace != here.namespace:
             return "elsewhere"
-        return "alive" if _started(self.pid) == self.started else "dead"
+        started = _started(self.pid)
+        if started == _HIDDEN:
+            return "elsewhere"
+        return "alive" if started == self.started else "dead"
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -98,22 +104,22 @@ def fate_of_stage(name: str) -> Fate:
 def _started(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if there is none.
 
-    0 where the system does not tell and the process is there.
+    0 where the system does not tell and the process is there, ``_HIDDEN`` where it does not tell
+    of processes of other people.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name of a program may hold anything, parentheses and spaces included.
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
-        if os.path.exists("/proc/self/stat"):
-            return None
+        tells = os.path.exists("/proc/self/stat")
         try:
             os.kill(pid, 0)
         except PermissionError:
-            return 0
+            return _HIDDEN if tells else 0
         except (OSError, OverflowError):
             return None
-        return 0
+        return None if tells else 0
     if fields[0] in (b"Z", b"X"):  # it has ended, and nobody has asked for its exit code
         return None
     return int(fields[19])

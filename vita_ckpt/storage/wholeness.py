@@ -45,7 +45,7 @@ def check_whole(root: str) -> None:
         )
 
 
-def owner_file(directory: str) -> str:
+def owner_file(directory: str) -> str | None:
     """The name of the file in a journal that says whose it is. Raises InputError for a link."""
     if os.path.islink(directory):
         raise InputError("not-a-directory", directory, expected="a directory", got="a link")
@@ -53,13 +53,13 @@ def owner_file(directory: str) -> str:
         names = [name for name in os.listdir(directory) if name.startswith("owner-")]
     except OSError as error:
         raise InputError("unreadable-directory", directory, got=os_reason(error)) from error
-    return min(names, default=NOBODY)
+    return min(names, default=None)
 
 
 def who(root: str) -> str:
     """Who is or was at work on a checkpoint, for a person."""
     try:
-        owner = parse(owner_file(active(root)).removeprefix("owner-"))
+        owner = parse((owner_file(active(root)) or NOBODY).removeprefix("owner-"))
     except InputError:
         owner = None
     if owner is None:
