@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vita_ckpt.api.difference import diff
     from vita_ckpt.api.explaining import explain
     from vita_ckpt.api.lifecycle import clean, drop_undo, history, recover, undo
+    from vita_ckpt.api.locating import open_checkpoint
     from vita_ckpt.api.plans import (
         plan_extract_projector,
         plan_extract_tower,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         plan_set,
         plan_swap_tower,
     )
+    from vita_ckpt.api.pushing import push
     from vita_ckpt.api.reading import inspect, list_tensors, module_tree
     from vita_ckpt.api.running import load_model, verify
     from vita_ckpt.api.surgery import (
@@ -28,7 +30,15 @@ if TYPE_CHECKING:
         summarize,
     )
     from vita_ckpt.api.validation import validate
-    from vita_ckpt.core.checkpoint import Cast, Checkpoint, Init, LocalFile, Shard, TensorRef
+    from vita_ckpt.core.checkpoint import (
+        Cast,
+        Checkpoint,
+        Init,
+        LocalFile,
+        RemoteFile,
+        Shard,
+        TensorRef,
+    )
     from vita_ckpt.core.plan import (
         AddTensor,
         DropFile,
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
     from vita_ckpt.errors import (
         AdapterError,
         CastError,
+        HubError,
         InputError,
         MalformedFileError,
         OutputError,
@@ -51,7 +62,6 @@ if TYPE_CHECKING:
         UsageError,
         VitaCkptError,
     )
-    from vita_ckpt.storage.directory import open_checkpoint
     from vita_ckpt.surgery.projector import get_w
     from vita_ckpt.surgery.vision_modules import VisionModelArgs, initialize_vision_modules
 
@@ -62,6 +72,8 @@ _HOMES = {
     "vita_ckpt.api.difference": ("diff",),
     "vita_ckpt.api.explaining": ("explain",),
     "vita_ckpt.api.lifecycle": ("clean", "drop_undo", "history", "recover", "undo"),
+    "vita_ckpt.api.locating": ("open_checkpoint",),
+    "vita_ckpt.api.pushing": ("push",),
     "vita_ckpt.api.reading": ("inspect", "list_tensors", "module_tree"),
     "vita_ckpt.api.running": ("load_model", "verify"),
     "vita_ckpt.api.plans": (
@@ -81,7 +93,15 @@ _HOMES = {
         "summarize",
     ),
     "vita_ckpt.api.validation": ("validate",),
-    "vita_ckpt.core.checkpoint": ("Cast", "Checkpoint", "Init", "LocalFile", "Shard", "TensorRef"),
+    "vita_ckpt.core.checkpoint": (
+        "Cast",
+        "Checkpoint",
+        "Init",
+        "LocalFile",
+        "RemoteFile",
+        "Shard",
+        "TensorRef",
+    ),
     "vita_ckpt.core.plan": (
         "AddTensor",
         "DropFile",
@@ -96,6 +116,7 @@ _HOMES = {
     "vita_ckpt.errors": (
         "AdapterError",
         "CastError",
+        "HubError",
         "InputError",
         "MalformedFileError",
         "OutputError",
@@ -104,7 +125,6 @@ _HOMES = {
         "UsageError",
         "VitaCkptError",
     ),
-    "vita_ckpt.storage.directory": ("open_checkpoint",),
     "vita_ckpt.surgery.projector": ("get_w",),
     "vita_ckpt.surgery.vision_modules": ("VisionModelArgs", "initialize_vision_modules"),
 }
@@ -119,6 +139,7 @@ __all__ = [
     "DropFile",
     "DropTensor",
     "Finding",
+    "HubError",
     "Init",
     "InputError",
     "LocalFile",
@@ -128,6 +149,7 @@ __all__ = [
     "Plan",
     "PutFile",
     "Record",
+    "RemoteFile",
     "ReplaceTensor",
     "Report",
     "SetConfig",
@@ -160,6 +182,7 @@ __all__ = [
     "plan_merge_projector",
     "plan_set",
     "plan_swap_tower",
+    "push",
     "recover",
     "save_plan",
     "summarize",

@@ -83,6 +83,10 @@ class InputError(VitaCkptError):
     """An input cannot be read, or is not what it should be."""
 
 
+class HubError(InputError):
+    """The hub refuses, cannot be reached, or answers with what was not asked for."""
+
+
 class MalformedFileError(InputError):
     """A file breaks a rule of its format."""
 

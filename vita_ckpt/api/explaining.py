@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from vita_ckpt.api.reading import StrPath
+from vita_ckpt.api.locating import StrPath, locate
 from vita_ckpt.checks.divergence import Divergence, divergences
 from vita_ckpt.checks.loaders import LOADERS, Surroundings, explain_loaders
 from vita_ckpt.checks.story import LoaderStory
@@ -35,7 +35,7 @@ def explain(path: StrPath) -> Explanation:
     Headers and configs only; what is broken is where a loader stops, not an error. A tower
     directory that is reachable is looked into. Raises InputError if nothing is there.
     """
-    files = read_weight_files(path)
+    files = read_weight_files(locate(path))
     stories = explain_loaders(files, _surroundings(files))
     return Explanation(files.root, stories, divergences(stories))
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from vita_ckpt.api.reading import StrPath
+from vita_ckpt.api.locating import StrPath
 from vita_ckpt.core.checkpoint import MANIFEST
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError

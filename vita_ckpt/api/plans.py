@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vita_ckpt.api.reading import StrPath, as_checkpoint
+from vita_ckpt.api.locating import StrPath, locate
+from vita_ckpt.api.reading import as_checkpoint
 from vita_ckpt.checks.inspection import inspect_checkpoint
+from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import EVA, tower_of_config, tower_of_shapes
@@ -226,9 +228,12 @@ def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
     if isinstance(named, str) and named:  # another VITA checkpoint
         return named
     path = donor.root if isinstance(tower, Checkpoint) else os.fspath(tower)
+    if is_remote(donor.root):  # what transformers and upstream's loaders take
+        address = parse_address(donor.root)
+        path = "/".join(filter(None, (address.repository, address.below)))
     shapes = {name: tensor.shape for name, tensor in donor.tensors.items()}
     found = tower_of_shapes(shapes)
-    if found is not None and found.family == EVA and os.path.isdir(donor.root):
+    if found is not None and found.family == EVA and donor.shards[0].name:
         return os.path.join(path, donor.shards[0].name)  # upstream opens the file itself
     return path
 
@@ -236,7 +241,7 @@ def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
 def _config_of(donor: Checkpoint, tower_config: StrPath | None) -> Mapping[str, Any] | None:
     """The config of a tower, standalone or in a VITA checkpoint."""
     if tower_config is not None:
-        return read_given_config(tower_config)
+        return read_given_config(locate(tower_config))
     if any(name.startswith(TOWER_PREFIX) for name in donor.tensors):
         return read_tower_config(donor)
     own = donor.config

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from fnmatch import fnmatchcase
 from typing import Any
 
+from vita_ckpt.api.locating import StrPath, open_checkpoint
 from vita_ckpt.checks.inspection import (
     Inspection,
     inspect_checkpoint,
@@ -13,10 +13,7 @@ from vita_ckpt.checks.inspection import (
     tensor_rows,
 )
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.tower_directory import find_tower
-
-StrPath = str | os.PathLike[str]
 
 
 def inspect(checkpoint: Checkpoint | StrPath) -> Inspection:

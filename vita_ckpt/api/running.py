@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from vita_ckpt.api.reading import StrPath, as_checkpoint
+from vita_ckpt.api.fetching import downloaded
+from vita_ckpt.api.locating import StrPath, locate
+from vita_ckpt.api.reading import as_checkpoint
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.new_file import write_new
@@ -58,13 +60,13 @@ def load_model(
     _need_the_extra()
     from vita_ckpt.model import load  # noqa: PLC0415 - torch
 
-    checkpoint = as_checkpoint(path)
+    checkpoint = downloaded(as_checkpoint(path))
     with _memory_said(checkpoint.root):
         return load.load_model(
             checkpoint,
             device=device,
             dtype=dtype,
-            tower=tower,
+            tower=None if tower is None else locate(tower),
             attn=attn,
             max_memory=max_memory,
         )
@@ -111,15 +113,15 @@ def verify(
         )
     from vita_ckpt.model import forward  # noqa: PLC0415 - torch
 
-    checkpoint = as_checkpoint(path)
-    base = None if against is None else as_checkpoint(against)
+    checkpoint = downloaded(as_checkpoint(path))
+    base = None if against is None else downloaded(as_checkpoint(against))
     earlier = None if golden is None else _read_golden(os.fspath(golden))
     with _memory_said(checkpoint.root):
         verification = forward.verify_checkpoint(
             checkpoint,
             device=device,
             dtype=dtype,
-            tower=tower,
+            tower=None if tower is None else locate(tower),
             attn=attn,
             max_memory=max_memory,
             against=base,

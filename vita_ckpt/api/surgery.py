@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vita_ckpt.api.reading import StrPath
+from vita_ckpt.api.fetching import fetched_casts, fetched_files, fetched_tensors
+from vita_ckpt.api.locating import StrPath, reopen
 from vita_ckpt.checks.inspection import left_out_to_json
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint, Tensor
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.manifest import encode as encode_manifest
@@ -22,6 +24,7 @@ from vita_ckpt.core.plan import (
     Plan,
     PutFile,
     input_paths,
+    input_revisions,
     plan_from_json,
     plan_to_json,
     subject_of,
@@ -30,7 +33,6 @@ from vita_ckpt.core.provenance import Written, encode, lineage
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
 from vita_ckpt.storage import commit
 from vita_ckpt.storage.digests import current_manifest, manifest_of
-from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.in_place import shared_shards, write_in_place
 from vita_ckpt.storage.layout import (
     DirectoryLayout,
@@ -89,15 +91,21 @@ def apply(
     """
     path = check_output(plan, out)
     if plan.operation in _MAKES_A_FILE:
-        commit.write_file(plan, path, check=options.check, progress=progress)
+        with fetched_tensors(plan, os.path.dirname(path)) as here:
+            commit.write_file(here, path, check=options.check, progress=progress)
         return path
+    with fetched_files(plan, os.path.dirname(path)) as here:
+        _write_directory(here, path, options, progress)
+    return path
+
+
+def _write_directory(plan: Plan, path: str, options: Options, progress: Progress) -> None:
     layout = _layout(plan, options)
     untouched = [file.name for file in layout.carried]
     finish = _finish(plan, untouched, layout.shards, layout.texts, options, _now())
     commit.write_directory(
         plan, layout, path, finish, link=options.link, check=options.check, progress=progress
     )
-    return path
 
 
 def apply_in_place(
@@ -114,6 +122,12 @@ def apply_in_place(
     another surgery of the base is under way, CastError where a conversion would lose a value,
     OutputError if the disk fails.
     """
+    _check_here(plan)
+    with fetched_tensors(plan, os.path.dirname(plan.base.root)) as here:
+        return _apply_in_place(here, options, progress)
+
+
+def _apply_in_place(plan: Plan, options: Options, progress: Progress) -> str:
     if os.path.isdir(plan.base.root):
         sweep(os.path.realpath(plan.base.root))  # second names of weights among it
     layout = lay_out_in_place(plan)
@@ -162,6 +176,7 @@ def _said_in(plan: Plan, options: Options) -> tuple[str, ...]:
 
 def lay_out_in_place(plan: Plan) -> InPlaceLayout:
     """What of its base a plan changes. Raises UsageError for one that is no surgery of it."""
+    _check_here(plan)
     if plan.record is None or plan.base.layout not in ("safetensors", "torch"):
         raise UsageError(
             "not-in-place",
@@ -172,6 +187,16 @@ def lay_out_in_place(plan: Plan) -> InPlaceLayout:
         )
     shared = shared_shards(plan.base, plan.donors)
     return plan_in_place(plan, plan_layout(plan), shared)
+
+
+def _check_here(plan: Plan) -> None:
+    if is_remote(plan.base.root):
+        raise UsageError(
+            "in-place-on-hub",
+            plan.base.root,
+            expected="a directory on this machine",
+            hint="write to a new directory with --out, then vita-ckpt push",
+        )
 
 
 def _finish(
@@ -235,7 +260,8 @@ def check_output(plan: Plan, out: StrPath) -> str:
 
 def check_plan(plan: Plan) -> None:
     """Raise what :func:`apply` would raise for the values: a conversion that overflows."""
-    commit.check_casts(plan)
+    with fetched_casts(plan) as here:
+        commit.check_casts(here)
 
 
 def check_plan_path(plan: Plan, path: StrPath) -> None:
@@ -262,7 +288,7 @@ def load_plan(path: StrPath) -> Plan:
     """
     data, _ = read_json_object(os.fspath(path))
     with _named(path):
-        inputs = [open_checkpoint(root) if root else EMPTY for root in input_paths(data)]
+        inputs = list(map(reopen, input_paths(data), input_revisions(data)))
         plan = plan_from_json(data, inputs)
     if plan.record is None and plan.operation not in _EXTRACTIONS:
         raise InputError(

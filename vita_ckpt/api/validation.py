@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from vita_ckpt.api.reading import StrPath
+from vita_ckpt.api.fetching import downloaded, fetched
+from vita_ckpt.api.locating import StrPath, locate
 from vita_ckpt.api.values import check_values
 from vita_ckpt.checks import inspection
 from vita_ckpt.checks.config import check_config
@@ -19,10 +20,12 @@ from vita_ckpt.checks.lora import check_lora
 from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.structure import check_structure
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import last_written
+from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.directory import (
@@ -30,8 +33,8 @@ from vita_ckpt.storage.directory import (
     choose_weights,
     foreign_kind,
     index_of,
-    listing,
 )
+from vita_ckpt.storage.places import listing
 from vita_ckpt.storage.surroundings import count_tokens, find_base, reaches
 from vita_ckpt.storage.survey import Problem, Survey, survey
 from vita_ckpt.storage.tower_directory import find_tower, read_carried_config, read_processor
@@ -53,16 +56,17 @@ def validate(
 ) -> Report:
     """Every rule on what lies at ``path``, without loading it: headers, configs, small parts.
 
-    ``values`` reads every byte; those of projectors and adapters are always read. ``deep`` compares
-    with the digests that were taken: of what surgeries wrote, of every file where there is a
-    manifest, of what is kept for an undo.
-    ``kind`` says what to take it for (``vita-checkpoint``, ``language-model``, ``projector``,
+    ``values`` reads every byte; those of projectors and adapters are always read, unless they lie
+    on the hub: of what is there only headers are fetched without ``values``. ``deep`` compares with
+    the digests that were taken: of what surgeries wrote, of every file where there is a manifest,
+    of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``, ``language-model``, ``projector``,
     ``lora-run``, ``vision-tower``, ``audio-adapter``), by default what it looks like. What is wrong
     with it are findings; raises InputError only if nothing is there, or nothing of a known kind,
     UsageError for a kind that is none.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
+    path = locate(path)
     surveyed = survey(path)
     checkpoint = surveyed.checkpoint
     findings = [_of_problem(problem) for problem in surveyed.problems]
@@ -81,7 +85,7 @@ def validate(
         findings += check_loaders(checkpoint)
     findings += _beside(subject)
     if deep:
-        findings += _digests(checkpoint)
+        findings += _digests(downloaded(checkpoint))
     return Report(os.fspath(path), subject.kind, worst_first(findings))
 
 
@@ -240,9 +244,12 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
 def _values(subject: Subject, *, everything: bool) -> list[Finding]:
     """The values of the small parts, or of all."""
     refs = subject.checkpoint.refs
+    if is_remote(subject.checkpoint.root) and not everything:  # headers only
+        return []
     small = subject.kind in (inspection.PROJECTOR, inspection.LORA_RUN, inspection.AUDIO_ADAPTER)
     if everything or small:
-        return check_values(subject.checkpoint)
+        with fetched(remote_refs(subject.checkpoint.tensors)) as here:
+            return check_values(here.checkpoint(subject.checkpoint))
     names = frozenset(name for name in refs if name.startswith(parts.PROJECTOR_PREFIX))
     return check_values(subject.checkpoint, names) if names else []
 
@@ -337,4 +344,4 @@ def _of_problem(problem: Problem) -> Finding:
 
 def _file_of(error: VitaCkptError) -> str:
     path = error.subject.partition(": ")[0]
-    return path if os.path.exists(path) else ""
+    return path if is_remote(path) or os.path.exists(path) else ""

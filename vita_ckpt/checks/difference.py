@@ -16,7 +16,7 @@ from vita_ckpt.core.checkpoint import (
     PROVENANCE,
     Cast,
     Checkpoint,
-    LocalFile,
+    File,
     Tensor,
     TensorRef,
 )
@@ -123,7 +123,8 @@ class Difference:
     ``values`` says whether values were compared, ``tensors_only`` whether config and files were
     not: a lone weight file has none. ``only`` is the contract: globs of what may change, and of
     which something must. ``left_out`` are files and directories beside the checkpoints that are
-    not part of them: not compared.
+    not part of them: not compared. ``unread`` are tensors and files of the same shape and size
+    whose bytes were not fetched from the hub: nothing is known of them.
     """
 
     a: str
@@ -136,11 +137,12 @@ class Difference:
     config: tuple[ConfigDifference, ...]
     files: tuple[FileDifference, ...]
     left_out: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     @property
     def identical(self) -> bool:
-        """Whether nothing distinguishes them."""
-        return not (self.tensors or self.config or self.files)
+        """Whether nothing distinguishes them, and everything was compared."""
+        return not (self.tensors or self.config or self.files or self.unread)
 
     @property
     def breaches(self) -> tuple[Finding, ...]:
@@ -188,9 +190,9 @@ def covered(subject: str, only: Sequence[str]) -> bool:
     return False
 
 
-def compared_files(checkpoint: Checkpoint) -> dict[str, LocalFile | str]:
+def compared_files(checkpoint: Checkpoint) -> dict[str, File | str]:
     """The files that are compared byte by byte, by name; of a target some are texts."""
-    files: dict[str, LocalFile | str] = {**checkpoint.files, **checkpoint.texts}
+    files: dict[str, File | str] = {**checkpoint.files, **checkpoint.texts}
     return {name: file for name, file in files.items() if name not in _NOT_BY_BYTES}
 
 
@@ -202,6 +204,7 @@ def compare_checkpoints(
     other_files: Collection[str],
     distances: Mapping[str, Distance] | None,
     only: Sequence[str],
+    unread: tuple[str, ...] = (),
 ) -> Difference:
     """What distinguishes ``b`` from ``a``.
 
@@ -217,11 +220,12 @@ def compare_checkpoints(
         values=distances is not None,
         tensors_only=not whole,
         only=tuple(only),
-        parts=tuple(_parts(a, b, tensors, distances)),
+        parts=tuple(_parts(a, b, tensors, distances, unread)),
         tensors=tensors,
         config=tuple(_config(a, b)) if whole else (),
         files=tuple(_files(a, b, other_files)) if whole else (),
         left_out=tuple(sorted(a.left_out.keys() | b.left_out.keys())) if whole else (),
+        unread=unread,
     )
 
 
@@ -273,6 +277,7 @@ def difference_to_json(found: Difference) -> dict[str, Any]:
             for file in found.files
         ],
         "left_out": list(found.left_out),
+        "unread": list(found.unread),
         "breaches": [
             {"rule": one.rule, "subject": one.subject, "message": one.message, "hint": one.hint}
             for one in found.breaches
@@ -318,6 +323,7 @@ def _parts(
     b: Checkpoint,
     tensors: Sequence[TensorDifference],
     distances: Mapping[str, Distance] | None,
+    unread: Collection[str],
 ) -> Iterator[PartDifference]:
     names: dict[str, list[str]] = {}
     for name in sorted(a.tensors.keys() | b.tensors.keys()):
@@ -328,7 +334,7 @@ def _parts(
         measured = [(distances or {})[n] for n in names[part] if n in (distances or {})]
         yield PartDifference(
             name=part,
-            unchanged=len(names[part]) - len(found),
+            unchanged=len(names[part]) - len(found) - len({*names[part]} & {*unread}),
             changed=sum(tensor.change == "changed" for tensor in found),
             added=sum(tensor.change == "added" for tensor in found),
             removed=sum(tensor.change == "removed" for tensor in found),
@@ -361,7 +367,7 @@ def _files(a: Checkpoint, b: Checkpoint, other: Collection[str]) -> Iterator[Fil
             yield FileDifference(name, _size(old.get(name)), _size(new.get(name)))
 
 
-def _size(file: LocalFile | str | None) -> int | None:
+def _size(file: File | str | None) -> int | None:
     if isinstance(file, str):
         return len(file.encode())
     return None if file is None else file.size

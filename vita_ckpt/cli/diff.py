@@ -40,6 +40,11 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
     help="A contract: exit 1 if anything else changed, or none of it did. A glob of tensor names, "
     "config:KEY or file:PATH; may be given several times.",
 )
+@click.option(
+    "--fetch",
+    is_flag=True,
+    help="Fetch what headers and digests of the hub leave open; --values and --only imply it.",
+)
 @click.option("--exit-code", is_flag=True, help="Exit 1 if there is a difference.")
 @click.option(
     "--limit",
@@ -58,6 +63,7 @@ def command(
     b: str,
     values: bool,
     only: tuple[str, ...],
+    fetch: bool,
     exit_code: bool,
     limit: int,
     as_json: bool,
@@ -68,7 +74,8 @@ def command(
 
     A and B are what inspect takes. Which file a tensor lies in, and in which order, makes no
     difference, nor does the format: a .bin is compared with safetensors. Tensors are compared
-    under the names they have. Exit 0 whether or not there is a difference, unless --exit-code or
+    under the names they have. Of a side on the hub headers, configs and digests are compared, and
+    what they leave open is said. Exit 0 whether or not there is a difference, unless --exit-code or
     --only says otherwise.
     """
     if only and exit_code:
@@ -79,7 +86,7 @@ def command(
             got="both",
         )
     check_outputs(outputs, (a, b))
-    found = diff(a, b, values=values, only=only)
+    found = diff(a, b, values=values, only=only, fetch=fetch)
     if found.tensors_only:
         settings.note("config and files are not compared: one side is a lone weight file")
     if found.left_out:
@@ -166,8 +173,9 @@ def _sizes(file: FileDifference) -> str:
 
 
 def _verdict(found: Difference) -> str:
-    if found.identical:
-        return "no difference"
+    unread = f"{len(found.unread)} tensors and files of one size were not compared (--fetch)"
+    if not (found.tensors or found.config or found.files):
+        return f"no difference known; {unread}" if found.unread else "no difference"
     counts = (
         (len(found.tensors), "tensor"),
         (len(found.config), "config key"),
@@ -177,6 +185,8 @@ def _verdict(found: Difference) -> str:
     verdict = f"changed: {', '.join(said)}"
     if found.only:
         verdict += "; --only does not hold" if found.breaches else "; --only holds"
+    if found.unread:
+        verdict += f"; {unread}"
     return verdict
 
 

@@ -19,6 +19,7 @@ from vita_ckpt.errors import VitaCkptError, printable
 
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
+_REPOSITORY: Final = "vita_ckpt.storage.hub.repository"
 
 # Imported only when they are run: a command costs what it needs.
 _COMMANDS: Final = {
@@ -38,6 +39,7 @@ _COMMANDS: Final = {
     "verify": "vita_ckpt.cli.verify",
     "validate": "vita_ckpt.cli.validate",
     "rules": "vita_ckpt.cli.rules",
+    "push": "vita_ckpt.cli.push",
 }
 
 
@@ -98,6 +100,26 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
     ctx.obj = Settings(quiet, debug)
+    # Read by huggingface_hub once something on the hub is asked for: errors are said here.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if quiet:
+        import logging  # noqa: PLC0415 - slow, seldom needed
+
+        logging.getLogger("vita_ckpt").setLevel(logging.ERROR)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@cli.result_callback()
+@click.pass_obj
+def _say_moved(settings: Settings, /, result: Any, **_options: object) -> Any:
+    """Say how much came from the hub, if anything was asked there."""
+    if _REPOSITORY in sys.modules:
+        from vita_ckpt.cli import render  # noqa: PLC0415 - only for what is remote
+
+        moved = sys.modules[_REPOSITORY].hub().session.moved
+        if moved:
+            settings.note(f"{render.size(moved)} moved from the hub")
+    return result
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.errors import printable
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def count(number: int) -> str:
 
 def path(name: str) -> str:
     """A path as a person would type it: relative if it lies below the working directory."""
+    if is_remote(name):
+        return name
     below = os.path.relpath(name)
     return name if below.startswith("..") else below
 

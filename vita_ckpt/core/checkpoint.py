@@ -33,6 +33,38 @@ class LocalFile:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository on the hub, pinned to a commit.
+
+    ``name`` is its path in the repository, ``commit`` a commit's whole hash, ``size`` in bytes.
+    ``etag`` is the hub's digest of the content: SHA-256 of a large file, git's object id of any
+    other, empty where it is not known. ``digest`` is that of a :class:`LocalFile`.
+    """
+
+    repository: str
+    commit: str
+    name: str
+    size: int
+    etag: str
+    digest: str = ""
+
+    @property
+    def path(self) -> str:
+        """The whole address, as messages say it and as it can be opened again."""
+        return f"hf://{self.repository}@{self.commit}/{self.name}"
+
+
+File = LocalFile | RemoteFile
+
+
+def on_disk(file: File) -> LocalFile:
+    """``file``, whose bytes are about to be read: what is remote was to be fetched before."""
+    if isinstance(file, RemoteFile):
+        raise TypeError(f"{file.path} was not fetched")
+    return file
+
+
+@dataclass(frozen=True, slots=True)
 class TensorRef:
     """Bytes of one tensor inside a file.
 
@@ -40,7 +72,7 @@ class TensorRef:
     ``strides``, in elements, is None for a contiguous (C order) tensor.
     """
 
-    source: LocalFile
+    source: File
     offset: int
     dtype: str
     shape: Shape
@@ -107,7 +139,7 @@ class Shard:
     """One weight file: its name below the checkpoint, a safetensors ``__metadata__``."""
 
     name: str
-    file: LocalFile
+    file: File
     format: Literal["safetensors", "torch"]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -116,12 +148,13 @@ class Shard:
 class Checkpoint:
     """An opened checkpoint, adapter, run or tower; or the target of a plan.
 
-    ``root`` is the absolute path of the directory or the lone file (empty for a value that has no
-    place on disk yet). ``tensors`` maps on-disk names to tensors, ``shards`` are the weight files
-    they come from, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the other
-    regular files, by their path below ``root``; ``texts`` are files of a target whose content is
-    known and not on the disk yet. ``left_out`` says of everything else in the directory why it is
-    not part of the checkpoint. ``provenance`` is what earlier surgeries left to be known.
+    ``root`` is the absolute path of the directory or the lone file, or the address of a remote one
+    pinned to a commit (empty for a value that has no place yet); ``revision`` is the branch or tag
+    that led to the commit. ``tensors`` maps on-disk names to tensors, ``shards`` are the weight
+    files they come from, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the
+    other regular files, by their path below ``root``; ``texts`` are files of a target whose content
+    is known and not on the disk yet. ``left_out`` says of everything else in the directory why it
+    is not part of the checkpoint. ``provenance`` is what earlier surgeries left to be known.
     """
 
     root: str
@@ -131,10 +164,11 @@ class Checkpoint:
     config: Mapping[str, Any] | None = None
     adapter_config: Mapping[str, Any] | None = None
     index: Mapping[str, Any] | None = None
-    files: Mapping[str, LocalFile] = field(default_factory=dict)
+    files: Mapping[str, File] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
+    revision: str = ""
 
     @property
     def refs(self) -> dict[str, TensorRef]:
@@ -142,12 +176,12 @@ class Checkpoint:
         return {name: t for name, t in self.tensors.items() if isinstance(t, TensorRef)}
 
     @property
-    def fingerprint(self) -> tuple[LocalFile, ...]:
+    def fingerprint(self) -> tuple[File, ...]:
         """Every file the checkpoint consists of, as it was seen."""
         return (*(shard.file for shard in self.shards), *self.files.values())
 
 
-def files_read(checkpoint: Checkpoint) -> tuple[LocalFile, ...]:
+def files_read(checkpoint: Checkpoint) -> tuple[File, ...]:
     """The files whose content says what a checkpoint is: shards, configs, an index."""
     return tuple(file for file in checkpoint.fingerprint if file.digest)
 

@@ -12,8 +12,9 @@ from vita_ckpt.core.checkpoint import (
     PROVENANCE,
     Cast,
     Checkpoint,
+    File,
     Init,
-    LocalFile,
+    RemoteFile,
     Tensor,
     TensorRef,
     files_read,
@@ -139,7 +140,7 @@ class Plan:
                 raise ValueError(f"{type(edit).__name__} of {edit.name}")
 
     @property
-    def preconditions(self) -> tuple[LocalFile, ...]:
+    def preconditions(self) -> tuple[File, ...]:
         """Every file that the plan was computed from, as it was."""
         return tuple(dict.fromkeys(file for files in _inputs(self) for file in files))
 
@@ -192,7 +193,11 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "version": VERSION,
         "operation": plan.operation,
         "inputs": [
-            {"path": checkpoint.root, "files": [_file_json(file) for file in files]}
+            {
+                "path": checkpoint.root,
+                **({"revision": checkpoint.revision} if checkpoint.revision else {}),
+                "files": [_file_json(file) for file in files],
+            }
             for checkpoint, files in zip(inputs, _inputs(plan), strict=True)
         ],
         "edits": [_edit_json(edit, origins) for edit in plan.edits],
@@ -202,7 +207,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def input_paths(data: Any) -> tuple[str, ...]:
-    """The paths of a saved plan's inputs (the base's is empty if it starts from nothing).
+    """The paths or pinned addresses of a saved plan's inputs; empty for a base that is nothing.
 
     Raises InputError if ``data`` is no plan of this version.
     """
@@ -213,6 +218,15 @@ def input_paths(data: Any) -> tuple[str, ...]:
     if not inputs:
         raise _not_a_plan("no inputs")
     return tuple(_expect(_expect(i, dict, "an input").get("path"), str, "a path") for i in inputs)
+
+
+def input_revisions(data: Any) -> tuple[str, ...]:
+    """The branch or tag that led to each of a saved plan's inputs; empty where none did.
+
+    Raises InputError if ``data`` is no plan of this version.
+    """
+    input_paths(data)
+    return tuple(_expect(entry.get("revision", ""), str, "a revision") for entry in data["inputs"])
 
 
 def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
@@ -242,7 +256,9 @@ def subject_of(edit: Edit) -> tuple[str, str]:
     return "file" if isinstance(edit, PutFile | DropFile) else "tensor", edit.name
 
 
-def _file_json(file: LocalFile) -> dict[str, Any]:
+def _file_json(file: File) -> dict[str, Any]:
+    if isinstance(file, RemoteFile):
+        return {"path": file.path, "size": file.size, "etag": file.etag, "digest": file.digest}
     return {"path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "digest": file.digest}
 
 
@@ -347,12 +363,12 @@ def _init_from_json(data: Any) -> Init:
     return Init(dtype, tuple(sizes), seed, name, bound, fill)
 
 
-def _inputs(plan: Plan) -> list[tuple[LocalFile, ...]]:
+def _inputs(plan: Plan) -> list[tuple[File, ...]]:
     """The files that matter of each input: all of the base's, of a donor those that are read."""
     return [plan.base.fingerprint, *map(files_read, plan.donors)]
 
 
-def _check_unchanged(root: str, seen: Sequence[LocalFile], files: Sequence[Any]) -> None:
+def _check_unchanged(root: str, seen: Sequence[File], files: Sequence[Any]) -> None:
     now = [_file_json(file) for file in seen]
     if now == list(files):
         return

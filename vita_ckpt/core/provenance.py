@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint, files_read
 from vita_ckpt.core.plan import Plan
 
@@ -42,8 +43,9 @@ def lineage(
     """The content of ``vita_ckpt.json`` after ``plan``: what the base's said, and one operation.
 
     ``time`` is UTC in ISO 8601, ``versions`` are those of the programs. Inputs are named by their
-    last path component and the digests of their headers and configs: where they lay on somebody's
-    disk is nobody else's business. Raises ValueError for a plan that leaves nothing to be known.
+    last path component, or their address on the hub with its commit, and the digests of their
+    headers and configs: where they lay on somebody's disk is nobody else's business. Raises
+    ValueError for a plan that leaves nothing to be known.
     """
     record = plan.record
     if record is None:
@@ -101,4 +103,6 @@ def _hashes(digests: Mapping[str, str]) -> dict[str, str]:
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     digests = {file.path.rpartition("/")[2]: file.digest for file in files_read(checkpoint)}
-    return {"name": checkpoint.root.rpartition("/")[2], "digests": _hashes(digests)}
+    root = checkpoint.root
+    name = root if is_remote(root) else root.rpartition("/")[2]
+    return {"name": name, "digests": _hashes(digests)}

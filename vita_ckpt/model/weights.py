@@ -11,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, File, TensorRef
 from vita_ckpt.model.staging import Source, staged
 from vita_ckpt.storage.stream import Inputs, tensor_bytes
 
@@ -50,7 +50,7 @@ class Weights(AbstractContextManager["Weights"]):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.tensors = checkpoint.tensors
         self._inputs = Inputs()
-        self._maps: dict[LocalFile, mmap.mmap] = {}
+        self._maps: dict[File, mmap.mmap] = {}
 
     def __exit__(self, *exc: object) -> None:
         self._inputs.close()
@@ -127,7 +127,7 @@ class Weights(AbstractContextManager["Weights"]):
         if last > first:
             self._maps[stored.source].madvise(mmap.MADV_DONTNEED, first, last - first)
 
-    def _mapped(self, source: LocalFile) -> mmap.mmap:
+    def _mapped(self, source: File) -> mmap.mmap:
         if source not in self._maps:
             descriptor = self._inputs.descriptor(source)
             # Private and writable only because torch asks for a writable buffer: nobody writes.

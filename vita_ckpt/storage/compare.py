@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, TypeGuard, TypeVar
 
-from vita_ckpt.core.checkpoint import LocalFile, Tensor, TensorRef, parameters
+from vita_ckpt.core.checkpoint import File, LocalFile, Tensor, TensorRef, on_disk, parameters
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import MalformedFileError
@@ -191,7 +191,8 @@ class _SameFile:
             and self._node(before.source) == self._node(after.source)
         )
 
-    def _node(self, file: LocalFile) -> tuple[int, int]:
+    def _node(self, file: File) -> tuple[int, int]:
+        file = on_disk(file)
         if file not in self._nodes:
             with opened(file.path) as (descriptor, seen):
                 check_same(file, seen)

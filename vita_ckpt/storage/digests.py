@@ -14,7 +14,7 @@ from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import MalformedFileError, StaleInputError
 from vita_ckpt.storage.layout import PatchedShard, WrittenShard, WrittenText
 from vita_ckpt.storage.safetensors_file import encode_header
-from vita_ckpt.storage.source import digest, opened, read_at
+from vita_ckpt.storage.source import digest, opened, read_at, reading
 from vita_ckpt.storage.stream import Inputs, tensor_bytes
 
 _THREADS: Final = 2
@@ -51,9 +51,8 @@ def read_manifest(checkpoint: Checkpoint) -> Manifest | None:
     file = checkpoint.files.get(MANIFEST)
     if file is None:
         return None
-    with opened(file.path) as (descriptor, seen):
-        size = min(seen.size, _LARGEST_MANIFEST)
-        data = read_at(descriptor, size, 0, file.path)
+    with reading(file.path) as source:
+        data = source.read(min(source.file.size, _LARGEST_MANIFEST), 0)
     try:
         return decode(data)
     except ValueError as error:

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, Layout, LocalFile, Shard, TensorRef
+from vita_ckpt.core.checkpoint import (
+    PROVENANCE,
+    Checkpoint,
+    File,
+    Layout,
+    LocalFile,
+    RemoteFile,
+    Shard,
+    TensorRef,
+    on_disk,
+)
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.owner import is_stage
+from vita_ckpt.storage.places import (
+    expect_headers,
+    find,
+    is_directory,
+    is_file,
+    listing,
+    look,
+    stays_below,
+)
 from vita_ckpt.storage.safetensors_file import read_safetensors
-from vita_ckpt.storage.source import check_same, identify, os_reason, read_json_object
+from vita_ckpt.storage.source import check_same, identify, read_json_object
 from vita_ckpt.storage.wholeness import HOME, check_whole
 
 CONFIG: Final = "config.json"
@@ -49,6 +67,11 @@ TRAINING_STATE: Final = re.compile(
 )
 _STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
 _DEEPEST: Final = 16
+_WHY_LEFT_OUT: Final = {
+    "broken link": "a broken link",
+    "link to a directory": "a link to a directory",
+    "other": "not a regular file",
+}
 
 
 def read_shard(root: str, name: str) -> tuple[Shard, Mapping[str, TensorRef]]:
@@ -73,9 +96,14 @@ def duplicate(tensor: str, shard: Shard, other: TensorRef) -> MalformedFileError
     )
 
 
-def check_unchanged(files: Iterable[LocalFile]) -> None:
-    """Raise StaleInputError unless every file is as it was: size, time, and header or config."""
+def check_unchanged(files: Iterable[File]) -> None:
+    """Raise StaleInputError unless every file is as it was: size, time, and header or config.
+
+    One on the hub is pinned to a commit.
+    """
     for file in files:
+        if isinstance(file, RemoteFile):
+            continue
         try:
             seen = _identify(file)
         except InputError as error:
@@ -90,8 +118,8 @@ def _identify(file: LocalFile) -> LocalFile:
     if not file.digest:
         return identify(file.path)
     if file.path.endswith(".json"):
-        return read_json_object(file.path)[1]
-    return read_shard(file.path, "")[0].file
+        return on_disk(read_json_object(file.path)[1])
+    return on_disk(read_shard(file.path, "")[0].file)
 
 
 @dataclass(slots=True)
@@ -126,26 +154,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
-    run, a folder of steps) or a lone ``.safetensors``/``.bin``/``.pt`` file. Raises InputError (or
-    a subclass) naming the file, and the tensor where one is concerned, if it cannot be read, breaks
-    a rule of its format, or leads out of the directory.
+    run, a folder of steps) or a lone ``.safetensors``/``.bin``/``.pt`` file; or the address of one
+    on the hub, pinned to a commit. Raises InputError (or a subclass) naming the file, and the
+    tensor where one is concerned, if it cannot be read, breaks a rule of its format, or leads out
+    of the directory.
     """
-    try:
-        root = os.path.abspath(os.fspath(path))
-        mode = os.stat(root).st_mode
-    except (OSError, ValueError) as error:
-        reason = os_reason(error) if isinstance(error, OSError) else str(error)
-        raise InputError(
-            "not-found",
-            os.fspath(path),
-            expected="a checkpoint directory or file",
-            got=reason,
-            hint="check the path",
-        ) from error
+    root, entry = find(path)
     # A file is part of the checkpoint that it lies in, by whatever name it was reached.
-    folder = root if stat.S_ISDIR(mode) else os.path.dirname(os.path.realpath(root))
+    folder = root if entry.is_directory else os.path.dirname(os.path.realpath(root))
     check_whole(folder)
-    opened = _open_directory(root) if stat.S_ISDIR(mode) else open_file(root)
+    opened = _open_directory(root) if entry.is_directory else open_file(root)
     check_whole(folder)  # a surgery may have begun while it was read
     return opened
 
@@ -165,7 +183,7 @@ def open_file(path: str) -> Checkpoint:
     folder, name = os.path.split(path)
     is_step = _STEP_FILE.fullmatch(name) and os.path.basename(folder) == _STEPS
     config: dict[str, Any] | None = None
-    files: dict[str, LocalFile] = {}
+    files: dict[str, File] = {}
     if not _SHARD.search(name):  # a shard is a part of what the config beside it describes
         config, files = read_optional(os.path.dirname(folder) if is_step else folder, CONFIG)
     return Checkpoint(
@@ -178,7 +196,7 @@ def _open_directory(root: str) -> Checkpoint:
     weights = _Weights()
     index: dict[str, Any] | None = None
     layout: Layout
-    files: dict[str, LocalFile] = {}
+    files: dict[str, File] = {}
     index_name = index_of(names)
     if index_name is not None:
         index, index_file = read_json_object(os.path.join(root, index_name))
@@ -230,14 +248,6 @@ def home_of_config(root: str, weight_file: str) -> str:
     return root
 
 
-def listing(root: str) -> list[str]:
-    """The names in a directory, sorted."""
-    try:
-        return sorted(os.listdir(root))
-    except OSError as error:
-        raise InputError("unreadable-directory", root, got=os_reason(error)) from error
-
-
 def _read_indexed(
     root: str, index_name: str, index: Mapping[str, Any], names: Iterable[str], weights: _Weights
 ) -> None:
@@ -249,6 +259,7 @@ def _read_indexed(
     both = ambiguous_weights(root, index_name, names, shards)
     if both is not None:
         raise both
+    expect_headers(root, list(shards))
     for shard, promised in shards.items():
         found = weights.read(root, shard)
         for error in index_mismatches(path, weight_map, shard, promised, found):
@@ -322,13 +333,8 @@ def index_mismatches(
 
 def check_inside(root: str, name: str, index_path: str) -> None:
     """A name in an index stays in the directory; the file itself may be a link (the hub cache)."""
-    parts = name.split("/")
-    inside = name and not os.path.isabs(name) and not {"", ".", ".."} & set(parts)
-    if inside and name.isprintable() and "\\" not in name:
-        folder = os.path.realpath(os.path.join(root, *parts[:-1]))
-        top = os.path.realpath(root)
-        if os.path.commonpath([top, folder]) == top:
-            return
+    if stays_below(root, name):
+        return
     raise MalformedFileError(
         "path-outside-checkpoint",
         f"{index_path}: {name!r}",
@@ -359,14 +365,14 @@ def _step_or_lone_file(root: str, names: list[str]) -> str:
     """The only weight file of a directory without one of the known names."""
     steps = [name for name in names if _STEP_FILE.fullmatch(name)]
     folder = os.path.join(root, _STEPS)
-    if not steps and os.path.isdir(folder):
+    if not steps and is_directory(folder):
         steps = [f"{_STEPS}/{n}" for n in listing(folder) if _STEP_FILE.fullmatch(n)]
     steps += [
         f"{name}/{file}"
         for name in names
         if _STEP.fullmatch(name)
         for file in _RUN_FILES
-        if os.path.isfile(os.path.join(root, name, file))
+        if is_file(os.path.join(root, name, file))
     ]
     lone = [
         name
@@ -438,7 +444,7 @@ def foreign_kind(names: Iterable[str]) -> str | None:
     return None
 
 
-def _read_provenance(root: str, files: dict[str, LocalFile]) -> dict[str, Any] | None:
+def _read_provenance(root: str, files: dict[str, File]) -> dict[str, Any] | None:
     """What earlier surgeries noted. It decides nothing about a tensor, so one that is no JSON
     object stops nobody: it counts as absent, and validate says that it is broken.
     """
@@ -450,10 +456,10 @@ def _read_provenance(root: str, files: dict[str, LocalFile]) -> dict[str, Any] |
     return provenance
 
 
-def read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, LocalFile]]:
+def read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, File]]:
     """A JSON file that may be there, and its identity by name."""
     path = os.path.join(root, name)
-    if not os.path.lexists(path):
+    if look(path) is None:
         return None, {}
     value, file = read_json_object(path)
     return value, {name: file}
@@ -463,7 +469,7 @@ def collect_files(
     root: str,
     below: str,
     used: set[str],
-    files: dict[str, LocalFile],
+    files: dict[str, File],
     left_out: dict[str, str],
     depth: int,
 ) -> None:
@@ -472,23 +478,17 @@ def collect_files(
         relative = f"{below}{name}"
         if relative in used or relative == HOME:  # how to undo what was done is no part of it
             continue
-        path = os.path.join(root, relative)
-        try:
-            is_link = os.path.islink(path)
-            status = os.stat(path)
-        except OSError:
-            left_out[relative] = "a broken link"
-            continue
-        if stat.S_ISREG(status.st_mode):
+        entry = look(os.path.join(root, relative))
+        if entry is None:  # removed just now, or not to be reached
+            left_out[relative] = "not readable"
+        elif entry.file is not None:
             reason = None if below else _why_left_out(name)
             if reason is not None:
                 left_out[relative] = reason
             else:
-                files[relative] = LocalFile(path, status.st_size, status.st_mtime_ns)
-        elif not stat.S_ISDIR(status.st_mode):
-            left_out[relative] = "not a regular file"
-        elif is_link:
-            left_out[relative] = "a link to a directory"
+                files[relative] = entry.file
+        elif entry.kind != "directory":
+            left_out[relative] = _WHY_LEFT_OUT[entry.kind]
         elif (not below and name == _STEPS) or _STALE_DIRECTORIES.fullmatch(name):
             left_out[relative] = "a directory of other checkpoints or hidden"
         elif depth >= _DEEPEST:

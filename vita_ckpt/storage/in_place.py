@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint, LocalFile
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
@@ -47,7 +47,8 @@ def shared_shards(base: Checkpoint, donors: Iterable[Checkpoint]) -> frozenset[s
     Other names lead to their bytes (links as in the hub cache), or a donor is read from them, or
     they may not be written.
     """
-    read = {_inode(file.path) for donor in donors for file in donor.fingerprint}
+    files = (file for donor in donors for file in donor.fingerprint)
+    read = {_inode(file.path) for file in files if isinstance(file, LocalFile)}
     return frozenset(
         shard.name
         for shard in base.shards

@@ -13,7 +13,7 @@ from vita_ckpt.core.checkpoint import (
     MANIFEST,
     PROVENANCE,
     Checkpoint,
-    LocalFile,
+    File,
     Shape,
     Shard,
     Tensor,
@@ -30,7 +30,7 @@ class CarriedFile:
     """A file of the base that the output has byte for byte."""
 
     name: str
-    source: LocalFile
+    source: File
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class PatchedShard:
     """
 
     name: str
-    file: LocalFile
+    file: File
     header: bytes
     entries: tuple[tuple[int, str, Tensor], ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from vita_ckpt.core.checkpoint import LocalFile, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import File, Tensor, TensorRef
 from vita_ckpt.errors import InputError, OutputError
 from vita_ckpt.storage.compare import Pair, differing
 from vita_ckpt.storage.layout import CarriedFile, PatchedShard, WrittenShard, WrittenText
@@ -92,7 +92,7 @@ def _compare(pairs: dict[str, Pair]) -> None:
         raise _failed(min(wrong), "other bytes")
 
 
-def _whole(file: LocalFile) -> TensorRef:
+def _whole(file: File) -> TensorRef:
     return TensorRef(file, 0, "U8", (file.size,))
 
 

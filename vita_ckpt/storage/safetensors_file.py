@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from vita_ckpt.core.checkpoint import LocalFile, Shape, TensorRef
+from vita_ckpt.core.checkpoint import File, Shape, TensorRef
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.source import digest, opened, raise_lfs_pointer, read_at
+from vita_ckpt.storage.source import digest, raise_lfs_pointer, reading
 
 # The format's own limit on the header, and where the nesting of ignored values ends.
 LARGEST_HEADER = 100_000_000
@@ -24,7 +24,7 @@ _U64 = 1 << 64
 class SafetensorsFile:
     """A safetensors file read down to its header."""
 
-    file: LocalFile
+    file: File
     tensors: Mapping[str, TensorRef]
     metadata: Mapping[str, str]
 
@@ -36,8 +36,9 @@ def read_safetensors(path: str) -> SafetensorsFile:
     the safetensors library refuses is refused here, and so are duplicate names, which the format
     forbids and the library lets through.
     """
-    with opened(path) as (descriptor, seen):
-        start = read_at(descriptor, min(seen.size, 40), 0, path)
+    with reading(path) as source:
+        seen = source.file
+        start = source.read(min(seen.size, 40), 0)
         if start.startswith(b"version https://git-lfs"):
             raise_lfs_pointer(path)
         if seen.size < 8:
@@ -65,8 +66,8 @@ def read_safetensors(path: str) -> SafetensorsFile:
                 got=f"a file of {seen.size} bytes",
                 hint="the file is cut off: copy it again",
             )
-        raw = read_at(descriptor, length, 8, path)
-    file = LocalFile(seen.path, seen.size, seen.mtime_ns, digest(raw))
+        raw = source.read(length, 8)
+    file = replace(seen, digest=digest(raw))
     header = _parse(raw, path)
     metadata = _metadata(header.pop(_METADATA, None), path)
     refs = {name: _entry(name, entry, file, 8 + length) for name, entry in header.items()}
@@ -168,7 +169,7 @@ def _metadata(value: Any, path: str) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, entry: Any, file: LocalFile, data_start: int) -> TensorRef:
+def _entry(name: str, entry: Any, file: File, data_start: int) -> TensorRef:
     subject = f"{file.path}: {name}"
     _check_text([name], file.path)
     if isinstance(entry, list) and len(entry) == 3:  # the library reads the fields in order too
@@ -215,7 +216,7 @@ def _entry(name: str, entry: Any, file: LocalFile, data_start: int) -> TensorRef
     return TensorRef(file, data_start + offsets[0], dtype, tuple(shape))
 
 
-def _check_coverage(refs: Mapping[str, TensorRef], data_start: int, file: LocalFile) -> None:
+def _check_coverage(refs: Mapping[str, TensorRef], data_start: int, file: File) -> None:
     """The tensors lie end to end, without holes or overlaps, and fill the file."""
     position = data_start
     for name, ref in sorted(refs.items(), key=lambda item: (item[1].offset, item[1].nbytes)):

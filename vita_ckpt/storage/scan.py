@@ -11,7 +11,7 @@ from mmap import mmap
 from threading import Lock, Thread
 from typing import Final
 
-from vita_ckpt.core.checkpoint import LocalFile, TensorRef
+from vita_ckpt.core.checkpoint import LocalFile, TensorRef, on_disk
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.storage.source import check_same, identify, opened, read_into
 from vita_ckpt.storage.stream import Progress, no_progress
@@ -55,7 +55,7 @@ def scan(
     by_place = sorted(tensors, key=lambda tensor: (tensor.source.path, tensor.offset))
     blocks = _blocks(_pieces(by_place))
     _Scan(blocks, visit, progress).run(threads or min(os.cpu_count() or 1, 2))
-    for file in {tensor.source.path: tensor.source for tensor in by_place}.values():
+    for file in {tensor.source.path: on_disk(tensor.source) for tensor in by_place}.values():
         check_same(file, identify(file.path))
 
 
@@ -84,14 +84,14 @@ def _blocks(pieces: Iterable[_Piece]) -> Iterator[_Block]:
         tensor, offset, size = piece
         joins = start <= offset <= end + _GAP and offset + size <= start + _BLOCK
         if taken and not (joins and tensor.source.path == path):
-            yield _Block(taken[0][0].source, start, end - start, taken)
+            yield _Block(on_disk(taken[0][0].source), start, end - start, taken)
             taken = []
         if not taken:
             path, start, end = tensor.source.path, offset, offset
         taken.append(piece)
         end = max(end, offset + size)
     if taken:
-        yield _Block(taken[0][0].source, start, end - start, taken)
+        yield _Block(on_disk(taken[0][0].source), start, end - start, taken)
 
 
 class _Scan:

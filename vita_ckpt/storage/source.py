@@ -6,16 +6,60 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, Protocol
 
-from vita_ckpt.core.checkpoint import LocalFile
+from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.checkpoint import File, LocalFile
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 
 _LARGEST_JSON = 64 << 20
 # No config nests as deeply; what does is more than who copies or writes it has stack for.
 _DEEPEST_JSON = 100
+
+Range = tuple[int, int]  # offset and size, in bytes
+
+
+class Source(Protocol):
+    """A file that is read here and there, wherever it lies."""
+
+    @property
+    def file(self) -> File:
+        """Its identity, without a digest."""
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Exactly ``size`` bytes at ``offset``; a file that ends before is an error."""
+
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Say what will be read soon, so that what lies far away can be fetched all at once."""
+
+
+@contextmanager
+def reading(path: str) -> Iterator[Source]:
+    """The file at ``path``, or at an address pinned to a commit, for reading."""
+    if is_remote(path):
+        from vita_ckpt.storage.hub.repository import open_remote  # noqa: PLC0415 - seldom needed
+
+        yield open_remote(path)
+    else:
+        with opened(path) as (descriptor, file):
+            yield _OpenFile(descriptor, file)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """A file on the disk."""
+
+    descriptor: int
+    file: LocalFile
+
+    def read(self, size: int, offset: int) -> bytes:
+        return read_at(self.descriptor, size, offset, self.file.path)
+
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Nothing to do: the disk is near."""
 
 
 @contextmanager
@@ -96,12 +140,13 @@ def check_same(file: LocalFile, seen: LocalFile) -> None:
         )
 
 
-def read_json_object(path: str) -> tuple[dict[str, Any], LocalFile]:
-    """A JSON file that holds an object, with its identity.
+def read_json_object(path: str) -> tuple[dict[str, Any], File]:
+    """A JSON file that holds an object, with its identity; ``path`` as for :func:`reading`.
 
     Raises InputError if it cannot be read and MalformedFileError if it is not such a file.
     """
-    with opened(path) as (descriptor, file):
+    with reading(path) as source:
+        file = source.file
         if file.size > _LARGEST_JSON:
             raise MalformedFileError(
                 "json-too-large",
@@ -109,7 +154,7 @@ def read_json_object(path: str) -> tuple[dict[str, Any], LocalFile]:
                 expected=f"at most {_LARGEST_JSON} bytes",
                 got=str(file.size),
             )
-        data = read_at(descriptor, file.size, 0, path)
+        data = source.read(file.size, 0)
     if data.startswith(b"version https://git-lfs"):
         raise_lfs_pointer(path)
     try:
@@ -130,7 +175,7 @@ def read_json_object(path: str) -> tuple[dict[str, Any], LocalFile]:
             expected=f"at most {_DEEPEST_JSON} levels",
             got="nested too deeply",
         )
-    return value, LocalFile(file.path, file.size, file.mtime_ns, digest(data))
+    return value, replace(file, digest=digest(data))
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from threading import Lock
 from typing import Final, Protocol
 
-from vita_ckpt.core.checkpoint import Init, LocalFile, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import File, Init, LocalFile, Tensor, TensorRef, on_disk
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError
 from vita_ckpt.storage.source import check_same, opened, read_at
@@ -40,8 +40,9 @@ class Inputs(AbstractContextManager["Inputs"]):
         """Close every descriptor."""
         self._stack.close()
 
-    def descriptor(self, file: LocalFile) -> int:
+    def descriptor(self, file: File) -> int:
         """A descriptor of ``file``; StaleInputError if it is not the file it was."""
+        file = on_disk(file)
         with self._lock:
             if file not in self._descriptors:
                 descriptor, seen = self._stack.enter_context(opened(file.path))

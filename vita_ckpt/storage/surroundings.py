@@ -10,7 +10,8 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.model_card import MODEL_CARD
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.directory import open_checkpoint
-from vita_ckpt.storage.source import opened, read_at, read_json_object
+from vita_ckpt.storage.places import reached_from
+from vita_ckpt.storage.source import read_json_object, reading
 
 _LARGEST_CARD: Final = 4 << 20
 
@@ -43,11 +44,7 @@ def reaches(checkpoint: Checkpoint, path: str) -> str | None:
     root = checkpoint.root
     if checkpoint.layout == "file":
         root = os.path.dirname(root)
-    for place in (os.curdir, os.path.dirname(root), root):
-        found = os.path.normpath(os.path.join(place, path))
-        if "\0" not in found and os.path.exists(found):
-            return os.path.abspath(found)
-    return None
+    return reached_from(root, path)
 
 
 def read_model_card(checkpoint: Checkpoint) -> bytes:
@@ -55,16 +52,17 @@ def read_model_card(checkpoint: Checkpoint) -> bytes:
     file = checkpoint.files.get(MODEL_CARD)
     if file is None:
         return b""
-    with opened(file.path) as (descriptor, seen):
-        if seen.size > _LARGEST_CARD:
+    with reading(file.path) as source:
+        size = source.file.size
+        if size > _LARGEST_CARD:
             raise InputError(
                 "model-card-too-large",
                 file.path,
                 expected=f"at most {_LARGEST_CARD} bytes",
-                got=str(seen.size),
+                got=str(size),
                 hint="leave --model-card out",
             )
-        return read_at(descriptor, seen.size, 0, file.path)
+        return source.read(size, 0)
 
 
 def find_base(run: Checkpoint) -> Checkpoint | None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, Layout, LocalFile, Shard, TensorRef
+from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, File, Layout, Shard, TensorRef
 from vita_ckpt.errors import InputError, MalformedFileError, VitaCkptError
 from vita_ckpt.storage.directory import (
     ADAPTER_CONFIG,
@@ -26,12 +24,18 @@ from vita_ckpt.storage.directory import (
     home_of_config,
     index_mismatches,
     index_of,
-    listing,
     open_file,
     read_optional,
     read_shard,
     tensors_by_shard,
     weight_map_of,
+)
+from vita_ckpt.storage.places import (
+    expect_headers,
+    find,
+    is_directory,
+    listing,
+    look,
 )
 from vita_ckpt.storage.source import read_json_object
 from vita_ckpt.storage.wholeness import check_whole
@@ -70,20 +74,9 @@ def survey(path: str | os.PathLike[str]) -> Survey:
 
     Raises InputError if nothing is there, or no weights of any known kind.
     """
-    root = os.path.abspath(os.fspath(path))
-    try:
-        mode = os.stat(root).st_mode
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(
-            "not-found",
-            os.fspath(path),
-            expected="a checkpoint directory or file",
-            got=(reason or "nothing").lower(),
-            hint="check the path",
-        ) from error
+    root, entry = find(path)
     surveyor = _Surveyor(root)
-    return surveyor.directory() if stat.S_ISDIR(mode) else surveyor.file()
+    return surveyor.directory() if entry.is_directory else surveyor.file()
 
 
 @dataclass(slots=True)
@@ -108,7 +101,7 @@ class _Surveyor:
         self._passes(self.root, lambda: check_whole(self.root))
         index_name = index_of(names)
         index: dict[str, Any] | None = None
-        files: dict[str, LocalFile] = {}
+        files: dict[str, File] = {}
         layout: Layout = "safetensors"
         if index_name is not None:
             layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
@@ -153,6 +146,7 @@ class _Surveyor:
         if both is not None:
             self._note(self.root, both)
         complete = True
+        expect_headers(self.root, list(shards))
         for name, promised in shards.items():
             found = self._shard(name, path)
             if found is None:
@@ -169,8 +163,9 @@ class _Surveyor:
         path = os.path.join(self.root, name)
         if not self._passes(index_path, lambda: check_inside(self.root, name, index_path)):
             return None
-        if not os.path.exists(path):
-            link = " (a broken link)" if os.path.islink(path) else ""
+        entry = look(path)
+        if entry is None or entry.kind == "broken link":
+            link = " (a broken link)" if entry is not None else ""
             error = InputError(
                 "missing-shard",
                 path,
@@ -244,7 +239,7 @@ class _Surveyor:
                     if error.code == "unsafe-pickle":
                         self._note(path, error)
 
-    def _json(self, folder: str, name: str, files: dict[str, LocalFile]) -> dict[str, Any] | None:
+    def _json(self, folder: str, name: str, files: dict[str, File]) -> dict[str, Any] | None:
         read = self._attempt(os.path.join(folder, name), lambda: read_optional(folder, name))
         if read is None:
             return None
@@ -283,6 +278,6 @@ def _no_tensors(root: str) -> InputError:
 
 
 def _hub_left_overs(root: str) -> Iterator[str]:
-    with suppress(OSError):
-        folder = os.path.join(root, _HUB_DOWNLOADS)
-        yield from (os.path.join(folder, name) for name in sorted(os.listdir(folder)))
+    folder = os.path.join(root, _HUB_DOWNLOADS)
+    if is_directory(folder):
+        yield from (os.path.join(folder, name) for name in listing(folder))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from vita_ckpt.core.checkpoint import LocalFile, Shape, TensorRef
+from vita_ckpt.core.checkpoint import File, Shape, TensorRef
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.pickle_reader import (
@@ -21,7 +20,10 @@ from vita_ckpt.storage.pickle_reader import (
     read_pickle,
     state_dict_of,
 )
-from vita_ckpt.storage.source import digest, opened, raise_lfs_pointer, read_at
+from vita_ckpt.storage.source import Source, digest, raise_lfs_pointer, reading
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _DIRECTORY: Final = 0x10  # in the attributes of an entry, as MS-DOS has them
@@ -40,7 +42,7 @@ _Locate = Callable[[PickledStorage], tuple[int, int]]
 class TorchFile:
     """A file of ``torch.save`` read down to its pickle."""
 
-    file: LocalFile
+    file: File
     tensors: Mapping[str, TensorRef]
 
 
@@ -50,8 +52,8 @@ def read_torch(path: str) -> TorchFile:
     Raises UnsafePickleError for a pickle that holds more than a state dict and MalformedFileError
     for a file that is damaged or of another kind. Nothing of the file is executed.
     """
-    with opened(path) as (descriptor, seen):
-        start = read_at(descriptor, min(seen.size, 40), 0, path)
+    with reading(path) as source:
+        start = source.read(min(source.file.size, 40), 0)
         if start.startswith(b"version https://git-lfs"):
             raise_lfs_pointer(path)
         if not start:
@@ -59,9 +61,9 @@ def read_torch(path: str) -> TorchFile:
                 "empty-file", path, expected="a file of torch.save", got="0 bytes"
             )
         if start.startswith(_ZIP_MAGIC):
-            return _read_zip(descriptor, seen)
+            return _read_zip(source)
         if start.startswith(b"\x80"):
-            return _read_legacy(descriptor, seen)
+            return _read_legacy(source)
     raise MalformedFileError(
         "not-a-torch-file",
         path,
@@ -70,9 +72,9 @@ def read_torch(path: str) -> TorchFile:
     )
 
 
-def _read_zip(descriptor: int, seen: LocalFile) -> TorchFile:
-    path = seen.path
-    entries = _zip_entries(descriptor, seen)
+def _read_zip(source: Source) -> TorchFile:
+    path = source.file.path
+    entries = _zip_entries(source)
     pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
         raise MalformedFileError(
@@ -87,9 +89,9 @@ def _read_zip(descriptor: int, seen: LocalFile) -> TorchFile:
             got="a TorchScript archive",
             hint="save module.state_dict() instead",
         )
-    raw = _zip_read(descriptor, path, entries[pickles[0]], LARGEST_PICKLE)
+    raw = _zip_read(source, entries[pickles[0]], LARGEST_PICKLE)
     if f"{prefix}byteorder" in entries:
-        order = _zip_read(descriptor, path, entries[f"{prefix}byteorder"], 64)
+        order = _zip_read(source, entries[f"{prefix}byteorder"], 64)
         if order != b"little":
             raise InputError(
                 "big-endian-file",
@@ -103,22 +105,24 @@ def _read_zip(descriptor: int, seen: LocalFile) -> TorchFile:
         entry = entries.get(f"{prefix}data/{storage.key}")
         if entry is None:
             raise MalformedFileError("missing-storage", f"{path}: data/{storage.key}")
-        return _zip_range(descriptor, path, entry)
+        return _zip_range(source, entry)
 
-    file = LocalFile(path, seen.size, seen.mtime_ns, digest(raw))
+    file = replace(source.file, digest=digest(raw))
     tensors = state_dict_of(read_pickle(_Bounded(io.BytesIO(raw)), path))
+    source.expect((info.header_offset, _LOCAL_HEADER.size) for info in entries.values())
     return TorchFile(file, _refs(tensors, locate, file))
 
 
-def _zip_entries(descriptor: int, seen: LocalFile) -> dict[str, zipfile.ZipInfo]:
-    with _SmallReads(os.dup(descriptor), "rb") as handle:
+def _zip_entries(source: Source) -> dict[str, zipfile.ZipInfo]:
+    path = source.file.path
+    with _SmallReads(source) as handle:
         try:
             with zipfile.ZipFile(handle) as archive:
                 infos = archive.infolist()
         except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as e:
             raise MalformedFileError(
                 "invalid-zip",
-                seen.path,
+                path,
                 expected="a zip file",
                 got=str(e),
                 hint="the file is cut off or damaged: copy or download it again",
@@ -126,11 +130,11 @@ def _zip_entries(descriptor: int, seen: LocalFile) -> dict[str, zipfile.ZipInfo]
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         if info.filename in entries:
-            raise MalformedFileError("duplicate-zip-entry", f"{seen.path}: {info.filename}")
+            raise MalformedFileError("duplicate-zip-entry", f"{path}: {info.filename}")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise MalformedFileError(
                 "compressed-zip-entry",
-                f"{seen.path}: {info.filename}",
+                f"{path}: {info.filename}",
                 expected="entries stored as they are",
                 got="a compressed or encrypted one",
             )
@@ -145,17 +149,19 @@ def _zip_entries(descriptor: int, seen: LocalFile) -> dict[str, zipfile.ZipInfo]
     return entries
 
 
-def _zip_range(descriptor: int, path: str, info: zipfile.ZipInfo) -> tuple[int, int]:
+def _zip_range(source: Source, info: zipfile.ZipInfo) -> tuple[int, int]:
     """First byte and length of an entry's data: its local header decides where they start."""
-    header = read_at(descriptor, _LOCAL_HEADER.size, info.header_offset, path)
+    path = source.file.path
+    header = source.read(_LOCAL_HEADER.size, info.header_offset)
     magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     if magic != _ZIP_MAGIC:
         raise MalformedFileError("invalid-zip", f"{path}: {info.filename}", got="no local header")
     return info.header_offset + _LOCAL_HEADER.size + name_length + extra_length, info.file_size
 
 
-def _zip_read(descriptor: int, path: str, info: zipfile.ZipInfo, limit: int) -> bytes:
-    start, size = _zip_range(descriptor, path, info)
+def _zip_read(source: Source, info: zipfile.ZipInfo, limit: int) -> bytes:
+    path = source.file.path
+    start, size = _zip_range(source, info)
     if size > limit:
         raise MalformedFileError(
             "pickle-too-large",
@@ -163,14 +169,13 @@ def _zip_read(descriptor: int, path: str, info: zipfile.ZipInfo, limit: int) -> 
             expected=f"at most {limit} bytes",
             got=f"{size} bytes",
         )
-    return read_at(descriptor, size, start, path)
+    return source.read(size, start)
 
 
-def _read_legacy(descriptor: int, seen: LocalFile) -> TorchFile:
+def _read_legacy(source: Source) -> TorchFile:
     """torch's format before 1.6: five pickles, then each storage as its size and its bytes."""
-    path = seen.path
-    with open(os.dup(descriptor), "rb") as handle:
-        handle.seek(0)
+    path, file_size = source.file.path, source.file.size
+    with io.BufferedReader(_Stream(source)) as handle:
         stream = _Bounded(handle)
         if read_pickle(stream, path) != _LEGACY_MAGIC:
             raise MalformedFileError(
@@ -194,16 +199,12 @@ def _read_legacy(descriptor: int, seen: LocalFile) -> TorchFile:
             raise MalformedFileError(
                 "unknown-storage", f"{path}: {key}", expected="a storage that the pickle names"
             )
-        if position + 8 > seen.size:
-            raise MalformedFileError("truncated-file", path, got=f"{seen.size} bytes")
-        size = (
-            int.from_bytes(read_at(descriptor, 8, position, path), "little") * storages[key].width
-        )
+        if position + 8 > file_size:
+            raise MalformedFileError("truncated-file", path, got=f"{file_size} bytes")
+        size = int.from_bytes(source.read(8, position), "little") * storages[key].width
         ranges[key] = (position + 8, size)
         position += 8 + size
-    file = LocalFile(
-        path, seen.size, seen.mtime_ns, digest(read_at(descriptor, described, 0, path))
-    )
+    file = replace(source.file, digest=digest(source.read(described, 0)))
 
     def locate(storage: PickledStorage) -> tuple[int, int]:
         if storage.key not in ranges:
@@ -213,15 +214,50 @@ def _read_legacy(descriptor: int, seen: LocalFile) -> TorchFile:
     return TorchFile(file, _refs(tensors, locate, file))
 
 
-class _SmallReads(io.FileIO):
+class _Stream(io.RawIOBase):
+    """A source as a stream, read from its start."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if origin + offset < 0:
+            raise OSError(f"a position before the file, {origin + offset}")
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        memory = memoryview(buffer)
+        count = max(0, min(len(memory), self._size - self._position))
+        memory[:count] = self._source.read(count, self._position)
+        self._position += count
+        return count
+
+    @property
+    def _size(self) -> int:
+        return self._source.file.size
+
+
+class _SmallReads(_Stream):
     """A file for zipfile, which reads as much as the file itself tells it to."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0 or size > _LARGEST_DIRECTORY:
-            left = os.fstat(self.fileno()).st_size - self.tell()
-            if left > _LARGEST_DIRECTORY:
-                raise ValueError(f"a read of {size} bytes, more than a directory of tensors needs")
-        return super().read(size if size is not None else -1)
+        left = max(0, self._size - self._position)
+        size = left if size is None or size < 0 else min(size, left)
+        if size > _LARGEST_DIRECTORY:
+            raise ValueError(f"a read of {size} bytes, more than a directory of tensors needs")
+        return super().read(size) or b""
 
 
 class _Bounded:
@@ -246,7 +282,7 @@ class _Bounded:
 def _refs(
     tensors: Mapping[str, PickledTensor] | None,
     locate: _Locate,
-    file: LocalFile,
+    file: File,
 ) -> dict[str, TensorRef]:
     if tensors is None:
         raise MalformedFileError(
@@ -255,7 +291,7 @@ def _refs(
     return {name: _ref(name, tensor, locate, file) for name, tensor in tensors.items()}
 
 
-def _ref(name: str, tensor: PickledTensor, locate: _Locate, file: LocalFile) -> TensorRef:
+def _ref(name: str, tensor: PickledTensor, locate: _Locate, file: File) -> TensorRef:
     subject = f"{file.path}: {name}"
     try:
         name.encode("utf-8")

@@ -12,6 +12,7 @@ from vita_ckpt.core.anatomy.towers import CARRIED_CONFIG, CONFIG, PROCESSOR, Tow
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.directory import open_checkpoint
+from vita_ckpt.storage.places import find, is_directory, is_file, reached_from
 from vita_ckpt.storage.source import read_json_object
 
 
@@ -31,13 +32,11 @@ def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
     root = checkpoint.root
     if checkpoint.layout == "file":
         root = os.path.dirname(root)
-    places = (os.curdir, os.path.dirname(root), root)
-    found = (os.path.normpath(os.path.join(place, name)) for place in places)
-    path = next((p for p in found if "\0" not in p and os.path.exists(p)), None)
+    path = reached_from(root, name)
     if path is None:
         return TowerDirectory(None, "not reachable from here", None)
     try:
-        return open_tower(os.path.abspath(path))
+        return open_tower(path)
     except InputError as error:
         return TowerDirectory(path, str(error), None)
 
@@ -45,7 +44,7 @@ def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
 def open_tower(path: str) -> TowerDirectory:
     """The tower at ``path``, by its config if it has one, else by its tensors."""
     config_path = os.path.join(path, CONFIG)
-    if os.path.isfile(config_path):
+    if is_file(config_path):
         config, _ = read_json_object(config_path)
         return TowerDirectory(path, None, towers.tower_of_config(config), config)
     tensors = open_checkpoint(path).tensors
@@ -101,9 +100,9 @@ def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
     Raises InputError if it describes no tower.
     """
-    given = os.path.abspath(os.fspath(path))
+    given = find(path)[0]
     config: Mapping[str, Any] | None
-    if os.path.isfile(given) and given.endswith(".json"):
+    if is_file(given) and given.endswith(".json"):
         config = read_json_object(given)[0]
     else:
         config = open_tower(given).config
@@ -137,9 +136,9 @@ def read_processor(
 
 
 def _processor_at(place: str) -> Mapping[str, Any] | None:
-    folder = place if os.path.isdir(place) else os.path.dirname(place)  # a lone file of weights
+    folder = place if is_directory(place) else os.path.dirname(place)  # a lone file of weights
     path = os.path.join(folder, PROCESSOR)
-    return read_json_object(path)[0] if os.path.isfile(path) else None
+    return read_json_object(path)[0] if is_file(path) else None
 
 
 def _sizes_of_shapes(checkpoint: Checkpoint, shapes: towers.Shapes) -> Mapping[str, Any]:

@@ -15,10 +15,15 @@ from vita_ckpt.storage.directory import (
     TORCH_INDEX,
     TRAINING_STATE,
     check_inside,
-    listing,
     read_optional,
     read_shard,
     weight_map_of,
+)
+from vita_ckpt.storage.places import (
+    expect_headers,
+    find,
+    is_file,
+    listing,
 )
 from vita_ckpt.storage.source import read_json_object
 from vita_ckpt.storage.wholeness import check_whole
@@ -35,19 +40,16 @@ def read_weight_files(path: str | os.PathLike[str]) -> WeightFiles:
     Names in an index that lead out of the directory are not followed. Raises InputError if nothing
     is there, or if it is in the middle of an in-place surgery.
     """
-    root = os.path.abspath(os.fspath(path))
-    check_whole(root if os.path.isdir(root) else os.path.dirname(os.path.realpath(root)))
-    if not os.path.isdir(root):
-        if not os.path.exists(root):
-            raise InputError(
-                "not-found", os.fspath(path), expected="a checkpoint directory", got="nothing"
-            )
+    root, entry = find(path)
+    check_whole(root if entry.is_directory else os.path.dirname(os.path.realpath(root)))
+    if not entry.is_directory:
         name = os.path.basename(root)
         folder = os.path.dirname(root)
         return WeightFiles(root, (name,), {name: _weight_file(folder, name)}, {}, lone=True)
-    names = tuple(n for n in listing(root) if os.path.isfile(os.path.join(root, n)))
+    names = tuple(n for n in listing(root) if is_file(os.path.join(root, n)))
     indexes = {n: _index(root, n) for n in _INDEXES if n in names}
     weights = {n for n in names if n.endswith(_SUFFIXES) and not TRAINING_STATE.fullmatch(n)}
+    expect_headers(root, sorted(weights))
     files = {name: _weight_file(root, name) for name in sorted(weights)}
     for index in indexes.values():
         for name in sorted(set(index.weight_map.values()) - files.keys()):
@@ -77,7 +79,7 @@ def _indexed(root: str, name: str, index: str) -> WeightFile:
     _, outside = _attempt(lambda: check_inside(root, name, os.path.join(root, index)))
     if outside is not None:
         return WeightFile(name, trouble=outside)
-    if not os.path.isfile(os.path.join(root, name)):
+    if not is_file(os.path.join(root, name)):
         error = InputError(
             "missing-shard", os.path.join(root, name), expected=f"the file that {index} names"
         )

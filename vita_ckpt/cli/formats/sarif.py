@@ -13,6 +13,7 @@ from vita_ckpt import __version__
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
 from vita_ckpt.cli.render import path
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import printable
 
@@ -69,8 +70,10 @@ def _result(report: Report, finding: Finding, order: Mapping[str, int]) -> dict[
 
 
 def _uri(name: str) -> str:
-    """A relative reference if ``name`` lies below the working directory, else a file URI."""
+    """A relative reference if ``name`` lies below the working directory, else a whole URI."""
     shown = path(name or os.curdir)
+    if is_remote(shown):
+        return quote(_unicode(shown), safe="/:@")
     encoded = quote(_unicode(shown))
     return encoded if not os.path.isabs(shown) else f"file://{encoded}"
 

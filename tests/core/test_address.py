@@ -1,0 +1,95 @@
+"""Addresses on the hub."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vita_ckpt.core.address import Address, looks_like_repository, parse_address
+from vita_ckpt.errors import UsageError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("hf://VITA-MLLM/VITA-1.5", Address("VITA-MLLM/VITA-1.5")),
+        ("hf://org/name/", Address("org/name")),
+        ("hf://models/org/name", Address("org/name")),
+        ("hf://org/name@main", Address("org/name", "main")),
+        ("hf://org/name@v1.0/sub/folder", Address("org/name", "v1.0", "sub/folder")),
+        ("hf://org/name/sub@1/file.bin", Address("org/name", "", "sub@1/file.bin")),
+        (f"hf://org/name@{COMMIT}/x", Address("org/name", COMMIT, "x")),
+        ("hf://org/name@refs/pr/12/sub", Address("org/name", "refs/pr/12", "sub")),
+        ("hf://org/name@refs/pr/12", Address("org/name", "refs/pr/12")),
+        ("hf://org/name@feature%2Fx/sub", Address("org/name", "feature/x", "sub")),
+    ],
+)
+def test_what_an_address_says(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert parse_address(str(address)) == address
+    assert address.is_pinned == (COMMIT in text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://",
+        "hf://org",
+        "hf://org/",
+        "hf:///name",
+        "hf://org/name@",
+        "hf://org/na me",
+        "hf://datasets/org/name",
+        "hf://org/name/../other",
+        "hf://org/name/a//b",
+        "hf://org/name/\x1b[0m",
+        "hf://org/-name",
+        "hf://../name",
+        "hf://org/name@main\\x/../y",
+    ],
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_address(text)
+    assert error.value.code == "invalid-hub-address"
+    assert str(error.value).isprintable()
+
+
+@given(st.text(max_size=40))
+def test_every_text_is_an_address_or_refused(text: str) -> None:
+    try:
+        address = parse_address(f"hf://{text}")
+    except UsageError:
+        return
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize("text", ["org/name", "VITA-MLLM/VITA-1.5", "a/b", "Qwen/Qwen2.5-7B"])
+def test_what_could_be_a_repository(text: str) -> None:
+    assert looks_like_repository(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name",
+        "./name",
+        "../name",
+        "/name",
+        "~/name",
+        "a/b/c",
+        "a/b/",
+        "run/mm_projector.bin",
+        "run/model.safetensors",
+        "run/config.json",
+        "-a/b",
+        "a/.b",
+        "a b/c",
+        "",
+    ],
+)
+def test_what_can_only_be_a_path(text: str) -> None:
+    assert not looks_like_repository(text)

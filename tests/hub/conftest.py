@@ -1,0 +1,63 @@
+"""Fixtures: a hub on loopback, and the command line in processes of their own, pointed at it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fixtures.hub_server import HubServer
+from tests.conftest import Result
+
+ROOT = Path(__file__).parent.parent.parent
+# huggingface_hub's uploads use what its HTTP library has deprecated.
+WARNINGS = ("-W", "error", "-W", "ignore:Use 'content=:DeprecationWarning")
+RUN = "from vita_ckpt.cli.main import main; main()"
+
+
+class Machine:
+    """A machine with an empty cache, whose hub is the one on loopback."""
+
+    def __init__(self, hub: HubServer, root: Path) -> None:
+        self.hub = hub
+        self.root = root
+        self.home = root / "home"
+        self.work = root / "work"
+        self.work.mkdir()
+
+    def run(self, *arguments: object, **environment: str) -> Result:
+        """Run the command line; what the hub has seen before is forgotten."""
+        self.hub.seen.clear()
+        done = subprocess.run(
+            [sys.executable, *WARNINGS, "-c", RUN, *map(str, arguments)],
+            cwd=self.work,
+            env=self.hub.environment(self.home, PYTHONPATH=str(ROOT), **environment),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    @property
+    def large_bytes(self) -> int:
+        """Bytes of large files that the last command moved."""
+        return sum(seen.sent for seen in self.hub.seen if seen.large)
+
+
+def headers_of(root: Path) -> int:
+    """Bytes of the headers of all safetensors files in a directory, with their lengths."""
+    total = 0
+    for path in root.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            total += 8 + int.from_bytes(file.read(8), "little")
+    return total
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with HubServer() as hub:
+        yield Machine(hub, tmp_path)

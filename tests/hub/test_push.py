@@ -1,0 +1,174 @@
+"""Pushing, with the real client, to a server that speaks what it speaks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fixtures.builder import Spec, snapshot, write_checkpoint
+from fixtures.hub_server import TOKEN, Fault
+from tests.conftest import GOLDEN, Result, assert_one_error
+from tests.hub.conftest import Machine
+from vita_ckpt.core.hub_card import hub_card
+
+BASE = GOLDEN / "A7" / "base"
+
+
+def push(machine: Machine, *arguments: object, **environment: str) -> Result:
+    return machine.run("push", *arguments, **{"HF_TOKEN": TOKEN, **environment})
+
+
+def files_of(machine: Machine, name: str, revision: str = "main") -> dict[str, bytes]:
+    repo = machine.hub.repos[name]
+    blobs = repo.commits[repo.refs[revision]]
+    return {path: b"".join(blob.read(0, blob.size)) for path, blob in blobs.items()}
+
+
+@pytest.fixture
+def checkpoint(machine: Machine) -> Path:
+    """A sound checkpoint, with what must not travel beside it."""
+    root = shutil.copytree(BASE, machine.work / "mine")
+    shutil.copytree(GOLDEN / "A7" / "tower-internvit", machine.work / "tower-internvit")
+    for hidden in (".git/config", ".vita-ckpt/undo/0.json", ".vita-ckpt-0a.tmp/x.part", ".env"):
+        (root / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (root / hidden).write_text("{}")
+    (root / "training_args.bin").write_bytes(b"state")
+    (root / "checkpoint-7").mkdir()
+    (root / "checkpoint-7" / "config.json").write_text("{}")
+    (root / "examples").mkdir()
+    (root / "examples" / "one.txt").write_text("what it can do")
+    (root / "examples" / ".secret").write_text("no")
+    return root
+
+
+def test_what_goes_up_and_what_does_not(machine: Machine, checkpoint: Path) -> None:
+    before = snapshot(checkpoint)
+    done = push(machine, "mine", "org/new")
+    assert done.code == 0, done.err
+    files = files_of(machine, "org/new")
+    own = {p.name: p.read_bytes() for p in BASE.iterdir()}
+    own["examples/one.txt"] = b"what it can do"
+    card = files.pop("README.md").decode()
+    del files[".gitattributes"]
+    assert files == own
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "# org/new" in card
+    assert snapshot(checkpoint) == before
+    assert len(machine.hub.repos["org/new"].commits) == 2
+    assert f"pushed {len(own) + 1} files: {machine.hub.url}/org/new/commit/" in done.out
+    for name in (".git", ".vita-ckpt", ".env", "checkpoint-7", "training_args.bin"):
+        assert f"not uploaded: {name}: " in done.err
+    assert "not uploaded: examples/.secret: hidden" in done.err
+    assert not machine.hub.repos["org/new"].private
+
+
+def test_what_was_pushed_is_the_checkpoint(machine: Machine, checkpoint: Path) -> None:
+    assert push(machine, "mine", "org/new").code == 0
+    done = machine.run("diff", "org/new", BASE, "--json")
+    report = json.loads(done.out)
+    assert (report["tensors"], report["config"], report["unread"]) == ([], [], [])
+
+
+def test_what_is_broken_stays_here(machine: Machine, checkpoint: Path) -> None:
+    shard = checkpoint / "model-00002-of-00004.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    done = push(machine, "mine", "org/new")
+    assert done.code == 1
+    assert "truncated-file" in done.out
+    assert "error: not-sound: nothing was uploaded" in done.err
+    assert machine.hub.seen == []
+    done = push(machine, "mine", "org/new", "--force")
+    assert done.code == 0, done.err
+    assert files_of(machine, "org/new")[shard.name] == shard.read_bytes()
+
+
+def test_branches_pull_requests_and_private_ones(machine: Machine, checkpoint: Path) -> None:
+    done = push(machine, "mine", "org/new", "--private")
+    assert done.code == 0, done.err
+    assert machine.hub.repos["org/new"].private
+    (checkpoint / "generation_config.json").write_text('{"do_sample": true}')
+    done = push(machine, "mine", "org/new", "--create-pr", "--message", "Better")
+    assert f"{machine.hub.url}/org/new/discussions/1" in done.out
+    done = push(machine, "mine", "org/new", "--revision", "next")
+    assert done.code == 0, done.err
+    for revision in ("refs/pr/1", "next"):
+        files = files_of(machine, "org/new", revision)
+        assert files["generation_config.json"] == b'{"do_sample": true}'
+    old = files_of(machine, "org/new")["generation_config.json"]
+    assert old == (BASE / "generation_config.json").read_bytes()
+    machine.hub.repos["org/new"].private = False
+    done = push(machine, "mine", "org/new", "--private")
+    assert_one_error(done, 2, "repository-is-public", "leave --private out")
+
+
+def test_an_interrupted_upload_goes_on_where_it_stopped(machine: Machine) -> None:
+    write_checkpoint(machine.work / "mine", Spec(hidden=256, mlp=512, heads=8), shards=3)
+    machine.hub.faults.append(Fault("^/upload/", "status", 400, 9, skip=1))
+    done = push(machine, "mine", "org/new", "--force")
+    assert_one_error(done, 3, "hub-failed")
+    assert len(machine.hub.uploads) == 1
+    assert len(machine.hub.repos["org/new"].commits) == 1
+    machine.hub.faults.clear()
+    done = push(machine, "mine", "org/new", "--force")
+    assert done.code == 0, done.err
+    puts = [seen for seen in machine.hub.seen if seen.method == "PUT"]
+    large = list((machine.work / "mine").glob("*.safetensors"))
+    assert len(puts) == len(large) - 1 == len(machine.hub.uploads) - 1
+    assert len(machine.hub.repos["org/new"].commits) == 2
+
+
+def test_a_busy_hub_is_waited_for(machine: Machine, checkpoint: Path) -> None:
+    machine.hub.faults += [
+        Fault("preupload", "status", 429, 1, {"Retry-After": "0"}),
+        Fault("batch", "status", 503, 1),
+    ]
+    assert push(machine, "mine", "org/new").code == 0
+
+
+def test_refusals_say_what_to_do(machine: Machine, checkpoint: Path) -> None:
+    for arguments, environment, code, words in (
+        (("mine", "org/new"), {"HF_TOKEN": ""}, 3, ("token-refused", "hf auth login")),
+        (("mine", "org/new"), {"HF_TOKEN": "hf_wrong"}, 3, ("token-refused", "HF_TOKEN")),
+        (("mine", "others/new"), {}, 3, ("hub-forbids", "rights")),
+        (("mine", "org/new"), {"HF_HUB_OFFLINE": "1"}, 3, ("hub-offline", "HF_HUB_OFFLINE")),
+        (("mine", "org"), {}, 2, ("invalid-repository", "org/name")),
+        (("nothing", "org/new"), {}, 3, ("not-found",)),
+        (("mine/config.json", "org/new"), {}, 2, ("not-a-directory",)),
+        (("hf://org/other", "org/new"), {}, 2, ("not-a-directory",)),
+    ):
+        done = push(machine, *arguments, **environment)
+        assert_one_error(done, code, *words)
+    assert machine.hub.repos == {}
+
+
+def test_the_card_says_where_it_comes_from(machine: Machine) -> None:
+    base_commit = machine.hub.add("org/vita", BASE)
+    tower = shutil.copytree(GOLDEN / "A2" / "tower-siglip", machine.work / "tower-siglip")
+    swap = ["swap-tower", "--base", "org/vita", "--tower", tower, "--projector", "reinit"]
+    done = machine.run(*swap, "--out", "out", "--tower-path", "tower-siglip")
+    assert done.code == 0, done.err
+    readme = "---\nlicense: mit\n---\n\n# Mine\n"
+    (machine.work / "out" / "README.md").write_text(readme)
+    done = push(machine, "out", "org/new", "--force")
+    assert done.code == 0, done.err
+    card = files_of(machine, "org/new")["README.md"].decode()
+    assert card.startswith(readme.rstrip())
+    assert card.count("## Lineage") == 1
+    assert f"hf://org/vita@{base_commit}" in card
+    assert (machine.work / "out" / "README.md").read_text() == readme
+
+
+def test_a_card_of_whatever_a_lineage_says() -> None:
+    operations = [
+        {"operation": "swap-tower", "inputs": {"base": {"name": "hf://org/vita@" + "0" * 40}}},
+        {"operation": "merge-projector", "inputs": {"adapter": {"name": "hf://x\n- evil"}, "b": 5}},
+        {"inputs": ["what"]},
+        "what is this",
+    ]
+    card = hub_card("org/new", {"model_type": "vita-Qwen2`\n"}, operations)
+    assert "base_model:\n- org/vita\n---" in card
+    assert "model_type `vita-Qwen2'\\x0a`" in card
+    assert "base_model" not in hub_card("org/new", {}, [])

@@ -1,0 +1,251 @@
+"""Byte ranges from a server that does what servers do: exactly those bytes, or an error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.hub_server import Fault, HubServer
+from vita_ckpt.core.address import Address
+from vita_ckpt.core.checkpoint import RemoteFile
+from vita_ckpt.errors import HubError, StaleInputError, VitaCkptError
+from vita_ckpt.storage.hub.ranges import coalesced, fetch, fetch_bytes
+from vita_ckpt.storage.hub.repository import Hub
+from vita_ckpt.storage.hub.session import Session
+
+DATA = os.urandom(400_000)
+LARGE, SMALL = "weights.safetensors", "config.json"
+
+
+class Way:
+    """A hub with one repository, and the way to it, which never really waits."""
+
+    def __init__(self, hub: HubServer) -> None:
+        self.hub = hub
+        self.waits: list[float] = []
+        self.session = Session(hub.url, self.waits.append)
+
+    def file(self, name: str = LARGE) -> RemoteFile:
+        """One of the files, as it is listed."""
+        hub = Hub(self.session)
+        entry = hub.at(str(hub.pin(Address("org/name"))))[0].look(name)
+        assert entry is not None
+        assert isinstance(entry.file, RemoteFile)
+        return entry.file
+
+    def get(self, start: int, stop: int, name: str = LARGE) -> bytes:
+        """Bytes of one of the files."""
+        return fetch_bytes(self.session, self.file(name), start, stop)
+
+
+@pytest.fixture
+def way(tmp_path: Path) -> Iterator[Way]:
+    root = tmp_path / "repository"
+    root.mkdir()
+    (root / LARGE).write_bytes(DATA)
+    (root / SMALL).write_bytes(DATA[:300_000])
+    with HubServer() as hub:
+        hub.add("org/name", root)
+        yield Way(hub)
+
+
+def test_a_range_of_a_large_and_of_a_small_file(way: Way) -> None:
+    assert way.get(10, 99_000) == DATA[10:99_000]
+    assert way.get(3, 500, SMALL) == DATA[3:500]
+    assert way.get(0, len(DATA)) == DATA
+    assert way.get(0, 300_000, SMALL) == DATA[:300_000]
+    ranges = [seen.range for seen in way.hub.seen if seen.large]
+    # A whole file is asked for as a whole: that works everywhere.
+    assert ranges == ["bytes=10-98999", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [(LARGE, r"^/org/name/[0-9a-f]{40}/"), (SMALL, "resolve/.*config")]
+)
+def test_a_broken_connection_is_continued_where_it_broke(way: Way, name: str, place: str) -> None:
+    for after in (100_000, 0, 50_000):
+        way.hub.faults.append(Fault(place, "drop", after, ranged=True))
+    assert way.get(20, 299_000, name) == DATA[20:299_000]
+    asked = [s.range.removeprefix("bytes=").split("-") for s in way.hub.seen if s.status == 206]
+    starts, stops = zip(*asked, strict=True)
+    assert set(stops) == {"298999"}
+    first, second, third, fourth = map(int, starts)
+    # What one library had in its hands when the connection broke is asked for again.
+    assert first == 20
+    assert 100_000 - 16384 < second == third <= 100_020
+    assert second + 50_000 - 16384 < fourth <= second + 50_000
+
+
+def test_patience_ends(way: Way) -> None:
+    file = way.file()
+    fault = Fault(r"^/org/name/[0-9a-f]{40}/", "drop", 0, times=99)
+    way.hub.faults.append(fault)
+    with pytest.raises(HubError) as error:
+        fetch_bytes(way.session, file, 0, 500)
+    assert error.value.code in ("wrong-range", "hub-unreachable")
+    assert fault.times == 99 - 5
+    assert way.waits == [0.25, 0.5, 1.0, 2.0]
+
+
+def test_what_advances_is_not_given_up(way: Way) -> None:
+    file = way.file()
+    fault = Fault(r"^/org/name/[0-9a-f]{40}/", "drop", 40_000, times=9)
+    way.hub.faults.append(fault)
+    assert fetch_bytes(way.session, file, 0, 390_000) == DATA[:390_000]
+    assert fault.times == 0
+    assert set(way.waits) == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (Fault(r"^/org/name/[0-9a-f]{40}/", "whole"), "no-range-support", "got 200"),
+        (Fault(r"^/org/name/[0-9a-f]{40}/", "range"), "wrong-range", "bytes 18-"),
+        (Fault(r"^/org/name/[0-9a-f]{40}/", "short"), "wrong-range", "Content-Length 45"),
+        (Fault(r"^/org/name/[0-9a-f]{40}/", "long"), "wrong-range", "Content-Length 98"),
+        (Fault(r"^/org/name/[0-9a-f]{40}/", "status", 416), "wrong-range", "416"),
+        (Fault(r"^/org/name/[0-9a-f]{40}/", "status", 206), "wrong-range", "no Content-Range"),
+        (Fault("resolve/", "etag"), "input-changed", "expected etag"),
+        (Fault("resolve/", "commit"), "input-changed", "expected commit"),
+        (Fault("resolve/", "status", 404), "repository-not-found", "404"),
+        (
+            Fault("resolve/", "status", 404, headers={"X-Error-Code": "RevisionNotFound"}),
+            "revision-not-found",
+            "",
+        ),
+        (
+            Fault("resolve/", "status", 404, headers={"X-Error-Code": "EntryNotFound"}),
+            "not-on-hub",
+            "",
+        ),
+        (Fault("resolve/", "status", 403), "hub-forbids", "HF_TOKEN"),
+        (Fault("resolve/", "status", 418), "hub-failed", "418"),
+        (Fault("resolve/", "status", 302, headers={"Location": "/loop"}), "repository-not-", ""),
+    ],
+)
+def test_what_is_not_what_was_asked_for(way: Way, fault: Fault, code: str, words: str) -> None:
+    file = way.file()
+    way.hub.faults.append(fault)
+    with pytest.raises(VitaCkptError) as error:
+        fetch_bytes(way.session, file, 10, 100)
+    assert error.value.code.startswith(code), error.value
+    assert words in str(error.value)
+    assert isinstance(error.value, StaleInputError) == (code == "input-changed")
+    assert way.waits == []
+    assert fault.times == 0
+    assert fetch_bytes(way.session, file, 10, 100) == DATA[10:100]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "code"),
+    [
+        (SMALL, Fault("config.json", "etag"), "input-changed"),
+        (SMALL, Fault("config.json", "commit"), "input-changed"),
+        (SMALL, Fault("config.json", "short"), "wrong-range"),
+        (SMALL, Fault("config.json", "whole", ranged=True), "no-range-support"),
+    ],
+)
+def test_files_that_the_hub_gives_itself(way: Way, name: str, fault: Fault, code: str) -> None:
+    file = way.file(name)
+    way.hub.faults.append(fault)
+    with pytest.raises(VitaCkptError) as error:
+        fetch_bytes(way.session, file, 10, 100)
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_what_passes_is_waited_for(way: Way, status: int) -> None:
+    file = way.file()
+    way.hub.faults.append(Fault("weights", "status", status, times=3))
+    assert fetch_bytes(way.session, file, 10, 100) == DATA[10:100]
+    assert way.waits == [0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"RateLimit": '"resolvers";r=0;t=11'}, 11.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.25),
+        ({"Retry-After": "9" * 50}, 0.25),
+    ],
+)
+def test_as_long_as_the_server_asks(way: Way, headers: dict[str, str], wait: float) -> None:
+    file = way.file()
+    way.hub.faults.append(Fault("weights", "status", 429, headers=headers))
+    assert fetch_bytes(way.session, file, 10, 100) == DATA[10:100]
+    assert way.waits == [wait]
+
+
+def test_too_long_a_wait_is_said(way: Way) -> None:
+    file = way.file()
+    way.hub.faults.append(Fault("weights", "status", 429, headers={"Retry-After": "3600"}))
+    with pytest.raises(HubError) as error:
+        fetch_bytes(way.session, file, 10, 100)
+    assert error.value.code == "rate-limited"
+    assert way.waits == []
+
+
+def test_a_loop_of_redirects_and_a_server_that_is_not_there(way: Way) -> None:
+    file = way.file()
+    again = {"Location": f"{way.hub.url}/org/name/resolve/loop"}
+    way.hub.faults.append(Fault("resolve/", "status", 302, times=9, headers=again))
+    with pytest.raises(HubError, match="too many redirects"):
+        fetch_bytes(way.session, file, 10, 100)
+    way.hub.faults.clear()
+    nowhere = {"Location": "http://127.0.0.1:9/nothing"}
+    way.hub.faults.append(Fault("resolve/", "status", 302, times=9, headers=nowhere))
+    with pytest.raises(HubError) as error:
+        fetch_bytes(way.session, file, 10, 100)
+    assert error.value.code == "hub-unreachable"
+
+
+def test_several_ranges_at_once_and_the_first_error_ends_them(way: Way) -> None:
+    file = way.file()
+    got = bytearray(len(DATA))
+
+    def put(data: bytes, offset: int) -> None:
+        got[offset : offset + len(data)] = data
+
+    spans = [(start, start + 4000) for start in range(0, 400_000, 4000)]
+    fetch(way.session, [(file, span, put) for span in spans])
+    assert bytes(got) == DATA
+    way.hub.faults.append(Fault(r"^/org/name/[0-9a-f]{40}/", "whole", times=1))
+    with pytest.raises(HubError, match="no-range-support"):
+        fetch(way.session, [(file, span, put) for span in spans])
+
+
+def test_the_bytes_that_moved_are_counted(way: Way) -> None:
+    file = way.file()
+    before = way.session.moved
+    assert before == way.hub.bytes_sent
+    fetch_bytes(way.session, file, 10, 5000)
+    assert way.session.moved - before == 4990
+
+
+spans = st.lists(st.tuples(st.integers(0, 1 << 26), st.integers(0, 1 << 26)), max_size=12)
+
+
+@given(spans)
+def test_coalesced_spans_cover_what_was_asked_for_once(pairs: list[tuple[int, int]]) -> None:
+    wanted = [(min(pair), max(pair)) for pair in pairs]
+    found = list(coalesced(wanted))
+    assert found == sorted(found)
+    assert all(0 < stop - start <= 16 << 20 for start, stop in found)
+    assert all(a[1] <= b[0] for a, b in pairwise(found))
+    merged: list[list[int]] = []
+    for start, stop in found:
+        if merged and merged[-1][1] == start:
+            merged[-1][1] = stop
+        else:
+            merged.append([start, stop])
+    for start, stop in wanted:
+        assert start == stop or any(a <= start and stop <= b for a, b in merged)
+    extra = sum(b - a for a, b in merged) - sum(b - a for a, b in wanted)
+    assert extra <= 4096 * len(wanted)

@@ -1,0 +1,349 @@
+"""Commands that only read, on the hub: what they say is what they say of a copy on the disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.builder import Spec, write_checkpoint
+from fixtures.hub_server import TOKEN, Blob, Fault, blob_of
+from tests.conftest import GOLDEN, Cli, assert_one_error
+from tests.hub.conftest import Machine, headers_of
+
+BASE = GOLDEN / "A7" / "base"
+RUN = GOLDEN / "A7" / "mm_projector_fp32"
+
+
+def without_paths(report: str, *roots: str) -> Any:
+    for root in roots:
+        report = report.replace(root, "ROOT")
+    return json.loads(report)
+
+
+def test_inspect_moves_headers_only(machine: Machine, cli: Cli, tmp_path: Path) -> None:
+    root = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
+    commit = machine.hub.add("org/vita", root)
+    address = f"hf://org/vita@{commit}"
+    far = machine.run("inspect", "hf://org/vita", "--json", "--tensors")
+    assert far.code == 0, far.err
+    shards = len(list(root.glob("*.safetensors")))
+    assert machine.large_bytes == headers_of(root) + shards * 32
+    small = sum((root / n).stat().st_size for n in ("config.json", "model.safetensors.index.json"))
+    listing = next(seen.sent for seen in machine.hub.seen if "/api/" in seen.path)
+    assert machine.hub.bytes_sent == machine.large_bytes + small + listing
+    moved = f"{machine.hub.bytes_sent / 1000:.3g} kB moved from the hub"
+    assert far.err.splitlines() == [moved]
+    near = cli("inspect", root, "--json", "--tensors")
+    assert without_paths(far.out, address) == without_paths(near.out, str(root))
+
+
+@pytest.mark.parametrize("command", ["explain", "validate"])
+def test_what_is_said_of_a_copy(
+    machine: Machine, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """A checkpoint with what loaders stumble over."""
+    root = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
+    shutil.copy(BASE / "model-00001-of-00004.safetensors", root / "stale.safetensors")
+    (root / "training_args.bin").write_bytes(b"state")
+    (root / "checkpoint-1").mkdir()
+    (root / "checkpoint-1" / "config.json").write_text("{}")
+    config = json.loads((root / "config.json").read_text())
+    (root / "config.json").write_text(json.dumps({**config, "mm_hidden_size": 5}))
+    commit = machine.hub.add("org/vita", root)
+    machine_readable = ["--json"] if command == "explain" else ["--format", "json"]
+    far = machine.run(command, "org/vita", *machine_readable)
+    monkeypatch.chdir(machine.work)
+    near = cli(command, root, *machine_readable)
+    assert far.code == near.code, far.err
+    assert without_paths(far.out, f"hf://org/vita@{commit}") == without_paths(near.out, str(root))
+    assert machine.large_bytes < headers_of(root) + 6 * 60
+
+
+def test_broken_shards_are_findings(machine: Machine, tmp_path: Path) -> None:
+    root = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
+    shard = root / "model-00002-of-00004.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    (root / "model-00003-of-00004.safetensors").unlink()
+    machine.hub.add("org/vita", root)
+    done = machine.run("validate", "org/vita")
+    assert done.code == 1
+    assert "truncated-file" in done.out
+    assert "missing-shard" in done.out
+    done = machine.run("inspect", "org/vita")
+    assert done.code == 3
+    assert "truncated-file: hf://org/vita@" in done.err
+
+
+def test_the_word_is_said_before_a_bare_name_goes_online(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    done = machine.run("inspect", "org/vita")
+    assert done.err.splitlines()[0] == "Looking on the hub for org/vita …"
+    assert machine.run("--quiet", "inspect", "org/vita").err == ""
+    assert machine.run("inspect", "hf://org/vita").err.count("\n") == 1
+
+
+def test_a_path_that_exists_wins(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    (machine.work / "org").mkdir()
+    shutil.copytree(RUN, machine.work / "org" / "vita")
+    done = machine.run("inspect", "org/vita")
+    assert "projector adapter" in done.out
+    assert machine.hub.seen == []
+    assert "VITA checkpoint" in machine.run("inspect", "hf://org/vita").out
+
+
+@pytest.mark.parametrize(
+    "path", ["./org/vita", "/no/vita", "a/b/c", "org/vita.safetensors", "work", "taken/vita"]
+)
+def test_a_mistyped_path_is_answered_without_going_online(machine: Machine, path: str) -> None:
+    (machine.work / "taken").mkdir()
+    done = machine.run("inspect", path)
+    assert_one_error(done, 3, "not-found", path)
+    assert machine.hub.seen == []
+
+
+def test_revisions_and_folders(machine: Machine, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(RUN, both / "runs" / "one")
+    shutil.copytree(BASE, both / "base")
+    old = machine.hub.add("org/many", RUN)
+    machine.hub.add("org/many", both)
+    machine.hub.add("org/many", BASE, revision="feature/x")
+    machine.hub.add("org/many", RUN, revision="refs/pr/3")
+    for address, kind in {
+        "hf://org/many/base": "VITA checkpoint",
+        "hf://org/many/runs/one": "projector adapter",
+        "hf://org/many/runs/one/mm_projector.bin": "projector adapter",
+        "hf://org/many/base/model-00004-of-00004.safetensors": "in 1 safetensors file",
+        f"hf://org/many@{old}": "projector adapter",
+        "hf://org/many@feature%2Fx": "VITA checkpoint",
+        "hf://org/many@refs/pr/3": "projector adapter",
+    }.items():
+        done = machine.run("inspect", address)
+        assert kind in done.out, (address, done)
+    for address, code in {
+        "hf://org/many/nothing": "not-found",
+        "hf://org/many@nothing": "revision-not-found",
+        "hf://org/many@0123456789012345678901234567890123456789": "revision-not-found",
+        "hf://org/many": "not-a-checkpoint",
+        "hf://org/many/base/config.json": "not-a-weight-file",
+        "hf://org": "invalid-hub-address",
+    }.items():
+        assert_one_error(machine.run("inspect", address), 2 if address == "hf://org" else 3, code)
+
+
+def test_files_of_torch_are_read_by_range(machine: Machine, tmp_path: Path, cli: Cli) -> None:
+    """A large .bin, of which only the directory, the pickle and the local headers are needed."""
+    import torch
+
+    tensors = {f"model.mm_projector.{n}.weight": torch.ones(200, 300) for n in (0, 2)}
+    for name, options in {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        torch.save(tensors, folder / "mm_projector.bin", **options)
+        machine.hub.add(f"org/{name}", folder)
+        far = machine.run("inspect", f"org/{name}", "--json")
+        near = cli("inspect", folder, "--json")
+        assert far.code == 0, far.err
+        root = json.loads(far.out)["path"]
+        assert without_paths(far.out, root) == without_paths(near.out, str(folder))
+        assert machine.large_bytes < 40_000 < (folder / "mm_projector.bin").stat().st_size / 4
+
+
+def test_the_token_goes_to_the_hub_alone(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE, private=True)
+    done = machine.run("inspect", "org/vita", HF_TOKEN=TOKEN)
+    assert done.code == 0, done.err
+    tokens = {seen.large: seen.token for seen in machine.hub.seen}
+    assert tokens == {False: f"Bearer {TOKEN}", True: ""}
+    saved = machine.home / "token"
+    saved.parent.mkdir(exist_ok=True)
+    saved.write_text(TOKEN)
+    assert machine.run("inspect", "org/vita").code == 0
+
+
+def test_refusals_say_what_to_do(machine: Machine) -> None:
+    machine.hub.add("org/private", BASE, private=True)
+    machine.hub.add("org/gated", BASE, gated=True)
+    for name, environment, words in (
+        ("org/private", {}, ("repository-not-found", "private", "HF_TOKEN")),
+        ("org/nothing", {"HF_TOKEN": TOKEN}, ("repository-not-found", "check the name")),
+        ("org/private", {"HF_TOKEN": "hf_wrong"}, ("token-refused", "HF_TOKEN")),
+        ("org/gated", {}, ("repository-gated", "accept its conditions")),
+    ):
+        done = machine.run("inspect", f"hf://{name}", **environment)
+        assert_one_error(done, 3, *words)
+    bare = machine.run("inspect", "org/nothing")
+    assert bare.err.splitlines()[0].startswith("Looking on the hub")
+    assert "expected a path that exists, or a repository" in bare.err.splitlines()[1]
+    assert "Traceback" not in bare.err
+
+
+def test_no_network_and_rate_limits(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    done = machine.run("inspect", "hf://org/vita", HF_ENDPOINT="http://127.0.0.1:9")
+    assert_one_error(done, 3, "hub-unreachable", "HF_ENDPOINT", "HF_HUB_OFFLINE=1")
+    machine.hub.faults.append(Fault("/api/", "status", 429, 9, {"Retry-After": "300"}))
+    done = machine.run("inspect", "hf://org/vita")
+    assert_one_error(done, 3, "rate-limited", "wait")
+    machine.hub.faults[:] = [Fault("/api/", "status", 500, 2), Fault("resolve", "status", 503, 2)]
+    assert machine.run("inspect", "hf://org/vita").code == 0
+
+
+def test_the_cache_is_read_first_and_offline_alone(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    done = machine.run("inspect", "org/vita", **offline)
+    assert_one_error_after_the_word(done.err, "hub-offline", "unset HF_HUB_OFFLINE")
+    download = "from huggingface_hub import snapshot_download; snapshot_download('org/vita')"
+    environment = machine.hub.environment(machine.home)
+    subprocess.run([sys.executable, "-c", download], env=environment, check=True)
+    online = machine.run("inspect", "org/vita", "--json")
+    assert machine.large_bytes == 0
+    assert len(machine.hub.seen) == 1
+    done = machine.run("inspect", "org/vita", "--json", **offline)
+    assert machine.hub.seen == []
+    assert done.out == online.out
+    # Without HF_HUB_OFFLINE a hub that cannot be reached is not passed over in silence.
+    done = machine.run("inspect", "hf://org/vita", HF_ENDPOINT="http://127.0.0.1:9")
+    assert_one_error(done, 3, "hub-unreachable", "HF_HUB_OFFLINE=1 reads the cache")
+    cached = next((machine.home / "hub").rglob("model-00001-of-00004.safetensors"))
+    cached.resolve().write_bytes(b"cut off")
+    done = machine.run("inspect", "hf://org/vita")
+    assert_one_error(done, 3, "cache-damaged", "remove it")
+
+
+def assert_one_error_after_the_word(err: str, *words: str) -> None:
+    lines = err.splitlines()
+    assert lines[0].startswith("Looking on the hub")
+    assert len(lines) == 2
+    assert all(word in lines[1] for word in words), lines
+
+
+def test_a_hostile_listing_is_refused(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    repo = machine.hub.repos["org/vita"]
+    for name in ("../../escape.json", "/etc/passwd", "a/../b", "a\x1b[0m"):
+        repo.commit({**repo.commits[repo.refs["main"]], name: blob_of(name, b"{}")}, "hostile")
+        done = machine.run("inspect", "hf://org/vita@hostile")
+        assert_one_error(done, 3, "path-outside-checkpoint", "nothing was read")
+
+
+def test_an_index_that_leads_out_is_refused(machine: Machine, tmp_path: Path) -> None:
+    root = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
+    index = json.loads((root / "model.safetensors.index.json").read_text())
+    index["weight_map"]["lm_head.weight"] = "../../other/model.safetensors"
+    (root / "model.safetensors.index.json").write_text(json.dumps(index))
+    machine.hub.add("org/vita", root)
+    done = machine.run("inspect", "hf://org/vita")
+    assert_one_error(done, 3, "path-outside-checkpoint")
+
+
+def test_an_answer_that_is_no_listing(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.faults.append(Fault("/api/", "status", 200))
+    assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "commit None")
+    repo = machine.hub.repos["org/vita"]
+    files = repo.commits[repo.refs["main"]]
+    repo.commit({**files, "odd.bin": Blob(b"", -1, "x", True)})
+    assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "odd.bin")
+
+
+def test_values_are_fetched_only_when_asked_for(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    done = machine.run("validate", "org/vita", "--select", "value-*")
+    assert done.code == 0
+    assert machine.large_bytes < headers_of(BASE) + 200
+    done = machine.run("validate", "org/vita", "--values", "--select", "value-*")
+    assert done.code == 0, done.err
+    total = sum(path.stat().st_size for path in BASE.glob("*.safetensors"))
+    assert machine.large_bytes == total + 4 * 32
+    assert list(machine.work.iterdir()) == []
+
+
+def test_diff_by_headers_and_digests(machine: Machine, tmp_path: Path) -> None:
+    other = shutil.copytree(BASE, tmp_path / "elsewhere" / "other")
+    shard = other / "model-00004-of-00004.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 0x40
+    shard.write_bytes(data)
+    machine.hub.add("org/vita", BASE)
+    machine.hub.add("org/other", other)
+    same = machine.run("diff", "org/vita", BASE, "--exit-code")
+    assert (same.code, same.out.splitlines()[-1]) == (0, "no difference")
+    assert machine.large_bytes < headers_of(BASE) + 200
+    for a, b in (("org/vita", "org/other"), ("org/vita", other), (BASE, "org/other")):
+        found = machine.run("diff", a, b, "--json")
+        assert found.code == 0, found.err
+        report = json.loads(found.out)
+        assert not report["identical"]
+        assert report["tensors"] == []
+        assert len(report["unread"]) == 5
+        assert [part["unchanged"] for part in report["parts"]] == [26, 0, 46]
+        assert machine.large_bytes < 2 * headers_of(BASE) + 400
+    assert "5 tensors and files" in machine.run("diff", "org/vita", "org/other").out
+    for options in (["--fetch"], ["--values"]):
+        fetched = machine.run("diff", "org/vita", "org/other", "--json", *options)
+        local = machine.run("diff", BASE, other, "--json", *options[1:], *options[:1])
+        far, near = json.loads(fetched.out), json.loads(local.out)
+        for report in (far, near):
+            del report["a"], report["b"]
+        assert far == near
+        assert len(far["tensors"]) == 1
+        assert far["unread"] == []
+    done = machine.run("diff", "org/vita", "org/other", "--only", "model.mm_projector.*")
+    assert done.code == 0, done
+
+
+def test_diff_of_files_beside_the_weights(machine: Machine, tmp_path: Path) -> None:
+    first = write_checkpoint(tmp_path / "first", Spec())
+    second = write_checkpoint(tmp_path / "second", Spec())
+    (second / "tokenizer.json").write_text('{"version": "2.0"}\n')
+    (second / "config.json").write_text((second / "config.json").read_text().replace("16", "17"))
+    machine.hub.add("org/first", first)
+    machine.hub.add("org/second", second)
+    near = json.loads(machine.run("diff", first, second, "--json").out)
+    for a, b in (("org/first", "org/second"), (first, "org/second")):
+        far = json.loads(machine.run("diff", a, b, "--json").out)
+        assert (far["files"], far["config"]) == (near["files"], near["config"])
+        assert far["unread"] == []
+
+
+LIGHT = """
+import sys
+from vita_ckpt.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as exit_:
+    assert exit_.code in (0, 3), exit_.code
+heavy = {name for name in sys.modules if name.split(".")[0] == "huggingface_hub"}
+assert not heavy, heavy
+assert not {n for n in sys.modules if n.startswith("vita_ckpt.storage.hub.") and "content" not in n}
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["inspect", BASE],
+        ["inspect", "./nothing/here"],
+        ["validate", BASE],
+        ["explain", BASE],
+        ["diff", BASE, BASE],
+        ["merge-projector", "--base", BASE, "--adapter", RUN, "--dry-run"],
+        ["extract-projector", "--from", BASE, "--out", "OUT.bin"],
+    ],
+)
+def test_the_hub_stays_out_of_local_commands(tmp_path: Path, arguments: list[object]) -> None:
+    words = [str(a).replace("OUT", str(tmp_path / "out")) for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *words], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

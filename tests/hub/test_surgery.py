@@ -1,0 +1,269 @@
+"""Surgery with inputs on the hub: only the bytes that matter, and the result of local inputs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fixtures.builder import (
+    Spec,
+    TowerSpec,
+    read_tensors,
+    snapshot,
+    write_checkpoint,
+    write_tower,
+)
+from fixtures.hub_server import TOKEN, Fault
+from tests.conftest import GOLDEN, assert_one_error
+from tests.hub.conftest import Machine, headers_of
+
+A7, A8 = GOLDEN / "A7", GOLDEN / "A8"
+BASE, RUN = A7 / "base", A7 / "mm_projector_fp32"
+TOWER = TowerSpec("siglip", width=8, name="my-siglip")
+
+
+@pytest.mark.parametrize("name", ["mm_projector.bin", "mm_projector.safetensors"])
+def test_a_projector_is_extracted_from_its_ranges(machine: Machine, name: str) -> None:
+    machine.hub.add("org/vita", BASE)
+    done = machine.run("extract-projector", "--from", "hf://org/vita", "--out", name)
+    assert done.code == 0, done.err
+    near = machine.work / f"near-{name}"
+    assert machine.large_bytes == headers_of(BASE) + 4 * 32 + 4 * (64 * 128 + 64 + 64 * 64 + 64)
+    machine.run("extract-projector", "--from", BASE, "--out", near)
+    assert (machine.work / name).read_bytes() == near.read_bytes()
+    assert sorted(p.name for p in machine.work.iterdir()) == sorted([name, near.name])
+
+
+def test_a_tower_is_extracted_from_its_ranges(machine: Machine, tmp_path: Path) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.add("org/tower-internvit", A7 / "tower-internvit")
+    extract = ["extract-tower", "--tower-config", "hf://org/tower-internvit", "--from"]
+    done = machine.run(*extract, "org/vita", "--out", "far")
+    assert done.code == 0, done.err
+    tower = sum(
+        4 * _product(shape)
+        for name, (_, shape, _) in read_tensors(BASE).items()
+        if "vision_tower" in name
+    )
+    assert machine.large_bytes == headers_of(BASE) + 4 * 32 + tower
+    local = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
+    near = machine.run(*extract, local, "--out", "near")
+    assert near.code == 0, near.err
+    assert contents(machine.work / "far") == contents(machine.work / "near")
+
+
+def test_a_merge_of_remote_inputs_is_that_of_local_ones(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    commit = machine.hub.add("org/run", RUN)
+    dry = machine.run(
+        "merge-projector", "--base", "org/vita", "--adapter", "org/run", "--dry-run", "--json"
+    )
+    assert dry.code == 0, dry.err
+    assert machine.large_bytes < headers_of(BASE) + 4 * 32 + 4000
+    assert json.loads(dry.out)["donors"] == [f"hf://org/run@{commit}"]
+    far = machine.run(
+        "merge-projector", "--base", "org/vita", "--adapter", "org/run", "--out", "far"
+    )
+    assert far.code == 0, far.err
+    near = machine.run("merge-projector", "--base", BASE, "--adapter", RUN, "--out", "near")
+    assert near.code == 0, near.err
+    assert contents(machine.work / "far") == contents(machine.work / "near")
+    # The base lies in the cache now, as huggingface_hub lays it down.
+    snapshots = machine.home / "hub" / "models--org--vita" / "snapshots"
+    assert {p.name for p in next(snapshots.iterdir()).iterdir()} == {p.name for p in BASE.iterdir()}
+    again = machine.run(
+        "merge-projector", "--base", "org/vita", "--adapter", "org/run", "--out", "again"
+    )
+    assert again.code == 0, again.err
+    paths = {seen.path for seen in machine.hub.seen if seen.large}
+    assert all("/org/run/" in path for path in paths)
+    assert sorted(p.name for p in machine.work.iterdir()) == ["again", "far", "near"]
+
+
+def test_a_swap_fetches_the_tower_by_parts_and_says_where_from(
+    machine: Machine, tmp_path: Path
+) -> None:
+    base = write_checkpoint(tmp_path / "base", Spec(), shards=3)
+    tower = write_tower(tmp_path / "my-siglip", TOWER)
+    machine.hub.add("org/vita", base)
+    tower_commit = machine.hub.add("org/my-siglip", tower)
+    swap = ["swap-tower", "--projector", "reinit", "--base"]
+    far = machine.run(*swap, "org/vita", "--tower", "org/my-siglip", "--out", "far")
+    assert far.code == 0, far.err
+    assert not (machine.home / "hub" / "models--org--my-siglip").exists()
+    near = machine.run(
+        *swap, base, "--tower", tower, "--out", "near", "--tower-path", "org/my-siglip"
+    )
+    assert near.code == 0, near.err
+    one, two = contents(machine.work / "far"), contents(machine.work / "near")
+    told = one.pop("vita_ckpt.json")
+    del two["vita_ckpt.json"]
+    assert one == two
+    assert json.loads(one["config.json"])["mm_vision_tower"] == "org/my-siglip"
+    names = json.loads(told)["operations"][-1]["inputs"]
+    assert f"hf://org/my-siglip@{tower_commit}" in [given["name"] for given in names.values()]
+
+
+def test_what_is_dropped_is_not_downloaded(machine: Machine, tmp_path: Path) -> None:
+    """A shard that holds nothing but the old tower."""
+    base = write_checkpoint(tmp_path / "base", Spec())
+    tower = write_tower(tmp_path / "my-siglip", TOWER)
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    weight_map = {
+        name: f"model-0000{2 if 'vision_tower' in name else 1}-of-00002.safetensors"
+        for name in tensors
+    }
+    for shard in set(weight_map.values()):
+        part = {name: tensors[name] for name in tensors if weight_map[name] == shard}
+        save_file(part, base / shard, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": weight_map}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    machine.hub.add("org/vita", base)
+    swap = ["swap-tower", "--tower", tower, "--projector", "reinit", "--base"]
+    done = machine.run(*swap, "org/vita", "--out", "far")
+    assert done.code == 0, done.err
+    shards = {path.name for path in (machine.home / "hub").rglob("snapshots/*/*.safetensors")}
+    assert shards == {"model-00001-of-00002.safetensors"}
+    assert machine.run(*swap, base, "--out", "near").code == 0
+    assert read_tensors(machine.work / "far") == read_tensors(machine.work / "near")
+
+
+def test_a_remote_adapter_into_a_local_base_is_fetched_by_parts(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Another checkpoint is the adapter: of it the projector moves, and nothing else."""
+    donor = write_checkpoint(tmp_path / "donor", Spec(), shards=2, seed=5)
+    base = write_checkpoint(tmp_path / "base", Spec(), dtype="BF16")
+    machine.hub.add("org/donor", donor)
+    before = snapshot(base)
+    merge = ["merge-projector", "--base", base, "--adapter"]
+    dry = machine.run(*merge, "org/donor", "--dry-run")
+    assert dry.code == 0, dry.err
+    done = machine.run(*merge, "org/donor", "--out", "far")
+    assert done.code == 0, done.err
+    projector = 4 * (16 * 32 + 16 + 16 * 16 + 16)
+    assert machine.large_bytes == headers_of(donor) + 2 * 32 + projector
+    assert machine.run(*merge, donor, "--out", "near").code == 0
+    assert contents(machine.work / "far") == contents(machine.work / "near")
+    assert snapshot(base) == before
+
+
+def test_a_saved_plan_is_of_one_commit(machine: Machine, tmp_path: Path) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.add("org/run", RUN)
+    merge = ["merge-projector", "--base", "hf://org/vita", "--adapter", "hf://org/run"]
+    done = machine.run(*merge, "--plan-out", "plan.json")
+    assert done.code == 0, done.err
+    plan = json.loads((machine.work / "plan.json").read_text())
+    assert [entry["revision"] for entry in plan["inputs"]] == ["main", "main"]
+    assert all("mtime_ns" not in f for entry in plan["inputs"] for f in entry["files"])
+    done = machine.run("apply", "plan.json", "--out", "out")
+    assert done.code == 0, done.err
+    machine.run("merge-projector", "--base", BASE, "--adapter", RUN, "--out", "near")
+    assert contents(machine.work / "out") == contents(machine.work / "near")
+
+    other = shutil.copytree(RUN, tmp_path / "other")
+    (other / "log.txt").write_text("it moved")
+    machine.hub.add("org/run", other)
+    done = machine.run("apply", "plan.json", "--out", "late")
+    assert_one_error(done, 3, "input-changed", "org/run@main", "compute the plan again")
+    # What was computed from a commit stays what it was.
+    by_commit = [word.replace("hf://", "") for word in merge]
+    by_commit[2], by_commit[4] = (entry["path"] for entry in plan["inputs"])
+    assert machine.run(*by_commit, "--plan-out", "pinned.json").code == 0
+    done = machine.run("apply", "pinned.json", "--out", "late")
+    assert done.code == 0, done.err
+    forged = json.loads((machine.work / "pinned.json").read_text())
+    forged["inputs"][1]["files"][0]["etag"] = "0" * 64
+    (machine.work / "forged.json").write_text(json.dumps(forged))
+    assert_one_error(machine.run("apply", "forged.json", "--out", "no"), 3, "input-changed")
+    del machine.hub.repos["org/run"].commits[plan["inputs"][1]["path"].rpartition("@")[2]]
+    done = machine.run("apply", "pinned.json", "--out", "no")
+    assert_one_error(done, 3, "revision-not-found")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault(r"^/org/vita/[0-9a-f]{40}/", "whole", ranged=True), "no-range-support"),
+        (Fault(r"^/org/vita/[0-9a-f]{40}/", "range"), "wrong-range"),
+        (Fault(r"^/org/vita/[0-9a-f]{40}/", "short"), "wrong-range"),
+        (Fault(r"^/org/vita/resolve/", "commit"), "input-changed"),
+        (Fault(r"^/org/vita/resolve/", "etag"), "input-changed"),
+    ],
+)
+def test_a_fault_leaves_nothing(machine: Machine, fault: Fault, code: str) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.run("extract-projector", "--from", "hf://org/vita", "--dry-run")
+    requests = sum(1 for seen in machine.hub.seen if _matches(fault, seen.path))
+    fault.skip = requests  # of the headers: what is left are the tensors'
+    machine.hub.faults.append(fault)
+    done = machine.run("extract-projector", "--from", "hf://org/vita", "--out", "p.bin")
+    assert_one_error(done, 3, code)
+    assert fault.times == 0
+    assert list(machine.work.iterdir()) == []
+
+
+def test_broken_connections_are_not_noticed(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.faults += [
+        Fault(r"^/org/vita/[0-9a-f]{40}/", "drop", 500, times=4),
+        Fault("resolve/", "status", 429, 2, {"Retry-After": "0"}),
+    ]
+    done = machine.run("extract-projector", "--from", "hf://org/vita", "--out", "far.bin")
+    assert done.code == 0, done.err
+    machine.run("extract-projector", "--from", BASE, "--out", "near.bin")
+    far, near = (machine.work / f"{name}.bin" for name in ("far", "near"))
+    assert far.read_bytes() == near.read_bytes()
+
+
+def test_gated_and_private_bases_with_a_token(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE, gated=True, private=True)
+    merge = ["merge-projector", "--base", "hf://org/vita", "--adapter", RUN, "--out", "out"]
+    assert_one_error(machine.run(*merge), 3, "repository-not-found")
+    machine.hub.repos["org/vita"].private = False
+    assert_one_error(machine.run(*merge), 3, "repository-gated")
+    done = machine.run(*merge, HF_TOKEN=TOKEN)
+    assert done.code == 0, done.err
+
+
+def test_in_place_is_for_directories_here(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    done = machine.run("set", "hf://org/vita", "use_s2=true", "--in-place")
+    assert_one_error(done, 2, "in-place-on-hub")
+    done = machine.run("set", "hf://org/vita", "use_s2=true", "--out", "out")
+    assert done.code == 0, done.err
+    assert json.loads((machine.work / "out" / "config.json").read_text())["use_s2"] is True
+
+
+def test_verify_runs_what_it_downloads(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.add("org/run", RUN)
+    machine.hub.add("org/tower-internvit", A7 / "tower-internvit")
+    tower = ["--tower", "hf://org/tower-internvit"]
+    done = machine.run("verify", "org/vita", "--json", "--device", "cpu", *tower, "--against", BASE)
+    report = json.loads(done.out)
+    assert done.code == 0, (done, report)
+    assert report["path"].startswith("hf://org/vita@")
+    assert report["ok"]
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+def _matches(fault: Fault, path: str) -> bool:
+    return re.search(fault.path, path) is not None
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size

@@ -1,0 +1,85 @@
+"""Addresses on the hub: ``hf://org/name[@revision][/subfolder]``, and what could mean one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, unquote
+
+from vita_ckpt.errors import UsageError
+
+SCHEME: Final = "hf://"
+_NAME: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_REPOSITORY: Final = re.compile(f"{_NAME}/{_NAME}", re.ASCII)
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}", re.ASCII)
+# Revisions with a slash that the hub makes itself; in any other it is written as %2F.
+_REVISION: Final = re.compile(r"@(refs/pr/[0-9]+|refs/convert/[^/]+|[^/]+)", re.ASCII)
+_OTHER_KINDS: Final = ("datasets", "spaces", "kernels", "buckets")
+_FILES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf", ".toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place in a model repository; ``revision`` is a branch, a tag or a commit, empty for main.
+
+    ``below`` is a directory or a file in the repository, empty for all of it.
+    """
+
+    repository: str
+    revision: str = ""
+    below: str = ""
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the revision is a commit, which always means the same files."""
+        return _COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        special = _REVISION.fullmatch(f"@{self.revision}") is not None
+        revision = self.revision if special else quote(self.revision, safe="")
+        at = f"@{revision}" if revision else ""
+        return f"{SCHEME}{self.repository}{at}" + (f"/{self.below}" if self.below else "")
+
+
+def is_remote(path: str) -> bool:
+    """Whether ``path`` is an address on the hub, not a path on the disk."""
+    return path.startswith(SCHEME)
+
+
+def parse_address(text: str) -> Address:
+    """The address that ``text`` (``hf://…``) says; UsageError if it says none."""
+    rest = text.removeprefix(SCHEME).removeprefix("models/").rstrip("/")
+    kind = rest.partition("/")[0]
+    found = re.match(r"[^/@]+/[^/@]+", rest)
+    if kind in _OTHER_KINDS or found is None or not _REPOSITORY.fullmatch(found[0]):
+        got = f"one of {kind}" if kind in _OTHER_KINDS else rest or "nothing"
+        raise _invalid(text, got)
+    rest = rest[found.end() :]
+    revision = _REVISION.match(rest)
+    if revision is not None:
+        rest = rest[revision.end() :]
+    below = rest.removeprefix("/")
+    if (rest and not rest.startswith("/")) or not is_inside(below):
+        raise _invalid(text, rest)
+    return Address(found[0], unquote(revision[1]) if revision is not None else "", below)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path in a repository (empty for all of it) leads nowhere else."""
+    plain = name.isprintable() and "\\" not in name
+    return not name or (plain and not {"", ".", ".."} & set(name.split("/")))
+
+
+def looks_like_repository(text: str) -> bool:
+    """Whether ``text`` could be ``org/name``, and is no file's name."""
+    return _REPOSITORY.fullmatch(text) is not None and not text.endswith(_FILES)
+
+
+def _invalid(text: str, got: str) -> UsageError:
+    return UsageError(
+        "invalid-hub-address",
+        text,
+        expected="hf://org/name[@revision][/subfolder] of a model",
+        got=got,
+    )

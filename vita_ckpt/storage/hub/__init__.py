@@ -1,0 +1,1 @@
+"""The hub: repositories pinned to a commit, read by byte range, downloaded, and pushed to."""

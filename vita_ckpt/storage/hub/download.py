@@ -1,0 +1,165 @@
+"""Files and tensors of the hub brought to the disk: whole ones to the cache, parts to a folder."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from vita_ckpt.core.checkpoint import LocalFile, RemoteFile, TensorRef
+from vita_ckpt.errors import HubError, OutputError, StaleInputError
+from vita_ckpt.storage.directory import read_shard
+from vita_ckpt.storage.hub.ranges import Span, coalesced, fetch
+from vita_ckpt.storage.hub.repository import cached, hub
+from vita_ckpt.storage.hub.session import translated
+from vita_ckpt.storage.source import identify, os_reason, read_json_object
+
+
+def download(files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
+    """Whole files, from huggingface_hub's cache, to which those that it lacks are downloaded.
+
+    Raises HubError if that fails, OutputError if the disk refuses, StaleInputError if what came is
+    not what was looked at before.
+    """
+    commits: dict[tuple[str, str], list[RemoteFile]] = {}
+    for file in files:
+        commits.setdefault((file.repository, file.commit), []).append(file)
+    found: dict[RemoteFile, LocalFile] = {}
+    for (repository, commit), wanted in commits.items():
+        missing = [file for file in wanted if cached(file) is None]
+        if missing:
+            _download(repository, commit, missing)
+        for file in wanted:
+            found[file] = _checked(file)
+    return found
+
+
+def fetch_tensors(refs: Collection[TensorRef], folder: str) -> dict[TensorRef, TensorRef]:
+    """The same tensors in files on the disk: those in the cache there, of others only their bytes.
+
+    What is fetched goes to new files in ``folder``: each has the length of the one on the hub, and
+    holes where nothing was asked for. Raises as :func:`~vita_ckpt.storage.hub.ranges.fetch` does,
+    and OutputError if the disk refuses.
+    """
+    of_file: dict[RemoteFile, list[TensorRef]] = {}
+    for ref in refs:
+        if isinstance(ref.source, RemoteFile):
+            of_file.setdefault(ref.source, []).append(ref)
+    places: dict[RemoteFile, LocalFile] = {}
+    missing: dict[RemoteFile, list[Span]] = {}
+    for file, parts in of_file.items():
+        if cached(file) is not None:
+            places[file] = _checked(file)
+        else:
+            missing[file] = list(coalesced((ref.offset, ref.offset + ref.span) for ref in parts))
+    places |= _fetch(missing, folder)
+    return {
+        ref: replace(ref, source=places[file]) for file, parts in of_file.items() for ref in parts
+    }
+
+
+def _fetch(missing: dict[RemoteFile, list[Span]], folder: str) -> dict[RemoteFile, LocalFile]:
+    descriptors: dict[RemoteFile, int] = {}
+    size = sum(stop - start for spans in missing.values() for start, stop in spans)
+    try:
+        with _disk_errors(folder), _bar(size) as step:
+            room = os.statvfs(folder)
+            if size > room.f_bavail * room.f_frsize:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for number, file in enumerate(missing):
+                path = os.path.join(folder, f"{number}.part")
+                descriptors[file] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                os.ftruncate(descriptors[file], file.size)
+            fetch(
+                hub().session,
+                (
+                    (file, span, partial(_put, descriptors[file], step))
+                    for file, spans in missing.items()
+                    for span in spans
+                ),
+            )
+        return {
+            file: replace(
+                identify(os.path.join(folder, f"{number}.part")),
+                digest=file.digest,
+            )
+            for number, file in enumerate(missing)
+        }
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+def _put(descriptor: int, step: Any, data: bytes, offset: int) -> None:
+    step(len(data))
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view = view[count:]
+        offset += count
+
+
+@contextmanager
+def _bar(size: int) -> Iterator[Any]:
+    """huggingface_hub's own progress bar, which follows its settings; none where nothing comes."""
+    from huggingface_hub import utils  # noqa: PLC0415 - slow
+
+    library: Any = utils
+    hidden = True if size == 0 else None  # None: where stderr is no terminal
+    with library.tqdm(
+        total=size, unit="B", unit_scale=True, desc="fetching tensors", disable=hidden
+    ) as bar:
+        yield bar.update
+
+
+@contextmanager
+def _disk_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise OutputError(
+            "no-space" if full else "write-failed",
+            path,
+            got=os_reason(error),
+            hint="free some space, or write to another disk" if full else "check the disk",
+        ) from error
+
+
+def _download(repository: str, commit: str, files: Collection[RemoteFile]) -> None:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow
+
+    with translated(f"{repository}@{commit}"):
+        snapshot_download(
+            repository,
+            revision=commit,
+            allow_patterns=[glob.escape(file.name) for file in files],
+        )
+    hub().session.count(sum(file.size for file in files))
+
+
+def _checked(file: RemoteFile) -> LocalFile:
+    """A file in the cache, once it is sure that it is the one that was looked at."""
+    path = cached(file)
+    if path is None:
+        raise HubError(
+            "not-on-hub", file.path, expected="the file in the cache once it was downloaded"
+        )
+    found = identify(path)
+    if file.digest:
+        is_json = file.name.endswith(".json")
+        read = read_json_object(path)[1] if is_json else read_shard(path, "")[0].file
+        if read.digest != file.digest:
+            raise StaleInputError(
+                "input-changed",
+                path,
+                expected=f"the content of {file.path}",
+                got="another one in the cache",
+                hint="remove it from the cache (hf cache)",
+            )
+    return replace(found, digest=file.digest)

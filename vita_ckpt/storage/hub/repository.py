@@ -1,0 +1,293 @@
+"""A repository pinned to a commit, as a directory: read by byte range, or from the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from threading import Lock
+from typing import Any, Final
+from urllib.parse import quote
+
+from vita_ckpt.core.address import Address, is_inside, parse_address
+from vita_ckpt.core.checkpoint import RemoteFile
+from vita_ckpt.errors import HubError, InputError, MalformedFileError
+from vita_ckpt.storage.hub.ranges import fetch_bytes
+from vita_ckpt.storage.hub.refusals import offline
+from vita_ckpt.storage.hub.session import Session
+from vita_ckpt.storage.places import Entry
+from vita_ckpt.storage.source import Range, opened, read_at
+
+_THREADS: Final = 8
+_LARGEST_LISTING: Final = 64 << 20
+
+
+@dataclass(slots=True)
+class Repository:
+    """The files of one commit by their paths, and what was read of them so far."""
+
+    session: Session
+    name: str
+    commit: str
+    files: dict[str, RemoteFile]
+    _folders: dict[str, set[str]] = field(default_factory=dict)
+    _read: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for file in self.files:
+            folder, _, name = file.rpartition("/")
+            while name not in self._folders.setdefault(folder, set()):
+                self._folders[folder].add(name)
+                folder, _, name = folder.rpartition("/")
+                if not name:
+                    break
+
+    def look(self, below: str) -> Entry | None:
+        """What lies at a path in the repository."""
+        if below in self.files:
+            return Entry("file", self.files[below])
+        return Entry("directory") if below in self._folders else None
+
+    def listing(self, below: str) -> list[str]:
+        """The names in a directory, sorted."""
+        return sorted(self._folders.get(below, ()))
+
+    def read(self, file: RemoteFile, size: int, offset: int) -> bytes:
+        """Bytes of a file, which are kept: headers and small files are read more than once."""
+        key = file.name, offset, size
+        if key not in self._read:
+            path = cached(file)
+            if path is not None:
+                with opened(path) as (descriptor, _):
+                    self._read[key] = read_at(descriptor, size, offset, path)
+            else:
+                self._read[key] = fetch_bytes(self.session, file, offset, offset + size)
+        return self._read[key]
+
+    def expect(self, file: RemoteFile, ranges: Iterable[Range]) -> None:
+        """Fetch what will be read soon, several ranges at a time."""
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for _ in threads.map(lambda span: self.read(file, span[1], span[0]), ranges):
+                pass
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteSource:
+    """A file of a repository, for reading here and there."""
+
+    repository: Repository
+    file: RemoteFile
+
+    def read(self, size: int, offset: int) -> bytes:
+        if not 0 <= offset <= offset + size <= self.file.size:
+            raise MalformedFileError(
+                "truncated-file",
+                self.file.path,
+                expected=f"{size} bytes at {offset}",
+                got="the end of it",
+                hint="the file is cut off or damaged: upload it again",
+            )
+        return self.repository.read(self.file, size, offset) if size else b""
+
+    def expect(self, ranges: Iterable[Range]) -> None:
+        self.repository.expect(self.file, ranges)
+
+
+class Hub:
+    """The repositories that this process has looked into."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._repositories: dict[tuple[str, str], Repository] = {}
+        self._lock = Lock()
+
+    def pin(self, address: Address, *, anew: bool = False) -> Address:
+        """``address`` with the commit in place of the revision: of the first contact, or ``anew``.
+
+        Raises HubError if there is no such repository or revision, or no way to the hub.
+        """
+        revision = address.revision or "main"
+        if anew:
+            self._repositories.pop((address.repository, revision), None)
+        repository = self._find(address.repository, revision)
+        return Address(address.repository, repository.commit, address.below)
+
+    def at(self, path: str) -> tuple[Repository, str]:
+        """The repository of an address pinned to a commit, and the path in it."""
+        address = parse_address(path)
+        if not address.is_pinned:
+            raise HubError("revision-not-found", path, expected="an address with a commit")
+        return self._find(address.repository, address.revision), address.below
+
+    def _find(self, name: str, revision: str) -> Repository:
+        with self._lock:
+            known = self._repositories.get((name, revision))
+            if known is None:
+                known = _list(self.session, name, revision)
+                self._repositories[name, revision] = known
+                self._repositories[name, known.commit] = known
+            return known
+
+
+@cache
+def hub() -> Hub:
+    """The one of this process: its settings are those of huggingface_hub, read once."""
+    return Hub(Session())
+
+
+def open_remote(path: str) -> _RemoteSource:
+    """The file at an address pinned to a commit, as a source."""
+    repository, below = hub().at(path)
+    if below not in repository.files:
+        code = "not-a-regular-file" if repository.look(below) else "not-on-hub"
+        raise InputError(code, path, expected="a regular file")
+    return _RemoteSource(repository, repository.files[below])
+
+
+def look(path: str) -> Entry | None:
+    """What lies at an address pinned to a commit."""
+    repository, below = hub().at(path)
+    return repository.look(below)
+
+
+def listing(path: str) -> list[str]:
+    """The names in a directory of a repository, sorted."""
+    repository, below = hub().at(path)
+    return repository.listing(below)
+
+
+def expect_headers(root: str, names: list[str]) -> None:
+    """Fetch the headers of the weight files ``names`` below ``root``, several at a time.
+
+    What fails is said when the file is opened.
+    """
+    from vita_ckpt.storage.directory import read_shard  # noqa: PLC0415 - it imports the places
+
+    def warm(name: str) -> None:
+        with suppress(InputError):
+            read_shard(root, name)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(warm, names))
+
+
+def cached(file: RemoteFile) -> str | None:
+    """The path of a file in huggingface_hub's cache; None if it was not downloaded.
+
+    Raises HubError if what lies there has another size.
+    """
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - slow
+
+    path = try_to_load_from_cache(file.repository, file.name, revision=file.commit)
+    if not isinstance(path, str):
+        return None
+    size = os.stat(path).st_size
+    if size != file.size:
+        raise HubError(
+            "cache-damaged",
+            path,
+            expected=f"{file.size} bytes, as on the hub",
+            got=f"{size} bytes",
+            hint="remove it, or that repository from the cache (hf cache)",
+        )
+    return path
+
+
+def _list(session: Session, name: str, revision: str) -> Repository:
+    """The files of a revision, from the hub, or, offline, from what was downloaded of it."""
+    if session.is_offline:
+        return _list_cached(session, name, revision)
+    subject = f"{name}@{revision}" if revision != "main" else name
+    url = f"{session.endpoint}/api/models/{name}/revision/{quote(revision, safe='')}?blobs=true"
+
+    def attempt() -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        with session.get(url, subject) as answer:
+            for chunk in answer.chunks:
+                parts.append(chunk)
+                size += len(chunk)
+                if size > _LARGEST_LISTING:
+                    raise _no_listing(subject, f"more than {_LARGEST_LISTING} bytes")
+        return b"".join(parts)
+
+    try:
+        told = json.loads(session.patiently(attempt))
+    except (ValueError, RecursionError) as error:
+        raise _no_listing(subject, str(error)) from error
+    commit = told.get("sha") if isinstance(told, dict) else None
+    siblings = told.get("siblings") if isinstance(told, dict) else None
+    if not isinstance(commit, str) or not Address(name, commit).is_pinned:
+        raise _no_listing(subject, f"the commit {commit!r}")
+    if Address(name, revision).is_pinned and commit != revision:
+        raise _no_listing(subject, f"another commit, {commit}")
+    if not isinstance(siblings, list):
+        raise _no_listing(subject, "no files")
+    files = (_file(name, commit, sibling, subject) for sibling in siblings)
+    return Repository(session, name, commit, {file.name: file for file in files})
+
+
+def _file(repository: str, commit: str, sibling: Any, subject: str) -> RemoteFile:
+    told = sibling if isinstance(sibling, dict) else {}
+    lfs = told.get("lfs")
+    large = lfs if isinstance(lfs, dict) else {}
+    name, size = told.get("rfilename"), large.get("size", told.get("size"))
+    etag = large.get("sha256", told.get("blobId"))
+    if not isinstance(name, str) or not name or not is_inside(name):
+        raise MalformedFileError(
+            "path-outside-checkpoint",
+            f"{subject}: {name!r}",
+            expected="a file in the repository",
+            hint="the repository is broken or hostile; nothing was read of it",
+        )
+    if type(size) is not int or size < 0 or not isinstance(etag, str):
+        raise _no_listing(subject, f"{name} without its size and digest")
+    return RemoteFile(repository, commit, name, size, etag)
+
+
+def _no_listing(subject: str, got: str) -> HubError:
+    return HubError(
+        "hub-failed",
+        subject,
+        expected="the files of a repository",
+        got=got,
+        hint="look at HF_ENDPOINT",
+    )
+
+
+def _list_cached(session: Session, name: str, revision: str) -> Repository:
+    """What the cache has of a revision: in it, a file is a link to a blob named by its etag."""
+    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415 - slow
+    from huggingface_hub.file_download import repo_folder_name  # noqa: PLC0415
+
+    subject = f"{name}@{revision}" if revision != "main" else name
+    folder = os.path.join(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
+    commit = revision
+    if not Address(name, revision).is_pinned:
+        if not is_inside(revision):
+            raise offline(subject)
+        try:
+            with open(os.path.join(folder, "refs", revision), encoding="utf-8") as file:
+                commit = file.read(64).strip()
+        except (OSError, ValueError) as error:
+            raise offline(subject) from error
+    root = os.path.join(folder, "snapshots", commit)
+    files = {f.name: f for f in _files_below(root, name, commit)}
+    if not Address(name, commit).is_pinned or not files:
+        raise offline(subject)
+    return Repository(session, name, commit, files)
+
+
+def _files_below(root: str, repository: str, commit: str) -> Iterator[RemoteFile]:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            below = os.path.relpath(path, root)
+            blob = os.path.realpath(path)
+            if os.path.isfile(blob):
+                etag = os.path.basename(blob) if os.path.islink(path) else ""
+                yield RemoteFile(repository, commit, below, os.stat(blob).st_size, etag)

@@ -1,0 +1,239 @@
+"""Requests to the hub: its headers, redirects, patience with what passes, the bytes moved.
+
+Everything goes through the HTTP session of huggingface_hub (requests or httpx, as its version has
+it), so that proxies, certificates and whatever else its users have set up count here too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any, Final, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from vita_ckpt import __version__
+from vita_ckpt.errors import HubError, OutputError
+from vita_ckpt.storage.hub.refusals import offline, refusal, unreachable
+
+_T = TypeVar("_T")
+
+_TIMEOUT: Final = 20.0  # seconds to connect, and between two pieces of an answer
+_CHUNK: Final = 1 << 14  # what requests gives at once, and what a broken connection costs
+_MOST_REDIRECTS: Final = 5
+_MOST_TRIES: Final = 5
+_FIRST_WAIT: Final = 0.25  # seconds; doubled each time
+_LONGEST_WAIT: Final = 60.0
+_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_OF_THE_DISK: Final = {
+    errno.ENOSPC: "no-space",
+    errno.EDQUOT: "no-space",
+    errno.EROFS: "read-only-output",
+    errno.EACCES: "output-not-allowed",
+}
+_LIMIT_RESETS: Final = re.compile(r"\bt=([0-9]{1,6})\b", re.ASCII)
+
+
+class PassingError(Exception):
+    """What may be over soon: a broken connection, a busy server. ``wait`` is what it asked for."""
+
+    def __init__(self, error: HubError, wait: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.wait = wait
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer whose body was not read yet; names of headers are in lower case.
+
+    ``on_the_way`` are headers of the hub's own answers that led to this one, on another server.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Iterator[bytes]
+    on_the_way: Mapping[str, str] = field(default_factory=dict)
+
+
+class Session:
+    """The way to the hub, for all threads of a process. ``moved`` counts the bytes of bodies."""
+
+    def __init__(
+        self, endpoint: str | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        from huggingface_hub import constants  # noqa: PLC0415 - slow
+
+        self.endpoint: str = endpoint or constants.ENDPOINT
+        self.is_offline = constants.HF_HUB_OFFLINE
+        self.moved = 0
+        self._sleep = sleep
+        self._lock = Lock()
+
+    def count(self, size: int) -> None:
+        """Add to the bytes moved."""
+        with self._lock:
+            self.moved += size
+
+    def patiently(self, attempt: Callable[[], _T], advanced: Callable[[], bool] = bool) -> _T:
+        """The result of ``attempt``, tried again a few times while what it meets may pass.
+
+        After an attempt for which ``advanced`` says that it got further, counting starts anew.
+        """
+        tries = 0
+        while True:
+            try:
+                return attempt()
+            except PassingError as passing:
+                tries = 1 if advanced() else tries + 1
+                wait = _FIRST_WAIT * 2 ** (tries - 1) if passing.wait is None else passing.wait
+                if tries >= _MOST_TRIES or wait > _LONGEST_WAIT:
+                    raise passing.error from passing
+                self._sleep(wait)
+
+    @contextmanager
+    def get(self, url: str, subject: str, span: tuple[int, int] | None = None) -> Iterator[Answer]:
+        """The answer to a request for ``url``, or for its bytes from and up to those of ``span``.
+
+        Redirects are followed; the token goes to no other host than the hub. Raises HubError for a
+        refusal, PassingError for one that may pass, also while the body is read.
+        """
+        if self.is_offline:
+            raise offline(subject)
+        passed: dict[str, str] = {}
+        for _ in range(_MOST_REDIRECTS):
+            is_hub = _origin(url) == _origin(self.endpoint)
+            with self._ask(url, self._headers(is_hub, span), subject) as answer:
+                if answer.status not in _REDIRECTS:
+                    _check(answer, subject)
+                    yield replace(answer, on_the_way={} if is_hub else passed)
+                    return
+                passed |= answer.headers if is_hub else {}
+                target = urljoin(url, answer.headers.get("location", ""))
+            if urlsplit(url).scheme == "https" != urlsplit(target).scheme:
+                raise HubError(
+                    "hub-failed", subject, expected="https", got=f"a redirect to {target}"
+                )
+            url = target
+        raise HubError("hub-failed", subject, expected="an answer", got="too many redirects")
+
+    @contextmanager
+    def _ask(self, url: str, headers: dict[str, str], subject: str) -> Iterator[Answer]:
+        session = _library().get_session()
+        with _passing(session, subject):
+            if hasattr(session, "build_request"):  # httpx
+                request = session.build_request("GET", url, headers=headers, timeout=_TIMEOUT)
+                response = session.send(request, stream=True, follow_redirects=False)
+                chunks = response.iter_raw()
+            else:
+                response = session.get(
+                    url, headers=headers, timeout=_TIMEOUT, stream=True, allow_redirects=False
+                )
+                chunks = response.iter_content(_CHUNK)
+        received = {name.lower(): value for name, value in response.headers.items()}
+        try:
+            body = self._counted(chunks, session, subject)
+            yield Answer(response.status_code, received, body)
+        finally:
+            response.close()
+
+    def _counted(self, chunks: Iterator[bytes], session: Any, subject: str) -> Iterator[bytes]:
+        with _passing(session, subject):
+            for chunk in chunks:
+                self.count(len(chunk))
+                yield chunk
+
+    def _headers(self, is_hub: bool, span: tuple[int, int] | None) -> dict[str, str]:
+        headers: dict[str, str] = _library().build_hf_headers(
+            library_name="vita-ckpt", library_version=__version__
+        )
+        if not is_hub:
+            headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
+        # Bytes of the file, not of something packed: what is counted and placed are its own.
+        headers["accept-encoding"] = "identity"
+        if span is not None:
+            headers["range"] = f"bytes={span[0]}-{span[1] - 1}"
+        return headers
+
+
+@contextmanager
+def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
+    """What huggingface_hub's own calls raise about the hub, as errors of ours."""
+    library = _library()
+    known = (library.HfHubHTTPError, *_transport_errors(library.get_session()))
+    try:
+        yield
+    except (*known, RuntimeError) as error:
+        # What fails while one of several files is uploaded is the cause of a RuntimeError.
+        cause = error if isinstance(error, known) else error.__cause__
+        if not isinstance(cause, known):
+            raise
+        response = getattr(cause, "response", None)
+        if response is not None:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            raise refusal(response.status_code, headers, subject, writing=writing) from error
+        code = getattr(cause, "errno", None)
+        if code not in _OF_THE_DISK:
+            raise unreachable(subject, cause) from error
+        raise OutputError(
+            _OF_THE_DISK[code],
+            getattr(cause, "filename", None) or "the cache of huggingface_hub",
+            got=os.strerror(code),
+            hint="free some space, or let HF_HOME name another disk",
+        ) from error
+
+
+def _library() -> Any:
+    """huggingface_hub's tools: not what any checker takes for public, and there in all versions."""
+    from huggingface_hub import utils  # noqa: PLC0415 - slow
+
+    return utils
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
+
+
+def _check(answer: Answer, subject: str) -> None:
+    if answer.status in (200, 206, 416):
+        return
+    error = refusal(answer.status, answer.headers, subject)
+    if answer.status in _PASSING:
+        raise PassingError(error, _asked_wait(answer.headers))
+    raise error
+
+
+def _asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: ``Retry-After``, or the hub's ``RateLimit`` header."""
+    after = headers.get("retry-after", "")
+    if after.isdecimal() and len(after) < 7:
+        return float(after)
+    resets = _LIMIT_RESETS.search(headers.get("ratelimit", ""))
+    return float(resets[1]) if resets is not None else None
+
+
+@contextmanager
+def _passing(session: Any, subject: str) -> Iterator[None]:
+    """What the session's HTTP library raises about the connection is a PassingError."""
+    try:
+        yield
+    except _transport_errors(session) as error:
+        raise PassingError(unreachable(subject, error)) from error
+
+
+def _transport_errors(session: Any) -> tuple[type[Exception], ...]:
+    """requests raises errors of the system (OSError); httpx has a base class of its own."""
+    for ancestor in type(session).__mro__:
+        module = sys.modules.get(ancestor.__module__.partition(".")[0])
+        found = getattr(module, "HTTPError", None)
+        if isinstance(found, type) and issubclass(found, Exception):
+            return OSError, found
+    return (OSError,)

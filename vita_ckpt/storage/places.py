@@ -1,0 +1,140 @@
+"""Where files lie, the disk or a repository on the hub: both are asked the same questions."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import Literal
+
+from vita_ckpt.core.address import is_inside, is_remote
+from vita_ckpt.core.checkpoint import File, LocalFile
+from vita_ckpt.errors import InputError
+from vita_ckpt.storage.source import os_reason
+
+Kind = Literal["file", "directory", "link to a directory", "broken link", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What lies at a path; ``file`` is the identity of a regular file."""
+
+    kind: Kind
+    file: File | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether there are names in it."""
+        return self.kind in ("directory", "link to a directory")
+
+
+def look(path: str) -> Entry | None:
+    """What lies at ``path``; None if nothing does that can be reached."""
+    if is_remote(path):
+        from vita_ckpt.storage.hub.repository import look as look_on_the_hub  # noqa: PLC0415
+
+        return look_on_the_hub(path)
+    try:
+        is_link = os.path.islink(path)
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return Entry("broken link") if os.path.islink(path) else None
+    if stat.S_ISREG(status.st_mode):
+        return Entry("file", LocalFile(path, status.st_size, status.st_mtime_ns))
+    if not stat.S_ISDIR(status.st_mode):
+        return Entry("other")
+    return Entry("link to a directory" if is_link else "directory")
+
+
+def find(path: str | os.PathLike[str]) -> tuple[str, Entry]:
+    """The absolute path (an address on the hub as it is) and what lies there.
+
+    Raises InputError if nothing does.
+    """
+    text = os.fspath(path)
+    reason = "nothing there"
+    try:
+        root = text if is_remote(text) else os.path.abspath(text)
+        entry = look(root)
+        if entry is not None and entry.kind != "broken link":
+            return root, entry
+        os.stat(text)
+    except (OSError, ValueError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else str(error)
+    raise InputError(
+        "not-found",
+        text,
+        expected="a checkpoint directory or file",
+        got=reason,
+        hint="check the path",
+    )
+
+
+def exists(path: str) -> bool:
+    """Whether something lies at ``path``, at the end of a link too."""
+    found = look(path)
+    return found is not None and found.kind != "broken link"
+
+
+def is_file(path: str) -> bool:
+    """Whether a regular file lies at ``path``, or at the end of a link there."""
+    found = look(path)
+    return found is not None and found.kind == "file"
+
+
+def is_directory(path: str) -> bool:
+    """Whether a directory lies at ``path``, or at the end of a link there."""
+    found = look(path)
+    return found is not None and found.is_directory
+
+
+def reached_from(root: str, path: str) -> str | None:
+    """Where a path that the config in ``root`` names leads: from here, beside ``root``, or in it.
+
+    None if nothing lies there. What leads out of a repository on the hub leads nowhere.
+    """
+    if "\0" in path:
+        return None
+    here = os.path.abspath(path)
+    if os.path.exists(here):
+        return here
+    if is_remote(root):
+        below = os.path.normpath(path)
+        found = f"{root}/{below}"
+        return found if stays_below(root, below) and exists(found) else None
+    for place in (os.path.dirname(root), root):
+        found = os.path.abspath(os.path.join(place, path))
+        if os.path.exists(found):
+            return found
+    return None
+
+
+def listing(root: str) -> list[str]:
+    """The names in a directory, sorted."""
+    if is_remote(root):
+        from vita_ckpt.storage.hub.repository import listing as listing_on_the_hub  # noqa: PLC0415
+
+        return listing_on_the_hub(root)
+    try:
+        return sorted(os.listdir(root))
+    except OSError as error:
+        raise InputError("unreadable-directory", root, got=os_reason(error)) from error
+
+
+def stays_below(root: str, name: str) -> bool:
+    """Whether ``name`` is that of a file below ``root``: links to directories may lead out."""
+    if not name or not is_inside(name):
+        return False
+    if is_remote(root):
+        return True
+    top = os.path.realpath(root)
+    folder = os.path.realpath(os.path.join(root, *name.split("/")[:-1]))
+    return os.path.commonpath([top, folder]) == top
+
+
+def expect_headers(root: str, names: list[str]) -> None:
+    """Say that the weight files ``names`` will be opened: far away ones are asked all at once."""
+    if is_remote(root):
+        from vita_ckpt.storage.hub.repository import expect_headers as expect  # noqa: PLC0415
+
+        expect(root, names)
