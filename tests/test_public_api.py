@@ -31,7 +31,7 @@ SIGNATURES = {
     "check_plan": "(plan: 'Plan') -> 'None'",
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
-        "only: 'Sequence[str]' = ()) -> 'Difference'"
+        "only: 'Sequence[str]' = (), fetch: 'bool' = False) -> 'Difference'"
     ),
     "explain": "(path: 'StrPath') -> 'Explanation'",
     "get_w": "(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'",
@@ -46,7 +46,7 @@ SIGNATURES = {
     ),
     "module_tree": "(checkpoint: 'Checkpoint | StrPath', depth: 'int') -> 'list[dict[str, Any]]'",
     "load_plan": "(path: 'StrPath') -> 'Plan'",
-    "open_checkpoint": "(path: 'str | os.PathLike[str]') -> 'Checkpoint'",
+    "open_checkpoint": "(path: 'StrPath') -> 'Checkpoint'",
     "plan_extract_projector": (
         "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False) -> 'Plan'"
     ),
@@ -64,6 +64,11 @@ SIGNATURES = {
         "tower_path: 'str | None' = None, tower_config: 'StrPath | None' = None, "
         "projector: 'Checkpoint | StrPath | None' = None, projector_type: 'str | None' = None, "
         "seed: 'int' = 0, use_s2: 'bool | None' = None, s2_scales: 'str | None' = None) -> 'Plan'"
+    ),
+    "push": (
+        "(path: 'StrPath', repository: 'str', *, private: 'bool' = False, "
+        "revision: 'str | None' = None, create_pr: 'bool' = False, force: 'bool' = False, "
+        "message: 'str | None' = None) -> 'Push'"
     ),
     "initialize_vision_modules": (
         "(base: 'Checkpoint', args: 'VisionModelArgs', *, operation: 'str' = 'swap-tower') "
@@ -91,6 +96,7 @@ EXIT_CODES = {
     "VitaCkptError": 3,
     "UsageError": 2,
     "InputError": 3,
+    "HubError": 3,
     "MalformedFileError": 3,
     "UnsafePickleError": 3,
     "AdapterError": 3,
@@ -111,6 +117,7 @@ VALUES = {
     "Plan",
     "PutFile",
     "Record",
+    "RemoteFile",
     "ReplaceTensor",
     "Report",
     "SetConfig",

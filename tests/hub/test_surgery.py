@@ -90,7 +90,7 @@ def test_a_swap_fetches_the_tower_by_parts_and_says_where_from(
 ) -> None:
     base = write_checkpoint(tmp_path / "base", Spec(), shards=3)
     tower = write_tower(tmp_path / "my-siglip", TOWER)
-    machine.hub.add("org/vita", base)
+    commit = machine.hub.add("org/vita", base)
     tower_commit = machine.hub.add("org/my-siglip", tower)
     swap = ["swap-tower", "--projector", "reinit", "--base"]
     far = machine.run(*swap, "org/vita", "--tower", "org/my-siglip", "--out", "far")
@@ -100,13 +100,15 @@ def test_a_swap_fetches_the_tower_by_parts_and_says_where_from(
         *swap, base, "--tower", tower, "--out", "near", "--tower-path", "org/my-siglip"
     )
     assert near.code == 0, near.err
-    one, two = contents(machine.work / "far"), contents(machine.work / "near")
-    told = one.pop("vita_ckpt.json")
-    del two["vita_ckpt.json"]
-    assert one == two
+    one = contents(machine.work / "far")
+    assert one == contents(machine.work / "near")
     assert json.loads(one["config.json"])["mm_vision_tower"] == "org/my-siglip"
-    names = json.loads(told)["operations"][-1]["inputs"]
-    assert f"hf://org/my-siglip@{tower_commit}" in [given["name"] for given in names.values()]
+    named = inputs_of(machine.work / "far")
+    assert named == {
+        "base": f"hf://org/vita@{commit}",
+        "tower": f"hf://org/my-siglip@{tower_commit}",
+    }
+    assert set(inputs_of(machine.work / "near").values()) == {"base", "my-siglip"}
 
 
 def test_what_is_dropped_is_not_downloaded(machine: Machine, tmp_path: Path) -> None:
@@ -255,7 +257,14 @@ def test_verify_runs_what_it_downloads(machine: Machine) -> None:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in root.iterdir()}
+    """Every file but the lineage, which says when, and from where."""
+    return {p.name: p.read_bytes() for p in root.iterdir() if p.name != "vita_ckpt.json"}
+
+
+def inputs_of(root: Path) -> dict[str, str]:
+    """The names of the inputs of the last operation, by their roles."""
+    told = json.loads((root / "vita_ckpt.json").read_text())["operations"][-1]["inputs"]
+    return {role: given["name"] for role, given in told.items()}
 
 
 def _matches(fault: Fault, path: str) -> bool:

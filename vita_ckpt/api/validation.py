@@ -59,10 +59,10 @@ def validate(
     ``values`` reads every byte; those of projectors and adapters are always read, unless they lie
     on the hub: of what is there only headers are fetched without ``values``. ``deep`` compares with
     the digests that were taken: of what surgeries wrote, of every file where there is a manifest,
-    of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``, ``language-model``, ``projector``,
-    ``lora-run``, ``vision-tower``, ``audio-adapter``), by default what it looks like. What is wrong
-    with it are findings; raises InputError only if nothing is there, or nothing of a known kind,
-    UsageError for a kind that is none.
+    of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``,
+    ``language-model``, ``projector``, ``lora-run``, ``vision-tower``, ``audio-adapter``), by
+    default what it looks like. What is wrong with it are findings; raises InputError only if
+    nothing is there, or nothing of a known kind, UsageError for a kind that is none.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
