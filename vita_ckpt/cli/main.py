@@ -97,6 +97,8 @@ def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | N
 def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
     """Surgery and checkpoint management for VITA multimodal models, without loading them.
 
+    A checkpoint is a path, or on the hub org/name or hf://org/name[@revision][/subfolder].
+
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
     ctx.obj = Settings(quiet, debug)
