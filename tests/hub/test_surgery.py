@@ -235,13 +235,58 @@ def test_gated_and_private_bases_with_a_token(machine: Machine) -> None:
     assert done.code == 0, done.err
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_download_that_fails_leaves_nothing(machine: Machine, status: int) -> None:
+    machine.hub.add("org/vita", BASE)
+    merge = ["merge-projector", "--base", "hf://org/vita", "--adapter", RUN]
+    assert machine.run(*merge, "--dry-run").code == 0
+    headers = sum(1 for seen in machine.hub.seen if seen.large)
+    place = r"^/org/vita/[0-9a-f]{40}/"
+    machine.hub.faults.append(Fault(place, "status", status, 99, skip=headers))
+    done = machine.run(*merge, "--out", "out")
+    assert_one_error(done, 3, "hub-forbids" if status == 403 else "repository-not-found")
+    assert list(machine.work.iterdir()) == []
+    machine.hub.faults.clear()
+    done = machine.run(*merge, "--out", "out")
+    assert done.code == 0, done.err
+
+
 def test_in_place_is_for_directories_here(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
-    done = machine.run("set", "hf://org/vita", "use_s2=true", "--in-place")
-    assert_one_error(done, 2, "in-place-on-hub")
+    machine.hub.add("org/tower-siglip", GOLDEN / "A2" / "tower-siglip")
+    for options in (["--in-place"], ["--in-place", "--dry-run"]):
+        done = machine.run("set", "hf://org/vita", "use_s2=true", *options)
+        assert_one_error(done, 2, "in-place-on-hub")
     done = machine.run("set", "hf://org/vita", "use_s2=true", "--out", "out")
     assert done.code == 0, done.err
     assert json.loads((machine.work / "out" / "config.json").read_text())["use_s2"] is True
+    base = shutil.copytree(BASE, machine.work / "base")
+    before = contents(base)
+    swap = ["swap-tower", "--base", base, "--tower", "org/tower-siglip", "--projector", "reinit"]
+    done = machine.run(*swap, "--in-place")
+    assert done.code == 0, done.err
+    assert machine.run(*swap[:2], BASE, *swap[3:], "--out", "near").code == 0
+    assert read_tensors(base) == read_tensors(machine.work / "near")
+    assert machine.run("undo", base).code == 0
+    assert {n: c for n, c in contents(base).items() if n in before} == before
+    assert sorted(p.name for p in machine.work.iterdir()) == ["base", "near", "out"]
+
+
+def test_what_was_done_is_known_on_the_hub_too(machine: Machine) -> None:
+    merge = ["merge-projector", "--base", BASE, "--adapter", RUN, "--out", "out", "--digest"]
+    assert machine.run(*merge).code == 0
+    machine.hub.add("org/out", machine.work / "out")
+    done = machine.run("history", "org/out", "--json")
+    assert [entry["operation"] for entry in json.loads(done.out)["operations"]] == [
+        "merge-projector"
+    ]
+    assert machine.run("validate", "hf://org/out", "--deep", "--select", "*digest*").code == 0
+    config = machine.work / "out" / "generation_config.json"
+    config.write_text(config.read_text() + " ")
+    machine.hub.add("org/out", machine.work / "out")
+    done = machine.run("validate", "hf://org/out", "--deep")
+    assert done.code == 1, done
+    assert "generation_config.json" in done.out
 
 
 def test_verify_runs_what_it_downloads(machine: Machine) -> None:

@@ -6,12 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from vita_ckpt.api.locating import StrPath
+from vita_ckpt.api.locating import StrPath, open_checkpoint
 from vita_ckpt.core.checkpoint import MANIFEST
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage import journal, putting_back
-from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.leftovers import Leftover, leftovers_in, leftovers_of, remove
 
 REPORT_VERSION = 1
