@@ -109,7 +109,9 @@ def _read_zip(source: Source) -> TorchFile:
 
     file = replace(source.file, digest=digest(raw))
     tensors = state_dict_of(read_pickle(_Bounded(io.BytesIO(raw)), path))
-    source.expect((info.header_offset, _LOCAL_HEADER.size) for info in entries.values())
+    named = {f"{prefix}data/{tensor.storage.key}" for tensor in (tensors or {}).values()}
+    starts = (entries[name].header_offset for name in named & entries.keys())
+    source.expect((start, _LOCAL_HEADER.size) for start in starts)
     return TorchFile(file, _refs(tensors, locate, file))
 
 
@@ -141,7 +143,7 @@ def _zip_entries(source: Source) -> dict[str, zipfile.ZipInfo]:
         if info.external_attr & _DIRECTORY and info.file_size:
             raise MalformedFileError(
                 "invalid-zip",
-                f"{seen.path}: {info.filename}",
+                f"{path}: {info.filename}",
                 expected="a file",
                 got="an entry that calls itself a directory: torch would not read it",
             )
