@@ -299,6 +299,11 @@ def test_verify_runs_what_it_downloads(machine: Machine) -> None:
     assert done.code == 0, (done, report)
     assert report["path"].startswith("hf://org/vita@")
     assert report["ok"]
+    merge = ["merge-projector", "--base", "hf://org/vita", "--adapter", "hf://org/run"]
+    (machine.work / "tower-internvit").symlink_to(A7 / "tower-internvit")
+    done = machine.run(*merge, "--verify", "--out", "out")
+    assert done.code == 0, done.err
+    assert "it works" in done.err
 
 
 def contents(root: Path) -> dict[str, bytes]:
