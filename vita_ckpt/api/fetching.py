@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -70,7 +68,10 @@ def fetched(refs: Collection[TensorRef], beside: str | None = None) -> Iterator[
     if not refs:
         yield Relocation()
         return
-    from vita_ckpt.storage.hub.download import fetch_tensors  # noqa: PLC0415 - only if remote
+    import shutil  # noqa: PLC0415 - only for what is remote
+    import tempfile  # noqa: PLC0415
+
+    from vita_ckpt.storage.hub.download import fetch_tensors  # noqa: PLC0415
 
     folder = os.path.join(beside or tempfile.gettempdir(), stage_name())
     os.mkdir(folder, 0o700)
