@@ -118,7 +118,7 @@ def _say_moved(settings: Settings, /, result: Any, **_options: object) -> Any:
     if _REPOSITORY in sys.modules:
         from vita_ckpt.cli import render  # noqa: PLC0415 - only for what is remote
 
-        moved = sys.modules[_REPOSITORY].hub().session.moved
+        moved = sys.modules[_REPOSITORY].moved()
         if moved:
             settings.note(f"{render.size(moved)} moved from the hub")
     return result

@@ -139,6 +139,11 @@ def hub() -> Hub:
     return Hub(Session())
 
 
+def moved() -> int:
+    """The bytes that came from the hub so far; 0 if nothing was asked there."""
+    return hub().session.moved if hub.cache_info().currsize else 0
+
+
 def open_remote(path: str) -> _RemoteSource:
     """The file at an address pinned to a commit, as a source."""
     repository, below = hub().at(path)
