@@ -81,15 +81,20 @@ class Zygote:
 
     def _start(self) -> int:
         gate, opens = os.pipe()
+        ready, is_ready = os.pipe()
         pages = Page(mmap.mmap(-1, _PAGE)), Page(mmap.mmap(-1, _PAGE))
         pid = os.fork()
         if pid:
             os.close(gate)
+            os.close(is_ready)
+            os.read(ready, 1)  # what the child does to become a run is not to be traced
+            os.close(ready)
             self._gates[pid], self._pages[pid] = opens, pages
             return pid
-        for other in (opens, *self._gates.values()):
+        for other in (opens, ready, *self._gates.values()):
             os.close(other)
         _become_quiet(self._nothing, pages)
+        os.close(is_ready)
         os.read(gate, 1)  # returns when every writer has closed it
         os.close(gate)
         return 0
