@@ -54,7 +54,7 @@ def undo(root: str, *, force: bool = False) -> Journal:
             _check_saved(kept, root, journal)
             _check_since(root, journal)
         _check_fits(kept, root, journal)
-        with _to_the_end(root, f"it is as it was before {journal.operation}"):
+        with _to_the_end(root, f"what was there before {journal.operation} is back"):
             _activate(kept, root, journal, force=force)
             put_back(root, journal)
     return journal
@@ -77,7 +77,7 @@ def recover(root: str, *, force: bool = False) -> Journal | None:
         if not force:
             _check_saved(path, root, journal)
         _check_fits(path, root, journal)
-        with _to_the_end(root, f"it is as it was before {journal.operation}"):
+        with _to_the_end(root, f"what was there before {journal.operation} is back"):
             put_back(root, journal)
     return journal
 
