@@ -104,6 +104,45 @@ def test_branches_pull_requests_and_private_ones(machine: Machine, checkpoint: P
     assert_one_error(done, 2, "repository-is-public", "leave --private out")
 
 
+@pytest.mark.parametrize(("earlier", "later"), [(1, 3), (2, 3), (3, 1)])
+def test_the_weights_of_an_earlier_push_go(machine: Machine, earlier: int, later: int) -> None:
+    spec = Spec(hidden=64, mlp=128, heads=2)
+    for shards in (earlier, later):
+        shutil.rmtree(machine.work / "mine", ignore_errors=True)
+        write_checkpoint(machine.work / "mine", spec, shards=shards)
+        if shards == earlier:
+            (machine.work / "mine" / "sub").mkdir()
+            (machine.work / "mine" / "sub" / "kept.bin").write_bytes(b"kept")
+            before = {p.name for p in (machine.work / "mine").iterdir()}
+        done = push(machine, "mine", "org/new", "--force")
+        assert done.code == 0, done.err
+    own = {p.name for p in (machine.work / "mine").iterdir()}
+    there = files_of(machine, "org/new").keys()
+    assert there - {".gitattributes", "README.md"} == own | {"sub/kept.bin"}
+    gone = {name for name in before - own if name != "sub"}
+    assert gone
+    for name in gone:
+        assert f"removed from the repository: {name}" in done.err
+    assert done.err.count("removed from") == len(gone)
+    assert len(machine.hub.repos["org/new"].commits) == 3
+
+
+def test_weights_of_other_kinds_go_too(machine: Machine, checkpoint: Path) -> None:
+    old = machine.work / "old"
+    old.mkdir()
+    kept = ("training_args.bin", "notes.txt")
+    gone = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf")
+    for name in (*kept, *gone):
+        (old / name).write_bytes(b"old")
+    machine.hub.add("org/new", old)
+    done = push(machine, "mine", "org/new")
+    assert done.code == 0, done.err
+    there = files_of(machine, "org/new")
+    assert not there.keys() & set(gone)
+    assert there.keys() >= set(kept)
+    assert done.err.count("removed from the repository: ") == len(gone)
+
+
 def test_an_interrupted_upload_goes_on_where_it_stopped(machine: Machine) -> None:
     write_checkpoint(machine.work / "mine", Spec(hidden=256, mlp=512, heads=8), shards=3)
     machine.hub.faults.append(Fault("^/upload/", "status", 400, 9, skip=1))

@@ -24,13 +24,15 @@ _KEPT_HIDDEN = (".gitattributes",)
 class Push:
     """What validation found, and where the checkpoint is now; no ``url`` if it was refused.
 
-    ``files`` are the names of what is uploaded, ``left_out`` says of everything else why it is not.
+    ``files`` are the names of what is uploaded, ``left_out`` says of everything else why it is not,
+    ``removed`` are the weights of earlier pushes that are no longer in the repository.
     """
 
     report: Report
     url: str | None
     files: tuple[str, ...]
     left_out: dict[str, str]
+    removed: tuple[str, ...] = ()
 
 
 def push(
@@ -47,9 +49,9 @@ def push(
 
     It is validated first: with errors nothing is uploaded unless ``force``. What goes up is what a
     surgery would carry: no stale weights, no state of a training run, nothing hidden. One commit
-    holds everything; an upload that was interrupted goes on where it stopped when it is run again.
-    A model card is added, or its section on the lineage, from ``vita_ckpt.json``; in the directory
-    nothing changes.
+    holds everything, and removes weights that an earlier one left; an upload that was interrupted
+    goes on where it stopped when it is run again. A model card is added, or its section on the
+    lineage, from ``vita_ckpt.json``; in the directory nothing changes.
 
     Raises UsageError for what is no directory here or no name of a repository, InputError if it
     holds no checkpoint, HubError if the hub refuses or cannot be reached.
@@ -74,7 +76,7 @@ def push(
     if known:
         card = with_lineage(card, {**(checkpoint.provenance or {}), "operations": known})
     contents: dict[str, str | bytes] = {**files, MODEL_CARD: card}
-    url = upload(
+    done = upload(
         repository,
         contents,
         private=private,
@@ -82,7 +84,7 @@ def push(
         create_pr=create_pr,
         message=message or f"Upload {os.path.basename(root)} with vita-ckpt",
     )
-    return Push(report, url, tuple(sorted(contents)), left_out)
+    return Push(report, done.url, tuple(sorted(contents)), left_out, done.removed)
 
 
 def _directory(path: StrPath) -> str:

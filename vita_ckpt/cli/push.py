@@ -33,8 +33,9 @@ def command(
 
     It is validated first, and with errors nothing is uploaded (exit 1). Left out are stale weights,
     the state of a training run, other checkpoints, and what is hidden: each is named. One commit
-    holds everything; after an interruption the same command goes on where it stopped. The model
-    card says where the checkpoint comes from. Log in first: hf auth login, or HF_TOKEN.
+    holds everything and removes the weights of an earlier push; after an interruption the same
+    command goes on where it stopped. The model card says where the checkpoint comes from. Log in
+    first: hf auth login, or HF_TOKEN.
     """
     done = push(
         directory,
@@ -51,5 +52,7 @@ def command(
         return 1
     for name, reason in sorted(done.left_out.items()):
         settings.note(f"not uploaded: {name}: {reason}")
+    for name in done.removed:
+        settings.note(f"removed from the repository: {name}")
     click.echo(f"pushed {len(done.files)} files: {done.url}")
     return 0

@@ -57,7 +57,7 @@ _STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII
 _WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 # Files that a loader could take for weights: none of them may survive a surgery unnoticed.
-_STALE: Final = re.compile(
+_WEIGHTS_OR_INDEX: Final = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack)|.*\.(safetensors|bin)\.index\.json"
     r"|adapter_config\.json",
     re.ASCII | re.IGNORECASE,
@@ -497,10 +497,16 @@ def collect_files(
             collect_files(root, f"{relative}/", used, files, left_out, depth + 1)
 
 
+def counts_as_weights(name: str) -> bool:
+    """Whether a loader could take a file of this name for weights, or an index of them."""
+    is_state = TRAINING_STATE.fullmatch(name) is not None
+    return not is_state and _WEIGHTS_OR_INDEX.fullmatch(name) is not None
+
+
 def _why_left_out(name: str) -> str | None:
     """Why a regular file in the directory itself is no part of the checkpoint; None if it is."""
     if TRAINING_STATE.fullmatch(name):
         return "state of the run that trained the checkpoint"
-    if _STALE.fullmatch(name):
+    if _WEIGHTS_OR_INDEX.fullmatch(name):
         return "a weight file that is not part of the checkpoint"
     return "left by a run that was killed" if is_stage(name) else None

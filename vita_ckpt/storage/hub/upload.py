@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vita_ckpt import __version__
 from vita_ckpt.errors import HubError, UsageError
+from vita_ckpt.storage.directory import counts_as_weights
 from vita_ckpt.storage.hub.refusals import offline
 from vita_ckpt.storage.hub.repository import hub
 from vita_ckpt.storage.hub.session import PassingError, translated
@@ -15,6 +16,13 @@ from vita_ckpt.storage.hub.session import PassingError, translated
 _BY_ITSELF: Final = 1 << 20
 # What may be over soon, said by a server or by the network.
 _PASSING: Final = ("hub-unreachable", "hub-failed", "rate-limited")
+
+
+class Uploaded(NamedTuple):
+    """The address of the commit, or of the pull request, and the files that it removes."""
+
+    url: str
+    removed: tuple[str, ...]
 
 
 def upload(
@@ -25,18 +33,22 @@ def upload(
     revision: str | None = None,
     create_pr: bool = False,
     message: str,
-) -> str:
+) -> Uploaded:
     """Commit ``files``, paths on the disk or contents by their names, to a model repository.
 
     The repository is created if there is none, the branch ``revision`` too. Nothing of it is seen
     before the one commit at the end. Large files that an interrupted upload has sent are not sent
-    again. Returns the address of the commit, or of the pull request with ``create_pr``. Raises
-    HubError where the hub refuses or cannot be reached, UsageError if ``private`` is asked for and
-    the repository is public.
+    again. Weights beside them, of what was there before, are removed in the same commit: with them
+    it would be ambiguous what is to be loaded. Raises HubError where the hub refuses or cannot be
+    reached, UsageError if ``private`` is asked for and the repository is public.
     """
     if hub().session.is_offline:
         raise offline(repository)
-    from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - slow
+    from huggingface_hub import (  # noqa: PLC0415 - slow
+        CommitOperationAdd,
+        CommitOperationDelete,
+        HfApi,
+    )
 
     api: Any = HfApi(library_name="vita-ckpt", library_version=__version__)
 
@@ -54,15 +66,21 @@ def upload(
         )
     if revision is not None and not create_pr:
         patiently(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    there = patiently(lambda: list(api.list_repo_files(repository, revision=revision)))
+    removed = tuple(
+        sorted(n for n in there if "/" not in n and n not in files and counts_as_weights(n))
+    )
+    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+    removals = [CommitOperationDelete(name, is_folder=False) for name in removed]
     where = {"repo_id": repository, "revision": revision, "create_pr": create_pr}
-    for operation in operations:
-        if operation.upload_info.size >= _BY_ITSELF:  # so that an interruption costs one file
-            patiently(partial(api.preupload_lfs_files, additions=[operation], **where))
+    for addition in additions:
+        if addition.upload_info.size >= _BY_ITSELF:  # so that an interruption costs one file
+            patiently(partial(api.preupload_lfs_files, additions=[addition], **where))
+    operations = [*additions, *removals]
     done = patiently(
         lambda: api.create_commit(operations=operations, commit_message=message, **where)
     )
-    return str(done.pr_url or done.commit_url)
+    return Uploaded(str(done.pr_url or done.commit_url), removed)
 
 
 def _attempt(subject: str, call: Callable[[], Any]) -> Any:
