@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -157,6 +160,97 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(machine: Machine) -> Non
     large = list((machine.work / "mine").glob("*.safetensors"))
     assert len(puts) == len(large) - 1 == len(machine.hub.uploads) - 1
     assert len(machine.hub.repos["org/new"].commits) == 2
+
+
+def test_what_changes_meanwhile_is_not_committed(machine: Machine, checkpoint: Path) -> None:
+    shard = checkpoint / "model-00002-of-00004.safetensors"
+    machine.hub.faults.append(Fault("/tree/", "stall", 1))
+
+    def change() -> None:
+        while not any(seen.path.endswith("/repos/create") for seen in machine.hub.seen):
+            time.sleep(0.01)
+        shard.write_bytes(shard.read_bytes()[:-8])
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    done = push(machine, "mine", "org/new")
+    changing.join()
+    assert_one_error(done, 3, "input-changed", shard.name)
+    assert len(machine.hub.repos["org/new"].commits) == 1
+
+
+def test_the_middle_of_a_surgery_is_not_pushed(machine: Machine, checkpoint: Path) -> None:
+    (checkpoint / ".vita-ckpt" / "active").mkdir()
+    assert push(machine, "mine", "org/new").code == 1
+    assert_one_error(push(machine, "mine", "org/new", "--force"), 3, "mid-surgery")
+    assert machine.hub.seen == []
+
+
+def test_nothing_that_is_no_part_of_it_goes_up(machine: Machine, checkpoint: Path) -> None:
+    """Neither what could not be read, nor what came halfway, nor what a link leads out to."""
+    (machine.work / "secret").write_text("secret")
+    (checkpoint / "notes.txt").symlink_to("../secret")
+    (checkpoint / "examples" / "notes.txt").symlink_to("../../secret")
+    (checkpoint / "env.txt").symlink_to(".env")
+    (checkpoint / "README.md").symlink_to("../secret")
+    (checkpoint / "two.txt").symlink_to("examples/one.txt")
+    (checkpoint / "old.bin").write_bytes(b"\x80\x02cos\nsystem\n.")
+    (checkpoint / "old.safetensors").write_bytes(b"none")
+    (checkpoint / "model.safetensors.incomplete").write_bytes(b"half")
+    os.close(os.open(os.fsencode(checkpoint) + b"/\xff.txt", os.O_CREAT | os.O_WRONLY))
+    shard = checkpoint / "model-00002-of-00004.safetensors"
+    shard.rename(machine.work / "elsewhere.safetensors")
+    shard.symlink_to("../elsewhere.safetensors")
+    done = push(machine, "mine", "org/new", "--force")
+    assert done.code == 0, done.err
+    there = files_of(machine, "org/new")
+    own = {p.name for p in BASE.iterdir()} | {"examples/one.txt", "two.txt"}
+    assert there.keys() == own | {"README.md", ".gitattributes"}
+    assert there["two.txt"] == b"what it can do"
+    assert not any(b"secret" in content for content in there.values())
+    for name in ("notes.txt", "examples/notes.txt", "env.txt", "README.md"):
+        assert f"not uploaded: {name}: a link out of the directory" in done.err
+    for name in ("old.bin", "old.safetensors", "model.safetensors.incomplete", r"\udcff.txt"):
+        assert f"not uploaded: {name}: " in done.err
+
+
+def test_what_lies_in_the_cache_can_be_pushed(machine: Machine) -> None:
+    home = machine.work / "models--org--old"
+    (home / "blobs").mkdir(parents=True)
+    snapshot_folder = home / "snapshots" / ("0" * 40)
+    snapshot_folder.mkdir(parents=True)
+    for path in BASE.iterdir():
+        shutil.copy(path, home / "blobs" / f"of-{path.name}")
+        (snapshot_folder / path.name).symlink_to(f"../../blobs/of-{path.name}")
+    done = push(machine, snapshot_folder, "org/new", "--force")
+    assert done.code == 0, done.err
+    assert files_of(machine, "org/new").keys() >= {p.name for p in BASE.iterdir()}
+
+
+def test_weights_that_would_be_left_out(machine: Machine) -> None:
+    step = machine.work / "run" / "checkpoint-7"
+    step.mkdir(parents=True)
+    for path in (GOLDEN / "A7" / "base").glob("*00001*"):
+        shutil.copy(path, step / "mm_projector.safetensors")
+    done = push(machine, "run", "org/new", "--force")
+    assert_one_error(done, 2, "weights-left-out", "checkpoint-7")
+    assert machine.hub.seen == []
+
+
+def test_only_what_may_pass_is_tried_again(machine: Machine, checkpoint: Path) -> None:
+    machine.hub.faults.append(Fault("/commit/", "status", 400, 9))
+    assert_one_error(push(machine, "mine", "org/new"), 3, "hub-failed")
+    assert sum("/commit/" in seen.path for seen in machine.hub.seen) == 1
+
+
+def test_branches_that_cannot_be(machine: Machine, checkpoint: Path) -> None:
+    done = push(machine, "mine", "org/new", "--revision", "")
+    assert_one_error(done, 2, "invalid-revision", "--revision")
+    assert machine.hub.seen == []
+    assert push(machine, "mine", "org/new").code == 0
+    done = push(machine, "mine", "org/new", "--create-pr", "--revision", "nothing")
+    assert_one_error(done, 3, "revision-not-found")
+    assert not any("/commit/" in seen.path for seen in machine.hub.seen)
 
 
 def test_a_busy_hub_is_waited_for(machine: Machine, checkpoint: Path) -> None:

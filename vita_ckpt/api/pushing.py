@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vita_ckpt.api.locating import StrPath
-from vita_ckpt.api.validation import validate
+from vita_ckpt.api.validation import report_on
 from vita_ckpt.core.address import is_remote, looks_like_repository
+from vita_ckpt.core.checkpoint import Checkpoint, File
 from vita_ckpt.core.hub_card import hub_card
 from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
 from vita_ckpt.core.provenance import operations
 from vita_ckpt.core.report import Report, has_errors
-from vita_ckpt.errors import UsageError
-from vita_ckpt.storage.places import find
+from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.storage.directory import (
+    ADAPTER_CONFIG,
+    check_unchanged,
+    choose_weights,
+    counts_as_weights,
+    index_of,
+    weight_map_of,
+)
+from vita_ckpt.storage.places import find, listing, look
 from vita_ckpt.storage.surroundings import read_model_card
-from vita_ckpt.storage.survey import survey
+from vita_ckpt.storage.survey import Survey, survey
+from vita_ckpt.storage.wholeness import check_whole
 
 _KEPT_HIDDEN = (".gitattributes",)
 
@@ -53,32 +64,42 @@ def push(
     goes on where it stopped when it is run again. A model card is added, or its section on the
     lineage, from ``vita_ckpt.json``; in the directory nothing changes.
 
-    Raises UsageError for what is no directory here or no name of a repository, InputError if it
-    holds no checkpoint, HubError if the hub refuses or cannot be reached.
+    What goes up is what was validated: a file that changes meanwhile stops it before the commit.
+    Links are followed to weights, inside the directory and to blobs of the hub's cache only.
+
+    Raises UsageError for what is no directory here, no name of a repository or of a branch,
+    InputError if it holds no checkpoint or is in the middle of a surgery, StaleInputError if it
+    changes, HubError if the hub refuses or cannot be reached.
     """
     if not looks_like_repository(repository):
         raise UsageError("invalid-repository", repository, expected="org/name")
+    if revision == "":
+        raise UsageError("invalid-revision", "--revision", expected="a branch", got="no name")
     root = _directory(path)
-    report = validate(root)
     surveyed = survey(root)
     checkpoint = surveyed.checkpoint
-    # A weight file that could not be read is broken, not stale.
-    broken = {os.path.relpath(problem.file, root) for problem in surveyed.problems}
-    left_out = {name: why for name, why in checkpoint.left_out.items() if name not in broken}
-    files = dict(_files(root, left_out))
+    report = report_on(surveyed)
+    files, left_out = _sorted_out(surveyed)
     if has_errors(report.findings) and not force:
         return Push(report, None, tuple(files), left_out)
     from vita_ckpt.storage.hub.upload import upload  # noqa: PLC0415 - only for what is remote
 
+    def check() -> None:
+        check_whole(root)
+        check_unchanged(files.values())
+
+    check_whole(root)
     known = operations(checkpoint)
-    card = read_model_card(checkpoint)
+    card = read_model_card(checkpoint) if MODEL_CARD in files else b""
     card = card or hub_card(repository, checkpoint.config or {}, known).encode()
     if known:
         card = with_lineage(card, {**(checkpoint.provenance or {}), "operations": known})
-    contents: dict[str, str | bytes] = {**files, MODEL_CARD: card}
+    contents: dict[str, str | bytes] = {name: file.path for name, file in files.items()}
+    contents[MODEL_CARD] = card
     done = upload(
         repository,
         contents,
+        check,
         private=private,
         revision=revision,
         create_pr=create_pr,
@@ -99,19 +120,89 @@ def _directory(path: StrPath) -> str:
     return root
 
 
-def _files(root: str, left_out: dict[str, str]) -> list[tuple[str, str]]:
-    """Every file that goes up, by its name in the repository; the others go to ``left_out``."""
-    found: list[tuple[str, str]] = []
+def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
+    """The files that go up, as they were surveyed, by their names; the others, with why not."""
+    checkpoint = surveyed.checkpoint
+    root = checkpoint.root
+    parts = _parts(checkpoint)
+    left_out = dict(checkpoint.left_out)
+    for problem in surveyed.problems:
+        name = os.path.relpath(problem.file, root)
+        if problem.error.code == "partial-download":
+            left_out[name] = problem.error.got
+        elif name in parts:  # broken, not stale
+            left_out.pop(name, None)
+    known = {**checkpoint.files, **{shard.name: shard.file for shard in checkpoint.shards}}
+    files: dict[str, File] = {}
+    for name, path in _walk(root, left_out):
+        if os.path.islink(path) and name not in parts and not _stays_inside(root, path):
+            left_out[name] = "a link out of the directory"
+            continue
+        entry = look(path)
+        file = known.get(name) or (entry.file if entry is not None else None)
+        if file is None:
+            left_out[name] = "not readable"
+        else:
+            files[name] = file
+    for shard in checkpoint.shards:
+        if shard.name not in files:
+            raise UsageError(
+                "weights-left-out",
+                os.path.join(root, shard.name),
+                expected="weights in the directory itself, under a name that the hub takes",
+                hint="push the directory that they lie in, or name them otherwise",
+            )
+    return files, left_out
+
+
+def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Names and paths of what is not left out; what is hidden or has no name in UTF-8 is added."""
     for folder, folders, names in os.walk(root):
         below = os.path.relpath(folder, root)
-        for name in sorted((*folders, *names)):
-            relative = name if below == os.curdir else f"{below}/{name}"
-            path = os.path.join(folder, name)
+        relative = {n: n if below == os.curdir else f"{below}/{n}" for n in (*folders, *names)}
+        for name in sorted(relative):
             if name.startswith(".") and name not in _KEPT_HIDDEN:
-                left_out[relative] = "hidden"
-            elif relative not in left_out and os.path.isfile(path):
-                found.append((relative, path))
-        folders[:] = sorted(
-            n for n in folders if (n if below == os.curdir else f"{below}/{n}") not in left_out
-        )
-    return found
+                left_out[relative[name]] = "hidden"
+            elif not _is_utf8(name):
+                left_out[relative[name]] = "a name that is not UTF-8"
+        for name in sorted(names):
+            if relative[name] not in left_out:
+                yield relative[name], os.path.join(folder, name)
+        folders[:] = sorted(name for name in folders if relative[name] not in left_out)
+
+
+def _parts(checkpoint: Checkpoint) -> set[str]:
+    """The files of weights that the index or the layout promises, broken ones too."""
+    root = checkpoint.root
+    names = listing(root)
+    index = index_of(names)
+    try:
+        if index is None:
+            parts = set(choose_weights(root, names)[1])
+        else:
+            parts = {index, *weight_map_of(checkpoint.index or {}, index).values()}
+    except InputError:  # nothing that can be read promises anything
+        parts = set() if index is None else {index}
+    parts |= {ADAPTER_CONFIG} if checkpoint.layout == "lora" else set()
+    return {name for name in parts if counts_as_weights(os.path.basename(name))}
+
+
+def _stays_inside(root: str, link: str) -> bool:
+    """Whether a link leads to what is not hidden in the directory, or to a blob of the hub's cache.
+
+    There, ``snapshots/COMMIT`` holds links to files in ``blobs``, beside it.
+    """
+    top, target = os.path.realpath(root), os.path.realpath(link)
+    home, snapshots, _ = f"{top}/".rpartition("/snapshots/")
+    if snapshots and os.path.dirname(target) == f"{home}/blobs":
+        return True
+    below = os.path.relpath(target, top).split("/")
+    return not any(name.startswith(".") for name in below)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -66,14 +66,20 @@ def validate(
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
-    path = locate(path)
-    surveyed = survey(path)
+    return report_on(survey(locate(path)), kind=kind, values=values, deep=deep)
+
+
+def report_on(
+    surveyed: Survey, *, kind: str | None = None, values: bool = False, deep: bool = False
+) -> Report:
+    """What :func:`validate` says of what was surveyed already."""
     checkpoint = surveyed.checkpoint
+    path = checkpoint.root
     findings = [_of_problem(problem) for problem in surveyed.problems]
     subject, more = _subject(surveyed, kind)
     findings += more
     if any(found.rule == "other-kind" for found in findings):
-        return Report(os.fspath(path), subject.kind, worst_first(findings))
+        return Report(path, subject.kind, worst_first(findings))
     if checkpoint.tensors:
         findings += check_structure(subject)
         findings += check_lora(subject)
@@ -86,7 +92,7 @@ def validate(
     findings += _beside(subject)
     if deep:
         findings += _digests(downloaded(checkpoint))
-    return Report(os.fspath(path), subject.kind, worst_first(findings))
+    return Report(path, subject.kind, worst_first(findings))
 
 
 def validate_all(

@@ -32,10 +32,10 @@ def command(
     """Upload the checkpoint in DIR to the model repository ORG/NAME on the hub.
 
     It is validated first, and with errors nothing is uploaded (exit 1). Left out are stale weights,
-    the state of a training run, other checkpoints, and what is hidden: each is named. One commit
-    holds everything and removes the weights of an earlier push; after an interruption the same
-    command goes on where it stopped. The model card says where the checkpoint comes from. Log in
-    first: hf auth login, or HF_TOKEN.
+    the state of a training run, other checkpoints, half downloads, what is hidden, and links out of
+    the directory: each is named. One commit holds everything and removes the weights of an earlier
+    push; after an interruption the same command goes on where it stopped. The model card says where
+    the checkpoint comes from. Log in first: hf auth login, or HF_TOKEN.
     """
     done = push(
         directory,

@@ -14,8 +14,8 @@ from vita_ckpt.storage.hub.repository import hub
 from vita_ckpt.storage.hub.session import PassingError, translated
 
 _BY_ITSELF: Final = 1 << 20
-# What may be over soon, said by a server or by the network.
-_PASSING: Final = ("hub-unreachable", "hub-failed", "rate-limited")
+# What may be over soon: a server that is busy or fails, besides a network that does.
+_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Uploaded(NamedTuple):
@@ -28,6 +28,7 @@ class Uploaded(NamedTuple):
 def upload(
     repository: str,
     files: Mapping[str, str | bytes],
+    check: Callable[[], None],
     *,
     private: bool = False,
     revision: str | None = None,
@@ -39,8 +40,10 @@ def upload(
     The repository is created if there is none, the branch ``revision`` too. Nothing of it is seen
     before the one commit at the end. Large files that an interrupted upload has sent are not sent
     again. Weights beside them, of what was there before, are removed in the same commit: with them
-    it would be ambiguous what is to be loaded. Raises HubError where the hub refuses or cannot be
-    reached, UsageError if ``private`` is asked for and the repository is public.
+    it would be ambiguous what is to be loaded. ``check`` raises if ``files`` are not what they were
+    any more: it is asked just before the commit, and whenever something fails. Raises HubError
+    where the hub refuses or cannot be reached, UsageError if ``private`` is asked for and the
+    repository is public.
     """
     if hub().session.is_offline:
         raise offline(repository)
@@ -70,12 +73,17 @@ def upload(
     removed = tuple(
         sorted(n for n in there if "/" not in n and n not in files and counts_as_weights(n))
     )
-    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
     removals = [CommitOperationDelete(name, is_folder=False) for name in removed]
     where = {"repo_id": repository, "revision": revision, "create_pr": create_pr}
-    for addition in additions:
-        if addition.upload_info.size >= _BY_ITSELF:  # so that an interruption costs one file
-            patiently(partial(api.preupload_lfs_files, additions=[addition], **where))
+    try:
+        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+        for addition in additions:
+            if addition.upload_info.size >= _BY_ITSELF:  # so that an interruption costs one file
+                patiently(partial(api.preupload_lfs_files, additions=[addition], **where))
+    except Exception:
+        check()  # what changed under the upload is the reason, whatever it led to
+        raise
+    check()
     operations = [*additions, *removals]
     done = patiently(
         lambda: api.create_commit(operations=operations, commit_message=message, **where)
@@ -88,6 +96,16 @@ def _attempt(subject: str, call: Callable[[], Any]) -> Any:
         with translated(subject, writing=True):
             return call()
     except HubError as error:
-        if error.code in _PASSING:
+        if error.code == "hub-unreachable" or _status(error) in _PASSING:
             raise PassingError(error) from error
         raise
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The status of the answer that led to an error; None if there was no answer."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        error = error.__cause__
+    return None
