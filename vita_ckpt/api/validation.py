@@ -116,8 +116,13 @@ def validate_all(
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - slow, seldom needed
     from multiprocessing import get_context  # noqa: PLC0415
 
+    # Whether to say what is looked for on the hub is known in this process only.
+    located = [_located(path) for path in paths]
+    here = [path for path in located if isinstance(path, str)]
     with ProcessPoolExecutor(min(jobs, len(paths)), get_context("spawn")) as pool:
-        yield from pool.map(one, paths)
+        reports = pool.map(one, here)
+        for path in located:
+            yield next(reports) if isinstance(path, str) else path
 
 
 def holds_checkpoints(path: str) -> list[str]:
@@ -144,6 +149,13 @@ def _why_not(path: str) -> str | None:
     except InputError as error:
         return error.code
     return None
+
+
+def _located(path: StrPath) -> str | VitaCkptError:
+    try:
+        return locate(path)
+    except VitaCkptError as error:
+        return error
 
 
 def _report_or_error(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import LocalFile, RemoteFile, TensorRef
 from vita_ckpt.errors import HubError, OutputError, StaleInputError
@@ -18,6 +18,8 @@ from vita_ckpt.storage.hub.ranges import Span, coalesced, fetch
 from vita_ckpt.storage.hub.repository import cached, hub
 from vita_ckpt.storage.hub.session import translated
 from vita_ckpt.storage.source import identify, os_reason, read_json_object
+
+_THREADS: Final = 8
 
 
 def download(files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
@@ -132,15 +134,25 @@ def _disk_errors(path: str) -> Iterator[None]:
 
 
 def _download(repository: str, commit: str, files: Collection[RemoteFile]) -> None:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow
 
-    with translated(f"{repository}@{commit}"):
-        snapshot_download(
-            repository,
-            revision=commit,
-            allow_patterns=[glob.escape(file.name) for file in files],
-        )
-    hub().session.count(sum(file.size for file in files))
+    # One of another commit may have the same content: then only a link is made.
+    moved = sum(file.size for file in files if not _is_blob_cached(file))
+    with translated(f"{repository}@{commit}"), ThreadPoolExecutor(_THREADS) as threads:
+        for _ in threads.map(
+            lambda file: hf_hub_download(repository, file.name, revision=commit), files
+        ):
+            pass
+    hub().session.count(moved)
+
+
+def _is_blob_cached(file: RemoteFile) -> bool:
+    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415 - slow
+    from huggingface_hub.file_download import repo_folder_name  # noqa: PLC0415
+
+    folder = repo_folder_name(repo_id=file.repository, repo_type="model")
+    blobs = os.path.join(HF_HUB_CACHE, folder, "blobs")
+    return bool(file.etag) and os.path.exists(os.path.join(blobs, file.etag))
 
 
 def _checked(file: RemoteFile) -> LocalFile:
