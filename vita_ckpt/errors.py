@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 _LONGEST = 300
 _KEPT = 140
 
@@ -105,6 +107,10 @@ class CastError(InputError):
 
 class StaleInputError(InputError):
     """An input is not the one that a plan was computed from."""
+
+
+# Errors that tell nothing about what an input is: it could not be asked, or it changed meanwhile.
+INCONCLUSIVE: Final = (HubError, StaleInputError)
 
 
 class OutputError(VitaCkptError):

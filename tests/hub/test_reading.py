@@ -13,7 +13,7 @@ import pytest
 
 from fixtures.builder import Spec, write_checkpoint
 from fixtures.hub_server import TOKEN, Blob, Fault, blob_of
-from tests.conftest import GOLDEN, Cli, assert_one_error
+from tests.conftest import GOLDEN, Cli, Result, assert_one_error
 from tests.hub.conftest import Machine, headers_of
 
 BASE = GOLDEN / "A7" / "base"
@@ -347,3 +347,43 @@ def test_the_hub_stays_out_of_local_commands(tmp_path: Path, arguments: list[obj
         [sys.executable, "-c", LIGHT, *words], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["validate", "explain", "inspect"])
+@pytest.mark.parametrize(
+    ("place", "status", "code"),
+    [
+        ("00002-of-00004", 403, "hub-forbids"),
+        ("config.json", 429, "rate-limited"),
+        ("index.json", 503, "hub-failed"),
+        ("tower/config.json", 403, "hub-forbids"),
+    ],
+)
+def test_what_the_hub_refuses_is_no_finding(
+    machine: Machine, tmp_path: Path, command: str, place: str, status: int, code: str
+) -> None:
+    root = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
+    (root / "tower").mkdir()
+    (root / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model"}')
+    config = json.loads((root / "config.json").read_text())
+    (root / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "tower"}))
+    machine.hub.add("org/vita", root)
+    machine.hub.faults.append(Fault(place, "status", status, 99, {"Retry-After": "300"}))
+    done = machine.run(command, "hf://org/vita")
+    assert_refused(done, code)
+
+
+def assert_refused(done: Result, code: str) -> None:
+    """The error alone, and no findings; validate says beside it what was moved."""
+    error, *moved = done.err.splitlines()
+    assert (done.code, done.out) == (3, ""), done
+    assert error.startswith(f"error: {code}: "), error
+    assert len(moved) < 2
+
+
+def test_what_was_rewritten_meanwhile_is_no_finding(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.faults.append(Fault("00002-of-00004", "etag", 0, 99))
+    assert_refused(machine.run("validate", "hf://org/vita"), "input-changed")
+    machine.hub.faults[:] = [Fault("config.json", "commit", 0, 99)]
+    assert_refused(machine.run("validate", "hf://org/vita"), "input-changed")

@@ -13,7 +13,7 @@ from vita_ckpt.checks.loaders import LOADERS, Surroundings, explain_loaders
 from vita_ckpt.checks.story import LoaderStory
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.weight_files import WeightFiles
-from vita_ckpt.errors import InputError
+from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.tower_directory import find_tower
 from vita_ckpt.storage.weight_files import read_weight_files
 
@@ -79,6 +79,8 @@ def _surroundings(files: WeightFiles) -> Surroundings:
         return Surroundings(tower)
     try:
         beside = read_weight_files(tower.path)
+    except INCONCLUSIVE:
+        raise
     except InputError:
         beside = None
     from_here = "\0" not in name and os.path.exists(name)

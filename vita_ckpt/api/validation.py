@@ -27,7 +27,7 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, has_errors, worst_first
-from vita_ckpt.errors import InputError, UsageError, VitaCkptError
+from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.directory import (
     CONFIG,
     choose_weights,
@@ -62,7 +62,8 @@ def validate(
     of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``,
     ``language-model``, ``projector``, ``lora-run``, ``vision-tower``, ``audio-adapter``), by
     default what it looks like. What is wrong with it are findings; raises InputError only if
-    nothing is there, or nothing of a known kind, UsageError for a kind that is none.
+    nothing is there, or nothing of a known kind, HubError if the hub does not give what is asked
+    for, StaleInputError if a file changes meanwhile, UsageError for a kind that is none.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
@@ -146,6 +147,8 @@ def _why_not(path: str) -> str | None:
         names = listing(path)
         if index_of(names) is None and foreign_kind(names) is None:
             choose_weights(path, names)
+    except INCONCLUSIVE:
+        raise
     except InputError as error:
         return error.code
     return None
@@ -198,6 +201,8 @@ def _subject(surveyed: Survey, kind: str | None) -> tuple[Subject, list[Finding]
     def attempt(read: Callable[[], Any]) -> Any:
         try:
             return read()
+        except INCONCLUSIVE:
+            raise
         except InputError as error:
             findings.append(_of_problem(Problem(_file_of(error), error)))
             return None
@@ -284,6 +289,8 @@ def _digests(checkpoint: Checkpoint) -> Iterator[Finding]:
     written = last_written(checkpoint)
     try:
         manifest = read_manifest(checkpoint)
+    except INCONCLUSIVE:
+        raise
     except InputError as error:
         manifest = None
         yield _of_problem(Problem(_file_of(error), error))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.model_card import MODEL_CARD
-from vita_ckpt.errors import InputError
+from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.places import reached_from
 from vita_ckpt.storage.source import read_json_object, reading
@@ -73,6 +73,8 @@ def find_base(run: Checkpoint) -> Checkpoint | None:
     path = reaches(run, named) or _in_hub_cache(named)
     try:
         return open_checkpoint(path) if path is not None else None
+    except INCONCLUSIVE:
+        raise
     except InputError:
         return None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, File, Layout, Shard, TensorRef
-from vita_ckpt.errors import InputError, MalformedFileError, VitaCkptError
+from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
 from vita_ckpt.storage.directory import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -72,7 +72,8 @@ class Survey:
 def survey(path: str | os.PathLike[str]) -> Survey:
     """Read what there is at ``path``: headers only, one problem for each thing that is wrong.
 
-    Raises InputError if nothing is there, or no weights of any known kind.
+    Raises InputError if nothing is there, or no weights of any known kind, HubError if the hub does
+    not give what is asked for, StaleInputError for a file that changes meanwhile.
     """
     root, entry = find(path)
     surveyor = _Surveyor(root)
@@ -191,6 +192,8 @@ class _Surveyor:
     def _unindexed(self, names: list[str]) -> Layout:
         try:
             layout, chosen = choose_weights(self.root, names)
+        except INCONCLUSIVE:
+            raise
         except InputError as error:
             foreign = foreign_kind(names)
             if foreign is not None:
@@ -235,6 +238,8 @@ class _Surveyor:
                 path = os.path.join(self.root, name)
                 try:
                     read_shard(self.root, name)
+                except INCONCLUSIVE:
+                    raise
                 except InputError as error:
                     if error.code == "unsafe-pickle":
                         self._note(path, error)
@@ -250,6 +255,8 @@ class _Surveyor:
     def _attempt(self, file: str, read: Callable[[], _T]) -> _T | None:
         try:
             return read()
+        except INCONCLUSIVE:
+            raise
         except InputError as error:
             self._note(file, error)
             return None

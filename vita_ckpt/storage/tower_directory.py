@@ -10,7 +10,7 @@ from typing import Any
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.towers import CARRIED_CONFIG, CONFIG, PROCESSOR, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.errors import InputError
+from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.places import find, is_directory, is_file, reached_from
 from vita_ckpt.storage.source import read_json_object
@@ -37,6 +37,8 @@ def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
         return TowerDirectory(None, "not reachable from here", None)
     try:
         return open_tower(path)
+    except INCONCLUSIVE:
+        raise
     except InputError as error:
         return TowerDirectory(path, str(error), None)
 

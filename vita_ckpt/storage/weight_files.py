@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from vita_ckpt.core.weight_files import Index, Trouble, WeightFile, WeightFiles
-from vita_ckpt.errors import InputError
+from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.directory import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -99,5 +99,7 @@ def _weight_file(root: str, name: str) -> WeightFile:
 def _attempt(read: Callable[[], _T]) -> tuple[_T | None, Trouble | None]:
     try:
         return read(), None
+    except INCONCLUSIVE:
+        raise
     except InputError as error:
         return None, Trouble(error.code, str(error))
