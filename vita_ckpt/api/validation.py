@@ -67,7 +67,8 @@ def validate(
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
-    return report_on(survey(locate(path)), kind=kind, values=values, deep=deep)
+    report = report_on(survey(locate(path)), kind=kind, values=values, deep=deep)
+    return replace(report, path=os.fspath(path))
 
 
 def report_on(
