@@ -387,3 +387,51 @@ def test_what_was_rewritten_meanwhile_is_no_finding(machine: Machine) -> None:
     assert_refused(machine.run("validate", "hf://org/vita"), "input-changed")
     machine.hub.faults[:] = [Fault("config.json", "commit", 0, 99)]
     assert_refused(machine.run("validate", "hf://org/vita"), "input-changed")
+
+
+OTHER = "other@0123456789012345678901234567890123456789"
+
+
+@pytest.mark.parametrize(
+    "named", ["google/siglip", OTHER, "../../org/tower", "/etc", "a\0b", "..", "hf://org/tower"]
+)
+@pytest.mark.parametrize("lone", [False, True])
+def test_a_config_leads_out_of_no_repository(
+    machine: Machine, tmp_path: Path, named: str, lone: bool
+) -> None:
+    """Not to another one, and not to this machine: also where there is only one file of weights."""
+    root = tmp_path / "elsewhere" / "base"
+    root.mkdir(parents=True)
+    shard = "model-00004-of-00004.safetensors"
+    shutil.copy(BASE / shard, root / "weights.safetensors")
+    config = json.loads((BASE / "config.json").read_text())
+    told = {**config, "mm_vision_tower": named, "mm_audio_encoder": named}
+    (root / "config.json").write_text(json.dumps(told))
+    machine.hub.add("org/vita", root)
+    machine.hub.add("org/tower", BASE)
+    for place in (machine.work / "google" / "siglip", machine.work / OTHER):
+        place.mkdir(parents=True)
+        (place / "config.json").write_text('{"model_type": "siglip_vision_model"}')
+    address = "hf://org/vita" + ("/weights.safetensors" if lone else "")
+    done = machine.run("inspect", address, "--json")
+    assert done.code == 0, done.err
+    assert "siglip_vision_model" not in done.out
+    assert machine.run("validate", address).code in (0, 1)
+    assert {seen.path.split("/")[3] for seen in machine.hub.seen if "/api/" in seen.path} == {"org"}
+    assert not [seen for seen in machine.hub.seen if "tower" in seen.path or "other" in seen.path]
+
+
+def test_a_tower_in_the_repository_is_found(machine: Machine, tmp_path: Path) -> None:
+    root = tmp_path / "elsewhere"
+    shutil.copytree(BASE, root / "base")
+    (root / "tower").mkdir()
+    (root / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model"}')
+    config = json.loads((root / "base" / "config.json").read_text())
+    for named in ("tower", "./tower/", "../tower"):
+        (root / "base" / "config.json").write_text(json.dumps({**config, "mm_vision_tower": named}))
+        commit = machine.hub.add("org/vita", root)
+        far = machine.run("inspect", "hf://org/vita/base", "--json")
+        near = machine.run("inspect", root / "base", "--json")
+        place = f"hf://org/vita@{commit}"
+        assert without_paths(far.out, place) == without_paths(near.out, str(root)), named
+        assert f"{place}/tower" in far.out

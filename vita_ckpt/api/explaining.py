@@ -11,6 +11,7 @@ from vita_ckpt.api.locating import StrPath, locate
 from vita_ckpt.checks.divergence import Divergence, divergences
 from vita_ckpt.checks.loaders import LOADERS, Surroundings, explain_loaders
 from vita_ckpt.checks.story import LoaderStory
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.weight_files import WeightFiles
 from vita_ckpt.errors import INCONCLUSIVE, InputError
@@ -83,5 +84,5 @@ def _surroundings(files: WeightFiles) -> Surroundings:
         raise
     except InputError:
         beside = None
-    from_here = "\0" not in name and os.path.exists(name)
+    from_here = not is_remote(tower.path) and "\0" not in name and os.path.exists(name)
     return Surroundings(tower, beside, from_here)

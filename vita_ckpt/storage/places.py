@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from vita_ckpt.core.address import is_inside, is_remote
+from vita_ckpt.core.address import is_inside, is_remote, parse_address
 from vita_ckpt.core.checkpoint import File, LocalFile
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.source import os_reason
@@ -89,23 +90,35 @@ def is_directory(path: str) -> bool:
 
 
 def reached_from(root: str, path: str) -> str | None:
-    """Where a path that the config in ``root`` names leads: from here, beside ``root``, or in it.
+    """Where a path that a config in ``root``, or beside that file, leads; None if nothing is there.
 
-    None if nothing lies there. What leads out of a repository on the hub leads nowhere.
+    It is looked for from here, beside the checkpoint's directory, and in it. What a config on the
+    hub names is looked for in its own commit alone: it reaches no other repository, and not this
+    machine.
     """
+    if is_remote(root):
+        return _reached_in_repository(root, path)
     if "\0" in path:
         return None
-    here = os.path.abspath(path)
-    if os.path.exists(here):
-        return here
-    if is_remote(root):
-        below = os.path.normpath(path)
-        found = f"{root}/{below}"
-        return found if stays_below(root, below) and exists(found) else None
-    for place in (os.path.dirname(root), root):
+    folder = os.path.dirname(root) if os.path.isfile(root) else root
+    for place in ("", os.path.dirname(folder), folder):
         found = os.path.abspath(os.path.join(place, path))
         if os.path.exists(found):
             return found
+    return None
+
+
+def _reached_in_repository(root: str, path: str) -> str | None:
+    address = parse_address(root)
+    folder = posixpath.dirname(address.below) if is_file(root) else address.below
+    for place in (posixpath.dirname(folder), folder):
+        below = posixpath.normpath(posixpath.join(place, path))
+        below = "" if below == "." else below
+        # An absolute path, and one that has more steps up than there are, is none in a repository.
+        if is_inside(below):
+            found = str(replace(address, below=below))
+            if exists(found):
+                return found
     return None
 
 

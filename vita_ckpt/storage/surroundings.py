@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.model_card import MODEL_CARD
 from vita_ckpt.errors import INCONCLUSIVE, InputError
@@ -40,11 +41,11 @@ def count_tokens(checkpoint: Checkpoint) -> int | None:
 
 
 def reaches(checkpoint: Checkpoint, path: str) -> str | None:
-    """Where a path in a checkpoint's config leads: from here, beside the checkpoint, or in it."""
-    root = checkpoint.root
-    if checkpoint.layout == "file":
-        root = os.path.dirname(root)
-    return reached_from(root, path)
+    """Where a path in a checkpoint's config leads: from here, beside the checkpoint, or in it.
+
+    Of a checkpoint on the hub only what lies in its repository.
+    """
+    return reached_from(checkpoint.root, path)
 
 
 def read_model_card(checkpoint: Checkpoint) -> bytes:
@@ -66,11 +67,15 @@ def read_model_card(checkpoint: Checkpoint) -> bytes:
 
 
 def find_base(run: Checkpoint) -> Checkpoint | None:
-    """The checkpoint that a LoRA run was trained on, here or in the hub's cache; None if absent."""
+    """The checkpoint that a LoRA run was trained on, here or in the hub's cache; None if absent.
+
+    A run on the hub is judged by its own repository, not by what happens to lie here. Raises
+    HubError and StaleInputError.
+    """
     named = (run.adapter_config or {}).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         return None
-    path = reaches(run, named) or _in_hub_cache(named)
+    path = reaches(run, named) or (None if is_remote(run.root) else _in_hub_cache(named))
     try:
         return open_checkpoint(path) if path is not None else None
     except INCONCLUSIVE:

@@ -20,7 +20,8 @@ def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
     """What lies at ``mm_vision_tower``; None if the config names no tower.
 
     A relative path is looked up where the command runs, as upstream does, then beside the
-    checkpoint, then in it. A checkpoint that is itself a tower is its own directory.
+    checkpoint, then in it; what a checkpoint on the hub names, in its repository alone. A
+    checkpoint that is itself a tower is its own directory. Raises HubError and StaleInputError.
     """
     config = checkpoint.config or {}
     own = towers.tower_of_config(config)
@@ -29,10 +30,7 @@ def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         return None
-    root = checkpoint.root
-    if checkpoint.layout == "file":
-        root = os.path.dirname(root)
-    path = reached_from(root, name)
+    path = reached_from(checkpoint.root, name)
     if path is None:
         return TowerDirectory(None, "not reachable from here", None)
     try:
