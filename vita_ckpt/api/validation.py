@@ -67,8 +67,9 @@ def validate(
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
-    report = report_on(survey(locate(path)), kind=kind, values=values, deep=deep)
-    return replace(report, path=os.fspath(path))
+    place = locate(path)
+    report = report_on(survey(place), kind=kind, values=values, deep=deep)
+    return replace(report, path=place)
 
 
 def report_on(
