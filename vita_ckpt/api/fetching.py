@@ -71,10 +71,11 @@ def fetched(refs: Collection[TensorRef], beside: str | None = None) -> Iterator[
     import shutil  # noqa: PLC0415 - only for what is remote
     import tempfile  # noqa: PLC0415
 
-    from vita_ckpt.storage.hub.download import fetch_tensors  # noqa: PLC0415
+    from vita_ckpt.storage.hub.download import disk_errors, fetch_tensors  # noqa: PLC0415
 
     folder = os.path.join(beside or tempfile.gettempdir(), stage_name())
-    os.mkdir(folder, 0o700)
+    with disk_errors(folder):
+        os.mkdir(folder, 0o700)
     try:
         yield Relocation(tensors=fetch_tensors(refs, folder))
     finally:

@@ -121,7 +121,9 @@ def history_to_json(found: History) -> dict[str, Any]:
 def leftovers(path: StrPath) -> list[Leftover]:
     """What runs that were killed left in a directory, beside it, and in it if it is a checkpoint.
 
-    The path itself need not exist: an output that never came is looked for beside its place.
+    The path itself need not exist: an output that never came is looked for beside its place. What
+    was fetched of the hub only to be read lies where temporary files do: that of this user is found
+    too.
     Raises InputError if neither it nor its directory can be read.
     """
     place = os.path.abspath(os.fspath(path))
@@ -131,7 +133,11 @@ def leftovers(path: StrPath) -> list[Leftover]:
     found = leftovers_in(parent) if parent != place else []
     if os.path.isdir(place):
         found += [*leftovers_in(place), *leftovers_of(place)]
-    return found
+    import tempfile  # noqa: PLC0415 - slow
+
+    known = {leftover.path for leftover in found}
+    temporary = leftovers_in(os.path.abspath(tempfile.gettempdir()), own=True)
+    return found + [leftover for leftover in temporary if leftover.path not in known]
 
 
 def clean(path: StrPath) -> list[tuple[Leftover, bool]]:

@@ -123,7 +123,7 @@ def apply_in_place(
     OutputError if the disk fails.
     """
     _check_here(plan)
-    with fetched_tensors(plan, os.path.dirname(plan.base.root)) as here:
+    with fetched_tensors(plan, plan.base.root) as here:
         return _apply_in_place(here, options, progress)
 
 

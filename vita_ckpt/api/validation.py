@@ -48,6 +48,7 @@ KINDS = (
     inspection.TOWER,
     inspection.AUDIO_ADAPTER,
 )
+_One = Callable[[str], Report | VitaCkptError]
 _QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".weight_scale", ".weight_packed")
 
 
@@ -115,17 +116,53 @@ def validate_all(
     if jobs == 1 or len(paths) == 1:
         yield from map(one, paths)
         return
-    # Threads would take turns: what costs time is parsing headers.
-    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - slow, seldom needed
-    from multiprocessing import get_context  # noqa: PLC0415
-
     # Whether to say what is looked for on the hub is known in this process only.
     located = [_located(path) for path in paths]
-    here = [path for path in located if isinstance(path, str)]
-    with ProcessPoolExecutor(min(jobs, len(paths)), get_context("spawn")) as pool:
-        reports = pool.map(one, here)
-        for path in located:
-            yield next(reports) if isinstance(path, str) else path
+    results = _by_processes(one, [p for p in located if isinstance(p, str)], jobs)
+    for path in located:
+        yield next(results) if isinstance(path, str) else path
+
+
+def _by_processes(one: _One, paths: Sequence[str], jobs: int) -> Iterator[Report | VitaCkptError]:
+    """``one`` of each path, by several processes: threads would take turns at parsing headers."""
+    import logging  # noqa: PLC0415 - slow, seldom needed
+    import multiprocessing  # noqa: PLC0415
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+
+    from vita_ckpt.storage.hub.repository import count_moved  # noqa: PLC0415
+
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(jobs, len(paths)),
+        multiprocessing.get_context("spawn"),
+        _set_level,
+        (logging.getLogger("vita_ckpt").level,),
+    )
+    try:
+        for result, nbytes in pool.map(partial(_counted, one), paths):
+            count_moved(nbytes)
+            yield result
+        pool.shutdown()
+    except BaseException:
+        # Nobody waits for what they do: the hub may have left them hanging.
+        for child in {*multiprocessing.active_children()} - others:
+            child.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _set_level(level: int) -> None:
+    import logging  # noqa: PLC0415 - slow, seldom needed
+
+    logging.getLogger("vita_ckpt").setLevel(level)
+
+
+def _counted(one: _One, path: str) -> tuple[Report | VitaCkptError, int]:
+    """What ``one`` says of a path, and the bytes that came from the hub for it."""
+    from vita_ckpt.storage.hub.repository import moved  # noqa: PLC0415 - slow, seldom needed
+
+    before = moved()
+    return one(path), moved() - before
 
 
 def holds_checkpoints(path: str) -> list[str]:

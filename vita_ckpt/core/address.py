@@ -15,6 +15,7 @@ _REPOSITORY: Final = re.compile(f"{_NAME}/{_NAME}", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}", re.ASCII)
 # Revisions with a slash that the hub makes itself; in any other it is written as %2F.
 _REVISION: Final = re.compile(r"@(refs/pr/[0-9]+|refs/convert/[^/]+|[^/]+)", re.ASCII)
+_LONGEST_NAME: Final = 4096  # what a path on a disk may have
 _OTHER_KINDS: Final = ("datasets", "spaces", "kernels", "buckets")
 _FILES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf", ".toml")
 
@@ -62,13 +63,21 @@ def parse_address(text: str) -> Address:
     below = rest.removeprefix("/")
     if (rest and not rest.startswith("/")) or not is_inside(below):
         raise _invalid(text, rest)
-    return Address(found[0], unquote(revision[1]) if revision is not None else "", below)
+    name = unquote(revision[1]) if revision is not None else ""
+    if name in (".", ".."):  # a step in the path that is asked for
+        raise _invalid(text, f"the revision {name}")
+    return Address(found[0], name, below)
 
 
 def is_inside(name: str) -> bool:
     """Whether a path in a repository (empty for all of it) leads nowhere else."""
-    plain = name.isprintable() and "\\" not in name
-    return not name or (plain and not {"", ".", ".."} & set(name.split("/")))
+    if not name:
+        return True
+    try:
+        is_name = "\0" not in name and len(name.encode()) <= _LONGEST_NAME
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return is_name and {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
 def looks_like_repository(text: str) -> bool:

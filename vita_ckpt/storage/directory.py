@@ -22,8 +22,10 @@ from vita_ckpt.core.checkpoint import (
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.owner import is_stage
 from vita_ckpt.storage.places import (
+    check_known,
     expect_headers,
     find,
+    folder_of,
     is_directory,
     is_file,
     listing,
@@ -161,7 +163,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     root, entry = find(path)
     # A file is part of the checkpoint that it lies in, by whatever name it was reached.
-    folder = root if entry.is_directory else os.path.dirname(os.path.realpath(root))
+    folder = root if entry.is_directory else folder_of(root)
     check_whole(folder)
     opened = _open_directory(root) if entry.is_directory else open_file(root)
     check_whole(folder)  # a surgery may have begun while it was read
@@ -398,6 +400,7 @@ def _step_or_lone_file(root: str, names: list[str]) -> str:
             got=", ".join(lone[:8]),
             hint="copy the index too, or name one of the files",
         )
+    check_known(f"{root}: weights")
     raise InputError(
         "not-a-checkpoint",
         root,

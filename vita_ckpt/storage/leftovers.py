@@ -24,9 +24,10 @@ class Leftover:
     fate: Fate
 
 
-def leftovers_in(directory: str) -> list[Leftover]:
+def leftovers_in(directory: str, *, own: bool = False) -> list[Leftover]:
     """What was staged in a directory and did not become an output, by name.
 
+    With ``own`` only what belongs to the user of this process: the directory is everybody's.
     Raises InputError if the directory cannot be read.
     """
     try:
@@ -35,7 +36,7 @@ def leftovers_in(directory: str) -> list[Leftover]:
         raise InputError("unreadable-directory", directory, got=os_reason(error)) from error
     found = [_leftover(os.path.join(directory, name), fate_of_stage(name)) for name in names]
     # One whose process ended well between the look at the names and the look at it is an output.
-    return [leftover for leftover in found if os.path.lexists(leftover.path)]
+    return [leftover for leftover in found if _is_there(leftover.path, own)]
 
 
 def leftovers_of(checkpoint: str) -> Iterator[Leftover]:
@@ -58,6 +59,13 @@ def remove(leftover: Leftover) -> bool:
         with suppress(OSError):
             os.rmdir(home)
     return not os.path.lexists(leftover.path)
+
+
+def _is_there(path: str, own: bool) -> bool:
+    try:
+        return os.lstat(path).st_uid == os.geteuid() or not own
+    except OSError:
+        return False
 
 
 def _leftover(path: str, fate: Fate) -> Leftover:

@@ -145,6 +145,19 @@ def stays_below(root: str, name: str) -> bool:
     return os.path.commonpath([top, folder]) == top
 
 
+def folder_of(path: str) -> str:
+    """The directory that a file lies in, by whatever links it was reached."""
+    return posixpath.dirname(path) if is_remote(path) else os.path.dirname(os.path.realpath(path))
+
+
+def check_known(path: str) -> None:
+    """Raise HubError if ``path``, where nothing lies, may be on the hub all the same: offline."""
+    if is_remote(path):
+        from vita_ckpt.storage.hub.repository import check_known as check  # noqa: PLC0415
+
+        check(path)
+
+
 def expect_headers(root: str, names: list[str]) -> None:
     """Say that the weight files ``names`` will be opened: far away ones are asked all at once."""
     if is_remote(root):

@@ -33,6 +33,7 @@ from vita_ckpt.storage.directory import (
 from vita_ckpt.storage.places import (
     expect_headers,
     find,
+    folder_of,
     is_directory,
     listing,
     look,
@@ -90,7 +91,7 @@ class _Surveyor:
 
     def file(self) -> Survey:
         """A lone weight file."""
-        folder = os.path.dirname(os.path.realpath(self.root))
+        folder = folder_of(self.root)
         self._passes(self.root, lambda: check_whole(folder))
         opened = self._attempt(self.root, lambda: open_file(self.root))
         empty = Checkpoint(self.root, "file", {})

@@ -20,8 +20,10 @@ from vita_ckpt.storage.directory import (
     weight_map_of,
 )
 from vita_ckpt.storage.places import (
+    check_known,
     expect_headers,
     find,
+    folder_of,
     is_file,
     listing,
 )
@@ -41,7 +43,7 @@ def read_weight_files(path: str | os.PathLike[str]) -> WeightFiles:
     is there, or if it is in the middle of an in-place surgery.
     """
     root, entry = find(path)
-    check_whole(root if entry.is_directory else os.path.dirname(os.path.realpath(root)))
+    check_whole(root if entry.is_directory else folder_of(root))
     if not entry.is_directory:
         name = os.path.basename(root)
         folder = os.path.dirname(root)
@@ -80,6 +82,7 @@ def _indexed(root: str, name: str, index: str) -> WeightFile:
     if outside is not None:
         return WeightFile(name, trouble=outside)
     if not is_file(os.path.join(root, name)):
+        check_known(os.path.join(root, name))
         error = InputError(
             "missing-shard", os.path.join(root, name), expected=f"the file that {index} names"
         )

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.owner import parse
+from vita_ckpt.storage.places import exists
 from vita_ckpt.storage.source import os_reason
 
 HOME: Final = ".vita-ckpt"
@@ -30,6 +32,8 @@ def active(root: str) -> str:
 
 def is_mid_surgery(root: str) -> bool:
     """Whether an in-place surgery of this directory is under way, or died."""
+    if is_remote(root):  # one that was uploaded in the middle of it
+        return exists(active(root))
     return not os.path.islink(home(root)) and os.path.lexists(active(root))
 
 
@@ -41,7 +45,9 @@ def check_whole(root: str) -> None:
             root,
             expected="a checkpoint that is whole",
             got=who(root),
-            hint=f"vita-ckpt recover {root}",
+            hint=f"vita-ckpt recover {root}"
+            if not is_remote(root)
+            else "recover it where it was uploaded from, and push it again",
         )
 
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from vita_ckpt.core.checkpoint import LocalFile, RemoteFile, TensorRef
 from vita_ckpt.errors import HubError, OutputError, StaleInputError
 from vita_ckpt.storage.directory import read_shard
-from vita_ckpt.storage.hub.ranges import Span, coalesced, fetch
+from vita_ckpt.storage.hub.at_once import at_once
+from vita_ckpt.storage.hub.ranges import Put, Span, coalesced, fetch
 from vita_ckpt.storage.hub.repository import cached, hub
 from vita_ckpt.storage.hub.session import translated
 from vita_ckpt.storage.source import identify, os_reason, read_json_object
-
-_THREADS: Final = 8
 
 
 def download(files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
@@ -66,44 +64,46 @@ def fetch_tensors(refs: Collection[TensorRef], folder: str) -> dict[TensorRef, T
 
 
 def _fetch(missing: dict[RemoteFile, list[Span]], folder: str) -> dict[RemoteFile, LocalFile]:
-    descriptors: dict[RemoteFile, int] = {}
+    paths = {file: os.path.join(folder, f"{n}.part") for n, file in enumerate(missing)}
     size = sum(stop - start for spans in missing.values() for start, stop in spans)
+    with disk_errors(folder), _bar(size) as step:
+        room = os.statvfs(folder)
+        if size > room.f_bavail * room.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for file, path in paths.items():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.ftruncate(descriptor, file.size)
+            finally:
+                os.close(descriptor)
+        fetch(
+            hub().session,
+            (
+                (file, span, partial(_opened, paths[file], step))
+                for file, spans in missing.items()
+                for span in spans
+            ),
+        )
+    return {file: replace(identify(path), digest=file.digest) for file, path in paths.items()}
+
+
+@contextmanager
+def _opened(path: str, step: Any) -> Iterator[Put]:
+    """A part for one thread to write to: it may go on when nobody waits for it any more."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def put(data: bytes, offset: int) -> None:
+        step(len(data))
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(descriptor, view, offset)
+            view = view[count:]
+            offset += count
+
     try:
-        with _disk_errors(folder), _bar(size) as step:
-            room = os.statvfs(folder)
-            if size > room.f_bavail * room.f_frsize:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            for number, file in enumerate(missing):
-                path = os.path.join(folder, f"{number}.part")
-                descriptors[file] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-                os.ftruncate(descriptors[file], file.size)
-            fetch(
-                hub().session,
-                (
-                    (file, span, partial(_put, descriptors[file], step))
-                    for file, spans in missing.items()
-                    for span in spans
-                ),
-            )
-        return {
-            file: replace(
-                identify(os.path.join(folder, f"{number}.part")),
-                digest=file.digest,
-            )
-            for number, file in enumerate(missing)
-        }
+        yield put
     finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
-
-
-def _put(descriptor: int, step: Any, data: bytes, offset: int) -> None:
-    step(len(data))
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view = view[count:]
-        offset += count
+        os.close(descriptor)
 
 
 @contextmanager
@@ -120,7 +120,8 @@ def _bar(size: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _disk_errors(path: str) -> Iterator[None]:
+def disk_errors(path: str) -> Iterator[None]:
+    """What the disk refuses, as an OutputError about ``path``."""
     try:
         yield
     except OSError as error:
@@ -136,14 +137,14 @@ def _disk_errors(path: str) -> Iterator[None]:
 def _download(repository: str, commit: str, files: Collection[RemoteFile]) -> None:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow
 
-    # One of another commit may have the same content: then only a link is made.
-    moved = sum(file.size for file in files if not _is_blob_cached(file))
-    with translated(f"{repository}@{commit}"), ThreadPoolExecutor(_THREADS) as threads:
-        for _ in threads.map(
-            lambda file: hf_hub_download(repository, file.name, revision=commit), files
-        ):
-            pass
-    hub().session.count(moved)
+    def download_one(file: RemoteFile) -> None:
+        # One of another commit may have the same content: then only a link is made.
+        moves = not _is_blob_cached(file)
+        hf_hub_download(repository, file.name, revision=commit)
+        hub().session.count(file.size if moves else 0)
+
+    with translated(f"{repository}@{commit}"):
+        at_once([partial(download_one, file) for file in files])
 
 
 def _is_blob_cached(file: RemoteFile) -> bool:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError, StaleInputError
+from vita_ckpt.storage.hub.at_once import at_once
 from vita_ckpt.storage.hub.session import Answer, PassingError, Session
 
 Span = tuple[int, int]  # from a byte up to another, not included
 # What was received, and where in the file it belongs.
 Put = Callable[[bytes, int], None]
+# Where it is put is opened by the thread that fetches it, and is that one's alone.
+Opened = Callable[[], AbstractContextManager[Put]]
 
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})", re.ASCII)
-_THREADS: Final = 8
 # A gap that costs less to receive than another request does, and what one request asks for.
 _GAP: Final = 4096
 _PIECE: Final = 16 << 20
@@ -35,20 +38,13 @@ def coalesced(spans: Iterable[Span]) -> Iterator[Span]:
     yield from _pieces(start, end)
 
 
-def fetch(session: Session, wanted: Iterable[tuple[RemoteFile, Span, Put]]) -> None:
-    """Fetch spans of files, several at a time, and give what arrives to each one's ``put``.
+def fetch(session: Session, wanted: Iterable[tuple[RemoteFile, Span, Opened]]) -> None:
+    """Fetch spans of files, several at a time, and put what arrives where each one opens.
 
     Raises HubError where the hub, or the server that it leads to, does not give exactly what was
     asked for, StaleInputError if a file is not the one of its commit any more.
     """
-    with ThreadPoolExecutor(_THREADS) as threads:
-        futures = [threads.submit(_fetch, session, *one) for one in wanted]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    at_once([partial(_fetch, session, *one) for one in wanted])
 
 
 def fetch_bytes(session: Session, file: RemoteFile, start: int, stop: int) -> bytes:
@@ -58,7 +54,7 @@ def fetch_bytes(session: Session, file: RemoteFile, start: int, stop: int) -> by
     def put(data: bytes, offset: int) -> None:
         received[offset - start : offset - start + len(data)] = data
 
-    _fetch(session, file, (start, stop), put)
+    _fetch(session, file, (start, stop), lambda: nullcontext(put))
     return bytes(received)
 
 
@@ -67,8 +63,13 @@ def _pieces(start: int, end: int) -> Iterator[Span]:
         yield first, min(first + _PIECE, end)
 
 
-def _fetch(session: Session, file: RemoteFile, span: Span, put: Put) -> None:
+def _fetch(session: Session, file: RemoteFile, span: Span, opened: Opened) -> None:
     """Fetch one span; after an interruption only what is still missing is asked for."""
+    with opened() as put:
+        _fetch_to(put, session, file, span)
+
+
+def _fetch_to(put: Put, session: Session, file: RemoteFile, span: Span) -> None:
     position, stop = span
     before = position
 
@@ -126,6 +127,14 @@ def _check_same(answer: Answer, file: RemoteFile) -> None:
     # Another server's etag is its own matter: the hub has said the digest of what it leads to.
     told = answer.on_the_way or {"x-linked-etag": answer.headers.get("etag", ""), **answer.headers}
     commit, etag = told.get("x-repo-commit", ""), _plain(told.get("x-linked-etag", ""))
+    if not commit and not etag:
+        raise HubError(
+            "hub-failed",
+            file.path,
+            expected="X-Repo-Commit or ETag, which say what is sent",
+            got="neither",
+            hint="look at HF_ENDPOINT, and at proxies",
+        )
     for what, expected, got in (("commit", file.commit, commit), ("etag", file.etag, etag)):
         if expected and got and expected != got:
             raise StaleInputError(

@@ -3,58 +3,67 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from typing import Any, Final
 from urllib.parse import quote
 
 from vita_ckpt.core.address import Address, is_inside, parse_address
 from vita_ckpt.core.checkpoint import RemoteFile
-from vita_ckpt.errors import HubError, InputError, MalformedFileError
+from vita_ckpt.errors import HubError, InputError, MalformedFileError, StaleInputError
+from vita_ckpt.storage.hub.at_once import at_once
 from vita_ckpt.storage.hub.ranges import fetch_bytes
 from vita_ckpt.storage.hub.refusals import offline
 from vita_ckpt.storage.hub.session import Session
 from vita_ckpt.storage.places import Entry
 from vita_ckpt.storage.source import Range, opened, read_at
 
-_THREADS: Final = 8
 _LARGEST_LISTING: Final = 64 << 20
 
 
 @dataclass(slots=True)
 class Repository:
-    """The files of one commit by their paths, and what was read of them so far."""
+    """The files of one commit by their paths, and what was read of them so far.
+
+    ``failed`` are errors that were met before somebody waited for the file: it is theirs to hear.
+    """
 
     session: Session
     name: str
     commit: str
     files: dict[str, RemoteFile]
-    _folders: dict[str, set[str]] = field(default_factory=dict)
+    failed: dict[str, InputError] = field(default_factory=dict)
+    _sorted: list[str] = field(init=False)
     _read: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for file in self.files:
-            folder, _, name = file.rpartition("/")
-            while name not in self._folders.setdefault(folder, set()):
-                self._folders[folder].add(name)
-                folder, _, name = folder.rpartition("/")
-                if not name:
-                    break
+        self._sorted = sorted(self.files)
 
     def look(self, below: str) -> Entry | None:
         """What lies at a path in the repository."""
         if below in self.files:
             return Entry("file", self.files[below])
-        return Entry("directory") if below in self._folders else None
+        return Entry("directory") if next(self._names(below), None) is not None else None
 
     def listing(self, below: str) -> list[str]:
         """The names in a directory, sorted."""
-        return sorted(self._folders.get(below, ()))
+        return sorted(set(self._names(below)))
+
+    def _names(self, below: str) -> Iterator[str]:
+        """The names in a directory; in sorted paths, what lies in it stands together."""
+        folder = f"{below}/" if below else ""
+        place = bisect_left(self._sorted, folder)
+        while place < len(self._sorted) and self._sorted[place].startswith(folder):
+            name, is_folder, _ = self._sorted[place][len(folder) :].partition("/")
+            yield name
+            # "0" is what comes after "/".
+            end = f"{folder}{name}0"
+            place = bisect_left(self._sorted, end, place) if is_folder else place + 1
 
     def read(self, file: RemoteFile, size: int, offset: int) -> bytes:
         """Bytes of a file, which are kept: headers and small files are read more than once."""
@@ -70,9 +79,7 @@ class Repository:
 
     def expect(self, file: RemoteFile, ranges: Iterable[Range]) -> None:
         """Fetch what will be read soon, several ranges at a time."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            for _ in threads.map(lambda span: self.read(file, span[1], span[0]), ranges):
-                pass
+        at_once([partial(self.read, file, size, offset) for offset, size in ranges])
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +151,23 @@ def moved() -> int:
     return hub().session.moved if hub.cache_info().currsize else 0
 
 
+def count_moved(nbytes: int) -> None:
+    """Add what came to another process, for this one."""
+    if nbytes:
+        hub().session.count(nbytes)
+
+
 def open_remote(path: str) -> _RemoteSource:
     """The file at an address pinned to a commit, as a source."""
     repository, below = hub().at(path)
     if below not in repository.files:
+        if repository.look(below) is None:
+            check_known(path)
         code = "not-a-regular-file" if repository.look(below) else "not-on-hub"
         raise InputError(code, path, expected="a regular file")
+    error = repository.failed.pop(below, None)
+    if error is not None:
+        raise error
     return _RemoteSource(repository, repository.files[below])
 
 
@@ -168,16 +186,31 @@ def listing(path: str) -> list[str]:
 def expect_headers(root: str, names: list[str]) -> None:
     """Fetch the headers of the weight files ``names`` below ``root``, several at a time.
 
-    What fails is said when the file is opened.
+    What fails is said when the file is opened. Raises HubError for a file of which it cannot be
+    known whether there is one.
     """
     from vita_ckpt.storage.directory import read_shard  # noqa: PLC0415 - it imports the places
 
-    def warm(name: str) -> None:
-        with suppress(InputError):
-            read_shard(root, name)
+    repository, below = hub().at(root)
+    for name in names:
+        if repository.look(f"{below}/{name}" if below else name) is None:
+            check_known(f"{root}/{name}")
 
-    with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(warm, names))
+    def warm(name: str) -> None:
+        try:
+            read_shard(root, name)
+        except (HubError, StaleInputError) as error:
+            repository.failed[f"{below}/{name}" if below else name] = error
+        except InputError:
+            pass  # of what was received, and is kept
+
+    at_once([partial(warm, name) for name in names])
+
+
+def check_known(path: str) -> None:
+    """Raise HubError if what is not listed may be on the hub all the same: offline, who knows."""
+    if hub().session.is_offline:
+        raise offline(path)
 
 
 def cached(file: RemoteFile) -> str | None:
@@ -284,6 +317,9 @@ def _list_cached(session: Session, name: str, revision: str) -> Repository:
     files = {f.name: f for f in _files_below(root, name, commit)}
     if not Address(name, commit).is_pinned or not files:
         raise offline(subject)
+    logging.getLogger("vita_ckpt").warning(
+        f"HF_HUB_OFFLINE is set: of {subject}, what the cache has of commit {commit[:8]} is seen"
+    )
     return Repository(session, name, commit, files)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from vita_ckpt import __version__
-from vita_ckpt.errors import HubError, OutputError
+from vita_ckpt.errors import HubError, OutputError, printable
 from vita_ckpt.storage.hub.refusals import offline, refusal, unreachable
 
 _T = TypeVar("_T")
@@ -30,6 +30,7 @@ _MOST_REDIRECTS: Final = 5
 _MOST_TRIES: Final = 5
 _FIRST_WAIT: Final = 0.25  # seconds; doubled each time
 _LONGEST_WAIT: Final = 60.0
+_SILENT_WAIT: Final = 3.0  # what nobody wonders about
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _OF_THE_DISK: Final = {
@@ -39,6 +40,7 @@ _OF_THE_DISK: Final = {
     errno.EACCES: "output-not-allowed",
 }
 _LIMIT_RESETS: Final = re.compile(r"\bt=([0-9]{1,6})\b", re.ASCII)
+_URL: Final = re.compile(r"https?://[!-~]+", re.ASCII)
 
 
 class PassingError(Exception):
@@ -75,6 +77,7 @@ class Session:
         self.is_offline = constants.HF_HUB_OFFLINE
         self.moved = 0
         self._sleep = sleep
+        self._said_until = 0.0
         self._lock = Lock()
 
     def count(self, size: int) -> None:
@@ -85,10 +88,12 @@ class Session:
     def patiently(self, attempt: Callable[[], _T], advanced: Callable[[], bool] = bool) -> _T:
         """The result of ``attempt``, tried again a few times while what it meets may pass.
 
-        After an attempt for which ``advanced`` says that it got further, counting starts anew.
+        After an attempt for which ``advanced`` says that it got further, counting starts anew. What
+        takes its time is said.
         """
         tries = 0
         while True:
+            began = time.monotonic()
             try:
                 return attempt()
             except PassingError as passing:
@@ -96,7 +101,22 @@ class Session:
                 wait = _FIRST_WAIT * 2 ** (tries - 1) if passing.wait is None else passing.wait
                 if tries >= _MOST_TRIES or wait > _LONGEST_WAIT:
                     raise passing.error from passing
+                self._say(passing.error, wait, time.monotonic() - began)
                 self._sleep(wait)
+
+    def _say(self, error: HubError, wait: float, waited: float) -> None:
+        """Say why nothing happens: once, however many threads wait for the same."""
+        if wait + waited <= _SILENT_WAIT:
+            return
+        now = time.monotonic()
+        with self._lock:
+            is_said = now < self._said_until
+            self._said_until = max(self._said_until, now + wait)
+        if not is_said:
+            import logging  # noqa: PLC0415 - seldom needed
+
+            text = f"{error.code}: {error.subject}: {error.got}; trying again in {wait:.2g} s"
+            logging.getLogger("vita_ckpt").warning(printable(text))
 
     @contextmanager
     def get(self, url: str, subject: str, span: tuple[int, int] | None = None) -> Iterator[Answer]:
@@ -109,14 +129,16 @@ class Session:
             raise offline(subject)
         passed: dict[str, str] = {}
         for _ in range(_MOST_REDIRECTS):
+            _check_url(url, subject)
             is_hub = _origin(url) == _origin(self.endpoint)
             with self._ask(url, self._headers(is_hub, span), subject) as answer:
                 if answer.status not in _REDIRECTS:
                     _check(answer, subject)
+                    _check_plain(answer, subject)
                     yield replace(answer, on_the_way={} if is_hub else passed)
                     return
                 passed |= answer.headers if is_hub else {}
-                target = urljoin(url, answer.headers.get("location", ""))
+                target = _joined(url, answer.headers.get("location", ""), subject)
             if urlsplit(url).scheme == "https" != urlsplit(target).scheme:
                 raise HubError(
                     "hub-failed", subject, expected="https", got=f"a redirect to {target}"
@@ -127,7 +149,7 @@ class Session:
     @contextmanager
     def _ask(self, url: str, headers: dict[str, str], subject: str) -> Iterator[Answer]:
         session = _library().get_session()
-        with _passing(session, subject):
+        with _passing(session, subject), _addressed(session, url, subject):
             if hasattr(session, "build_request"):  # httpx
                 request = session.build_request("GET", url, headers=headers, timeout=_TIMEOUT)
                 response = session.send(request, stream=True, follow_redirects=False)
@@ -179,12 +201,13 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
         if response is not None:
             headers = {name.lower(): value for name, value in response.headers.items()}
             raise refusal(response.status_code, headers, subject, writing=writing) from error
-        code = getattr(cause, "errno", None)
-        if code not in _OF_THE_DISK:
+        code: int | None = getattr(cause, "errno", None)
+        path = getattr(cause, "filename", None)
+        if code is None or (code not in _OF_THE_DISK and not path):
             raise unreachable(subject, cause) from error
         raise OutputError(
-            _OF_THE_DISK[code],
-            getattr(cause, "filename", None) or "the cache of huggingface_hub",
+            _OF_THE_DISK.get(code, "write-failed"),
+            path or "the cache of huggingface_hub",
             got=os.strerror(code),
             hint="free some space, or let HF_HOME name another disk",
         ) from error
@@ -211,6 +234,47 @@ def _check(answer: Answer, subject: str) -> None:
     raise error
 
 
+def _check_plain(answer: Answer, subject: str) -> None:
+    """Raise for a body that was packed on the way: its bytes are not those of the file."""
+    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise HubError(
+            "hub-failed",
+            subject,
+            expected="the bytes as they are",
+            got=f"Content-Encoding {encoding}, which was not asked for",
+            hint="look at HF_ENDPOINT, and at proxies",
+        )
+
+
+def _joined(url: str, location: str, subject: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise _no_address(location, subject) from error
+
+
+def _check_url(url: str, subject: str) -> None:
+    """Raise for what is no address that can be asked: a redirect may say anything."""
+    try:
+        parts = urlsplit(url)
+        is_address = _URL.fullmatch(url) and parts.hostname and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise _no_address(url, subject)
+
+
+def _no_address(url: str, subject: str) -> HubError:
+    return HubError(
+        "hub-failed",
+        subject,
+        expected="an address that begins with http:// or https://",
+        got=url or "nothing",
+        hint="look at HF_ENDPOINT",
+    )
+
+
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait: ``Retry-After``, or the hub's ``RateLimit`` header."""
     after = headers.get("retry-after", "")
@@ -229,11 +293,26 @@ def _passing(session: Any, subject: str) -> Iterator[None]:
         raise PassingError(unreachable(subject, error)) from error
 
 
+@contextmanager
+def _addressed(session: Any, url: str, subject: str) -> Iterator[None]:
+    """What the library finds wrong with an address, also while it connects, will not pass."""
+    errors: tuple[type[Exception], ...] = (ValueError, *_errors_named("InvalidURL", session))
+    try:
+        yield
+    except errors as error:
+        raise _no_address(url, subject) from error
+
+
 def _transport_errors(session: Any) -> tuple[type[Exception], ...]:
     """requests raises errors of the system (OSError); httpx has a base class of its own."""
+    return OSError, *_errors_named("HTTPError", session)
+
+
+def _errors_named(name: str, session: Any) -> tuple[type[Exception], ...]:
+    """A class of errors of the HTTP library that a session belongs to."""
     for ancestor in type(session).__mro__:
         module = sys.modules.get(ancestor.__module__.partition(".")[0])
-        found = getattr(module, "HTTPError", None)
+        found = getattr(module, name, None)
         if isinstance(found, type) and issubclass(found, Exception):
-            return OSError, found
-    return (OSError,)
+            return (found,)
+    return ()
