@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from fixtures.hub_server import Fault
-from tests.conftest import GOLDEN
-from tests.hub.conftest import Machine, headers_of
+from tests.conftest import GOLDEN, assert_one_error
+from tests.hub.conftest import ROOT, RUN, Machine, headers_of
 
 BASE = GOLDEN / "A7" / "base"
 
@@ -34,6 +40,62 @@ def test_what_was_listed_is_downloaded_without_another_listing(machine: Machine)
     far = machine.run("validate", "hf://org/vita", "--deep", "--format", "json")
     assert far.code == near.code, far.err
     assert sum(seen.path.startswith("/api/") for seen in machine.hub.seen) == 1
+
+
+def test_what_several_processes_moved_is_counted(machine: Machine) -> None:
+    names = ("hf://org/one", "hf://org/two")
+    for name in names:
+        machine.hub.add(name.removeprefix("hf://"), BASE)
+    done = machine.run("validate", *names, "--jobs", "2")
+    assert machine.large_bytes > headers_of(BASE)
+    assert f"{machine.hub.bytes_sent / 1000:.3g} kB moved from the hub" in done.err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault("resolve/.*00002", "status", 403, 9), "hub-forbids"),
+        (Fault("resolve/.*00002", "mute", 0, 99), "hub-unreachable"),
+    ],
+)
+def test_a_download_that_is_refused_at_first(machine: Machine, fault: Fault, code: str) -> None:
+    """The hub says no, or nothing of use, when it is asked where a file is."""
+    machine.hub.add("org/vita", BASE)
+    change = ["set", "hf://org/vita", "use_s2=true"]
+    assert machine.run(*change, "--dry-run").code == 0
+    asked = sum("00002" in seen.path and "resolve" in seen.path for seen in machine.hub.seen)
+    machine.hub.faults.append(replace(fault, skip=asked))
+    done = machine.run(*change, "--out", "out")
+    assert (done.code, done.err.splitlines()[-1].split(": ")[1]) == (3, code), done.err
+    assert "Traceback" not in done.err
+    assert list(machine.work.iterdir()) == []
+
+
+def test_a_disk_that_refuses_what_is_fetched(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    extract = ["extract-projector", "--from", "hf://org/vita", "--out"]
+    done = machine.run(*extract, "/proc/p.bin")
+    assert_one_error(done, 3, "write-failed", "/proc/")
+
+
+def test_what_a_killed_check_fetched_is_found(machine: Machine, tmp_path: Path) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.faults.append(Fault(r"^/org/vita/[0-9a-f]{40}/", "stall", 30, 9, skip=8))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    program = [sys.executable, "-c", RUN, "validate", "hf://org/vita", "--values"]
+    environment = machine.hub.environment(machine.home, PYTHONPATH=str(ROOT))
+    with subprocess.Popen(
+        program, cwd=machine.work, env={**environment, "TMPDIR": str(temporary)}
+    ) as process:
+        while not list(temporary.glob(".vita-ckpt-*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    (left,) = temporary.iterdir()
+    done = machine.run("clean", TMPDIR=str(temporary))
+    assert f"removed {left}" in done.out
+    assert list(temporary.iterdir()) == []
 
 
 def test_quiet_with_several_at_a_time(machine: Machine) -> None:

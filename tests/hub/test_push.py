@@ -197,6 +197,7 @@ def test_nothing_that_is_no_part_of_it_goes_up(machine: Machine, checkpoint: Pat
     (checkpoint / "old.bin").write_bytes(b"\x80\x02cos\nsystem\n.")
     (checkpoint / "old.safetensors").write_bytes(b"none")
     (checkpoint / "model.safetensors.incomplete").write_bytes(b"half")
+    (checkpoint / "examples" / "two.txt.part").write_bytes(b"half")
     os.close(os.open(os.fsencode(checkpoint) + b"/\xff.txt", os.O_CREAT | os.O_WRONLY))
     shard = checkpoint / "model-00002-of-00004.safetensors"
     shard.rename(machine.work / "elsewhere.safetensors")
@@ -210,7 +211,8 @@ def test_nothing_that_is_no_part_of_it_goes_up(machine: Machine, checkpoint: Pat
     assert not any(b"secret" in content for content in there.values())
     for name in ("notes.txt", "examples/notes.txt", "env.txt", "README.md"):
         assert f"not uploaded: {name}: a link out of the directory" in done.err
-    for name in ("old.bin", "old.safetensors", "model.safetensors.incomplete", r"\udcff.txt"):
+    partial = ("model.safetensors.incomplete", "examples/two.txt.part")
+    for name in ("old.bin", "old.safetensors", *partial, r"\udcff.txt"):
         assert f"not uploaded: {name}: " in done.err
 
 
@@ -251,6 +253,10 @@ def test_branches_that_cannot_be(machine: Machine, checkpoint: Path) -> None:
     done = push(machine, "mine", "org/new", "--create-pr", "--revision", "nothing")
     assert_one_error(done, 3, "revision-not-found")
     assert not any("/commit/" in seen.path for seen in machine.hub.seen)
+    # Nothing is made for a pull request that cannot be.
+    done = push(machine, "mine", "org/none", "--create-pr", "--revision", "nothing")
+    assert_one_error(done, 3, "repository-not-found")
+    assert "org/none" not in machine.hub.repos
 
 
 def test_a_busy_hub_is_waited_for(machine: Machine, checkpoint: Path) -> None:
@@ -259,6 +265,37 @@ def test_a_busy_hub_is_waited_for(machine: Machine, checkpoint: Path) -> None:
         Fault("batch", "status", 503, 1),
     ]
     assert push(machine, "mine", "org/new").code == 0
+
+
+def test_as_long_as_the_hub_asks(machine: Machine, checkpoint: Path) -> None:
+    machine.hub.faults.append(Fault("/commit/", "status", 429, 1, {"Retry-After": "4"}))
+    began = time.monotonic()
+    done = push(machine, "mine", "org/new")
+    assert done.code == 0, done.err
+    assert time.monotonic() - began > 4
+    machine.hub.faults.append(Fault("/commit/", "status", 429, 1, {"Retry-After": "900"}))
+    done = push(machine, "mine", "org/other")
+    assert_one_error(done, 3, "rate-limited", "wait some minutes")
+
+
+def test_what_is_committed_is_what_was_looked_at_last(
+    machine: Machine, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file that changes while the commit is under way goes up as it was."""
+    before = (checkpoint / "generation_config.json").read_bytes()
+    machine.hub.faults.append(Fault("/commit/", "stall", 2))
+
+    def change() -> None:
+        while machine.hub.faults[0].times:
+            time.sleep(0.01)
+        (checkpoint / "generation_config.json").write_text("{}")
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    done = push(machine, "mine", "org/new")
+    changing.join()
+    assert done.code == 0, done.err
+    assert files_of(machine, "org/new")["generation_config.json"] == before
 
 
 def test_refusals_say_what_to_do(machine: Machine, checkpoint: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import pairwise
@@ -114,6 +116,8 @@ def test_what_advances_is_not_given_up(way: Way) -> None:
         (Fault(r"^/org/name/[0-9a-f]{40}/", "status", 206), "wrong-range", "no Content-Range"),
         (Fault("resolve/", "etag"), "input-changed", "expected etag"),
         (Fault("resolve/", "commit"), "input-changed", "expected commit"),
+        (Fault("resolve/", "mute"), "hub-failed", "got neither"),
+        (Fault(r"^/org/name/[0-9a-f]{40}/", "packed"), "hub-failed", "Content-Encoding gzip"),
         (Fault("resolve/", "status", 404), "repository-not-found", "404"),
         (
             Fault("resolve/", "status", 404, headers={"X-Error-Code": "RevisionNotFound"}),
@@ -148,6 +152,8 @@ def test_what_is_not_what_was_asked_for(way: Way, fault: Fault, code: str, words
     [
         (SMALL, Fault("config.json", "etag"), "input-changed"),
         (SMALL, Fault("config.json", "commit"), "input-changed"),
+        (SMALL, Fault("config.json", "mute"), "hub-failed"),
+        (SMALL, Fault("config.json", "packed"), "hub-failed"),
         (SMALL, Fault("config.json", "short"), "wrong-range"),
         (SMALL, Fault("config.json", "whole", ranged=True), "no-range-support"),
     ],
@@ -205,6 +211,81 @@ def test_a_loop_of_redirects_and_a_server_that_is_not_there(way: Way) -> None:
     with pytest.raises(HubError) as error:
         fetch_bytes(way.session, file, 10, 100)
     assert error.value.code == "hub-unreachable"
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://[bad/x",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "http://127.0.0.1:99999/x",
+        "http://127.0.0.1:port/x",
+        "http://1.2.3.999/x",
+        f"http://{'a' * 70}/x",
+        "http://a..b/x",
+        "//[",
+        "http://127.0.0.1/a\tb",
+        "http://127.0.0.1/\xe9",
+    ],
+)
+# requests looks at the address as well, and leaves the connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_redirect_to_no_address_is_followed_once(way: Way, location: str) -> None:
+    file = way.file()
+    headers = {"Location": location}
+    way.hub.faults.append(Fault("resolve/", "status", 302, times=9, headers=headers))
+    with pytest.raises(HubError) as error:
+        fetch_bytes(way.session, file, 10, 100)
+    assert error.value.code in ("hub-failed", "hub-unreachable")
+    if error.value.code == "hub-failed":  # some libraries try to find such a host
+        assert "an address that begins with" in str(error.value)
+        assert way.waits == []
+    assert str(error.value).isprintable()
+    del error
+    gc.collect()
+
+
+@pytest.mark.parametrize("endpoint", ["hub.example", "file:///tmp", "", "http://"])
+def test_an_endpoint_that_is_no_address(endpoint: str) -> None:
+    with pytest.raises(HubError, match="HF_ENDPOINT") as error:
+        Hub(Session(endpoint or "nothing")).pin(Address("org/name"))
+    assert error.value.code == "hub-failed"
+
+
+def test_a_packed_listing_is_refused(way: Way) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    way.hub.faults.append(Fault("/api/", "status", 200, headers=headers))
+    with pytest.raises(HubError, match="Content-Encoding gzip"):
+        way.file()
+
+
+def test_what_takes_its_time_is_said_once(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+    file = way.file()
+    fault = Fault("weights", "status", 429, times=4, headers={"Retry-After": "40"})
+    way.hub.faults.append(fault)
+    spans = [(start, start + 10) for start in range(0, 80_000, 10_000)]
+    fetch(way.session, [(file, span, lambda: nullcontext(lambda *_: None)) for span in spans])
+    assert way.waits == [40.0] * 4
+    (said,) = caplog.messages
+    assert said.startswith("rate-limited: hf://org/name@")
+    assert said.endswith("trying again in 40 s")
+    way.hub.faults.append(Fault("weights", "status", 503))
+    fetch_bytes(way.session, file, 0, 10)
+    assert len(caplog.messages) == 1
+
+
+def test_the_end_waits_for_nobody(way: Way) -> None:
+    """The first error is raised while other requests hang, and what waits is never asked."""
+    file = way.file()
+    place = r"^/org/name/[0-9a-f]{40}/"
+    way.hub.faults += [Fault(place, "stall", 30, times=7), Fault(place, "whole")]
+    began = time.monotonic()
+    spans = [(start, start + 10) for start in range(0, 300_000, 10_000)]
+    with pytest.raises(HubError, match="no-range-support"):
+        fetch(way.session, [(file, span, lambda: nullcontext(lambda *_: None)) for span in spans])
+    assert time.monotonic() - began < 10
+    assert sum(seen.range != "" for seen in way.hub.seen) <= 2 * 8
 
 
 def test_several_ranges_at_once_and_the_first_error_ends_them(way: Way) -> None:

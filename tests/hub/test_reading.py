@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fixtures.builder import Spec, write_checkpoint
 from fixtures.hub_server import TOKEN, Blob, Fault, blob_of
 from tests.conftest import GOLDEN, Cli, Result, assert_one_error
 from tests.hub.conftest import Machine, headers_of
+from vita_ckpt.core.checkpoint import RemoteFile
+from vita_ckpt.storage.hub.repository import Repository
+from vita_ckpt.storage.hub.session import Session
 
 BASE = GOLDEN / "A7" / "base"
 RUN = GOLDEN / "A7" / "mm_projector_fp32"
@@ -233,6 +238,94 @@ def test_a_hostile_listing_is_refused(machine: Machine) -> None:
         repo.commit({**repo.commits[repo.refs["main"]], name: blob_of(name, b"{}")}, "hostile")
         done = machine.run("inspect", "hf://org/vita@hostile")
         assert_one_error(done, 3, "path-outside-checkpoint", "nothing was read")
+
+
+def test_unusual_names_are_names(machine: Machine) -> None:
+    """What git allows is read, carried and downloaded; a terminal sees it escaped."""
+    machine.hub.add("org/vita", BASE)
+    repo = machine.hub.repos["org/vita"]
+    odd = ["a\u3000b.txt", "c\u00a0d/e\u200bf.txt", "back\\slash", "new\nline", "\x1b[0m", "%2e?#"]
+    files = {**repo.commits[repo.refs["main"]], **{n: blob_of(n, n.encode()) for n in odd}}
+    repo.commit(files)
+    done = machine.run("inspect", "hf://org/vita")
+    assert done.code == 0, done.err
+    merge = ["merge-projector", "--base", "hf://org/vita", "--adapter", RUN, "--out", "out"]
+    done = machine.run(*merge)
+    assert done.code == 0, done.err
+    for name in odd:
+        assert (machine.work / "out" / name).read_bytes() == name.encode()
+    assert "\x1b" not in done.out + done.err
+
+
+def test_what_was_uploaded_in_the_middle_of_a_surgery(machine: Machine, tmp_path: Path) -> None:
+    root = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
+    (root / ".vita-ckpt" / "active").mkdir(parents=True)
+    (root / ".vita-ckpt" / "active" / "journal.json").write_text("{}")
+    machine.hub.add("org/vita", root)
+    shard = "hf://org/vita/model-00001-of-00004.safetensors"
+    for command in (
+        ["inspect", "hf://org/vita"],
+        ["inspect", shard],
+        ["explain", "hf://org/vita"],
+        ["merge-projector", "--base", "hf://org/vita", "--adapter", RUN, "--out", "out"],
+    ):
+        assert_one_error(machine.run(*command), 3, "mid-surgery", "push it again")
+    done = machine.run("validate", "hf://org/vita")
+    assert done.code == 1
+    assert "mid-surgery" in done.out
+
+
+def test_each_file_is_asked_for_five_times_and_no_more(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.faults.append(Fault("00002-of-00004", "status", 503, 99, {"Retry-After": "0"}))
+    assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "00002-of-00004")
+    assert sum("00002-of-00004" in seen.path for seen in machine.hub.seen) == 5
+
+
+def test_a_revision_is_no_step_in_a_path(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    for revision in (".", "..", "%2e%2e"):
+        done = machine.run("inspect", f"hf://org/vita@{revision}")
+        assert_one_error(done, 2, "invalid-hub-address")
+    assert machine.hub.seen == []
+
+
+@pytest.mark.parametrize("command", ["inspect", "validate", "explain"])
+def test_offline_nobody_knows_what_the_cache_lacks(machine: Machine, command: str) -> None:
+    """Neither that it is no checkpoint, nor that a shard is missing, can be said then."""
+    machine.hub.add("org/vita", BASE)
+    environment = machine.hub.environment(machine.home)
+    download = "from huggingface_hub import hf_hub_download as get; get('org/vita', {!r})"
+    index = "model.safetensors.index.json"
+    for name in ("config.json", index, "model-00001-of-00004.safetensors"):
+        program = download.format(name)
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+        done = machine.run(command, "hf://org/vita", HF_HUB_OFFLINE="1")
+        assert (done.code, done.out) == (3, ""), done
+        word, error = done.err.splitlines()
+        assert word.startswith("HF_HUB_OFFLINE is set: of org/vita")
+        assert error.startswith("error: hub-offline: hf://org/vita@")
+        assert "unset HF_HUB_OFFLINE" in error
+    done = machine.run("inspect", "hf://org/vita/tokenizer.json", HF_HUB_OFFLINE="1")
+    assert "hub-offline" in done.err
+
+
+@given(
+    st.sets(
+        st.lists(st.sampled_from(["a", "a-", "a0", "b", "."]), min_size=1, max_size=4).map("/".join)
+    )
+)
+def test_the_folders_of_a_repository(paths: set[str]) -> None:
+    """Names that sort before and after the slash among them."""
+    files = {path: RemoteFile("org/name", "0" * 40, path, 1, "") for path in paths}
+    repository = Repository(Session("http://127.0.0.1:9"), "org/name", "0" * 40, files)
+    for folder in {"", *paths, *(path.rpartition("/")[0] for path in paths), "a/b", "-"}:
+        start = f"{folder}/" if folder else ""
+        inside = {p.removeprefix(start).split("/")[0] for p in paths if p.startswith(start)}
+        assert repository.listing(folder) == sorted(inside)
+        entry = repository.look(folder)
+        expected = "file" if folder in files else "directory" if inside else None
+        assert (entry and entry.kind) == expected
 
 
 def test_an_index_that_leads_out_is_refused(machine: Machine, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from vita_ckpt.storage.directory import (
 )
 from vita_ckpt.storage.places import find, listing, look
 from vita_ckpt.storage.surroundings import read_model_card
-from vita_ckpt.storage.survey import Survey, survey
+from vita_ckpt.storage.survey import Survey, is_partial, survey
 from vita_ckpt.storage.wholeness import check_whole
 
 _KEPT_HIDDEN = (".gitattributes",)
@@ -128,13 +128,14 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
     left_out = dict(checkpoint.left_out)
     for problem in surveyed.problems:
         name = os.path.relpath(problem.file, root)
-        if problem.error.code == "partial-download":
-            left_out[name] = problem.error.got
-        elif name in parts:  # broken, not stale
+        if name in parts:  # broken, not stale
             left_out.pop(name, None)
     known = {**checkpoint.files, **{shard.name: shard.file for shard in checkpoint.shards}}
     files: dict[str, File] = {}
     for name, path in _walk(root, left_out):
+        if is_partial(path) and name not in parts:
+            left_out[name] = "what an interrupted download or copy left"
+            continue
         if os.path.islink(path) and name not in parts and not _stays_inside(root, path):
             left_out[name] = "a link out of the directory"
             continue

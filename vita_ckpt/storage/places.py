@@ -59,7 +59,9 @@ def find(path: str | os.PathLike[str]) -> tuple[str, Entry]:
         entry = look(root)
         if entry is not None and entry.kind != "broken link":
             return root, entry
-        os.stat(text)
+        check_known(root)
+        if not is_remote(text):
+            os.stat(text)
     except (OSError, ValueError) as error:
         reason = os_reason(error) if isinstance(error, OSError) else str(error)
     raise InputError(

@@ -225,7 +225,7 @@ class _Surveyor:
     def _beside(self, names: list[str], left_out: Mapping[str, str]) -> None:
         """Files beside the weights: left-overs of downloads, pickles that are not tensors."""
         for path in (*(os.path.join(self.root, n) for n in names), *_hub_left_overs(self.root)):
-            if _PARTIAL.fullmatch(os.path.basename(path)):
+            if is_partial(path):
                 error = InputError(
                     "partial-download",
                     path,
@@ -283,6 +283,11 @@ def _no_tensors(root: str) -> InputError:
         got="a file without a single tensor",
         hint="what saved it had gathered nothing: save it again",
     )
+
+
+def is_partial(path: str) -> bool:
+    """Whether a file's name says that an interrupted download or copy left it."""
+    return _PARTIAL.fullmatch(os.path.basename(path)) is not None
 
 
 def _hub_left_overs(root: str) -> Iterator[str]:

@@ -56,6 +56,8 @@ def read_weight_files(path: str | os.PathLike[str]) -> WeightFiles:
     for index in indexes.values():
         for name in sorted(set(index.weight_map.values()) - files.keys()):
             files[name] = _indexed(root, name, index.name)
+    if not files:
+        check_known(f"{root}: weights")
     config, trouble = _attempt(lambda: read_optional(root, CONFIG)[0])
     adapter, _ = _attempt(lambda: read_optional(root, ADAPTER_CONFIG)[0])
     return WeightFiles(root, names, files, indexes, config, trouble, adapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -12,14 +13,15 @@ from typing import Final, TypeVar
 _T = TypeVar("_T")
 
 _THREADS: Final = 8
+_GRACE: Final = 0.5  # seconds for what is under way when the end comes
 
 
 def at_once(calls: Iterable[Callable[[], _T]]) -> list[_T]:
     """The results of ``calls`` in their order, several of them made at a time.
 
     The first error, or an interruption of whoever waits here, is the end: what has not begun never
-    does, and nobody waits for what is under way, since a server may leave it hanging. It ends by
-    itself or with the process, so a call must own whatever it writes to.
+    does, and what is under way is not waited for, but a moment: a server may leave it hanging. It
+    ends by itself or with the process, so a call must own whatever it writes to.
     """
     waiting = deque((call, Future[_T]()) for call in calls)
     if len(waiting) == 1:
@@ -39,11 +41,15 @@ def at_once(calls: Iterable[Callable[[], _T]]) -> list[_T]:
                 future.set_exception(error)
             ended.put(future)
 
-    for _ in range(min(_THREADS, len(futures))):
-        Thread(target=work, daemon=True).start()
+    threads = [Thread(target=work, daemon=True) for _ in range(min(_THREADS, len(futures)))]
+    for thread in threads:
+        thread.start()
     try:
         for _ in futures:
             ended.get().result()
     finally:
         waiting.clear()
+        latest = time.monotonic() + _GRACE
+        for thread in threads:
+            thread.join(max(0, latest - time.monotonic()))
     return [future.result() for future in futures]

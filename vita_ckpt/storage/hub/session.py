@@ -31,7 +31,8 @@ _MOST_TRIES: Final = 5
 _FIRST_WAIT: Final = 0.25  # seconds; doubled each time
 _LONGEST_WAIT: Final = 60.0
 _SILENT_WAIT: Final = 3.0  # what nobody wonders about
-_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+# What may be over soon: a server that is busy or fails.
+PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _OF_THE_DISK: Final = {
     errno.ENOSPC: "no-space",
@@ -197,7 +198,7 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
         cause = error if isinstance(error, known) else error.__cause__
         if not isinstance(cause, known):
             raise
-        response = getattr(cause, "response", None)
+        response = response_of(cause)
         if response is not None:
             headers = {name.lower(): value for name, value in response.headers.items()}
             raise refusal(response.status_code, headers, subject, writing=writing) from error
@@ -211,6 +212,16 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
             got=os.strerror(code),
             hint="free some space, or let HF_HOME name another disk",
         ) from error
+
+
+def response_of(error: BaseException | None) -> Any:
+    """The answer of a server that led to an error; None if there was none."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return response
+        error = error.__cause__
+    return None
 
 
 def _library() -> Any:
@@ -229,8 +240,8 @@ def _check(answer: Answer, subject: str) -> None:
     if answer.status in (200, 206, 416):
         return
     error = refusal(answer.status, answer.headers, subject)
-    if answer.status in _PASSING:
-        raise PassingError(error, _asked_wait(answer.headers))
+    if answer.status in PASSING:
+        raise PassingError(error, asked_wait(answer.headers))
     raise error
 
 
@@ -275,7 +286,7 @@ def _no_address(url: str, subject: str) -> HubError:
     )
 
 
-def _asked_wait(headers: Mapping[str, str]) -> float | None:
+def asked_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait: ``Retry-After``, or the hub's ``RateLimit`` header."""
     after = headers.get("retry-after", "")
     if after.isdecimal() and len(after) < 7:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -11,11 +12,10 @@ from vita_ckpt.errors import HubError, UsageError
 from vita_ckpt.storage.directory import counts_as_weights
 from vita_ckpt.storage.hub.refusals import offline
 from vita_ckpt.storage.hub.repository import hub
-from vita_ckpt.storage.hub.session import PassingError, translated
+from vita_ckpt.storage.hub.session import PASSING, PassingError, asked_wait, response_of, translated
+from vita_ckpt.storage.source import opened, read_at
 
 _BY_ITSELF: Final = 1 << 20
-# What may be over soon: a server that is busy or fails, besides a network that does.
-_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Uploaded(NamedTuple):
@@ -41,9 +41,9 @@ def upload(
     before the one commit at the end. Large files that an interrupted upload has sent are not sent
     again. Weights beside them, of what was there before, are removed in the same commit: with them
     it would be ambiguous what is to be loaded. ``check`` raises if ``files`` are not what they were
-    any more: it is asked just before the commit, and whenever something fails. Raises HubError
-    where the hub refuses or cannot be reached, UsageError if ``private`` is asked for and the
-    repository is public.
+    any more: it is asked just before the commit, when all of them have been read, and whenever
+    something fails. Raises HubError where the hub refuses or cannot be reached, UsageError if
+    ``private`` is asked for and the repository is public.
     """
     if hub().session.is_offline:
         raise offline(repository)
@@ -58,6 +58,8 @@ def upload(
     def patiently(call: Callable[[], Any]) -> Any:
         return hub().session.patiently(lambda: _attempt(repository, call))
 
+    if create_pr and revision is not None:  # a repository is not made for one that cannot be
+        patiently(lambda: api.model_info(repository, revision=revision))
     patiently(lambda: api.create_repo(repository, private=private, exist_ok=True))
     if private and not patiently(lambda: api.model_info(repository)).private:
         raise UsageError(
@@ -76,7 +78,7 @@ def upload(
     removals = [CommitOperationDelete(name, is_folder=False) for name in removed]
     where = {"repo_id": repository, "revision": revision, "create_pr": create_pr}
     try:
-        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+        additions = [CommitOperationAdd(name, _content(given)) for name, given in files.items()]
         for addition in additions:
             if addition.upload_info.size >= _BY_ITSELF:  # so that an interruption costs one file
                 patiently(partial(api.preupload_lfs_files, additions=[addition], **where))
@@ -96,16 +98,21 @@ def _attempt(subject: str, call: Callable[[], Any]) -> Any:
         with translated(subject, writing=True):
             return call()
     except HubError as error:
-        if error.code == "hub-unreachable" or _status(error) in _PASSING:
+        response = response_of(error)
+        if response is not None and response.status_code in PASSING:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            raise PassingError(error, asked_wait(headers)) from error
+        if error.code == "hub-unreachable":
             raise PassingError(error) from error
         raise
 
 
-def _status(error: BaseException | None) -> int | None:
-    """The status of the answer that led to an error; None if there was no answer."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if response is not None:
-            return int(response.status_code)
-        error = error.__cause__
-    return None
+def _content(given: str | bytes) -> str | bytes:
+    """A small file is read now, so that nothing can change between the last look and the commit.
+
+    A large one is sent under its digest.
+    """
+    if isinstance(given, bytes) or os.stat(given).st_size >= _BY_ITSELF:
+        return given
+    with opened(given) as (descriptor, file):
+        return read_at(descriptor, file.size, 0, given)

@@ -1,0 +1,91 @@
+"""A request to end is heeded whatever the hub does, and leaves nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from fixtures.builder import Spec, write_checkpoint
+from fixtures.hub_server import TOKEN, Fault
+from tests.conftest import GOLDEN
+from tests.hub.conftest import ROOT, RUN, Machine
+
+BASE = GOLDEN / "A7" / "base"
+STORED = r"^/org/vita/[0-9a-f]{40}/"
+PLANNING = 8  # requests for the headers of four shards
+
+
+def end(machine: Machine, fault: Fault, number: int, *arguments: object) -> tuple[int, str, float]:
+    """Start a command, ask it to end once the hub has it hanging; code, stderr, and seconds."""
+    fault = replace(fault)  # it counts
+    machine.hub.faults.append(fault)
+    times = fault.times
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, *map(str, arguments)],
+        cwd=machine.work,
+        env=machine.hub.environment(machine.home, PYTHONPATH=str(ROOT), HF_TOKEN=TOKEN),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while fault.times == times and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        began = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        return process.returncode, err, time.monotonic() - began
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("fault", "arguments"),
+    [
+        (Fault("^/api/", "stall", 30), ["inspect", "hf://org/vita"]),
+        (Fault(STORED, "stall", 30, times=4), ["inspect", "hf://org/vita"]),
+        (
+            Fault(STORED, "stall", 30, times=9, skip=PLANNING),
+            ["extract-projector", "--from", "hf://org/vita", "--out", "p.bin"],
+        ),
+        (
+            Fault("resolve/", "status", 429, 99, {"Retry-After": "50"}),
+            ["validate", "hf://org/vita", "--values"],
+        ),
+        (
+            Fault(STORED, "stall", 30, times=9, skip=PLANNING),
+            ["set", "hf://org/vita", "use_s2=true", "--out", "out"],
+        ),
+        (
+            Fault(STORED, "stall", 30, times=9, ranged=True),
+            ["validate", "hf://org/vita", "hf://org/two", "--jobs", "2"],
+        ),
+    ],
+    ids=["listing", "headers", "tensors", "waiting", "downloads", "processes"],
+)
+def test_it_ends_while_the_hub_hangs(
+    machine: Machine, number: int, fault: Fault, arguments: list[str]
+) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.add("org/two", BASE)
+    code, err, seconds = end(machine, fault, number, *arguments)
+    assert code == 130, err
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in err
+    assert seconds < 8, seconds
+    assert list(machine.work.iterdir()) == []
+
+
+def test_an_upload_ends_too(machine: Machine) -> None:
+    write_checkpoint(machine.work / "mine", Spec(hidden=64, mlp=128, heads=2), shards=1)
+    arguments = ["push", "mine", "org/new", "--force"]
+    fault = Fault("^/upload/", "stall", 30, times=9)
+    code, err, seconds = end(machine, fault, signal.SIGTERM, *arguments)
+    assert code == 130, err
+    assert seconds < 8, seconds
+    assert "org/new" in machine.hub.repos
+    assert len(machine.hub.repos["org/new"].commits) == 1
