@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from fixtures.hub_server import HubServer
 from tests.conftest import Result
+from tests.hub.forked import Forker
 
 ROOT = Path(__file__).parent.parent.parent
 # huggingface_hub's uploads use what its HTTP library has deprecated.
@@ -21,8 +21,9 @@ RUN = "from vita_ckpt.cli.main import main; main()"
 class Machine:
     """A machine with an empty cache, whose hub is the one on loopback."""
 
-    def __init__(self, hub: HubServer, root: Path) -> None:
+    def __init__(self, hub: HubServer, root: Path, forker: Forker) -> None:
         self.hub = hub
+        self._forker = forker
         self.root = root
         self.home = root / "home"
         self.work = root / "work"
@@ -31,16 +32,8 @@ class Machine:
     def run(self, *arguments: object, **environment: str) -> Result:
         """Run the command line; what the hub has seen before is forgotten."""
         self.hub.seen.clear()
-        done = subprocess.run(
-            [sys.executable, *WARNINGS, "-c", RUN, *map(str, arguments)],
-            cwd=self.work,
-            env=self.hub.environment(self.home, PYTHONPATH=str(ROOT), **environment),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        own = self.hub.environment(self.home, PYTHONPATH=str(ROOT), **environment)
+        return self._forker.run([str(a) for a in arguments], self.work, own, self.root)
 
     @property
     def large_bytes(self) -> int:
@@ -57,7 +50,13 @@ def headers_of(root: Path) -> int:
     return total
 
 
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    with Forker(WARNINGS, {**os.environ, "PYTHONPATH": str(ROOT)}) as forker:
+        yield forker
+
+
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+def machine(tmp_path: Path, forker: Forker) -> Iterator[Machine]:
     with HubServer() as hub:
-        yield Machine(hub, tmp_path)
+        yield Machine(hub, tmp_path, forker)
