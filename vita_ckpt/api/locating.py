@@ -12,7 +12,7 @@ from vita_ckpt.core.address import (
     parse_address,
 )
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint
-from vita_ckpt.errors import HubError, InputError, StaleInputError
+from vita_ckpt.errors import HubError, InputError, StaleInputError, UsageError
 from vita_ckpt.storage import directory
 
 StrPath = str | os.PathLike[str]
@@ -43,6 +43,20 @@ def locate(path: StrPath) -> str:
     """
     address = _address(path)
     return os.fspath(path) if address is None else _pinned(address, path)
+
+
+def local(path: StrPath) -> str:
+    """``path`` as it is, where only one on this machine will do: UsageError for an address."""
+    text = os.fspath(path)
+    if is_remote(text):
+        raise UsageError(
+            "path-on-hub",
+            text,
+            expected="a path on this machine",
+            got="an address on the hub",
+            hint="hf download brings files here, vita-ckpt push uploads a directory",
+        )
+    return text
 
 
 def reopen(root: str, revision: str) -> Checkpoint:
