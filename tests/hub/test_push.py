@@ -307,7 +307,7 @@ def test_refusals_say_what_to_do(machine: Machine, checkpoint: Path) -> None:
         (("mine", "org"), {}, 2, ("invalid-repository", "org/name")),
         (("nothing", "org/new"), {}, 3, ("not-found",)),
         (("mine/config.json", "org/new"), {}, 2, ("not-a-directory",)),
-        (("hf://org/other", "org/new"), {}, 2, ("not-a-directory",)),
+        (("hf://org/other", "org/new"), {}, 2, ("path-on-hub", "on this machine")),
     ):
         done = push(machine, *arguments, **environment)
         assert_one_error(done, code, *words)

@@ -528,3 +528,35 @@ def test_a_tower_in_the_repository_is_found(machine: Machine, tmp_path: Path) ->
         place = f"hf://org/vita@{commit}"
         assert without_paths(far.out, place) == without_paths(near.out, str(root)), named
         assert f"{place}/tower" in far.out
+
+
+def test_what_is_almost_an_address_is_looked_for_here_alone(machine: Machine) -> None:
+    machine.hub.add("org/vita", BASE)
+    for text, address in {
+        "https://huggingface.co/org/vita": "hf://org/vita",
+        "https://hf.co/org/vita/tree/main/": "hf://org/vita@main",
+        "https://huggingface.co/org/vita/resolve/v1/a/x.bin?download=true": "hf://org/vita@v1/a/x.bin",
+        f"{machine.hub.url}/org/vita": "hf://org/vita",
+        "org/vita@main": "hf://org/vita@main",
+        "org/vita@main/sub": "hf://org/vita@main/sub",
+        "org/vita/": "hf://org/vita",
+    }.items():
+        done = machine.run("inspect", text)
+        assert_one_error(done, 3, f"not-found: {text}: ", f"{address} looks on the hub")
+        assert machine.hub.seen == []
+    assert_one_error(machine.run("inspect", "org/vita/sub"), 3, "not-found", "(check the path)")
+    assert machine.hub.seen == []
+
+
+def test_a_path_like_one_wins(machine: Machine) -> None:
+    for name in ("org/vita@main", "https:/huggingface.co/org/vita"):
+        shutil.copytree(BASE, machine.work / name)
+    for path in ("org/vita@main", "org/vita@main/", "https://huggingface.co/org/vita"):
+        assert machine.run("inspect", path).code == 0
+    file = next(BASE.glob("*.safetensors"))
+    (machine.work / "run").mkdir()
+    shutil.copyfile(file, machine.work / "run" / "weights")
+    shutil.copyfile(file, machine.work / "run" / "weights.safetensors")
+    assert machine.run("inspect", "run/weights.safetensors/").code == 0
+    assert machine.run("inspect", "run/weights/").err == machine.run("inspect", "run/weights").err
+    assert machine.hub.seen == []

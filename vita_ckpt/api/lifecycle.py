@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from vita_ckpt.api.locating import StrPath, open_checkpoint
+from vita_ckpt.api.locating import StrPath, local, open_checkpoint
 from vita_ckpt.core.checkpoint import MANIFEST
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
@@ -123,10 +123,9 @@ def leftovers(path: StrPath) -> list[Leftover]:
 
     The path itself need not exist: an output that never came is looked for beside its place. What
     was fetched of the hub only to be read lies where temporary files do: that of this user is found
-    too.
-    Raises InputError if neither it nor its directory can be read.
+    too. Raises InputError if neither it nor its directory can be read.
     """
-    place = os.path.abspath(os.fspath(path))
+    place = os.path.abspath(local(path))
     parent = os.path.dirname(place)
     if not os.path.isdir(parent):
         raise InputError("not-found", os.fspath(path), expected="a directory", got="nothing")
@@ -165,7 +164,7 @@ def _undoable(root: str) -> Undoable | None:
 
 
 def _directory(path: StrPath) -> str:
-    root = os.path.abspath(os.fspath(path))
+    root = os.path.abspath(local(path))
     if not os.path.isdir(root):
         raise InputError(
             "not-found",

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from vita_ckpt.core.address import (
     Address,
+    address_meant,
     is_remote,
     looks_like_repository,
     parse_address,
 )
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint
-from vita_ckpt.errors import HubError, InputError, StaleInputError
+from vita_ckpt.errors import HubError, InputError, StaleInputError, UsageError
 from vita_ckpt.storage import directory
 
 StrPath = str | os.PathLike[str]
@@ -45,6 +46,20 @@ def locate(path: StrPath) -> str:
     return os.fspath(path) if address is None else _pinned(address, path)
 
 
+def local(path: StrPath) -> str:
+    """``path`` as it is, where only one on this machine will do: UsageError for an address."""
+    text = os.fspath(path)
+    if is_remote(text):
+        raise UsageError(
+            "path-on-hub",
+            text,
+            expected="a path on this machine",
+            got="an address on the hub",
+            hint="hf download brings files here, vita-ckpt push uploads a directory",
+        )
+    return text
+
+
 def reopen(root: str, revision: str) -> Checkpoint:
     """An input of a saved plan: its root, empty for none, and the branch or tag that led there.
 
@@ -75,18 +90,25 @@ def _address(path: StrPath) -> Address | None:
     text = os.fspath(path)
     if is_remote(text):
         return parse_address(text)
-    if os.path.lexists(text) or not looks_like_repository(text):
+    if os.path.lexists(text.rstrip("/")):  # a file too, as it is opened
         return None
-    parent, _, name = text.partition("/")
-    if os.path.lexists(parent):
-        raise InputError(
-            "not-found",
-            text,
-            expected="a checkpoint directory or file",
-            got=f"no {name} in the directory {parent}",
-            hint=f"check the path; hf://{text} looks on the hub",
-        )
-    return Address(text)
+    # Where huggingface_hub looks for its name: it is imported only to go there.
+    meant = address_meant(text, os.environ.get("HF_ENDPOINT", ""))
+    if meant is None:
+        return None
+    got = "nothing there"
+    if looks_like_repository(text):
+        parent, _, name = text.partition("/")
+        if not os.path.lexists(parent):
+            return meant
+        got = f"no {name} in the directory {parent}"
+    raise InputError(
+        "not-found",
+        text,
+        expected="a checkpoint directory or file",
+        got=got,
+        hint=f"check the path; {meant} looks on the hub",
+    )
 
 
 def _pinned(address: Address, path: StrPath) -> str:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vita_ckpt.api.locating import StrPath
+from vita_ckpt.api.locating import StrPath, local
 from vita_ckpt.api.validation import report_on
-from vita_ckpt.core.address import is_remote, looks_like_repository
+from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.checkpoint import Checkpoint, File
 from vita_ckpt.core.hub_card import hub_card
 from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
@@ -109,8 +109,8 @@ def push(
 
 
 def _directory(path: StrPath) -> str:
-    root, entry = ("", None) if is_remote(os.fspath(path)) else find(path)
-    if entry is None or not entry.is_directory:
+    root, entry = find(local(path))
+    if not entry.is_directory:
         raise UsageError(
             "not-a-directory",
             os.fspath(path),

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from vita_ckpt.api.fetching import downloaded
-from vita_ckpt.api.locating import StrPath, locate
+from vita_ckpt.api.locating import StrPath, local, locate
 from vita_ckpt.api.reading import as_checkpoint
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError, UsageError
@@ -111,6 +111,9 @@ def verify(
             expected="1 or more",
             got=f"{max_new_tokens}",
         )
+    for here in (golden, save_golden, image):  # before the model is read
+        if here is not None:
+            local(here)
     from vita_ckpt.model import forward  # noqa: PLC0415 - torch
 
     checkpoint = downloaded(as_checkpoint(path))

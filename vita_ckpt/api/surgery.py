@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vita_ckpt.api.fetching import fetched_casts, fetched_files, fetched_tensors
-from vita_ckpt.api.locating import StrPath, reopen
+from vita_ckpt.api.locating import StrPath, local, reopen
 from vita_ckpt.checks.inspection import left_out_to_json
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint, Tensor
@@ -195,6 +195,7 @@ def _check_here(plan: Plan) -> None:
             "in-place-on-hub",
             plan.base.root,
             expected="a directory on this machine",
+            got="an address on the hub",
             hint="write to a new directory with --out, then vita-ckpt push",
         )
 
@@ -239,7 +240,7 @@ def _versions() -> dict[str, str]:
 
 def check_output(plan: Plan, out: StrPath) -> str:
     """The absolute path of ``out``; raises what :func:`apply` would raise for it, and no later."""
-    path = commit.check_output(os.fspath(out), (plan.base, *plan.donors))
+    path = commit.check_output(local(out), (plan.base, *plan.donors))
     if plan.base.root != EMPTY.root and plan.base.layout not in ("safetensors", "torch"):
         raise InputError(
             "not-a-checkpoint",
@@ -266,7 +267,7 @@ def check_plan(plan: Plan) -> None:
 
 def check_plan_path(plan: Plan, path: StrPath) -> None:
     """Raise UsageError unless a plan may be saved there: a new file outside every input."""
-    commit.check_output(os.fspath(path), (plan.base, *plan.donors))
+    commit.check_output(local(path), (plan.base, *plan.donors))
 
 
 def save_plan(plan: Plan, path: StrPath) -> None:
@@ -278,7 +279,7 @@ def save_plan(plan: Plan, path: StrPath) -> None:
 def base_of(path: StrPath) -> str:
     """The path of the base of a saved plan. Raises InputError if the file is none."""
     with _named(path):
-        return input_paths(read_json_object(os.fspath(path))[0])[0]
+        return input_paths(read_json_object(local(path))[0])[0]
 
 
 def load_plan(path: StrPath) -> Plan:
@@ -286,7 +287,7 @@ def load_plan(path: StrPath) -> Plan:
 
     Raises StaleInputError if one of them is not what the plan was computed from.
     """
-    data, _ = read_json_object(os.fspath(path))
+    data, _ = read_json_object(local(path))
     with _named(path):
         inputs = list(map(reopen, input_paths(data), input_revisions(data)))
         plan = plan_from_json(data, inputs)

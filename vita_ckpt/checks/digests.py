@@ -26,7 +26,7 @@ def check_manifest(manifest: Manifest, found: Manifest) -> Iterator[Finding]:
             )
         elif now != before:
             yield from _file(name, before, now)
-    for name in found.files.keys() - manifest.files.keys():
+    for name in sorted(found.files.keys() - manifest.files.keys()):
         yield finding(
             "not-in-manifest",
             name,

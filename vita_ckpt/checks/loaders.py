@@ -110,8 +110,9 @@ def _vita(teller: Teller, around: Surroundings, *, delayed: bool) -> None:
     family = _build_tower(teller, around, config, delayed=delayed)
     read = file_choice.from_pretrained(teller, old=True)
     # With low_cpu_mem_usage a tensor is loaded only if the index knows its name too.
-    unnamed = [] if read.index is None else sorted(read.tensors.keys() - read.index.weight_map)
-    found = {name: read.tensors[name] for name in read.tensors.keys() - set(unnamed)}
+    named = read.tensors if read.index is None else read.index.weight_map
+    unnamed = sorted(read.tensors.keys() - named.keys())
+    found = {name: tensor for name, tensor in read.tensors.items() if name in named}
     if unnamed:
         teller.ignored += unnamed
         teller.step("leaves out", f"{by_part(unnamed)}: the index does not name them")

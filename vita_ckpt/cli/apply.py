@@ -8,11 +8,12 @@ import click
 
 from vita_ckpt.api import surgery as api
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 
 
 @click.command("apply")
-@click.argument("plan_file", metavar="FILE", type=click.Path())
+@click.argument("plan_file", metavar="FILE", type=LOCAL)
 @surgery_options
 @click.pass_obj
 def command(settings: Settings, /, plan_file: str, **run: Any) -> int:

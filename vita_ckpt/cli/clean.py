@@ -7,6 +7,7 @@ import click
 from vita_ckpt.api import lifecycle
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.errors import printable
 
 _WHY_NOT = {
@@ -17,7 +18,7 @@ _WHY_NOT = {
 
 
 @click.command("clean")
-@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path())
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=LOCAL)
 @click.option(
     "--undo", is_flag=True, help="Remove what is kept to undo the last in-place surgery of PATH."
 )

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from vita_ckpt.api.locating import local
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import FORMATS, renderer
 from vita_ckpt.core.report import Report
@@ -123,7 +124,7 @@ def _output(value: str) -> Output:
             expected="FORMAT=FILE, such as junit=report.xml",
             hint="--format prints to stdout",
         )
-    return Output(_known(name, f"--output {value}"), path)
+    return Output(_known(name, f"--output {value}"), local(path))
 
 
 def _known(name: str, subject: str) -> str:

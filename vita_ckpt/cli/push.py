@@ -8,10 +8,11 @@ from vita_ckpt.api.pushing import push
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import deliver
+from vita_ckpt.cli.paths import LOCAL
 
 
 @click.command("push")
-@click.argument("directory", metavar="DIR", type=click.Path())
+@click.argument("directory", metavar="DIR", type=LOCAL)
 @click.argument("repository", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="Create the repository private.")
 @click.option("--revision", metavar="BRANCH", help="The branch, created from main if it is new.")

@@ -13,6 +13,7 @@ from vita_ckpt.api import surgery as api
 from vita_ckpt.api.running import verify
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.verify import verification_lines
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.plan import Plan
@@ -30,9 +31,7 @@ def plan_options(command: _Command) -> _Command:
     """The options of every command that runs a plan: where to, whether to, what to print."""
     return _with_options(
         command,
-        click.option(
-            "--out", type=click.Path(), metavar="PATH", help="What to write; must be new."
-        ),
+        click.option("--out", type=LOCAL, metavar="PATH", help="What to write; must be new."),
         click.option(
             "--dry-run",
             is_flag=True,
@@ -40,7 +39,7 @@ def plan_options(command: _Command) -> _Command:
         ),
         click.option(
             "--plan-out",
-            type=click.Path(),
+            type=LOCAL,
             metavar="FILE",
             help="Save the plan for 'vita-ckpt apply'; without --out nothing else is written.",
         ),

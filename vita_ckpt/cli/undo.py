@@ -6,11 +6,12 @@ import click
 
 from vita_ckpt.api import lifecycle
 from vita_ckpt.cli import render
+from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.errors import printable
 
 
 @click.command("undo")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint", type=LOCAL)
 @click.option(
     "--force",
     is_flag=True,

@@ -12,6 +12,7 @@ from vita_ckpt.api.validation import KINDS, holds_checkpoints, validate_all
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
+from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.policy import read_policy
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import VitaCkptError, printable
@@ -30,7 +31,7 @@ from vita_ckpt.errors import VitaCkptError, printable
 )
 @click.option("--verify", is_flag=True, help="Run the model once too (extra model).")
 @click.option(
-    "--golden", type=click.Path(), metavar="FILE", help="Compare with a golden of verify; runs it."
+    "--golden", type=LOCAL, metavar="FILE", help="Compare with a golden of verify; runs it."
 )
 @click.option("--select", multiple=True, metavar="RULE", help="Look at these rules only; a glob.")
 @click.option("--ignore", multiple=True, metavar="RULE", help="Leave these rules out; a glob.")

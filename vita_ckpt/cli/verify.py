@@ -10,6 +10,7 @@ import click
 from vita_ckpt.api import running as api
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import UsageError, escaped, printable
 
@@ -45,15 +46,11 @@ REPORT_VERSION = 1
     metavar="BASE",
     help="A checkpoint whose text-only logits must be the same.",
 )
-@click.option(
-    "--save-golden", type=click.Path(), metavar="FILE", help="Save a fingerprint of the logits."
-)
-@click.option(
-    "--golden", type=click.Path(), metavar="FILE", help="Compare with a saved fingerprint."
-)
+@click.option("--save-golden", type=LOCAL, metavar="FILE", help="Save a fingerprint of the logits.")
+@click.option("--golden", type=LOCAL, metavar="FILE", help="Compare with a saved fingerprint.")
 @click.option(
     "--image",
-    type=click.Path(),
+    type=LOCAL,
     metavar="FILE",
     help="An image in place of a synthetic one; the prompt is about it.",
 )

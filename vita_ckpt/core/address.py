@@ -14,7 +14,13 @@ _NAME: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY: Final = re.compile(f"{_NAME}/{_NAME}", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}", re.ASCII)
 # Revisions with a slash that the hub makes itself; in any other it is written as %2F.
-_REVISION: Final = re.compile(r"@(refs/pr/[0-9]+|refs/convert/[^/]+|[^/]+)", re.ASCII)
+_REVISION_NAME: Final = "refs/pr/[0-9]+|refs/convert/[^/]+|[^/]+"
+_REVISION: Final = re.compile(f"@({_REVISION_NAME})", re.ASCII)
+_HUBS: Final = ("huggingface.co", "hf.co")
+# The page of a repository, of a directory or a file in it, and where a file is downloaded.
+_PAGE: Final = re.compile(
+    f"({_NAME}/{_NAME})(?:/(?:tree|blob|resolve)/({_REVISION_NAME})(?:/(.+))?)?", re.ASCII
+)
 _LONGEST_NAME: Final = 4096  # what a path on a disk may have
 _OTHER_KINDS: Final = ("datasets", "spaces", "kernels", "buckets")
 _FILES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf", ".toml")
@@ -69,6 +75,26 @@ def parse_address(text: str) -> Address:
     return Address(found[0], name, below)
 
 
+def address_meant(text: str, endpoint: str = "") -> Address | None:
+    """The address that ``text``, which says none, may be meant for; None where nobody can tell.
+
+    It is ``org/name``, also with ``/`` at its end or with ``@revision[/subfolder]``, or the URL of
+    a page of the hub, or of the one at ``endpoint``.
+    """
+    page = _page(text, endpoint)
+    if page is not None:
+        found = _PAGE.fullmatch(page)
+        if found is None:
+            return None
+        below = unquote(found[3] or "")
+        return _parsed(str(Address(found[1], unquote(found[2] or ""), below)))
+    address = _parsed(text)
+    if address is None or looks_like_repository(text.rstrip("/")):
+        return address
+    is_file = text.endswith(_FILES) and not address.below
+    return address if address.revision and not is_file else None
+
+
 def is_inside(name: str) -> bool:
     """Whether a path in a repository (empty for all of it) leads nowhere else."""
     if not name:
@@ -83,6 +109,22 @@ def is_inside(name: str) -> bool:
 def looks_like_repository(text: str) -> bool:
     """Whether ``text`` could be ``org/name``, and is no file's name."""
     return _REPOSITORY.fullmatch(text) is not None and not text.endswith(_FILES)
+
+
+def _page(text: str, endpoint: str) -> str | None:
+    """What follows the hub's own name in a URL, or in one without its ``https://``."""
+    place = re.sub("^https?://", "", text)
+    for hub in (re.sub("^https?://", "", endpoint).rstrip("/"), *_HUBS):
+        if hub and place.startswith(f"{hub}/"):
+            return re.split("[?#]", place.removeprefix(f"{hub}/"), maxsplit=1)[0].rstrip("/")
+    return None
+
+
+def _parsed(text: str) -> Address | None:
+    try:
+        return parse_address(SCHEME + text.removeprefix(SCHEME))
+    except UsageError:
+        return None
 
 
 def _invalid(text: str, got: str) -> UsageError:

@@ -70,7 +70,7 @@ def check_patched(patched: Iterable[PatchedShard]) -> None:
 def _pairs(
     path: str, wanted: Mapping[str, Tensor], found: Mapping[str, TensorRef]
 ) -> dict[str, Pair]:
-    for name in wanted.keys() ^ found.keys():
+    for name in sorted(wanted.keys() ^ found.keys()):
         raise _failed(f"{path}: {name}", "no such tensor" if name in wanted else "one too many")
     for name, tensor in wanted.items():
         ref = found[name]

@@ -184,7 +184,7 @@ class _Surveyor:
         if read is None:
             return None
         shard, tensors = read
-        for tensor in tensors.keys() & self.tensors.keys():
+        for tensor in sorted(tensors.keys() & self.tensors.keys()):
             self._note(shard.file.path, duplicate(tensor, shard, self.tensors[tensor]))
         self.shards.append(shard)
         self.tensors |= {n: t for n, t in tensors.items() if n not in self.tensors}
