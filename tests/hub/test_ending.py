@@ -42,25 +42,28 @@ def end(machine: Machine, fault: Fault, number: int, *arguments: object) -> tupl
         return process.returncode, err, time.monotonic() - began
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("fault", "arguments"),
+    ("number", "fault", "arguments"),
     [
-        (Fault("^/api/", "stall", 30), ["inspect", "hf://org/vita"]),
-        (Fault(STORED, "stall", 30, times=4), ["inspect", "hf://org/vita"]),
+        (signal.SIGINT, Fault("^/api/", "stall", 30), ["inspect", "hf://org/vita"]),
+        (signal.SIGTERM, Fault(STORED, "stall", 30, times=4), ["inspect", "hf://org/vita"]),
         (
+            signal.SIGINT,
             Fault(STORED, "stall", 30, times=9, skip=PLANNING),
             ["extract-projector", "--from", "hf://org/vita", "--out", "p.bin"],
         ),
         (
+            signal.SIGTERM,
             Fault("resolve/", "status", 429, 99, {"Retry-After": "50"}),
             ["validate", "hf://org/vita", "--values"],
         ),
         (
+            signal.SIGTERM,
             Fault(STORED, "stall", 30, times=9, skip=PLANNING),
             ["set", "hf://org/vita", "use_s2=true", "--out", "out"],
         ),
         (
+            signal.SIGTERM,
             Fault(STORED, "stall", 30, times=9, ranged=True),
             ["validate", "hf://org/vita", "hf://org/two", "--jobs", "2"],
         ),

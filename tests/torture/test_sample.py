@@ -63,7 +63,7 @@ def test_killed_and_run_again(
     """The next run finds what a killed one left, and does what that should have done."""
     count, _ = recording
     scenario = prepared.scenario
-    for at in spread(count, 3):
+    for at in spread(count, 2):
         root = prepared.fresh(tmp_path / "run")
         assert runner.run_faulty(scenario.argv, root, Fault(at)).killed
         was_done = state(root, scenario) == prepared.new and not mid_surgery(
