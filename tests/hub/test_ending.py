@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +24,9 @@ STORED = r"^/org/vita/[0-9a-f]{40}/"
 PLANNING = 8  # requests for the headers of four shards
 
 
-def end(machine: Machine, fault: Fault, number: int, *arguments: object) -> tuple[int, str, float]:
-    """Start a command, ask it to end once the hub has it hanging; code, stderr, and seconds."""
+@contextmanager
+def hanging(machine: Machine, fault: Fault, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A command that the hub has hanging."""
     fault = replace(fault)  # it counts
     machine.hub.faults.append(fault)
     times = fault.times
@@ -36,6 +41,12 @@ def end(machine: Machine, fault: Fault, number: int, *arguments: object) -> tupl
         while fault.times == times and process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.3)
+        yield process
+
+
+def end(machine: Machine, fault: Fault, number: int, *arguments: object) -> tuple[int, str, float]:
+    """Ask a command to end once the hub has it hanging; code, stderr, and seconds."""
+    with hanging(machine, fault, *arguments) as process:
         began = time.monotonic()
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
@@ -81,6 +92,21 @@ def test_it_ends_while_the_hub_hangs(
     assert "Traceback" not in err
     assert seconds < 8, seconds
     assert list(machine.work.iterdir()) == []
+
+
+def test_a_process_that_is_killed_is_one_line(machine: Machine) -> None:
+    """As a machine kills one that takes too much memory."""
+    machine.hub.add("org/vita", BASE)
+    machine.hub.add("org/two", BASE)
+    fault = Fault(STORED, "stall", 30, times=9, ranged=True)
+    arguments = ["validate", "hf://org/vita", "hf://org/two", "--jobs", "2"]
+    with hanging(machine, fault, *arguments) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 3
+    assert err.startswith("error: worker-killed: ")
+    assert len(err.splitlines()) == 1
 
 
 def test_an_upload_ends_too(machine: Machine) -> None:

@@ -128,6 +128,7 @@ def _by_processes(one: _One, paths: Sequence[str], jobs: int) -> Iterator[Report
     import logging  # noqa: PLC0415 - slow, seldom needed
     import multiprocessing  # noqa: PLC0415
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+    from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
 
     from vita_ckpt.storage.hub.repository import count_moved  # noqa: PLC0415
 
@@ -143,11 +144,19 @@ def _by_processes(one: _One, paths: Sequence[str], jobs: int) -> Iterator[Report
             count_moved(nbytes)
             yield result
         pool.shutdown()
-    except BaseException:
+    except BaseException as error:
         # Nobody waits for what they do: the hub may have left them hanging.
         for child in {*multiprocessing.active_children()} - others:
             child.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                "worker-killed",
+                f"one of {jobs} processes",
+                expected="it to come to its end",
+                got="it was killed, perhaps since memory ran out",
+                hint="ask for fewer at once",
+            ) from error
         raise
 
 
