@@ -13,6 +13,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -101,6 +102,7 @@ def _become(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    tempfile.tempdir = None  # somebody may have asked while it was warmed
     for path, descriptor in ((os.devnull, 0), (out, 1), (err, 2)):
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(path, flags, 0o600), descriptor)
