@@ -186,25 +186,28 @@ def listing(path: str) -> list[str]:
 def expect_headers(root: str, names: list[str]) -> None:
     """Fetch the headers of the weight files ``names`` below ``root``, several at a time.
 
-    What fails is said when the file is opened. Raises HubError for a file of which it cannot be
-    known whether there is one.
+    What fails is said when the file is opened; a name that leads out of the repository is refused
+    by whoever looks at it, and nothing is opened for it. Raises HubError for a file of which it
+    cannot be known whether there is one.
     """
     from vita_ckpt.storage.directory import read_shard  # noqa: PLC0415 - it imports the places
 
     repository, below = hub().at(root)
-    for name in names:
-        if repository.look(f"{below}/{name}" if below else name) is None:
+    paths = {n: f"{below}/{n}" if below else n for n in names if n and is_inside(n)}
+    for name, path in paths.items():
+        if repository.look(path) is None:
             check_known(f"{root}/{name}")
 
-    def warm(name: str) -> None:
+    def warm(name: str, path: str) -> None:
+        repository.failed.pop(path, None)  # of an earlier time, when nobody asked for it any more
         try:
             read_shard(root, name)
         except (HubError, StaleInputError) as error:
-            repository.failed[f"{below}/{name}" if below else name] = error
+            repository.failed[path] = error
         except InputError:
             pass  # of what was received, and is kept
 
-    at_once([partial(warm, name) for name in names])
+    at_once([partial(warm, *one) for one in paths.items()])
 
 
 def check_known(path: str) -> None:
