@@ -246,8 +246,9 @@ def test_only_what_may_pass_is_tried_again(machine: Machine, checkpoint: Path) -
 
 
 def test_branches_that_cannot_be(machine: Machine, checkpoint: Path) -> None:
-    done = push(machine, "mine", "org/new", "--revision", "")
-    assert_one_error(done, 2, "invalid-revision", "--revision")
+    for name in ("", "..", "a//b", "\udcff"):
+        done = push(machine, "mine", "org/new", "--revision", name)
+        assert_one_error(done, 2, "invalid-revision", "--revision")
     assert machine.hub.seen == []
     assert push(machine, "mine", "org/new").code == 0
     done = push(machine, "mine", "org/new", "--create-pr", "--revision", "nothing")
@@ -302,6 +303,7 @@ def test_refusals_say_what_to_do(machine: Machine, checkpoint: Path) -> None:
     for arguments, environment, code, words in (
         (("mine", "org/new"), {"HF_TOKEN": ""}, 3, ("token-refused", "hf auth login")),
         (("mine", "org/new"), {"HF_TOKEN": "hf_wrong"}, 3, ("token-refused", "HF_TOKEN")),
+        (("mine", "org/new"), {"HF_TOKEN": "hf_é"}, 3, ("token-refused", "other characters")),
         (("mine", "others/new"), {}, 3, ("hub-forbids", "rights")),
         (("mine", "org/new"), {"HF_HUB_OFFLINE": "1"}, 3, ("hub-offline", "HF_HUB_OFFLINE")),
         (("mine", "org"), {}, 2, ("invalid-repository", "org/name")),

@@ -179,6 +179,7 @@ def test_what_passes_is_waited_for(way: Way, status: int) -> None:
     [
         ({"Retry-After": "7"}, 7.0),
         ({"RateLimit": '"resolvers";r=0;t=11'}, 11.0),
+        ({"RateLimit": '"resolvers";r=499;t=297'}, 0.25),
         ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.25),
         ({"Retry-After": "9" * 50}, 0.25),
     ],

@@ -184,6 +184,8 @@ def test_refusals_say_what_to_do(machine: Machine) -> None:
         ("org/private", {}, ("repository-not-found", "private", "HF_TOKEN")),
         ("org/nothing", {"HF_TOKEN": TOKEN}, ("repository-not-found", "check the name")),
         ("org/private", {"HF_TOKEN": "hf_wrong"}, ("token-refused", "HF_TOKEN")),
+        ("org/private", {"HF_TOKEN": "hf_copied…"}, ("token-refused", "other characters")),
+        ("org/private", {"HF_TOKEN": "hf_ two"}, ("token-refused", "other characters")),
         ("org/gated", {}, ("repository-gated", "accept its conditions")),
     ):
         done = machine.run("inspect", f"hf://{name}", **environment)
@@ -288,7 +290,7 @@ def test_each_file_is_asked_for_five_times_and_no_more(machine: Machine) -> None
 
 def test_a_revision_is_no_step_in_a_path(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
-    for revision in (".", "..", "%2e%2e"):
+    for revision in (".", "..", "%2e%2e", "a%2F..%2Fb", "%2Fa", "a%2F%2Fb", "\udcff", "a%00"):
         done = machine.run("inspect", f"hf://org/vita@{revision}")
         assert_one_error(done, 2, "invalid-hub-address")
     assert machine.hub.seen == []

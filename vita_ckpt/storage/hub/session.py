@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 from vita_ckpt import __version__
 from vita_ckpt.errors import HubError, OutputError, printable
-from vita_ckpt.storage.hub.refusals import offline, refusal, unreachable
+from vita_ckpt.storage.hub.refusals import offline, refusal, unreachable, unusable_token
 
 _T = TypeVar("_T")
 
@@ -40,7 +40,9 @@ _OF_THE_DISK: Final = {
     errno.EROFS: "read-only-output",
     errno.EACCES: "output-not-allowed",
 }
-_LIMIT_RESETS: Final = re.compile(r"\bt=([0-9]{1,6})\b", re.ASCII)
+# Seconds until more may be asked, where nothing is left now: the hub says it in every answer.
+_LIMIT_RESETS: Final = re.compile(r"\br=0;t=([0-9]{1,6})\b", re.ASCII)
+_TOKEN: Final = re.compile(r"Bearer [!-~]+", re.ASCII)
 _URL: Final = re.compile(r"https?://[!-~]+", re.ASCII)
 
 
@@ -132,7 +134,7 @@ class Session:
         for _ in range(_MOST_REDIRECTS):
             _check_url(url, subject)
             is_hub = _origin(url) == _origin(self.endpoint)
-            with self._ask(url, self._headers(is_hub, span), subject) as answer:
+            with self._ask(url, self._headers(is_hub, span, subject), subject) as answer:
                 if answer.status not in _REDIRECTS:
                     _check(answer, subject)
                     _check_plain(answer, subject)
@@ -173,10 +175,16 @@ class Session:
                 self.count(len(chunk))
                 yield chunk
 
-    def _headers(self, is_hub: bool, span: tuple[int, int] | None) -> dict[str, str]:
+    def check_token(self, subject: str) -> None:
+        """Raise HubError for a token that no request can carry: copied with something else."""
+        self._headers(True, None, subject)
+
+    def _headers(self, is_hub: bool, span: tuple[int, int] | None, subject: str) -> dict[str, str]:
         headers: dict[str, str] = _library().build_hf_headers(
             library_name="vita-ckpt", library_version=__version__
         )
+        if not _TOKEN.fullmatch(headers.get("authorization", "Bearer none")):
+            raise unusable_token(subject)
         if not is_hub:
             headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
         # Bytes of the file, not of something packed: what is counted and placed are its own.

@@ -47,6 +47,7 @@ def upload(
     """
     if hub().session.is_offline:
         raise offline(repository)
+    hub().session.check_token(repository)
     from huggingface_hub import (  # noqa: PLC0415 - slow
         CommitOperationAdd,
         CommitOperationDelete,
