@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Final, TypeVar
@@ -230,6 +230,17 @@ def response_of(error: BaseException | None) -> Any:
             return response
         error = error.__cause__
     return None
+
+
+def path_of(error: BaseException | None) -> str:
+    """The path of the request that led to an error; empty if it was none."""
+    while error is not None:
+        with suppress(RuntimeError):  # what httpx says where there was none
+            request = getattr(error, "request", None)
+            if request is not None:
+                return urlsplit(str(request.url)).path
+        error = error.__cause__
+    return ""
 
 
 def _library() -> Any:
