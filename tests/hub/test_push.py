@@ -266,6 +266,24 @@ def test_what_may_be_committed_is_not_committed_twice(
     assert "pytorch_model.bin" not in files_of(machine, "org/new")
 
 
+def test_what_the_repository_ignores_is_missed(machine: Machine, checkpoint: Path) -> None:
+    old = machine.work / "old"
+    old.mkdir()
+    (old / ".gitignore").write_text("*.txt\n*-00002-*\n")
+    machine.hub.add("org/new", old)
+    done = push(machine, "mine", "org/new")
+    assert_one_error(done, 3, "hub-failed", "model-00002-of-00004.safetensors", ".gitignore")
+    (old / ".gitignore").write_text("*.log\n")
+    machine.hub.add("org/new", old)
+    assert push(machine, "mine", "org/new").code == 0
+
+
+def test_answers_that_make_no_sense(machine: Machine, checkpoint: Path) -> None:
+    for path in ("repos/create", "preupload", "batch"):
+        machine.hub.faults[:] = [Fault(path, "status", 200, 9)]
+        assert_one_error(push(machine, "mine", "org/new"), 3, "hub-failed", "huggingface_hub")
+
+
 def test_more_for_a_pull_request(machine: Machine, checkpoint: Path) -> None:
     assert push(machine, "mine", "org/new", "--create-pr").code == 0
     (checkpoint / "notes.txt").write_text("more")

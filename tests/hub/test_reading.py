@@ -369,8 +369,9 @@ def test_an_answer_that_is_no_listing(machine: Machine) -> None:
     assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "commit None")
     repo = machine.hub.repos["org/vita"]
     files = repo.commits[repo.refs["main"]]
-    repo.commit({**files, "odd.bin": Blob(b"", -1, "x", True)})
-    assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "odd.bin")
+    for size in (-1, 1 << 63):
+        repo.commit({**files, "odd.bin": Blob(b"", size, "x", True)})
+        assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "odd.bin")
 
 
 def test_values_are_fetched_only_when_asked_for(machine: Machine) -> None:

@@ -24,6 +24,7 @@ from vita_ckpt.storage.places import Entry
 from vita_ckpt.storage.source import Range, opened, read_at
 
 _LARGEST_LISTING: Final = 64 << 20
+_LARGEST_FILE: Final = (1 << 63) - 1  # what a file system has numbers for
 
 
 @dataclass(slots=True)
@@ -285,7 +286,7 @@ def _file(repository: str, commit: str, sibling: Any, subject: str) -> RemoteFil
             expected="a file in the repository",
             hint="the repository is broken or hostile; nothing was read of it",
         )
-    if type(size) is not int or size < 0 or not isinstance(etag, str):
+    if type(size) is not int or not 0 <= size <= _LARGEST_FILE or not isinstance(etag, str):
         raise _no_listing(subject, f"{name} without its size and digest")
     return RemoteFile(repository, commit, name, size, etag)
 

@@ -196,7 +196,10 @@ class Session:
 
 @contextmanager
 def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
-    """What huggingface_hub's own calls raise about the hub, as errors of ours."""
+    """What huggingface_hub's own calls raise about the hub, as errors of ours.
+
+    Also what they raise about an answer, or about a file that they do not take.
+    """
     library = _library()
     known = (library.HfHubHTTPError, *_transport_errors(library.get_session()))
     try:
@@ -219,6 +222,14 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
             path or "the cache of huggingface_hub",
             got=os.strerror(code),
             hint="free some space, or let HF_HOME name another disk",
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise HubError(
+            "hub-failed",
+            subject,
+            expected="what huggingface_hub takes",
+            got=f"{type(error).__name__}: {error}",
+            hint="look at HF_ENDPOINT, and whether there is a newer huggingface_hub",
         ) from error
 
 

@@ -26,6 +26,7 @@ from vita_ckpt.storage.source import opened, read_at
 _BY_ITSELF: Final = 1 << 20
 # What is larger goes under its digest; below it, the hub may want the content in the commit.
 _LARGEST_CONTENT: Final = 10 << 20
+_IGNORED: Final = ".gitignore"  # what it names in the repository, huggingface_hub leaves out
 _NOT_HEARD: Final = 429  # of all that may pass, what surely was not done
 _COMMITS: Final = re.compile(r"/commit/[^/]+$")
 
@@ -104,7 +105,22 @@ def upload(
     done = patiently(
         lambda: api.create_commit(operations=operations, commit_message=message, **where)
     )
+    if _IGNORED in there:
+        committed = patiently(lambda: {*api.list_repo_files(repository, revision=done.oid)})
+        _check_complete(repository, sorted(files.keys() - committed))
     return Uploaded(str(done.pr_url or done.commit_url), removed)
+
+
+def _check_complete(repository: str, missing: list[str]) -> None:
+    """Raise HubError for files that were not committed."""
+    if missing:
+        raise HubError(
+            "hub-failed",
+            repository,
+            expected="every file in the commit",
+            got=f"a commit without {', '.join(missing)}",
+            hint=f"remove {_IGNORED} from the repository, which names them, and push again",
+        )
 
 
 def _attempt(subject: str, call: Callable[[], Any]) -> Any:
