@@ -336,8 +336,7 @@ def test_a_model_card_says_how_it_was_made(
 def test_clean_without_a_place_for_temporary_files(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tag = owner.current().tag.replace(f"{os.getpid()}-", f"{1 << 30}-", 1)
-    left = tmp_path / f".vita-ckpt-000000000001-{tag}.tmp"
+    left = tmp_path / f".vita-ckpt-000000000001-{dead_tag()}.tmp"
     left.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     done = cli("clean", tmp_path)

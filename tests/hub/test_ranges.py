@@ -254,6 +254,11 @@ def test_an_endpoint_that_is_no_address(endpoint: str) -> None:
     assert error.value.code == "hub-failed"
 
 
+def test_an_endpoint_in_capitals(way: Way) -> None:
+    hub = Hub(Session(way.hub.url.replace("http", "HTTP")))
+    assert hub.pin(Address("org/name")).is_pinned
+
+
 def test_a_packed_listing_is_refused(way: Way) -> None:
     headers = {"Content-Encoding": "gzip"}
     way.hub.faults.append(Fault("/api/", "status", 200, headers=headers))

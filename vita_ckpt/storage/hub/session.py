@@ -43,7 +43,7 @@ _OF_THE_DISK: Final = {
 # Seconds until more may be asked, where nothing is left now: the hub says it in every answer.
 _LIMIT_RESETS: Final = re.compile(r"\br=0;t=([0-9]{1,6})\b", re.ASCII)
 _TOKEN: Final = re.compile(r"Bearer [!-~]+", re.ASCII)
-_URL: Final = re.compile(r"https?://[!-~]+", re.ASCII)
+_URL: Final = re.compile(r"https?://[!-~]+", re.ASCII | re.IGNORECASE)
 
 
 class PassingError(Exception):
