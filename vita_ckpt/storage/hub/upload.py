@@ -1,4 +1,4 @@
-"""A directory to the hub: large files one after another, then one commit that holds everything."""
+"""A directory to the hub: weights one after another, then one commit that holds everything."""
 
 from __future__ import annotations
 
@@ -95,7 +95,10 @@ def upload(
         additions = []
         for name, given in files.items():
             additions.append(addition := CommitOperationAdd(name, _content(given)))
-            if addition.upload_info.size >= _BY_ITSELF:  # so that an interruption costs one file
+            # So that an interruption costs one file, and waits for no other: several are sent by
+            # threads of huggingface_hub, which are waited for.
+            is_weights = counts_as_weights(name.rpartition("/")[2])
+            if is_weights or addition.upload_info.size >= _BY_ITSELF:
                 patiently(partial(api.preupload_lfs_files, additions=[addition], **where))
     except Exception:
         check()  # what changed under the upload is the reason, whatever it led to
