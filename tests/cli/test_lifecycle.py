@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from importlib import resources
 from pathlib import Path
 
@@ -330,3 +331,14 @@ def test_a_model_card_says_how_it_was_made(
     (base / "README.md").unlink()
     assert cli(*call, "--out", tmp_path / "bare").code == 0
     assert (tmp_path / "bare" / "README.md").read_bytes().startswith(b"<!-- vita-ckpt: lineage")
+
+
+def test_clean_without_a_place_for_temporary_files(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / f".vita-ckpt-000000000001-{dead_tag()}.tmp"
+    left.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    done = cli("clean", tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert not left.exists()

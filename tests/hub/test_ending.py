@@ -109,8 +109,9 @@ def test_a_process_that_is_killed_is_one_line(machine: Machine) -> None:
     assert len(err.splitlines()) == 1
 
 
-def test_an_upload_ends_too(machine: Machine) -> None:
-    write_checkpoint(machine.work / "mine", Spec(hidden=64, mlp=128, heads=2), shards=1)
+@pytest.mark.parametrize("shards", [1, 4])
+def test_an_upload_ends_too(machine: Machine, shards: int) -> None:
+    write_checkpoint(machine.work / "mine", Spec(hidden=64, mlp=128, heads=2), shards=shards)
     arguments = ["push", "mine", "org/new", "--force"]
     fault = Fault("^/upload/", "stall", 30, times=9)
     code, err, seconds = end(machine, fault, signal.SIGTERM, *arguments)

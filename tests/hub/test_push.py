@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -245,9 +246,58 @@ def test_only_what_may_pass_is_tried_again(machine: Machine, checkpoint: Path) -
     assert sum("/commit/" in seen.path for seen in machine.hub.seen) == 1
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault("/commit/", "lost", 0, 9), Fault("/commit/", "status", 502, 9)]
+)
+def test_what_may_be_committed_is_not_committed_twice(
+    machine: Machine, checkpoint: Path, fault: Fault
+) -> None:
+    old = machine.work / "old"
+    old.mkdir()
+    (old / "pytorch_model.bin").write_bytes(b"old")
+    machine.hub.add("org/new", old)
+    machine.hub.faults.append(replace(fault))
+    done = push(machine, "mine", "org/new")
+    code = "hub-unreachable" if fault.kind == "lost" else "hub-failed"
+    assert_one_error(done, 3, code, "it may be committed all the same")
+    assert machine.hub.faults[0].times == fault.times - 1
+    machine.hub.faults.clear()
+    assert push(machine, "mine", "org/new").code == 0
+    assert "pytorch_model.bin" not in files_of(machine, "org/new")
+
+
+def test_what_the_repository_ignores_is_missed(machine: Machine, checkpoint: Path) -> None:
+    old = machine.work / "old"
+    old.mkdir()
+    (old / ".gitignore").write_text("*.txt\n*-00002-*\n")
+    machine.hub.add("org/new", old)
+    done = push(machine, "mine", "org/new")
+    assert_one_error(done, 3, "hub-failed", "model-00002-of-00004.safetensors", ".gitignore")
+    (old / ".gitignore").write_text("*.log\n")
+    machine.hub.add("org/new", old)
+    assert push(machine, "mine", "org/new").code == 0
+
+
+def test_answers_that_make_no_sense(machine: Machine, checkpoint: Path) -> None:
+    for path in ("repos/create", "preupload", "batch"):
+        machine.hub.faults[:] = [Fault(path, "status", 200, 9)]
+        assert_one_error(push(machine, "mine", "org/new"), 3, "hub-failed", "huggingface_hub")
+
+
+def test_more_for_a_pull_request(machine: Machine, checkpoint: Path) -> None:
+    assert push(machine, "mine", "org/new", "--create-pr").code == 0
+    (checkpoint / "notes.txt").write_text("more")
+    done = push(machine, "mine", "org/new", "--revision", "refs/pr/1")
+    assert done.code == 0, done.err
+    assert files_of(machine, "org/new", "refs/pr/1")["notes.txt"] == b"more"
+    done = push(machine, "mine", "org/new", "--revision", "refs/pr/2")
+    assert_one_error(done, 3, "revision-not-found")
+
+
 def test_branches_that_cannot_be(machine: Machine, checkpoint: Path) -> None:
-    done = push(machine, "mine", "org/new", "--revision", "")
-    assert_one_error(done, 2, "invalid-revision", "--revision")
+    for name in ("", "..", "a//b", "\udcff"):
+        done = push(machine, "mine", "org/new", "--revision", name)
+        assert_one_error(done, 2, "invalid-revision", "--revision")
     assert machine.hub.seen == []
     assert push(machine, "mine", "org/new").code == 0
     done = push(machine, "mine", "org/new", "--create-pr", "--revision", "nothing")
@@ -278,30 +328,33 @@ def test_as_long_as_the_hub_asks(machine: Machine, checkpoint: Path) -> None:
     assert_one_error(done, 3, "rate-limited", "wait some minutes")
 
 
+@pytest.mark.parametrize("size", [100, 3 << 20])
 def test_what_is_committed_is_what_was_looked_at_last(
-    machine: Machine, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, checkpoint: Path, size: int
 ) -> None:
-    """A small file that changes while the commit is under way goes up as it was."""
-    before = (checkpoint / "generation_config.json").read_bytes()
-    machine.hub.faults.append(Fault("/commit/", "stall", 2))
+    """What is no large file to the hub goes up as it was when it changes during the commit."""
+    before = b"a" * size
+    (checkpoint / "notes.txt").write_bytes(before)
+    machine.hub.faults.append(Fault("/api/validate-yaml", "stall", 2))
 
     def change() -> None:
         while machine.hub.faults[0].times:
             time.sleep(0.01)
-        (checkpoint / "generation_config.json").write_text("{}")
+        (checkpoint / "notes.txt").write_bytes(b"b" * size)
 
     changing = threading.Thread(target=change)
     changing.start()
     done = push(machine, "mine", "org/new")
     changing.join()
     assert done.code == 0, done.err
-    assert files_of(machine, "org/new")["generation_config.json"] == before
+    assert files_of(machine, "org/new")["notes.txt"] == before
 
 
 def test_refusals_say_what_to_do(machine: Machine, checkpoint: Path) -> None:
     for arguments, environment, code, words in (
         (("mine", "org/new"), {"HF_TOKEN": ""}, 3, ("token-refused", "hf auth login")),
         (("mine", "org/new"), {"HF_TOKEN": "hf_wrong"}, 3, ("token-refused", "HF_TOKEN")),
+        (("mine", "org/new"), {"HF_TOKEN": "hf_é"}, 3, ("token-refused", "other characters")),
         (("mine", "others/new"), {}, 3, ("hub-forbids", "rights")),
         (("mine", "org/new"), {"HF_HUB_OFFLINE": "1"}, 3, ("hub-offline", "HF_HUB_OFFLINE")),
         (("mine", "org"), {}, 2, ("invalid-repository", "org/name")),

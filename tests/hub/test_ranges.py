@@ -179,6 +179,7 @@ def test_what_passes_is_waited_for(way: Way, status: int) -> None:
     [
         ({"Retry-After": "7"}, 7.0),
         ({"RateLimit": '"resolvers";r=0;t=11'}, 11.0),
+        ({"RateLimit": '"resolvers";r=499;t=297'}, 0.25),
         ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.25),
         ({"Retry-After": "9" * 50}, 0.25),
     ],
@@ -251,6 +252,11 @@ def test_an_endpoint_that_is_no_address(endpoint: str) -> None:
     with pytest.raises(HubError, match="HF_ENDPOINT") as error:
         Hub(Session(endpoint or "nothing")).pin(Address("org/name"))
     assert error.value.code == "hub-failed"
+
+
+def test_an_endpoint_in_capitals(way: Way) -> None:
+    hub = Hub(Session(way.hub.url.replace("http", "HTTP")))
+    assert hub.pin(Address("org/name")).is_pinned
 
 
 def test_a_packed_listing_is_refused(way: Way) -> None:

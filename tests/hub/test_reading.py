@@ -14,11 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixtures.builder import Spec, write_checkpoint
-from fixtures.hub_server import TOKEN, Blob, Fault, blob_of
+from fixtures.hub_server import TOKEN, Blob, Fault, HubServer, blob_of
 from tests.conftest import GOLDEN, Cli, Result, assert_one_error
 from tests.hub.conftest import Machine, headers_of
+from vita_ckpt.core.address import Address
 from vita_ckpt.core.checkpoint import RemoteFile
-from vita_ckpt.storage.hub.repository import Repository
+from vita_ckpt.errors import HubError
+from vita_ckpt.storage.directory import open_checkpoint
+from vita_ckpt.storage.hub import repository
+from vita_ckpt.storage.hub.repository import Hub, Repository
 from vita_ckpt.storage.hub.session import Session
 
 BASE = GOLDEN / "A7" / "base"
@@ -180,6 +184,8 @@ def test_refusals_say_what_to_do(machine: Machine) -> None:
         ("org/private", {}, ("repository-not-found", "private", "HF_TOKEN")),
         ("org/nothing", {"HF_TOKEN": TOKEN}, ("repository-not-found", "check the name")),
         ("org/private", {"HF_TOKEN": "hf_wrong"}, ("token-refused", "HF_TOKEN")),
+        ("org/private", {"HF_TOKEN": "hf_copied…"}, ("token-refused", "other characters")),
+        ("org/private", {"HF_TOKEN": "hf_ two"}, ("token-refused", "other characters")),
         ("org/gated", {}, ("repository-gated", "accept its conditions")),
     ):
         done = machine.run("inspect", f"hf://{name}", **environment)
@@ -284,7 +290,7 @@ def test_each_file_is_asked_for_five_times_and_no_more(machine: Machine) -> None
 
 def test_a_revision_is_no_step_in_a_path(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
-    for revision in (".", "..", "%2e%2e"):
+    for revision in (".", "..", "%2e%2e", "a%2F..%2Fb", "%2Fa", "a%2F%2Fb", "\udcff", "a%00"):
         done = machine.run("inspect", f"hf://org/vita@{revision}")
         assert_one_error(done, 2, "invalid-hub-address")
     assert machine.hub.seen == []
@@ -318,24 +324,43 @@ def test_offline_nobody_knows_what_the_cache_lacks(machine: Machine, command: st
 def test_the_folders_of_a_repository(paths: set[str]) -> None:
     """Names that sort before and after the slash among them."""
     files = {path: RemoteFile("org/name", "0" * 40, path, 1, "") for path in paths}
-    repository = Repository(Session("http://127.0.0.1:9"), "org/name", "0" * 40, files)
+    commit = Repository(Session("http://127.0.0.1:9"), "org/name", "0" * 40, files)
     for folder in {"", *paths, *(path.rpartition("/")[0] for path in paths), "a/b", "-"}:
         start = f"{folder}/" if folder else ""
         inside = {p.removeprefix(start).split("/")[0] for p in paths if p.startswith(start)}
-        assert repository.listing(folder) == sorted(inside)
-        entry = repository.look(folder)
+        assert commit.listing(folder) == sorted(inside)
+        entry = commit.look(folder)
         expected = "file" if folder in files else "directory" if inside else None
         assert (entry and entry.kind) == expected
 
 
-def test_an_index_that_leads_out_is_refused(machine: Machine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["../../other/model.safetensors", "/etc/hostname", "", ".", "a//b", "a\0b", "\ud800"]
+)
+def test_an_index_that_leads_out_is_refused(machine: Machine, tmp_path: Path, name: str) -> None:
     root = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
     index = json.loads((root / "model.safetensors.index.json").read_text())
-    index["weight_map"]["lm_head.weight"] = "../../other/model.safetensors"
+    index["weight_map"]["lm_head.weight"] = name
     (root / "model.safetensors.index.json").write_text(json.dumps(index))
     machine.hub.add("org/vita", root)
     done = machine.run("inspect", "hf://org/vita")
     assert_one_error(done, 3, "path-outside-checkpoint")
+    done = machine.run("validate", "hf://org/vita")
+    assert (done.code, "path-outside-checkpoint" in done.out) == (1, True), done
+
+
+def test_what_failed_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process: what failed, and was not opened then, does not fail the next time too."""
+    with HubServer() as server:
+        server.add("org/vita", BASE)
+        way = Hub(Session(server.url, lambda _seconds: None))
+        monkeypatch.setattr(repository, "hub", lambda: way)
+        root = str(way.pin(Address("org/vita")))
+        server.faults.append(Fault("safetensors$", "status", 403, 99))
+        with pytest.raises(HubError, match="hub-forbids"):
+            open_checkpoint(root)
+        server.faults.clear()
+        assert len(open_checkpoint(root).shards) == 4
 
 
 def test_an_answer_that_is_no_listing(machine: Machine) -> None:
@@ -344,8 +369,9 @@ def test_an_answer_that_is_no_listing(machine: Machine) -> None:
     assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "commit None")
     repo = machine.hub.repos["org/vita"]
     files = repo.commits[repo.refs["main"]]
-    repo.commit({**files, "odd.bin": Blob(b"", -1, "x", True)})
-    assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "odd.bin")
+    for size in (-1, 1 << 63):
+        repo.commit({**files, "odd.bin": Blob(b"", size, "x", True)})
+        assert_one_error(machine.run("inspect", "hf://org/vita"), 3, "hub-failed", "odd.bin")
 
 
 def test_values_are_fetched_only_when_asked_for(machine: Machine) -> None:

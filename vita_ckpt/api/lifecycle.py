@@ -123,7 +123,7 @@ def leftovers(path: StrPath) -> list[Leftover]:
 
     The path itself need not exist: an output that never came is looked for beside its place. What
     was fetched of the hub only to be read lies where temporary files do: that of this user is found
-    too. Raises InputError if neither it nor its directory can be read.
+    too, where that can be read. Raises InputError if neither it nor its directory can be read.
     """
     place = os.path.abspath(local(path))
     parent = os.path.dirname(place)
@@ -132,11 +132,18 @@ def leftovers(path: StrPath) -> list[Leftover]:
     found = leftovers_in(parent) if parent != place else []
     if os.path.isdir(place):
         found += [*leftovers_in(place), *leftovers_of(place)]
+    known = {leftover.path for leftover in found}
+    return found + [leftover for leftover in _temporary() if leftover.path not in known]
+
+
+def _temporary() -> list[Leftover]:
+    """What lies where temporary files do; nothing where that is no place, or cannot be read."""
     import tempfile  # noqa: PLC0415 - slow
 
-    known = {leftover.path for leftover in found}
-    temporary = leftovers_in(os.path.abspath(tempfile.gettempdir()), own=True)
-    return found + [leftover for leftover in temporary if leftover.path not in known]
+    try:
+        return leftovers_in(os.path.abspath(tempfile.gettempdir()), own=True)
+    except (InputError, OSError):
+        return []
 
 
 def clean(path: StrPath) -> list[tuple[Leftover, bool]]:

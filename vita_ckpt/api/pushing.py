@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vita_ckpt.api.locating import StrPath, local
 from vita_ckpt.api.validation import report_on
-from vita_ckpt.core.address import looks_like_repository
+from vita_ckpt.core.address import is_inside, looks_like_repository
 from vita_ckpt.core.checkpoint import Checkpoint, File
 from vita_ckpt.core.hub_card import hub_card
 from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
@@ -73,8 +73,9 @@ def push(
     """
     if not looks_like_repository(repository):
         raise UsageError("invalid-repository", repository, expected="org/name")
-    if revision == "":
-        raise UsageError("invalid-revision", "--revision", expected="a branch", got="no name")
+    if revision == "" or not is_inside(revision or ""):
+        got = revision or "no name"
+        raise UsageError("invalid-revision", "--revision", expected="a branch", got=got)
     root = _directory(path)
     surveyed = survey(root)
     checkpoint = surveyed.checkpoint

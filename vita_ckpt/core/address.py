@@ -70,7 +70,7 @@ def parse_address(text: str) -> Address:
     if (rest and not rest.startswith("/")) or not is_inside(below):
         raise _invalid(text, rest)
     name = unquote(revision[1]) if revision is not None else ""
-    if name in (".", ".."):  # a step in the path that is asked for
+    if not is_inside(name):  # a step in the path that is asked for, or no text
         raise _invalid(text, f"the revision {name}")
     return Address(found[0], name, below)
 

@@ -41,10 +41,17 @@ def at_once(calls: Iterable[Callable[[], _T]]) -> list[_T]:
                 future.set_exception(error)
             ended.put(future)
 
-    threads = [Thread(target=work, daemon=True) for _ in range(min(_THREADS, len(futures)))]
-    for thread in threads:
-        thread.start()
+    threads: list[Thread] = []
     try:
+        for _ in range(min(_THREADS, len(futures))):
+            thread = Thread(target=work, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no more: fewer do it too
+                if not threads:
+                    raise
+                break
+            threads.append(thread)
         for _ in futures:
             ended.get().result()
     finally:

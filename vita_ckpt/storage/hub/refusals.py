@@ -58,6 +58,13 @@ def refusal(
     return HubError(code, subject, expected=expected, got=said or f"status {status}", hint=hint)
 
 
+def unusable_token(subject: str) -> HubError:
+    """The error for a token that no hub has given."""
+    expected, hint = MEANINGS["token-refused"]
+    got = "one with other characters than a token has"
+    return HubError("token-refused", subject, expected=expected, got=got, hint=hint)
+
+
 def unreachable(subject: str, error: Exception) -> HubError:
     """The error for a hub that cannot be reached."""
     return HubError(

@@ -24,6 +24,7 @@ from vita_ckpt.storage.places import Entry
 from vita_ckpt.storage.source import Range, opened, read_at
 
 _LARGEST_LISTING: Final = 64 << 20
+_LARGEST_FILE: Final = (1 << 63) - 1  # what a file system has numbers for
 
 
 @dataclass(slots=True)
@@ -186,25 +187,28 @@ def listing(path: str) -> list[str]:
 def expect_headers(root: str, names: list[str]) -> None:
     """Fetch the headers of the weight files ``names`` below ``root``, several at a time.
 
-    What fails is said when the file is opened. Raises HubError for a file of which it cannot be
-    known whether there is one.
+    What fails is said when the file is opened; a name that leads out of the repository is refused
+    by whoever looks at it, and nothing is opened for it. Raises HubError for a file of which it
+    cannot be known whether there is one.
     """
     from vita_ckpt.storage.directory import read_shard  # noqa: PLC0415 - it imports the places
 
     repository, below = hub().at(root)
-    for name in names:
-        if repository.look(f"{below}/{name}" if below else name) is None:
+    paths = {n: f"{below}/{n}" if below else n for n in names if n and is_inside(n)}
+    for name, path in paths.items():
+        if repository.look(path) is None:
             check_known(f"{root}/{name}")
 
-    def warm(name: str) -> None:
+    def warm(name: str, path: str) -> None:
+        repository.failed.pop(path, None)  # of an earlier time, when nobody asked for it any more
         try:
             read_shard(root, name)
         except (HubError, StaleInputError) as error:
-            repository.failed[f"{below}/{name}" if below else name] = error
+            repository.failed[path] = error
         except InputError:
             pass  # of what was received, and is kept
 
-    at_once([partial(warm, name) for name in names])
+    at_once([partial(warm, *one) for one in paths.items()])
 
 
 def check_known(path: str) -> None:
@@ -282,7 +286,7 @@ def _file(repository: str, commit: str, sibling: Any, subject: str) -> RemoteFil
             expected="a file in the repository",
             hint="the repository is broken or hostile; nothing was read of it",
         )
-    if type(size) is not int or size < 0 or not isinstance(etag, str):
+    if type(size) is not int or not 0 <= size <= _LARGEST_FILE or not isinstance(etag, str):
         raise _no_listing(subject, f"{name} without its size and digest")
     return RemoteFile(repository, commit, name, size, etag)
 

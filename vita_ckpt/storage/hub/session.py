@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Final, TypeVar
@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 from vita_ckpt import __version__
 from vita_ckpt.errors import HubError, OutputError, printable
-from vita_ckpt.storage.hub.refusals import offline, refusal, unreachable
+from vita_ckpt.storage.hub.refusals import offline, refusal, unreachable, unusable_token
 
 _T = TypeVar("_T")
 
@@ -40,8 +40,10 @@ _OF_THE_DISK: Final = {
     errno.EROFS: "read-only-output",
     errno.EACCES: "output-not-allowed",
 }
-_LIMIT_RESETS: Final = re.compile(r"\bt=([0-9]{1,6})\b", re.ASCII)
-_URL: Final = re.compile(r"https?://[!-~]+", re.ASCII)
+# Seconds until more may be asked, where nothing is left now: the hub says it in every answer.
+_LIMIT_RESETS: Final = re.compile(r"\br=0;t=([0-9]{1,6})\b", re.ASCII)
+_TOKEN: Final = re.compile(r"Bearer [!-~]+", re.ASCII)
+_URL: Final = re.compile(r"https?://[!-~]+", re.ASCII | re.IGNORECASE)
 
 
 class PassingError(Exception):
@@ -132,7 +134,7 @@ class Session:
         for _ in range(_MOST_REDIRECTS):
             _check_url(url, subject)
             is_hub = _origin(url) == _origin(self.endpoint)
-            with self._ask(url, self._headers(is_hub, span), subject) as answer:
+            with self._ask(url, self._headers(is_hub, span, subject), subject) as answer:
                 if answer.status not in _REDIRECTS:
                     _check(answer, subject)
                     _check_plain(answer, subject)
@@ -173,10 +175,16 @@ class Session:
                 self.count(len(chunk))
                 yield chunk
 
-    def _headers(self, is_hub: bool, span: tuple[int, int] | None) -> dict[str, str]:
+    def check_token(self, subject: str) -> None:
+        """Raise HubError for a token that no request can carry: copied with something else."""
+        self._headers(True, None, subject)
+
+    def _headers(self, is_hub: bool, span: tuple[int, int] | None, subject: str) -> dict[str, str]:
         headers: dict[str, str] = _library().build_hf_headers(
             library_name="vita-ckpt", library_version=__version__
         )
+        if not _TOKEN.fullmatch(headers.get("authorization", "Bearer none")):
+            raise unusable_token(subject)
         if not is_hub:
             headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
         # Bytes of the file, not of something packed: what is counted and placed are its own.
@@ -188,7 +196,10 @@ class Session:
 
 @contextmanager
 def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
-    """What huggingface_hub's own calls raise about the hub, as errors of ours."""
+    """What huggingface_hub's own calls raise about the hub, as errors of ours.
+
+    Also what they raise about an answer, or about a file that they do not take.
+    """
     library = _library()
     known = (library.HfHubHTTPError, *_transport_errors(library.get_session()))
     try:
@@ -212,6 +223,14 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
             got=os.strerror(code),
             hint="free some space, or let HF_HOME name another disk",
         ) from error
+    except (ValueError, KeyError) as error:
+        raise HubError(
+            "hub-failed",
+            subject,
+            expected="what huggingface_hub takes",
+            got=f"{type(error).__name__}: {error}",
+            hint="look at HF_ENDPOINT, and whether there is a newer huggingface_hub",
+        ) from error
 
 
 def response_of(error: BaseException | None) -> Any:
@@ -222,6 +241,17 @@ def response_of(error: BaseException | None) -> Any:
             return response
         error = error.__cause__
     return None
+
+
+def path_of(error: BaseException | None) -> str:
+    """The path of the request that led to an error; empty if it was none."""
+    while error is not None:
+        with suppress(RuntimeError):  # what httpx says where there was none
+            request = getattr(error, "request", None)
+            if request is not None:
+                return urlsplit(str(request.url)).path
+        error = error.__cause__
+    return ""
 
 
 def _library() -> Any:

@@ -1,8 +1,9 @@
-"""A directory to the hub: large files one after another, then one commit that holds everything."""
+"""A directory to the hub: weights one after another, then one commit that holds everything."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -12,10 +13,22 @@ from vita_ckpt.errors import HubError, UsageError
 from vita_ckpt.storage.directory import counts_as_weights
 from vita_ckpt.storage.hub.refusals import offline
 from vita_ckpt.storage.hub.repository import hub
-from vita_ckpt.storage.hub.session import PASSING, PassingError, asked_wait, response_of, translated
+from vita_ckpt.storage.hub.session import (
+    PASSING,
+    PassingError,
+    asked_wait,
+    path_of,
+    response_of,
+    translated,
+)
 from vita_ckpt.storage.source import opened, read_at
 
 _BY_ITSELF: Final = 1 << 20
+# What is larger goes under its digest; below it, the hub may want the content in the commit.
+_LARGEST_CONTENT: Final = 10 << 20
+_IGNORED: Final = ".gitignore"  # what it names in the repository, huggingface_hub leaves out
+_NOT_HEARD: Final = 429  # of all that may pass, what surely was not done
+_COMMITS: Final = re.compile(r"/commit/[^/]+$")
 
 
 class Uploaded(NamedTuple):
@@ -37,16 +50,17 @@ def upload(
 ) -> Uploaded:
     """Commit ``files``, paths on the disk or contents by their names, to a model repository.
 
-    The repository is created if there is none, the branch ``revision`` too. Nothing of it is seen
-    before the one commit at the end. Large files that an interrupted upload has sent are not sent
-    again. Weights beside them, of what was there before, are removed in the same commit: with them
-    it would be ambiguous what is to be loaded. ``check`` raises if ``files`` are not what they were
-    any more: it is asked just before the commit, when all of them have been read, and whenever
-    something fails. Raises HubError where the hub refuses or cannot be reached, UsageError if
-    ``private`` is asked for and the repository is public.
+    The repository is created if there is none, the branch ``revision`` too, but not what
+    ``refs/pr/…`` names. Nothing of it is seen before the one commit at the end. Large files that an
+    interrupted upload has sent are not sent again. Weights beside them, of what was there before,
+    are removed in the same commit: with them it would be ambiguous what is to be loaded. ``check``
+    raises if ``files`` are not what they were any more: it is asked just before the commit, when
+    all of them have been read, and whenever something fails. Raises HubError where the hub refuses
+    or cannot be reached, UsageError if ``private`` is asked for and the repository is public.
     """
     if hub().session.is_offline:
         raise offline(repository)
+    hub().session.check_token(repository)
     from huggingface_hub import (  # noqa: PLC0415 - slow
         CommitOperationAdd,
         CommitOperationDelete,
@@ -69,7 +83,7 @@ def upload(
             got="a public one",
             hint="make it private on its page, or leave --private out",
         )
-    if revision is not None and not create_pr:
+    if revision is not None and not create_pr and not revision.startswith("refs/"):
         patiently(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
     there = patiently(lambda: list(api.list_repo_files(repository, revision=revision)))
     removed = tuple(
@@ -78,9 +92,13 @@ def upload(
     removals = [CommitOperationDelete(name, is_folder=False) for name in removed]
     where = {"repo_id": repository, "revision": revision, "create_pr": create_pr}
     try:
-        additions = [CommitOperationAdd(name, _content(given)) for name, given in files.items()]
-        for addition in additions:
-            if addition.upload_info.size >= _BY_ITSELF:  # so that an interruption costs one file
+        additions = []
+        for name, given in files.items():
+            additions.append(addition := CommitOperationAdd(name, _content(given)))
+            # So that an interruption costs one file, and waits for no other: several are sent by
+            # threads of huggingface_hub, which are waited for.
+            is_weights = counts_as_weights(name.rpartition("/")[2])
+            if is_weights or addition.upload_info.size >= _BY_ITSELF:
                 patiently(partial(api.preupload_lfs_files, additions=[addition], **where))
     except Exception:
         check()  # what changed under the upload is the reason, whatever it led to
@@ -90,29 +108,51 @@ def upload(
     done = patiently(
         lambda: api.create_commit(operations=operations, commit_message=message, **where)
     )
+    if _IGNORED in there:
+        committed = patiently(lambda: {*api.list_repo_files(repository, revision=done.oid)})
+        _check_complete(repository, sorted(files.keys() - committed))
     return Uploaded(str(done.pr_url or done.commit_url), removed)
 
 
+def _check_complete(repository: str, missing: list[str]) -> None:
+    """Raise HubError for files that were not committed."""
+    if missing:
+        raise HubError(
+            "hub-failed",
+            repository,
+            expected="every file in the commit",
+            got=f"a commit without {', '.join(missing)}",
+            hint=f"remove {_IGNORED} from the repository, which names them, and push again",
+        )
+
+
 def _attempt(subject: str, call: Callable[[], Any]) -> Any:
+    """The result of ``call``; a PassingError for what may be tried again.
+
+    A commit is not, once the hub may have heard of it: its answer may be what was lost.
+    """
     try:
         with translated(subject, writing=True):
             return call()
     except HubError as error:
         response = response_of(error)
-        if response is not None and response.status_code in PASSING:
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            raise PassingError(error, asked_wait(headers)) from error
-        if error.code == "hub-unreachable":
-            raise PassingError(error) from error
-        raise
+        status = response.status_code if response is not None else None
+        if status not in PASSING and error.code != "hub-unreachable":
+            raise
+        if status != _NOT_HEARD and _COMMITS.search(path_of(error)):
+            error.hint = "it may be committed all the same: look at its page, then run it again"
+            raise
+        headers = response.headers.items() if response is not None else ()
+        wait = asked_wait({name.lower(): value for name, value in headers})
+        raise PassingError(error, wait) from error
 
 
 def _content(given: str | bytes) -> str | bytes:
-    """A small file is read now, so that nothing can change between the last look and the commit.
+    """A file is read now, so that nothing can change between the last look and the commit.
 
-    A large one is sent under its digest.
+    A large one is sent under its digest, and read as it is sent.
     """
-    if isinstance(given, bytes) or os.stat(given).st_size >= _BY_ITSELF:
+    if isinstance(given, bytes) or os.stat(given).st_size >= _LARGEST_CONTENT:
         return given
     with opened(given) as (descriptor, file):
         return read_at(descriptor, file.size, 0, given)
