@@ -294,6 +294,12 @@ def test_more_for_a_pull_request(machine: Machine, checkpoint: Path) -> None:
     assert_one_error(done, 3, "revision-not-found")
 
 
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_branch_that_moved_meanwhile(machine: Machine, checkpoint: Path, status: int) -> None:
+    machine.hub.faults.append(Fault("/commit/", "status", status, 9))
+    assert_one_error(push(machine, "mine", "org/new"), 3, "branch-moved", "somebody else pushed")
+
+
 def test_branches_that_cannot_be(machine: Machine, checkpoint: Path) -> None:
     for name in ("", "..", "a//b", "\udcff"):
         done = push(machine, "mine", "org/new", "--revision", name)

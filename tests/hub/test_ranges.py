@@ -309,6 +309,15 @@ def test_several_ranges_at_once_and_the_first_error_ends_them(way: Way) -> None:
         fetch(way.session, [(file, span, lambda: nullcontext(put)) for span in spans])
 
 
+def test_a_connection_serves_many_requests(way: Way) -> None:
+    """Although the hub says something with every redirect."""
+    file = way.file()
+    way.hub.redirects_say = b"Found. Redirecting to another place"
+    for start in range(0, 50_000, 5000):
+        assert fetch_bytes(way.session, file, start, start + 10) == DATA[start : start + 10]
+    assert way.hub.connections == 2
+
+
 def test_the_bytes_that_moved_are_counted(way: Way) -> None:
     file = way.file()
     before = way.session.moved

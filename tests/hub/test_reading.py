@@ -316,6 +316,18 @@ def test_offline_nobody_knows_what_the_cache_lacks(machine: Machine, command: st
     assert "hub-offline" in done.err
 
 
+def test_offline_is_said_once(machine: Machine) -> None:
+    names = ("org/one", "org/two")
+    for name in names:
+        machine.hub.add(name, BASE)
+        download = f"from huggingface_hub import snapshot_download; snapshot_download({name!r})"
+        environment = machine.hub.environment(machine.home)
+        subprocess.run([sys.executable, "-c", download], env=environment, check=True)
+    done = machine.run("validate", *names, "--jobs", "2", HF_HUB_OFFLINE="1")
+    assert done.code == 0, done.err
+    assert done.err.count("HF_HUB_OFFLINE is set") == 2
+
+
 @given(
     st.sets(
         st.lists(st.sampled_from(["a", "a-", "a0", "b", "."]), min_size=1, max_size=4).map("/".join)

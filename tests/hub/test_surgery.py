@@ -251,6 +251,23 @@ def test_a_download_that_fails_leaves_nothing(machine: Machine, status: int) -> 
     assert done.code == 0, done.err
 
 
+def test_offline_after_online(machine: Machine) -> None:
+    """What was downloaded of a branch is found by its name again, by everybody."""
+    machine.hub.add("org/vita", BASE)
+    commit = machine.hub.add("org/vita", BASE, revision="next/one")
+    for address in ("org/vita", "hf://org/vita@next%2Fone"):
+        merge = ["merge-projector", "--base", address, "--adapter", RUN, "--out"]
+        assert machine.run(*merge, "online").code == 0
+        done = machine.run(*merge, "offline", HF_HUB_OFFLINE="1")
+        assert done.code == 0, done.err
+        assert machine.hub.seen == []
+        assert contents(machine.work / "offline") == contents(machine.work / "online")
+        for name in ("online", "offline"):
+            shutil.rmtree(machine.work / name)
+    refs = machine.home / "hub" / "models--org--vita" / "refs"
+    assert (refs / "next" / "one").read_text() == commit
+
+
 def test_in_place_is_for_directories_here(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
     machine.hub.add("org/tower-siglip", GOLDEN / "A2" / "tower-siglip")

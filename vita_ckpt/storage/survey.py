@@ -30,6 +30,7 @@ from vita_ckpt.storage.directory import (
     tensors_by_shard,
     weight_map_of,
 )
+from vita_ckpt.storage.owner import is_stage
 from vita_ckpt.storage.places import (
     expect_headers,
     find,
@@ -287,7 +288,8 @@ def _no_tensors(root: str) -> InputError:
 
 def is_partial(path: str) -> bool:
     """Whether a file's name says that an interrupted download or copy left it."""
-    return _PARTIAL.fullmatch(os.path.basename(path)) is not None
+    name = os.path.basename(path)
+    return _PARTIAL.fullmatch(name) is not None and not is_stage(name)
 
 
 def _hub_left_overs(root: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from vita_ckpt.errors import HubError, OutputError, StaleInputError
 from vita_ckpt.storage.directory import read_shard
 from vita_ckpt.storage.hub.at_once import at_once
 from vita_ckpt.storage.hub.ranges import Put, Span, coalesced, fetch
-from vita_ckpt.storage.hub.repository import cached, hub
+from vita_ckpt.storage.hub.repository import cache_folder, cached, hub
 from vita_ckpt.storage.hub.session import translated
 from vita_ckpt.storage.source import identify, os_reason, read_json_object
 
@@ -145,14 +145,24 @@ def _download(repository: str, commit: str, files: Collection[RemoteFile]) -> No
 
     with translated(f"{repository}@{commit}"):
         at_once([partial(download_one, file) for file in files])
+    _note_revisions(repository, commit)
+
+
+def _note_revisions(repository: str, commit: str) -> None:
+    """Let the cache know which commit a branch is, as it does when it is asked for the branch.
+
+    Offline it is found by that alone.
+    """
+    for revision in hub().revisions(repository, commit):
+        path = os.path.join(cache_folder(repository), "refs", revision)
+        with disk_errors(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="ascii") as file:
+                file.write(commit)
 
 
 def _is_blob_cached(file: RemoteFile) -> bool:
-    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415 - slow
-    from huggingface_hub.file_download import repo_folder_name  # noqa: PLC0415
-
-    folder = repo_folder_name(repo_id=file.repository, repo_type="model")
-    blobs = os.path.join(HF_HUB_CACHE, folder, "blobs")
+    blobs = os.path.join(cache_folder(file.repository), "blobs")
     return bool(file.etag) and os.path.exists(os.path.join(blobs, file.etag))
 
 

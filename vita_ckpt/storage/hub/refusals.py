@@ -26,6 +26,10 @@ MEANINGS: Final[Mapping[str, tuple[str, str]]] = {
         f"check the name; if it is private, {_LOG_IN} of an account that may see it",
     ),
     "hub-forbids": ("permission", f"{_LOG_IN} of an account, and with a token, that may do this"),
+    "branch-moved": (
+        "the branch as it was",
+        "somebody else pushed to it meanwhile: look at it, then run the command again",
+    ),
     "rate-limited": (
         "an answer",
         f"wait some minutes; who is logged in ({_LOG_IN}) may ask more often",
@@ -42,6 +46,8 @@ _OF_STATUS: Final = {
     401: "repository-not-found",  # of what is private and of what is not there alike
     403: "hub-forbids",
     404: "repository-not-found",
+    409: "branch-moved",
+    412: "branch-moved",
     429: "rate-limited",
 }
 

@@ -131,6 +131,14 @@ class Hub:
             raise HubError("revision-not-found", path, expected="an address with a commit")
         return self._find(address.repository, address.revision), address.below
 
+    def revisions(self, name: str, commit: str) -> list[str]:
+        """The branches and tags of a repository that were found to be a commit."""
+        return [
+            revision
+            for (known, revision), repository in self._repositories.items()
+            if known == name and repository.commit == commit != revision
+        ]
+
     def _find(self, name: str, revision: str) -> Repository:
         with self._lock:
             known = self._repositories.get((name, revision))
@@ -239,6 +247,14 @@ def cached(file: RemoteFile) -> str | None:
     return path
 
 
+def cache_folder(repository: str) -> str:
+    """Where huggingface_hub's cache has a repository: blobs, snapshots of commits, and refs."""
+    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415 - slow
+    from huggingface_hub.file_download import repo_folder_name  # noqa: PLC0415
+
+    return os.path.join(HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
+
+
 def _list(session: Session, name: str, revision: str) -> Repository:
     """The files of a revision, from the hub, or, offline, from what was downloaded of it."""
     if session.is_offline:
@@ -303,11 +319,8 @@ def _no_listing(subject: str, got: str) -> HubError:
 
 def _list_cached(session: Session, name: str, revision: str) -> Repository:
     """What the cache has of a revision: in it, a file is a link to a blob named by its etag."""
-    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415 - slow
-    from huggingface_hub.file_download import repo_folder_name  # noqa: PLC0415
-
     subject = f"{name}@{revision}" if revision != "main" else name
-    folder = os.path.join(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
+    folder = cache_folder(name)
     commit = revision
     if not Address(name, revision).is_pinned:
         if not is_inside(revision):
@@ -321,9 +334,9 @@ def _list_cached(session: Session, name: str, revision: str) -> Repository:
     files = {f.name: f for f in _files_below(root, name, commit)}
     if not Address(name, commit).is_pinned or not files:
         raise offline(subject)
-    logging.getLogger("vita_ckpt").warning(
-        f"HF_HUB_OFFLINE is set: of {subject}, what the cache has of commit {commit[:8]} is seen"
-    )
+    if commit != revision:
+        seen = f"of {subject}, what the cache has of commit {commit[:8]} is seen"
+        logging.getLogger("vita_ckpt").warning(f"HF_HUB_OFFLINE is set: {seen}")
     return Repository(session, name, commit, files)
 
 

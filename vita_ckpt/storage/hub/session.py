@@ -11,9 +11,11 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from threading import Lock
 from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -28,6 +30,7 @@ _TIMEOUT: Final = 20.0  # seconds to connect, and between two pieces of an answe
 _CHUNK: Final = 1 << 14  # what requests gives at once, and what a broken connection costs
 _MOST_REDIRECTS: Final = 5
 _MOST_TRIES: Final = 5
+_END_IS_NEAR: Final = 8  # pieces of a body
 _FIRST_WAIT: Final = 0.25  # seconds; doubled each time
 _LONGEST_WAIT: Final = 60.0
 _SILENT_WAIT: Final = 3.0  # what nobody wonders about
@@ -141,6 +144,8 @@ class Session:
                     yield replace(answer, on_the_way={} if is_hub else passed)
                     return
                 passed |= answer.headers if is_hub else {}
+                # Read to its end, which is near, the connection serves the next request too.
+                deque(islice(answer.chunks, _END_IS_NEAR), maxlen=0)
                 target = _joined(url, answer.headers.get("location", ""), subject)
             if urlsplit(url).scheme == "https" != urlsplit(target).scheme:
                 raise HubError(
