@@ -77,6 +77,10 @@ def _keys(subject: Subject) -> Iterator[Finding]:
                 "use_mm_proj",
             ):
                 continue  # the projector is absent: a rule of its own
+            if key == "num_hidden_layers" and any(
+                name.startswith(parts.LAYERS_PREFIX) for name in subject.unread
+            ):
+                continue  # not all of them could be counted
             yield _of(subject, rule, key, _disagreement(line))
     yield from _hidden_size(subject)
 
