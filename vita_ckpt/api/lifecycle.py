@@ -12,6 +12,7 @@ from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage import journal, putting_back
 from vita_ckpt.storage.leftovers import Leftover, leftovers_in, leftovers_of, remove
+from vita_ckpt.storage.places import listing
 
 REPORT_VERSION = 1
 
@@ -173,4 +174,5 @@ def _directory(path: StrPath) -> str:
             got="a file" if os.path.lexists(root) else "nothing",
             hint="check the path",
         )
+    listing(root)  # what cannot be read is not whole
     return root
