@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
-from vita_ckpt.errors import OutputError, UsageError
+from vita_ckpt.errors import UsageError
+from vita_ckpt.storage.outputs import io_error
 from vita_ckpt.storage.owner import stage_name
-from vita_ckpt.storage.source import os_reason
 from vita_ckpt.storage.syscalls import rename_new, sync, sync_directory
 
 
@@ -39,7 +39,7 @@ def append(path: str, text: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise OutputError("write-failed", path, got=os_reason(error)) from error
+        raise io_error(error, path, "a part of the report may be there") from error
 
 
 def _write(path: str, text: str, move: Callable[[str, str], None]) -> None:
@@ -55,7 +55,7 @@ def _write(path: str, text: str, move: Callable[[str, str], None]) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise OutputError("write-failed", path, got=os_reason(error)) from error
+        raise io_error(error, path, "nothing was written there") from error
     finally:
         with suppress(OSError):
             os.unlink(stage)
