@@ -148,6 +148,14 @@ def clean(path: StrPath) -> list[tuple[Leftover, bool]]:
     return [(leftover, remove(leftover)) for leftover in leftovers(path)]
 
 
+def last_undoable(path: StrPath) -> Undoable | None:
+    """What :func:`undo` would undo and :func:`drop_undo` remove; None if there is nothing.
+
+    The checkpoint itself need not be readable. Raises InputError if what is kept is not.
+    """
+    return _undoable(_directory(path))
+
+
 def drop_undo(path: StrPath) -> int:
     """Remove what is kept to undo the last in-place surgery; the bytes of it, 0 if there is none.
 
