@@ -253,7 +253,9 @@ def test_a_plan_that_is_none(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     for text in ("{}", "[]", "no", '{"format": "vita-ckpt-plan", "version": 1, "inputs": []}'):
         path.write_text(text)
-        assert_one_error(cli("apply", path, "--out", tmp_path / "out"), 3, "plan.json")
+        done = cli("apply", path, "--out", tmp_path / "out")
+        assert_one_error(done, 3, "plan.json")
+        assert "None" not in done.err
     assert_one_error(cli("apply", tmp_path / "nowhere", "--out", tmp_path / "out"), 3, "nowhere")
 
 

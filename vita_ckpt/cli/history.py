@@ -63,7 +63,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
             f"{key}={value}" for key, value in (*_pairs(entry.get("arguments")), *_seed(entry))
         ),
         ", ".join(
-            f"{len(_pairs(written))} {what}"
+            render.counted(len(_pairs(written)), what.removesuffix("s"))
             for what, written in _pairs(entry.get("written"))
             if _pairs(written)
         ),
