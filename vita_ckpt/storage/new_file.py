@@ -12,17 +12,18 @@ from vita_ckpt.storage.owner import stage_name
 from vita_ckpt.storage.syscalls import rename_new, sync, sync_directory
 
 
+def check_new(path: str) -> None:
+    """Raise UsageError if there is something at ``path``: asked before long work for a new file."""
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
 def write_new(path: str, text: str) -> None:
     """Write ``text`` to a new file; UsageError if it exists, OutputError if the disk refuses."""
     try:
         _write(path, text, rename_new)
     except FileExistsError as error:
-        raise UsageError(
-            "output-exists",
-            path,
-            expected="a path that does not exist yet",
-            hint="remove it, or name another file",
-        ) from error
+        raise _exists(path) from error
 
 
 def write_over(path: str, text: str) -> None:
@@ -40,6 +41,15 @@ def append(path: str, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise io_error(error, path, "a part of the report may be there") from error
+
+
+def _exists(path: str) -> UsageError:
+    return UsageError(
+        "output-exists",
+        path,
+        expected="a path that does not exist yet",
+        hint="remove it, or name another file",
+    )
 
 
 def _write(path: str, text: str, move: Callable[[str, str], None]) -> None:
