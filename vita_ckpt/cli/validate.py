@@ -10,7 +10,6 @@ import click
 
 from vita_ckpt.api.validation import KINDS, holds_checkpoints, validate_all
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.policy import read_policy
@@ -40,9 +39,7 @@ from vita_ckpt.errors import VitaCkptError, printable
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
 )
 @report_options
-@click.pass_obj
 def command(
-    settings: Settings,
     paths: tuple[str, ...],
     kind: str | None,
     values: bool,

@@ -39,7 +39,7 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
     keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
     if keys.get("head_dim", 0) is None:
         keys["head_dim"] = keys["hidden_size"] // keys["num_attention_heads"]
-    keys |= _rope(config, family, keys.pop("rope_theta"))
+    keys |= _rope(config, keys.pop("rope_theta"))
     kind = getattr(transformers, f"{family}Config")
     library_config = kind(**keys, attn_implementation=attn or "sdpa")
     try:
@@ -119,7 +119,7 @@ def _moe_attribute(layer: nn.Module) -> str:
     return "block_sparse_moe" if hasattr(layer, "block_sparse_moe") else "mlp"
 
 
-def _rope(config: Mapping[str, Any], family: str, theta: float) -> dict[str, Any]:
+def _rope(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
     """The rotary settings as the installed library spells them."""
     given = config.get("rope_parameters")
     scaling = config.get("rope_scaling")
