@@ -245,6 +245,41 @@ def test_a_missing_shard_is_said_once(sharded: Path) -> None:
     assert rules(sharded) == ["missing-shard"]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("truncated-file", cut("shard", 0.5)),
+        ("missing-shard", lambda root: (root / "shard").unlink()),
+    ],
+)
+def test_a_broken_shard_is_said_once(sharded: Path, number: int, rule: str, change: Change) -> None:
+    """It is no left-over to be removed, and the config is not wrong about what was not read."""
+    name = f"model-{number:05}-of-00003.safetensors"
+    (sharded / name).rename(sharded / "shard")
+    change(sharded)
+    if (sharded / "shard").exists():
+        (sharded / "shard").rename(sharded / name)
+    assert rules(sharded) == [rule]
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("invalid-json", write("model.safetensors.index.json", "{")),
+        ("missing-index", lambda root: (root / "model.safetensors.index.json").unlink()),
+    ],
+)
+def test_without_an_index_no_shard_is_a_left_over(sharded: Path, rule: str, change: Change) -> None:
+    change(sharded)
+    assert rules(sharded) == [rule]
+
+
+def test_a_broken_file_of_weights_is_said_once(base: Path) -> None:
+    cut("model.safetensors", 0.5)(base)
+    assert rules(base) == ["truncated-file"]
+
+
 def test_training_state_is_a_note(base: Path) -> None:
     (base / "training_args.bin").write_bytes(pickle.dumps(Evil()))
     report = validate(base)

@@ -227,6 +227,7 @@ def test_a_plain_language_model_an_audio_adapter_and_a_lora_run(tmp_path: Path) 
     write_safetensors(plain / "model.safetensors", shapes, random_fill("F32"))
     (plain / "config.json").write_text('{"model_type": "qwen2"}')
     found = report(plain)
+    assert found["disagreements"] == []
     assert (found["kind"], found["backbone"]) == ("language-model", "Qwen2")
 
     audio = {"model.audio_encoder.adpter.project.weight": torch.zeros(2, 2)}

@@ -55,6 +55,11 @@ def test_a_broken_checkpoint_is_explained(cli: Cli, tmp_path: Path) -> None:
     jsonschema.validate(json.loads(cli("explain", base, "--json").out), SCHEMA)
 
 
+def test_a_config_is_not_explained(cli: Cli) -> None:
+    done = cli("explain", GOLDEN / "A1" / "base" / "config.json")
+    assert_one_error(done, 3, "not-a-weight-file", f"give the directory {GOLDEN / 'A1' / 'base'}")
+
+
 def test_names_do_not_reach_the_terminal_as_they_are(cli: Cli, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(GOLDEN / "A2" / "base", base)

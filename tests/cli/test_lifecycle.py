@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from fixtures.builder import (
     write_checkpoint,
     write_tower,
 )
-from tests.conftest import Cli, assert_one_error
+from tests.conftest import Cli, Result, assert_one_error
 from tests.storage.test_in_place import files_of
 from vita_ckpt.storage import owner
 
@@ -200,6 +201,31 @@ def test_clean_drops_undo_data(cli: Cli, base: Path) -> None:
     assert not (base / ".vita-ckpt").exists()
     assert files_of(base) == now
     assert_one_error(cli("undo", base), 3, "nothing-to-undo")
+
+
+def test_clean_of_undo_data_is_the_same_dry(cli: Cli, base: Path, tmp_path: Path) -> None:
+    """A directory of checkpoints, and a checkpoint that cannot be read, are cleaned too."""
+    for dry in ([], ["--dry-run"]):
+        assert cli("clean", tmp_path, "--undo", *dry) == Result(0, "", "")
+    assert cli("set", base, "image_aspect_ratio=pad", "--in-place").code == 0
+    (base / "model.safetensors.index.json").unlink()
+    assert "would remove the undo data" in cli("clean", base, "--undo", "--dry-run").out
+    assert "removed the undo data" in cli("clean", base, "--undo").out
+
+
+def test_one_file_is_one_file(cli: Cli, base: Path) -> None:
+    assert cli("set", base, "image_aspect_ratio=pad", "--in-place").code == 0
+    assert "1 file\n" in cli("history", base).out
+
+
+def test_the_command_that_is_named_can_be_pasted(cli: Cli, base: Path, tmp_path: Path) -> None:
+    spaced = base.rename(tmp_path / "a b")
+    said = cli("set", spaced, "image_aspect_ratio=pad", "--in-place").out
+    undo = said.rpartition("; vita-ckpt ")[2].removesuffix(" undoes it\n")
+    assert cli(*shlex.split(undo)).out.endswith(", undone\n")
+    plan = tmp_path / "the plan.json"
+    said = cli("set", spaced, "image_aspect_ratio=pad", "--plan-out", plan).err
+    assert shlex.split(said)[-3:] == [str(plan), "--out", "PATH"]
 
 
 def test_undo_data_is_no_part_of_a_checkpoint(cli: Cli, base: Path, tmp_path: Path) -> None:

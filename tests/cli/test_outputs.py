@@ -131,6 +131,9 @@ def test_no_report_goes_into_a_checkpoint(run: Run, tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     gone = Output("json", str(tmp_path / "gone" / "report.json"))
-    with pytest.raises(OutputError, match="write-failed"):
+    with pytest.raises(OutputError, match="write-failed") as error:
         deliver(REPORTS, RULES, "text", [gone])
+    assert error.value.hint == "check the disk; nothing was written there"
     assert not list(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"(output-not-allowed|read-only-output): /sys/report"):
+        deliver(REPORTS, RULES, "text", [Output("json", "/sys/report.json")])

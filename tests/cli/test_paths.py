@@ -1,7 +1,11 @@
-"""Paths of this machine, where an address on the hub was given instead."""
+"""Paths of this machine: where an address on the hub was given instead, or nothing."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import click
 import pytest
 
 import vita_ckpt
+from fixtures.builder import snapshot
 from tests.conftest import GOLDEN, Cli, assert_one_error
 from vita_ckpt.api import lifecycle, surgery
 from vita_ckpt.cli.main import cli as group
@@ -79,6 +84,71 @@ def test_what_must_be_here_is_not_on_the_hub(
 def test_what_can_be_on_the_hub_may(path: str) -> None:
     _, parameter = PATHS[path]
     assert parameter.type.convert(ADDRESS, parameter, click.Context(group)) == ADDRESS
+
+
+@pytest.mark.parametrize("path", sorted(PATHS.keys() - {"diff --output", "validate --output"}))
+def test_an_empty_path_is_not_the_working_directory(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    shutil.copytree(GOLDEN / "A1" / "base", tmp_path / "base")
+    monkeypatch.chdir(tmp_path / "base")
+    before = snapshot(tmp_path / "base")
+    command, parameter = PATHS[path]
+    option = parameter.opts if isinstance(parameter, click.Option) else []
+    done = cli(command, *option[:1], "")
+    assert_one_error(done, 2, "empty-path: '': expected a path, got an empty one (is a variable")
+    assert snapshot(tmp_path / "base") == before
+
+
+def test_the_library_takes_no_empty_path_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(GOLDEN / "A1" / "base")
+    calls: list[Callable[[str], object]] = [
+        vita_ckpt.open_checkpoint,
+        vita_ckpt.explain,
+        vita_ckpt.validate,
+        vita_ckpt.undo,
+        vita_ckpt.recover,
+        vita_ckpt.clean,
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="empty-path"):
+            call("")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect"],
+        ["explain"],
+        ["validate"],
+        ["history"],
+        ["recover"],
+        ["undo"],
+        ["clean"],
+        ["clean", "--undo"],
+    ],
+)
+def test_a_directory_that_cannot_be_read(tmp_path: Path, command: list[str]) -> None:
+    """It is bad input, not wrong usage, and nobody says that it is whole."""
+    base = tmp_path / "base"
+    base.mkdir(mode=0)
+    # What keeps others out does not keep root out, unless it drops that right.
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    line = [sys.executable, "-c", "from vita_ckpt.cli.main import main; main()", *command]
+    done = subprocess.run(
+        [*(drop if os.geteuid() == 0 else []), *line, "base"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    said = "permission denied (check its permissions)"
+    assert done.stderr == f"error: unreadable-directory: {base}: got {said}\n"
+    base.chmod(0o700)
 
 
 @pytest.mark.parametrize(

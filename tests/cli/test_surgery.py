@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from importlib.resources import files
@@ -23,6 +24,7 @@ from fixtures.builder import (
     write_checkpoint,
 )
 from tests.conftest import GOLDEN, Cli, assert_one_error
+from vita_ckpt import apply, plan_merge_projector
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "summary-v1.json").read_text())
 SPEC = Spec()
@@ -196,7 +198,31 @@ def test_a_full_stdout_is_no_bug_of_ours(base: Path) -> None:
             check=False,
         )
     assert done.returncode == 3
-    assert done.stderr == "error: system: [Errno 28] No space left on device\n"
+    assert done.stderr == "error: system: no space left on device\n"
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_streams_that_lead_nowhere(base: Path, adapter: Path, tmp_path: Path, streams: str) -> None:
+    """What is done is done all the same, and what fails is not taken for findings."""
+    line = [sys.executable, "-c", "from vita_ckpt.cli.main import main; main()"]
+
+    def run(*arguments: object) -> tuple[int, str]:
+        words = shlex.join([*line, *map(str, arguments)])
+        done = subprocess.run(
+            ["sh", "-c", f"{words} {streams}"], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr
+
+    out = tmp_path / "out"
+    merge = ["merge-projector", "--base", base, "--adapter", adapter, "--out", out]
+    code, said = run(*merge)
+    assert (code, "error" in said) == (0, False)
+    apply(plan_merge_projector(base, adapter), tmp_path / "same")
+    weights = {name: read_tensors(tmp_path / name) for name in ("out", "same")}
+    assert weights["out"] == weights["same"]
+    code, said = run(*merge)
+    assert (code, said.count("\n")) == (2, 1 if streams == ">&-" else 0)
+    assert run("inspect", tmp_path / "nowhere")[0] == 3
 
 
 PROGRESS = """
@@ -227,7 +253,9 @@ def test_a_plan_that_is_none(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     for text in ("{}", "[]", "no", '{"format": "vita-ckpt-plan", "version": 1, "inputs": []}'):
         path.write_text(text)
-        assert_one_error(cli("apply", path, "--out", tmp_path / "out"), 3, "plan.json")
+        done = cli("apply", path, "--out", tmp_path / "out")
+        assert_one_error(done, 3, "plan.json")
+        assert "None" not in done.err
     assert_one_error(cli("apply", tmp_path / "nowhere", "--out", tmp_path / "out"), 3, "nowhere")
 
 

@@ -36,6 +36,7 @@ def test_the_main_job(cli: Cli, tmp_path: Path) -> None:
         "--verify",
     )
     assert result.code == 0, result
+    assert "the result, which is not written yet\n" in result.err  # it is not the base that works
     assert "it works" in result.err
     assert "config.json: mm_hidden_size 48 → 96: the width of the tower's output" in result.out
     assert "added: vision_tower_config.json: the tower's config" in result.out
@@ -182,12 +183,15 @@ def test_extract_tower(cli: Cli, tmp_path: Path) -> None:
         "preprocessor_config.json",
     ]
     assert json.loads(cli("inspect", out, "--json").out)["kind"] == "vision-tower"
+    assert [line.split()[:4] for line in result.out.splitlines()[1:2]] == [
+        ["vision", "tower", "added", "64"]
+    ]
     again = cli("extract-tower", "--from", "base", "--out", out)
     assert_one_error(again, 2, "output-exists")
     file = cli("extract-tower", "--from", "base", "--out", tmp_path / "x.safetensors")
     assert_one_error(file, 2, "wrong-output-kind", "a directory")
     no_tower = cli("extract-tower", "--from", "new_projector", "--out", tmp_path / "y")
-    assert_one_error(no_tower, 3, "unknown-tower")
+    assert_one_error(no_tower, 3, "unknown-tower", "got none of these, and model_type 'vita-Qwen2'")
     plan = tmp_path / "plan.json"
     assert cli("extract-tower", "--from", "base", "--plan-out", plan).code == 0
     assert cli("apply", plan, "--out", tmp_path / "later").code == 0

@@ -157,7 +157,9 @@ def test_wrong_prompts_and_images_are_one_line(cli: Cli, base: Path, tmp_path: P
     (base / "preprocessor_config.json").write_text("{}")
     for arguments, code, word in (
         (["--image", tmp_path / "nowhere.png"], 3, "nowhere.png"),
-        (["--image", base / "config.json"], 3, "unreadable-image"),
+        (["--image", base / "config.json"], 3, "WEBP), got none of these"),
+        (["--attn", "nonsense"], 2, "unknown-attention: nonsense"),
+        (["--save-golden", image], 2, "output-exists"),
     ):
         assert_one_error(cli("-q", "verify", base, "--device", "cpu", *arguments), code, word)
     result = cli("verify", base, "--device", "cpu", "--image", image)  # at 224 pixels, not 8

@@ -12,6 +12,7 @@ from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage import journal, putting_back
 from vita_ckpt.storage.leftovers import Leftover, leftovers_in, leftovers_of, remove
+from vita_ckpt.storage.places import listing
 
 REPORT_VERSION = 1
 
@@ -154,6 +155,14 @@ def clean(path: StrPath) -> list[tuple[Leftover, bool]]:
     return [(leftover, remove(leftover)) for leftover in leftovers(path)]
 
 
+def last_undoable(path: StrPath) -> Undoable | None:
+    """What :func:`undo` would undo and :func:`drop_undo` remove; None if there is nothing.
+
+    The checkpoint itself need not be readable. Raises InputError if what is kept is not.
+    """
+    return _undoable(_directory(path))
+
+
 def drop_undo(path: StrPath) -> int:
     """Remove what is kept to undo the last in-place surgery; the bytes of it, 0 if there is none.
 
@@ -180,4 +189,5 @@ def _directory(path: StrPath) -> str:
             got="a file" if os.path.lexists(root) else "nothing",
             hint="check the path",
         )
+    listing(root)  # what cannot be read is not whole
     return root

@@ -46,9 +46,23 @@ def locate(path: StrPath) -> str:
     return os.fspath(path) if address is None else _pinned(address, path)
 
 
-def local(path: StrPath) -> str:
-    """``path`` as it is, where only one on this machine will do: UsageError for an address."""
+def given(path: StrPath) -> str:
+    """``path`` as it is: UsageError for an empty one, which would mean the working directory."""
     text = os.fspath(path)
+    if not text:
+        raise UsageError(
+            "empty-path",
+            "''",
+            expected="a path",
+            got="an empty one",
+            hint="is a variable not set? the working directory is .",
+        )
+    return text
+
+
+def local(path: StrPath) -> str:
+    """``path`` as it is, where only one on this machine will do: else UsageError."""
+    text = given(path)
     if is_remote(text):
         raise UsageError(
             "path-on-hub",
@@ -87,7 +101,7 @@ def reopen(root: str, revision: str) -> Checkpoint:
 
 def _address(path: StrPath) -> Address | None:
     """The address on the hub that ``path`` means; None for a path."""
-    text = os.fspath(path)
+    text = given(path)
     if is_remote(text):
         return parse_address(text)
     if os.path.lexists(text.rstrip("/")):  # a file too, as it is opened

@@ -14,7 +14,7 @@ from vita_ckpt.api.locating import StrPath, local, locate
 from vita_ckpt.api.reading import as_checkpoint
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError, UsageError
-from vita_ckpt.storage.new_file import write_new
+from vita_ckpt.storage.new_file import check_new, write_new
 from vita_ckpt.storage.source import read_json_object
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def verify(
     for here in (golden, save_golden, image):  # before the model is read
         if here is not None:
             local(here)
+    if save_golden is not None:
+        check_new(os.fspath(save_golden))
     from vita_ckpt.model import forward  # noqa: PLC0415 - torch
 
     checkpoint = downloaded(as_checkpoint(path))

@@ -379,8 +379,8 @@ def _beside(subject: Subject) -> Iterator[Finding]:
         path = os.path.join(checkpoint.root, name)
         if reason.startswith("state of the run"):
             yield finding("training-state", name, "not part of the checkpoint", file=path)
-        elif not reason.startswith("a weight file"):
-            continue
+        elif not checkpoint.shards or not reason.startswith("a weight file"):
+            continue  # where no weights could be read, they are perhaps among these
         elif is_vita and name.endswith(".safetensors"):
             yield finding(
                 "stale-weights",

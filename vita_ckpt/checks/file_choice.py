@@ -89,8 +89,10 @@ def load_torch_model(teller: Teller) -> Read:
     else:
         names = [name for name in teller.files.names if name.endswith(".safetensors")]
         if len(names) != 1:
-            found = f"{len(names)} of them" if names else "none"
-            teller.stop("not-a-checkpoint", f"no index, and not one *.safetensors but {found}")
+            found = (
+                f"{len(names)} files *.safetensors instead of one" if names else "no *.safetensors"
+            )
+            teller.stop("not-a-checkpoint", f"no index, and {found}")
         _chosen(teller, names[0], "the only *.safetensors file")
     tensors: dict[str, tuple[TensorRef, str]] = {}
     for name in names:

@@ -331,7 +331,8 @@ class _Facts:
             return " or ".join(types), any(projectors.same_tensors(configured, t) for t in types)
         if self.has_projector:
             return "no known type", False
-        if not self.has_language_model:
+        plain = str(self.config.get("model_type")) in PLAIN_LANGUAGE_MODELS
+        if plain or not self.has_language_model:
             return None, None
         return ("identity", True) if configured == "identity" else ("no tensors", False)
 

@@ -48,7 +48,7 @@ def command(settings: Settings, paths: tuple[str, ...], undo: bool, dry_run: boo
 
 def _drop_undo(path: str, dry_run: bool) -> None:
     if dry_run:
-        undoable = lifecycle.history(path).undoable
+        undoable = lifecycle.last_undoable(path)
         nbytes = undoable.nbytes if undoable is not None else 0
     else:
         nbytes = lifecycle.drop_undo(path)

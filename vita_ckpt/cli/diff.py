@@ -22,6 +22,7 @@ from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.errors import UsageError, printable
@@ -30,8 +31,8 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
 
 
 @click.command("diff")
-@click.argument("a", type=click.Path())
-@click.argument("b", type=click.Path())
+@click.argument("a", type=ANYWHERE)
+@click.argument("b", type=ANYWHERE)
 @click.option("--values", is_flag=True, help="Say how far the values of tensors are apart.")
 @click.option(
     "--only",

@@ -12,11 +12,12 @@ from vita_ckpt.checks.divergence import Divergence
 from vita_ckpt.checks.loaders import LOADERS
 from vita_ckpt.checks.story import LoaderStory, some_files
 from vita_ckpt.cli import render
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.errors import printable
 
 
 @click.command("explain")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint", type=ANYWHERE)
 @click.option(
     "--loader",
     "loaders",

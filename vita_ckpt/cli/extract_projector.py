@@ -8,6 +8,7 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.surgery import plan_options, run_plan
 
 
@@ -16,7 +17,7 @@ from vita_ckpt.cli.surgery import plan_options, run_plan
     "--from",
     "source",
     required=True,
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="CKPT",
     help="A checkpoint, a projector or LoRA run, or a weight file.",
 )

@@ -8,6 +8,7 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.surgery import plan_options, run_plan
 
 
@@ -16,13 +17,13 @@ from vita_ckpt.cli.surgery import plan_options, run_plan
     "--from",
     "source",
     required=True,
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="CKPT",
     help="A VITA checkpoint, or any checkpoint that holds a vision tower.",
 )
 @click.option(
     "--tower-config",
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="PATH",
     help="The tower's config.json or directory.  [default: what the checkpoint leads to]",
 )

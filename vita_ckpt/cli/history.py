@@ -9,11 +9,12 @@ import click
 
 from vita_ckpt.api.lifecycle import History, history, history_to_json
 from vita_ckpt.cli import render
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.errors import printable
 
 
 @click.command("history")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint", type=ANYWHERE)
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema history-v1).")
 def command(checkpoint: str, as_json: bool) -> None:
     """Say what was done to CHECKPOINT, by its vita_ckpt.json, and whether it can be undone.
@@ -62,7 +63,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
             f"{key}={value}" for key, value in (*_pairs(entry.get("arguments")), *_seed(entry))
         ),
         ", ".join(
-            f"{len(_pairs(written))} {what}"
+            render.counted(len(_pairs(written)), what.removesuffix("s"))
             for what, written in _pairs(entry.get("written"))
             if _pairs(written)
         ),

@@ -14,6 +14,7 @@ from vita_ckpt.checks.inspection import (
     inspection_to_json,
 )
 from vita_ckpt.cli import render
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.errors import printable
 
@@ -29,7 +30,7 @@ _KINDS = {
 
 
 @click.command("inspect")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint", type=ANYWHERE)
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema inspect-v1).")
 @click.option(
     "--tensors",

@@ -53,7 +53,7 @@ class Settings:
     def note(self, text: str) -> None:
         """Say something beside the data: to stderr, unless quiet."""
         if not self.quiet:
-            click.echo(printable(text), err=True)
+            _say(printable(text))
 
 
 class _LazyGroup(click.Group):
@@ -127,6 +127,7 @@ def _say_moved(settings: Settings, /, result: Any, **_options: object) -> Any:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _open_standard_streams()
     # A request to end is an interrupt: what was staged is removed on the way out.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
@@ -167,7 +168,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     except OSError as error:
         if debug:
             traceback.print_exc()
-        _complain(f"system: {printable(error)}")
+        _complain(f"system: {printable(': '.join(_said(error)))}")
         _forget_stdout()
         return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
@@ -181,6 +182,20 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     return result if isinstance(result, int) else 0
 
 
+def _open_standard_streams() -> None:
+    """Those that are closed lead nowhere: else a file that is written would get their number."""
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers: the lowest is taken
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - stays open
+
+
+def _said(error: OSError) -> list[str]:
+    """What the system said, and of what if that is known: of stdout it is not."""
+    subject = [os.fsdecode(error.filename)] if error.filename is not None else []
+    return [*subject, (error.strerror or str(error) or type(error).__name__).lower()]
+
+
 def _forget_stdout() -> None:
     """Nobody reads on: what the interpreter flushes at exit must not complain either."""
     with contextlib.suppress(OSError, ValueError):
@@ -188,7 +203,13 @@ def _forget_stdout() -> None:
 
 
 def _complain(line: str) -> None:
-    click.echo(f"error: {line}", err=True)
+    _say(f"error: {line}")
+
+
+def _say(line: str) -> None:
+    """One line on stderr; where nobody listens, a command does what it does all the same."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -8,6 +8,7 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 
 
@@ -15,14 +16,14 @@ from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 @click.option(
     "--base",
     required=True,
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="CKPT",
     help="The checkpoint to put it into.",
 )
 @click.option(
     "--adapter",
     required=True,
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="FILE|DIR",
     help="mm_projector.bin, its run, a LoRA run, or another checkpoint.",
 )
@@ -40,7 +41,7 @@ from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 )
 @click.option(
     "--tower",
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="PATH",
     help="The vision tower, for a base without one.  [default: what the run's config names]",
 )

@@ -1,23 +1,32 @@
-"""What an argument may be that takes a path: ``LOCAL`` refuses an address on the hub."""
+"""What an argument may be that takes a path: ``LOCAL`` refuses an address on the hub.
+
+Whether something is there and can be read is said by those who open it.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
-from vita_ckpt.api.locating import local
+from vita_ckpt.api.locating import given, local
 
 
-class _Local(click.Path):
+class _Path(click.Path):
+    def __init__(self, check: Callable[[str | os.PathLike[str]], str]) -> None:
+        super().__init__(readable=False)
+        self._check = check
+
     def convert(
         self,
         value: str | os.PathLike[str],
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:
-        return super().convert(local(value), param, ctx)
+        return super().convert(self._check(value), param, ctx)
 
 
-LOCAL: Final = _Local()
+ANYWHERE: Final = _Path(given)
+LOCAL: Final = _Path(local)

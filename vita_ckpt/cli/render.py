@@ -32,6 +32,11 @@ def count(number: int) -> str:
     return _scaled(number, ("", "k", "M", "B", "T")) if number >= 1_000_000 else f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """How many there are of something: ``1 file``, ``2,048 files``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def path(name: str) -> str:
     """A path as a person would type it: relative if it lies below the working directory."""
     if is_remote(name):

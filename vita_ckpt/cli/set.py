@@ -8,13 +8,14 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 from vita_ckpt.errors import UsageError
 from vita_ckpt.surgery.config import parse_value
 
 
 @click.command("set")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint", type=ANYWHERE)
 @click.argument("pairs", metavar="KEY=VALUE...", nargs=-1, required=True)
 @surgery_options
 @click.pass_obj

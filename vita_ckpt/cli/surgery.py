@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -141,7 +142,7 @@ def run_plan(
     for note in plan.notes:
         settings.note(note)
     if plan_out is not None:
-        settings.note(f"plan saved: vita-ckpt apply {plan_out} --out PATH")
+        settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
     if as_json:
         render.echo_json({**summary, "out": written})
     else:
@@ -197,7 +198,8 @@ def _say_leftovers(settings: Settings, out: str) -> None:
 def _works(settings: Settings, plan: Plan) -> bool:
     """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
     verification = verify(plan.target())
-    for line in verification_lines(verification):
+    _base, *said = verification_lines(verification)
+    for line in ("the result, which is not written yet", *said):
         settings.note(line)
     if has_errors(verification.findings):
         click.echo("error: verification-failed: nothing was written", err=True)
@@ -212,7 +214,8 @@ def _in_place_lines(summary: dict[str, Any], written: str | None) -> list[str]:
     size, base = render.size(summary["bytes_to_write"]), render.path(summary["base"])
     if written is None:
         return [*lines, printable(f"would change {base} in place ({size})")]
-    return [*lines, printable(f"changed {base} in place ({size}); vita-ckpt undo {base} undoes it")]
+    undo = f"vita-ckpt undo {shlex.quote(base)}"
+    return [*lines, printable(f"changed {base} in place ({size}); {undo} undoes it")]
 
 
 def _changed_files(summary: dict[str, Any]) -> list[str]:
@@ -233,7 +236,8 @@ def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
     if summary["carried"]:
         size = render.size(sum(file["bytes"] for file in summary["carried"]))
         names = ", ".join(file["name"] for file in summary["carried"])
-        lines.append(printable(f"carried: {len(summary['carried'])} files ({size}): {names}"))
+        files = render.counted(len(summary["carried"]), "file")
+        lines.append(printable(f"carried: {files} ({size}): {names}"))
     for file in summary["left_out"]:
         lines.append(printable(f"not carried: {file['name']}: {file['reason']}"))
     size = render.size(summary["bytes_to_write"])
@@ -248,9 +252,10 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     changes = summary["tensors"]
     if len(changes) > _MOST_ROWS:
-        lines.append(
-            render.table(_grouped(changes), ("part", "change", "tensors", "dtype"), "  r ")
-        )
+        # A tower on its own has names without the prefix that tells the part.
+        alone = parts.VISION_TOWER if summary["operation"] == "extract-tower" else None
+        groups = _grouped(changes, alone)
+        lines.append(render.table(groups, ("part", "change", "tensors", "dtype"), "  r "))
     elif changes:
         rows = [(c["name"], c["change"], _arrow(c["before"], c["after"])) for c in changes]
         lines.append(render.table(rows, ("tensor", "change", "dtype and shape")))
@@ -264,11 +269,11 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _grouped(changes: list[dict[str, Any]]) -> list[tuple[str, str, int, str]]:
-    """How many tensors of each part change in which way."""
+def _grouped(changes: list[dict[str, Any]], alone: str | None) -> list[tuple[str, str, int, str]]:
+    """How many tensors of each part change in which way; ``alone`` is the only part there is."""
     groups: dict[tuple[str, str], list[str]] = {}
     for change in changes:
-        part = parts.LABELS[parts.part_of(change["name"])]
+        part = parts.LABELS[alone or parts.part_of(change["name"])]
         side = change["after"] or change["before"]
         groups.setdefault((part, change["change"]), []).append(side["dtype"])
     return [

@@ -8,6 +8,7 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 
 
@@ -15,14 +16,14 @@ from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 @click.option(
     "--base",
     required=True,
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="CKPT",
     help="The checkpoint, or a plain Qwen2, Mixtral or Mistral model.",
 )
 @click.option(
     "--tower",
     required=True,
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="PATH",
     help="A tower directory or file, a CLIP, SigLIP or InternVL checkpoint, or a VITA checkpoint.",
 )
@@ -33,12 +34,13 @@ from vita_ckpt.cli.surgery import begin, run_plan, surgery_options
 )
 @click.option(
     "--tower-config",
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="PATH",
     help="The tower's config.json, if it is not beside its weights.",
 )
 @click.option(
     "--projector",
+    type=ANYWHERE,
     metavar="keep|reinit|FILE",
     help="Keep it, draw it anew, or take a trained one.  [default: keep, if it still fits]",
 )

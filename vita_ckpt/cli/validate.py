@@ -10,16 +10,15 @@ import click
 
 from vita_ckpt.api.validation import KINDS, holds_checkpoints, validate_all
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
-from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.policy import read_policy
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import VitaCkptError, printable
 
 
 @click.command("validate")
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=ANYWHERE)
 @click.option("--kind", type=click.Choice(KINDS), help="What to take PATH for.")
 @click.option(
     "--values", is_flag=True, help="Read every byte: NaN, infinity, float16, dead layers."
@@ -40,9 +39,7 @@ from vita_ckpt.errors import VitaCkptError, printable
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
 )
 @report_options
-@click.pass_obj
 def command(
-    settings: Settings,
     paths: tuple[str, ...],
     kind: str | None,
     values: bool,

@@ -10,7 +10,7 @@ import click
 from vita_ckpt.api import running as api
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import UsageError, escaped, printable
 
@@ -21,7 +21,7 @@ REPORT_VERSION = 1
 
 
 @click.command("verify")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint", type=ANYWHERE)
 @click.option("--device", default="auto", metavar="auto|cuda|cuda:N|cpu", help="Where to run.")
 @click.option(
     "--dtype",
@@ -38,11 +38,11 @@ REPORT_VERSION = 1
     "model streams from its files.",
 )
 @click.option(
-    "--tower", type=click.Path(), metavar="DIR", help="The tower's directory, for its config."
+    "--tower", type=ANYWHERE, metavar="DIR", help="The tower's directory, for its config."
 )
 @click.option(
     "--against",
-    type=click.Path(),
+    type=ANYWHERE,
     metavar="BASE",
     help="A checkpoint whose text-only logits must be the same.",
 )

@@ -212,8 +212,10 @@ def input_paths(data: Any) -> tuple[str, ...]:
     Raises InputError if ``data`` is no plan of this version.
     """
     plan = _expect(data, dict, "the plan")
-    if plan.get("format") != FORMAT or _expect(plan.get("version"), int, "a version") != VERSION:
-        raise _not_a_plan(f"format {plan.get('format')!r}, version {plan.get('version')!r}")
+    if plan.get("format") != FORMAT:
+        raise _not_a_plan("JSON of another kind")
+    if _expect(plan.get("version"), int, "a version") != VERSION:
+        raise _not_a_plan(f"version {plan['version']}")
     inputs = _expect(plan.get("inputs"), list, "inputs")
     if not inputs:
         raise _not_a_plan("no inputs")

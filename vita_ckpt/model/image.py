@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Final
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vita_ckpt.core.anatomy import towers
@@ -202,7 +202,9 @@ def read_image(path: StrPath) -> Image.Image:
                 "unreadable-image",
                 name,
                 expected=f"an image ({', '.join(_FORMATS)})",
-                got=f"{error}" or type(error).__name__,
+                got="none of these"
+                if isinstance(error, UnidentifiedImageError)
+                else f"{error}" or type(error).__name__,
             ) from error
 
 

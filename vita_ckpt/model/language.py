@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
-from vita_ckpt.errors import InputError
+from vita_ckpt.errors import InputError, UsageError
 
 # transformers 4.41 computes its rotary tables for this many positions in every layer, and extends
 # them when a text is longer: at a model's own maximum they would take a gigabyte.
@@ -23,7 +23,8 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
     """The ``…ForCausalLM`` of a VITA config, in the default dtype, its weights not set.
 
     ``attn`` is the library's attention implementation (``"eager"``, ``"sdpa"`` …), by default
-    ``"sdpa"``. Raises InputError for a ``model_type`` that VITA does not have.
+    ``"sdpa"``. Raises InputError for a ``model_type`` that VITA does not have, UsageError for
+    an ``attn`` that the library does not have, or not here.
     """
     backbone = BACKBONES.get(str(config.get("model_type")))
     if backbone is None:
@@ -38,10 +39,19 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
     keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
     if keys.get("head_dim", 0) is None:
         keys["head_dim"] = keys["hidden_size"] // keys["num_attention_heads"]
-    keys |= _rope(config, family, keys.pop("rope_theta"))
+    keys |= _rope(config, keys.pop("rope_theta"))
     kind = getattr(transformers, f"{family}Config")
     library_config = kind(**keys, attn_implementation=attn or "sdpa")
-    model: Any = getattr(transformers, f"{family}ForCausalLM")(library_config)
+    try:
+        model: Any = getattr(transformers, f"{family}ForCausalLM")(library_config)
+    except (ImportError, ValueError) as error:
+        if attn is None:
+            raise
+        raise UsageError(
+            "unknown-attention",
+            attn,
+            expected="an attention implementation that the library has here: sdpa, eager …",
+        ) from error
     if family == "Mixtral":
         for layer in model.model.layers:
             setattr(layer, _moe_attribute(layer), SparseMoe(keys))
@@ -109,7 +119,7 @@ def _moe_attribute(layer: nn.Module) -> str:
     return "block_sparse_moe" if hasattr(layer, "block_sparse_moe") else "mlp"
 
 
-def _rope(config: Mapping[str, Any], family: str, theta: float) -> dict[str, Any]:
+def _rope(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
     """The rotary settings as the installed library spells them."""
     given = config.get("rope_parameters")
     scaling = config.get("rope_scaling")

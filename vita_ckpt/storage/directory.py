@@ -172,13 +172,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def open_file(path: str) -> Checkpoint:
     """A lone weight file as a checkpoint, with the config beside it."""
-    if path.endswith(".json"):
-        raise InputError(
-            "not-a-weight-file",
-            path,
-            expected="a checkpoint directory or a weight file",
-            hint=f"give the directory {os.path.dirname(path)}",
-        )
+    check_no_json(path)
     weights = _Weights()
     weights.read(path, "")
     weights.check(path)
@@ -191,6 +185,17 @@ def open_file(path: str) -> Checkpoint:
     return Checkpoint(
         path, "file", weights.tensors, tuple(weights.shards), config=config, files=files
     )
+
+
+def check_no_json(path: str) -> None:
+    """Raise InputError if a file is a config or an index by its name: its directory was meant."""
+    if path.endswith(".json"):
+        raise InputError(
+            "not-a-weight-file",
+            path,
+            expected="a checkpoint directory or a weight file",
+            hint=f"give the directory {os.path.dirname(path)}",
+        )
 
 
 def _open_directory(root: str) -> Checkpoint:

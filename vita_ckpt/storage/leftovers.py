@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from vita_ckpt.errors import InputError
 from vita_ckpt.storage import journal
 from vita_ckpt.storage.owner import Fate, fate_of_stage, is_stage
-from vita_ckpt.storage.source import os_reason
+from vita_ckpt.storage.source import unreadable_directory
 from vita_ckpt.storage.wholeness import HOME
 
 
@@ -33,7 +32,7 @@ def leftovers_in(directory: str, *, own: bool = False) -> list[Leftover]:
     try:
         names = sorted(name for name in os.listdir(directory) if is_stage(name))
     except OSError as error:
-        raise InputError("unreadable-directory", directory, got=os_reason(error)) from error
+        raise unreadable_directory(directory, error) from error
     found = [_leftover(os.path.join(directory, name), fate_of_stage(name)) for name in names]
     # One whose process ended well between the look at the names and the look at it is an output.
     return [leftover for leftover in found if _is_there(leftover.path, own)]

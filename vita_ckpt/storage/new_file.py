@@ -6,10 +6,16 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
-from vita_ckpt.errors import OutputError, UsageError
+from vita_ckpt.errors import UsageError
+from vita_ckpt.storage.outputs import io_error
 from vita_ckpt.storage.owner import stage_name
-from vita_ckpt.storage.source import os_reason
 from vita_ckpt.storage.syscalls import rename_new, sync, sync_directory
+
+
+def check_new(path: str) -> None:
+    """Raise UsageError if there is something at ``path``: asked before long work for a new file."""
+    if os.path.lexists(path):
+        raise _exists(path)
 
 
 def write_new(path: str, text: str) -> None:
@@ -17,12 +23,7 @@ def write_new(path: str, text: str) -> None:
     try:
         _write(path, text, rename_new)
     except FileExistsError as error:
-        raise UsageError(
-            "output-exists",
-            path,
-            expected="a path that does not exist yet",
-            hint="remove it, or name another file",
-        ) from error
+        raise _exists(path) from error
 
 
 def write_over(path: str, text: str) -> None:
@@ -39,7 +40,16 @@ def append(path: str, text: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise OutputError("write-failed", path, got=os_reason(error)) from error
+        raise io_error(error, path, "a part of the report may be there") from error
+
+
+def _exists(path: str) -> UsageError:
+    return UsageError(
+        "output-exists",
+        path,
+        expected="a path that does not exist yet",
+        hint="remove it, or name another file",
+    )
 
 
 def _write(path: str, text: str, move: Callable[[str, str], None]) -> None:
@@ -55,7 +65,7 @@ def _write(path: str, text: str, move: Callable[[str, str], None]) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise OutputError("write-failed", path, got=os_reason(error)) from error
+        raise io_error(error, path, "nothing was written there") from error
     finally:
         with suppress(OSError):
             os.unlink(stage)

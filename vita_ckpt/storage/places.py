@@ -11,7 +11,7 @@ from typing import Literal
 from vita_ckpt.core.address import is_inside, is_remote, parse_address
 from vita_ckpt.core.checkpoint import File, LocalFile
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.source import os_reason
+from vita_ckpt.storage.source import os_reason, unreadable_directory
 
 Kind = Literal["file", "directory", "link to a directory", "broken link", "other"]
 
@@ -133,7 +133,7 @@ def listing(root: str) -> list[str]:
     try:
         return sorted(os.listdir(root))
     except OSError as error:
-        raise InputError("unreadable-directory", root, got=os_reason(error)) from error
+        raise unreadable_directory(root, error) from error
 
 
 def stays_below(root: str, name: str) -> bool:

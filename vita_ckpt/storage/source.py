@@ -213,6 +213,13 @@ def _unreadable(path: str, error: OSError) -> InputError:
     )
 
 
+def unreadable_directory(path: str, error: OSError) -> InputError:
+    """What the system said of a directory that cannot be listed."""
+    return InputError(
+        "unreadable-directory", path, got=os_reason(error), hint="check its permissions"
+    )
+
+
 def os_reason(error: OSError) -> str:
     """What the system says, without the path that the message names already."""
     return (error.strerror or type(error).__name__).lower()

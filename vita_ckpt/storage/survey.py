@@ -89,6 +89,7 @@ class _Surveyor:
     shards: list[Shard] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
+    chosen: set[str] = field(default_factory=set)
 
     def file(self) -> Survey:
         """A lone weight file."""
@@ -122,7 +123,8 @@ class _Surveyor:
         adapter = self._json(self.root, ADAPTER_CONFIG, files) if layout == "lora" else None
         provenance = self._json(self.root, PROVENANCE, files)
         left_out: dict[str, str] = {}
-        used = {shard.name for shard in self.shards} | files.keys()
+        # What was chosen and is broken is no left-over: nobody should be told to remove it.
+        used = self.chosen | files.keys()
         collect_files(self.root, "", used, files, left_out, 0)
         checkpoint = Checkpoint(
             self.root,
@@ -181,6 +183,7 @@ class _Surveyor:
         return self._weights(name)
 
     def _weights(self, name: str) -> Mapping[str, TensorRef] | None:
+        self.chosen.add(name)
         read = self._attempt(os.path.join(self.root, name), lambda: read_shard(self.root, name))
         if read is None:
             return None

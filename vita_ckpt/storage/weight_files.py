@@ -15,6 +15,7 @@ from vita_ckpt.storage.directory import (
     TORCH_INDEX,
     TRAINING_STATE,
     check_inside,
+    check_no_json,
     read_optional,
     read_shard,
     weight_map_of,
@@ -45,6 +46,7 @@ def read_weight_files(path: str | os.PathLike[str]) -> WeightFiles:
     root, entry = find(path)
     check_whole(root if entry.is_directory else folder_of(root))
     if not entry.is_directory:
+        check_no_json(root)
         name = os.path.basename(root)
         folder = os.path.dirname(root)
         return WeightFiles(root, (name,), {name: _weight_file(folder, name)}, {}, lone=True)

@@ -12,7 +12,7 @@ from vita_ckpt.core.address import is_remote
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.owner import parse
 from vita_ckpt.storage.places import exists
-from vita_ckpt.storage.source import os_reason
+from vita_ckpt.storage.source import unreadable_directory
 
 HOME: Final = ".vita-ckpt"
 NOBODY: Final = "owner-nobody"
@@ -58,7 +58,7 @@ def owner_file(directory: str) -> str | None:
     try:
         names = [name for name in os.listdir(directory) if name.startswith("owner-")]
     except OSError as error:
-        raise InputError("unreadable-directory", directory, got=os_reason(error)) from error
+        raise unreadable_directory(directory, error) from error
     return min(names, default=None)
 
 

@@ -188,7 +188,9 @@ class _DonorTower:
                 "unknown-tower",
                 checkpoint.root,
                 expected="the tensors of a SigLIP, CLIP, EVA-CLIP or InternViT tower",
-                got=f"model_type {model_type!r}" if model_type else ", ".join(list(shapes)[:4]),
+                got=f"none of these, and model_type {model_type!r}"
+                if model_type
+                else ", ".join(list(shapes)[:4]),
                 hint="give the tower's own directory",
             )
         sizes = towers.config_of_shapes(shapes)
