@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import vita_ckpt
 from fixtures.builder import TowerSpec, snapshot, write_checkpoint, write_tower
 from tests.conftest import Cli, assert_one_error
 from vita_ckpt.checks.rules import RULES
+
+RUN = "from vita_ckpt.cli.main import main; main()"
 
 
 @pytest.fixture
@@ -22,6 +29,30 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def edit(root: Path, **values: object) -> None:
     path = root / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("command", [["validate"], ["diff", "other", "--exit-code"]])
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_that_nobody_reads_on_changes_no_verdict(
+    base: Path, tmp_path: Path, command: list[str], is_sound: bool
+) -> None:
+    shutil.copytree(base, tmp_path / "other")
+    if not is_sound:
+        edit(base, mm_hidden_size=5)
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *command, "base"],
+            env={**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0 if is_sound else 1, "")
 
 
 def test_exit_codes(cli: Cli, base: Path, tmp_path: Path) -> None:

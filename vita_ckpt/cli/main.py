@@ -163,13 +163,13 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         _complain(f"usage: {printable(error.format_message())} ({command} --help)")
         return error.exit_code
     except BrokenPipeError:
-        _forget_stdout()
+        forget_stdout()
         return 0
     except OSError as error:
         if debug:
             traceback.print_exc()
         _complain(f"system: {printable(': '.join(_said(error)))}")
-        _forget_stdout()
+        forget_stdout()
         return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
         if debug:
@@ -196,7 +196,7 @@ def _said(error: OSError) -> list[str]:
     return [*subject, (error.strerror or str(error) or type(error).__name__).lower()]
 
 
-def _forget_stdout() -> None:
+def forget_stdout() -> None:
     """Nobody reads on: what the interpreter flushes at exit must not complain either."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +13,7 @@ import click
 from vita_ckpt.api.locating import local
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import FORMATS, renderer
+from vita_ckpt.cli.main import forget_stdout
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.new_file import append, write_over
@@ -103,6 +105,7 @@ def deliver(
 ) -> None:
     """Write ``reports`` to every output, then to stdout. Raises OutputError if the disk refuses.
 
+    That nobody reads stdout to its end changes nothing in what a command found, and exits with.
     ``own`` are the formats in which a command has more to say than a report.
     """
 
@@ -112,7 +115,11 @@ def deliver(
     for output in outputs:
         write = append if output.path == os.environ.get(_JOB_SUMMARY) else write_over
         write(os.path.realpath(output.path), rendered(output.format))
-    click.echo(rendered(report_format), nl=False)
+    try:
+        click.echo(rendered(report_format), nl=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        forget_stdout()
 
 
 def _output(value: str) -> Output:

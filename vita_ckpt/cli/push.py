@@ -6,6 +6,7 @@ import click
 
 from vita_ckpt.api.pushing import push
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import deliver
 from vita_ckpt.cli.paths import LOCAL
@@ -55,5 +56,5 @@ def command(
         settings.note(f"not uploaded: {name}: {reason}")
     for name in done.removed:
         settings.note(f"removed from the repository: {name}")
-    click.echo(f"pushed {len(done.files)} files: {done.url}")
+    click.echo(f"pushed {render.counted(len(done.files), 'file')}: {done.url}")
     return 0
