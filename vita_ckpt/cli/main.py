@@ -66,6 +66,13 @@ class _LazyGroup(click.Group):
         command: click.Command = import_module(_COMMANDS[cmd_name]).command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would call it 1, which says that something was found
+            forget_stdout()
+            return 0
+
 
 def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
     if shell is None or ctx.resilient_parsing:
