@@ -16,7 +16,7 @@ from vita_ckpt.storage.directory import read_shard
 from vita_ckpt.storage.hub.at_once import at_once
 from vita_ckpt.storage.hub.ranges import Put, Span, coalesced, fetch
 from vita_ckpt.storage.hub.repository import cache_folder, cached, hub
-from vita_ckpt.storage.hub.session import translated
+from vita_ckpt.storage.hub.session import attempted
 from vita_ckpt.storage.source import identify, os_reason, read_json_object
 
 
@@ -140,11 +140,11 @@ def _download(repository: str, commit: str, files: Collection[RemoteFile]) -> No
     def download_one(file: RemoteFile) -> None:
         # One of another commit may have the same content: then only a link is made.
         moves = not _is_blob_cached(file)
-        hf_hub_download(repository, file.name, revision=commit)
+        get = partial(hf_hub_download, repository, file.name, revision=commit)
+        hub().session.patiently(partial(attempted, f"{repository}@{commit}", get))
         hub().session.count(file.size if moves else 0)
 
-    with translated(f"{repository}@{commit}"):
-        at_once([partial(download_one, file) for file in files])
+    at_once([partial(download_one, file) for file in files])
     _note_revisions(repository, commit)
 
 

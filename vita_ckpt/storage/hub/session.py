@@ -35,7 +35,7 @@ _FIRST_WAIT: Final = 0.25  # seconds; doubled each time
 _LONGEST_WAIT: Final = 60.0
 _SILENT_WAIT: Final = 3.0  # what nobody wonders about
 # What may be over soon: a server that is busy or fails.
-PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _OF_THE_DISK: Final = {
     errno.ENOSPC: "no-space",
@@ -238,6 +238,21 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
         ) from error
 
 
+def attempted(subject: str, call: Callable[[], _T], *, writing: bool = False) -> _T:
+    """What a call of huggingface_hub's returns; a PassingError for what may be tried again."""
+    try:
+        with translated(subject, writing=writing):
+            return call()
+    except HubError as error:
+        response = response_of(error)
+        status = response.status_code if response is not None else None
+        if status not in _PASSING and error.code != "hub-unreachable":
+            raise
+        headers = response.headers.items() if response is not None else ()
+        wait = _asked_wait({name.lower(): value for name, value in headers})
+        raise PassingError(error, wait) from error
+
+
 def response_of(error: BaseException | None) -> Any:
     """The answer of a server that led to an error; None if there was none."""
     while error is not None:
@@ -275,8 +290,8 @@ def _check(answer: Answer, subject: str) -> None:
     if answer.status in (200, 206, 416):
         return
     error = refusal(answer.status, answer.headers, subject)
-    if answer.status in PASSING:
-        raise PassingError(error, asked_wait(answer.headers))
+    if answer.status in _PASSING:
+        raise PassingError(error, _asked_wait(answer.headers))
     raise error
 
 
@@ -321,7 +336,7 @@ def _no_address(url: str, subject: str) -> HubError:
     )
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
+def _asked_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait: ``Retry-After``, or the hub's ``RateLimit`` header."""
     after = headers.get("retry-after", "")
     if after.isdecimal() and len(after) < 7:

@@ -13,14 +13,7 @@ from vita_ckpt.errors import HubError, UsageError
 from vita_ckpt.storage.directory import counts_as_weights
 from vita_ckpt.storage.hub.refusals import offline
 from vita_ckpt.storage.hub.repository import hub
-from vita_ckpt.storage.hub.session import (
-    PASSING,
-    PassingError,
-    asked_wait,
-    path_of,
-    response_of,
-    translated,
-)
+from vita_ckpt.storage.hub.session import PassingError, attempted, path_of, response_of
 from vita_ckpt.storage.source import opened, read_at
 
 _BY_ITSELF: Final = 1 << 20
@@ -132,19 +125,14 @@ def _attempt(subject: str, call: Callable[[], Any]) -> Any:
     A commit is not, once the hub may have heard of it: its answer may be what was lost.
     """
     try:
-        with translated(subject, writing=True):
-            return call()
-    except HubError as error:
-        response = response_of(error)
-        status = response.status_code if response is not None else None
-        if status not in PASSING and error.code != "hub-unreachable":
-            raise
-        if status != _NOT_HEARD and _COMMITS.search(path_of(error)):
+        return attempted(subject, call, writing=True)
+    except PassingError as passing:
+        error, response = passing.error, response_of(passing.error)
+        unheard = response is not None and response.status_code == _NOT_HEARD
+        if not unheard and _COMMITS.search(path_of(error)):
             error.hint = "it may be committed all the same: look at its page, then run it again"
-            raise
-        headers = response.headers.items() if response is not None else ()
-        wait = asked_wait({name.lower(): value for name, value in headers})
-        raise PassingError(error, wait) from error
+            raise error from passing
+        raise
 
 
 def _content(given: str | bytes) -> str | bytes:
