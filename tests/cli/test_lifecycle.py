@@ -359,6 +359,20 @@ def test_a_model_card_says_how_it_was_made(
     assert (tmp_path / "bare" / "README.md").read_bytes().startswith(b"<!-- vita-ckpt: lineage")
 
 
+def test_a_surgery_looks_for_no_left_overs_among_temporary_files(
+    cli: Cli, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python would write there, and where that fails, in the working directory, to find a place."""
+    trap = tmp_path / "trap"
+    (trap / f".vita-ckpt-000000000001-{dead_tag()}.tmp").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(trap))
+    done = cli("set", base, "use_s2=true", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert ".vita-ckpt-" not in done.err
+    assert "removed" in cli("clean", base).out
+    assert list(trap.iterdir()) == []
+
+
 def test_clean_without_a_place_for_temporary_files(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,9 +122,8 @@ def history_to_json(found: History) -> dict[str, Any]:
 def leftovers(path: StrPath) -> list[Leftover]:
     """What runs that were killed left in a directory, beside it, and in it if it is a checkpoint.
 
-    The path itself need not exist: an output that never came is looked for beside its place. What
-    was fetched of the hub only to be read lies where temporary files do: that of this user is found
-    too, where that can be read. Raises InputError if neither it nor its directory can be read.
+    The path itself need not exist: an output that never came is looked for beside its place. Raises
+    InputError if neither it nor its directory can be read.
     """
     place = os.path.abspath(local(path))
     parent = os.path.dirname(place)
@@ -133,12 +132,14 @@ def leftovers(path: StrPath) -> list[Leftover]:
     found = leftovers_in(parent) if parent != place else []
     if os.path.isdir(place):
         found += [*leftovers_in(place), *leftovers_of(place)]
-    known = {leftover.path for leftover in found}
-    return found + [leftover for leftover in _temporary() if leftover.path not in known]
+    return found
 
 
 def _temporary() -> list[Leftover]:
-    """What lies where temporary files do; nothing where that is no place, or cannot be read."""
+    """What was fetched of the hub only to be read, and lies where temporary files do.
+
+    Nothing where that is no place, or cannot be read. Python may write there to find that out.
+    """
     import tempfile  # noqa: PLC0415 - slow
 
     try:
@@ -147,12 +148,15 @@ def _temporary() -> list[Leftover]:
         return []
 
 
-def clean(path: StrPath) -> list[tuple[Leftover, bool]]:
-    """Remove what :func:`leftovers` finds, with whether it is gone.
+def clean(path: StrPath, *, dry_run: bool = False) -> list[tuple[Leftover, bool]]:
+    """Remove what :func:`leftovers` finds, with whether it is gone, or with ``dry_run`` would be.
 
-    What belongs to a process that lives, or that ran where it cannot be looked for, stays.
+    So is what is left of this user in the directory for temporary files. What belongs to a process
+    that lives, or that ran where it cannot be looked for, stays.
     """
-    return [(leftover, remove(leftover)) for leftover in leftovers(path)]
+    found = {leftover.path: leftover for leftover in (*_temporary(), *leftovers(path))}
+    gone = (lambda leftover: leftover.fate == "dead") if dry_run else remove
+    return [(leftover, gone(leftover)) for leftover in found.values()]
 
 
 def last_undoable(path: StrPath) -> Undoable | None:

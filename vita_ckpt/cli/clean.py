@@ -28,15 +28,11 @@ def command(settings: Settings, paths: tuple[str, ...], undo: bool, dry_run: boo
     """Remove what killed runs left: in PATH, beside it, and in it if it is a checkpoint.
 
     PATH is a directory of checkpoints, a checkpoint, or the output that never came; by default
-    the working directory. What belongs to a process that is alive, or that ran on another host,
-    is never removed.
+    the working directory. What your own killed runs left in the directory for temporary files goes
+    as well. What belongs to a process that is alive, or that ran on another host, is never removed.
     """
     for path in paths or (".",):
-        if dry_run:
-            found = [(leftover, leftover.fate == "dead") for leftover in lifecycle.leftovers(path)]
-        else:
-            found = lifecycle.clean(path)
-        for leftover, gone in found:
+        for leftover, gone in lifecycle.clean(path, dry_run=dry_run):
             what = f"{render.path(leftover.path)} ({render.size(leftover.nbytes)})"
             if gone:
                 click.echo(printable(f"{'would remove' if dry_run else 'removed'} {what}"))

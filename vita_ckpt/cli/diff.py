@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 import click
@@ -25,6 +24,7 @@ from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.distance import Distance
+from vita_ckpt.core.json_text import json_text
 from vita_ckpt.errors import UsageError, printable
 
 _FIGURES = ("max |Δ|", "relative L2", "cosine")
@@ -100,7 +100,7 @@ def command(
         outputs,
         {
             "text": lambda: "".join(f"{line}\n" for line in _screen(found, limit)),
-            "json": lambda: json.dumps(difference_to_json(found), indent=2) + "\n",
+            "json": lambda: json_text(difference_to_json(found)) + "\n",
         },
     )
     return 1 if found.breaches or (exit_code and not found.identical) else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.json_text import json_text
 from vita_ckpt.errors import printable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = ""
 
 def echo_json(value: Any) -> None:
     """JSON to stdout, in ASCII: whatever a name contains is escaped."""
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json_text(value))
 
 
 @contextmanager

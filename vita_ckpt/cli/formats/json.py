@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from vita_ckpt import __version__
 from vita_ckpt.checks.rules import Rule
+from vita_ckpt.core.json_text import json_text
 from vita_ckpt.core.report import SEVERITIES, Finding, Report, has_errors, worst_first
 
 REPORT_VERSION: Final = 1
@@ -35,7 +35,7 @@ def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
             for report in reports
         ],
     }
-    return json.dumps(value, indent=2) + "\n"
+    return json_text(value) + "\n"
 
 
 def _outcome(findings: Sequence[Finding]) -> dict[str, Any]:

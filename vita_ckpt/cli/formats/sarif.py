@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -14,6 +13,7 @@ from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
 from vita_ckpt.cli.render import path
 from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.json_text import json_text
 from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import printable
 
@@ -34,7 +34,7 @@ def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
         for finding in worst_first(report.findings)
     ]
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
-    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
+    return json_text({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}) + "\n"
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
