@@ -23,7 +23,7 @@ SIGNATURES = {
         "(plan: 'Plan', *, options: 'Options' = Options(link='auto', check=True, digest=False, "
         "model_card=False), progress: 'Progress' = no_progress) -> 'str'"
     ),
-    "clean": "(path: 'StrPath') -> 'list[tuple[Leftover, bool]]'",
+    "clean": "(path: 'StrPath', *, dry_run: 'bool' = False) -> 'list[tuple[Leftover, bool]]'",
     "drop_undo": "(path: 'StrPath') -> 'int'",
     "history": "(path: 'StrPath') -> 'History'",
     "recover": "(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack | None'",
