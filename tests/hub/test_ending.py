@@ -21,6 +21,8 @@ from tests.hub.conftest import ROOT, RUN, Machine
 
 BASE = GOLDEN / "A7" / "base"
 STORED = r"^/org/vita/[0-9a-f]{40}/"
+# Whoever runs the tests in the background may have it ignored, which is inherited.
+HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 PLANNING = 8  # requests for the headers of four shards
 
 
@@ -31,7 +33,7 @@ def hanging(machine: Machine, fault: Fault, *arguments: object) -> Iterator[subp
     machine.hub.faults.append(fault)
     times = fault.times
     with subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, arguments)],
+        [sys.executable, "-c", HEED + RUN, *map(str, arguments)],
         cwd=machine.work,
         env=machine.hub.environment(machine.home, PYTHONPATH=str(ROOT), HF_TOKEN=TOKEN),
         stdout=subprocess.PIPE,
@@ -49,7 +51,10 @@ def end(machine: Machine, fault: Fault, number: int, *arguments: object) -> tupl
     with hanging(machine, fault, *arguments) as process:
         began = time.monotonic()
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
         return process.returncode, err, time.monotonic() - began
 
 
