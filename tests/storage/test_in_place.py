@@ -367,8 +367,9 @@ def test_what_the_check_finds_is_rolled_back(base: Path, adapter: Path) -> None:
 
 
 IN_PLACE = """
-import sys, time
+import signal, sys, time
 from vita_ckpt import apply_in_place, plan_merge_projector
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 steps = 0
 def step(count):
     global steps
