@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from vita_ckpt.core.checkpoint import LocalFile, RemoteFile, TensorRef
-from vita_ckpt.errors import HubError, OutputError, StaleInputError
+from vita_ckpt.errors import HubError, StaleInputError
 from vita_ckpt.storage.directory import read_shard
 from vita_ckpt.storage.hub.at_once import at_once
 from vita_ckpt.storage.hub.ranges import Put, Span, coalesced, fetch
 from vita_ckpt.storage.hub.repository import cache_folder, cached, hub
 from vita_ckpt.storage.hub.session import attempted
-from vita_ckpt.storage.source import identify, os_reason, read_json_object
+from vita_ckpt.storage.outputs import io_error
+from vita_ckpt.storage.source import identify, read_json_object
 
 
 def download(files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
@@ -125,13 +126,7 @@ def disk_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise OutputError(
-            "no-space" if full else "write-failed",
-            path,
-            got=os_reason(error),
-            hint="free some space, or write to another disk" if full else "check the disk",
-        ) from error
+        raise io_error(error, path, "nothing of it was kept") from error
 
 
 def _download(repository: str, commit: str, files: Collection[RemoteFile]) -> None:
