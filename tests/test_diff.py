@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import vita_ckpt
 from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
 from tests.conftest import BASES, GOLDEN
-from vita_ckpt.checks.difference import Difference, covered, difference_report
+from vita_ckpt.checks.diff import Difference, covered, difference_report
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 
 diff = vita_ckpt.diff
@@ -447,8 +447,8 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
 
 
 def test_many_spans_of_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vita_ckpt.storage.compare._SPAN", 1 << 12)
-    monkeypatch.setattr("vita_ckpt.storage.compare._STEP", 1 << 10)
+    monkeypatch.setattr("vita_ckpt.storage.tensors.compare._SPAN", 1 << 12)
+    monkeypatch.setattr("vita_ckpt.storage.tensors.compare._STEP", 1 << 10)
     a = write_checkpoint(tmp_path / "a", Spec(hidden=64, vocab=500))
     b = shutil.copytree(a, tmp_path / "b")
     tensors = load_file(b / "model.safetensors")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from docs import generate
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.storage import outputs
-from vita_ckpt.storage.hub import refusals
+from vita_ckpt.storage.hub import errors as hub_errors
+from vita_ckpt.storage.system import os_errors
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,7 +29,7 @@ def codes_in(path: Path) -> set[str]:
 
 
 def test_every_error_code_is_explained() -> None:
-    used = {code for code, _ in outputs._CODES.values()} | refusals.MEANINGS.keys()
+    used = {code for code, _ in os_errors.CODES.values()} | hub_errors.MEANINGS.keys()
     for path in (ROOT / "vita_ckpt").rglob("*.py"):
         used |= codes_in(path)
     assert len(used) > 70
@@ -50,12 +50,15 @@ def test_every_code_of_a_broken_file_is_a_rule() -> None:
     """What reading raises, validate says: it needs a severity and an explanation."""
     codes: set[str] = set()
     for name in (
-        "directory",
-        "pickle_reader",
-        "safetensors_file",
-        "source",
-        "survey",
-        "torch_file",
+        "formats/json_file",
+        "formats/safetensors",
+        "formats/torch_reader",
+        "formats/unpickler",
+        "reading/checkpoint",
+        "reading/index",
+        "reading/shards",
+        "reading/survey",
+        "stores/local",
     ):
         codes |= codes_in(ROOT / "vita_ckpt" / "storage" / f"{name}.py")
     raised_elsewhere = {"not-found", "not-a-checkpoint", "not-a-weight-file", "input-changed"}

@@ -184,7 +184,7 @@ NEVER = "torch,transformers,accelerate,PIL"
         (["--help"], NEVER),
         (
             ["inspect", "A1/base"],
-            f"{NEVER},numpy,huggingface_hub,safetensors,vita_ckpt.storage.commit",
+            f"{NEVER},numpy,huggingface_hub,safetensors,vita_ckpt.storage.writing.commit",
         ),
         (["inspect", "A7/mm_projector_fp32"], f"{NEVER},numpy,huggingface_hub"),
         (["diff", "A1/base", "A7/base"], f"{NEVER},numpy,huggingface_hub,safetensors"),

@@ -6,21 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vita_ckpt.api.difference import diff
-    from vita_ckpt.api.explaining import explain
-    from vita_ckpt.api.lifecycle import clean, drop_undo, history, recover, undo
-    from vita_ckpt.api.locating import open_checkpoint
-    from vita_ckpt.api.plans import (
-        plan_extract_projector,
-        plan_extract_tower,
-        plan_merge_projector,
-        plan_set,
-        plan_swap_tower,
-    )
-    from vita_ckpt.api.pushing import push
-    from vita_ckpt.api.reading import inspect, list_tensors, module_tree
-    from vita_ckpt.api.running import load_model, verify
-    from vita_ckpt.api.surgery import (
+    from vita_ckpt.api.apply import (
         Options,
         apply,
         apply_in_place,
@@ -29,7 +15,21 @@ if TYPE_CHECKING:
         save_plan,
         summarize,
     )
-    from vita_ckpt.api.validation import validate
+    from vita_ckpt.api.diff import diff
+    from vita_ckpt.api.explain import explain
+    from vita_ckpt.api.inspect import inspect, list_tensors, module_tree
+    from vita_ckpt.api.lifecycle import clean, drop_undo, history, recover, undo
+    from vita_ckpt.api.locate import open_checkpoint
+    from vita_ckpt.api.plans import (
+        plan_extract_projector,
+        plan_extract_tower,
+        plan_merge_projector,
+        plan_set,
+        plan_swap_tower,
+    )
+    from vita_ckpt.api.push import push
+    from vita_ckpt.api.validate import validate
+    from vita_ckpt.api.verify import load_model, verify
     from vita_ckpt.core.checkpoint import (
         Cast,
         Checkpoint,
@@ -69,13 +69,13 @@ __version__ = "0.1.0"
 
 # Resolved on first use: a program pays for what it calls.
 _HOMES = {
-    "vita_ckpt.api.difference": ("diff",),
-    "vita_ckpt.api.explaining": ("explain",),
+    "vita_ckpt.api.diff": ("diff",),
+    "vita_ckpt.api.explain": ("explain",),
     "vita_ckpt.api.lifecycle": ("clean", "drop_undo", "history", "recover", "undo"),
-    "vita_ckpt.api.locating": ("open_checkpoint",),
-    "vita_ckpt.api.pushing": ("push",),
-    "vita_ckpt.api.reading": ("inspect", "list_tensors", "module_tree"),
-    "vita_ckpt.api.running": ("load_model", "verify"),
+    "vita_ckpt.api.locate": ("open_checkpoint",),
+    "vita_ckpt.api.push": ("push",),
+    "vita_ckpt.api.inspect": ("inspect", "list_tensors", "module_tree"),
+    "vita_ckpt.api.verify": ("load_model", "verify"),
     "vita_ckpt.api.plans": (
         "plan_extract_projector",
         "plan_extract_tower",
@@ -83,7 +83,7 @@ _HOMES = {
         "plan_set",
         "plan_swap_tower",
     ),
-    "vita_ckpt.api.surgery": (
+    "vita_ckpt.api.apply": (
         "Options",
         "apply",
         "apply_in_place",
@@ -92,7 +92,7 @@ _HOMES = {
         "save_plan",
         "summarize",
     ),
-    "vita_ckpt.api.validation": ("validate",),
+    "vita_ckpt.api.validate": ("validate",),
     "vita_ckpt.core.checkpoint": (
         "Cast",
         "Checkpoint",

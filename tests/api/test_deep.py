@@ -29,7 +29,7 @@ from vita_ckpt import (
     validate,
 )
 from vita_ckpt.core.manifest import decode, encode
-from vita_ckpt.storage.digests import measure, read_manifest
+from vita_ckpt.storage.writing.manifest import measure, read_manifest
 
 MLP = mm_projector("mlp2x_gelu", 32, 16)
 DIGEST = Options(digest=True)

@@ -26,7 +26,8 @@ from fixtures.builder import (
 )
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import InputError, UsageError, apply, explain, plan_swap_tower
-from vita_ckpt.api.validation import KINDS, holds_checkpoints, validate, validate_all
+from vita_ckpt.api.validate import KINDS, holds_checkpoints, validate
+from vita_ckpt.api.validate_many import validate_all
 from vita_ckpt.checks.rules import GROUPS, RULES
 from vita_ckpt.core.report import Report
 

@@ -28,7 +28,7 @@ from fixtures.builder import (
 )
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import inspect
-from vita_ckpt.checks.inspection import CONFIG_KEYS, inspection_to_json
+from vita_ckpt.checks.inspect import CONFIG_KEYS, inspection_to_json
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "inspect-v1.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import explain, open_checkpoint
-from vita_ckpt.api.explaining import Explanation
-from vita_ckpt.checks.divergence import check_loaders
-from vita_ckpt.checks.loaders import LOADERS
+from vita_ckpt.api.explain import Explanation
+from vita_ckpt.checks.explain.loaders import LOADERS
+from vita_ckpt.checks.explain.trace import LoaderStory
+from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.checks.story import LoaderStory
 from vita_ckpt.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -306,8 +306,8 @@ def test_a_tower_directory_that_cannot_be_read(tmp_path: Path) -> None:
 def test_every_code_is_explained_somewhere() -> None:
     page = (GOLDEN.parent.parent / "docs" / "errors.md").read_text()
     sources = [
-        (GOLDEN.parent.parent / "vita_ckpt" / "checks" / name).read_text()
-        for name in ("loaders.py", "file_choice.py")
+        path.read_text()
+        for path in (GOLDEN.parent.parent / "vita_ckpt" / "checks" / "explain").glob("*.py")
     ]
     codes = {
         text.split('"')[1]

@@ -12,7 +12,7 @@ import pytest
 
 from fixtures.builder import snapshot
 from tests.conftest import BASES, GOLDEN, Cli, assert_one_error
-from vita_ckpt.checks.loaders import LOADERS
+from vita_ckpt.checks.explain.loaders import LOADERS
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "explain-v1.json").read_text())
 

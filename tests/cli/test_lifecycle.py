@@ -27,7 +27,7 @@ from fixtures.builder import (
 )
 from tests.conftest import Cli, Result, assert_one_error
 from tests.storage.test_in_place import files_of
-from vita_ckpt.storage import owner
+from vita_ckpt.storage.system import owner
 
 MLP = mm_projector("mlp2x_gelu", 32, 16)
 
@@ -44,7 +44,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def dead_tag() -> str:
-    program = "from vita_ckpt.storage.owner import current; print(current().tag)"
+    program = "from vita_ckpt.storage.system.owner import current; print(current().tag)"
     command = [sys.executable, "-c", program]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 

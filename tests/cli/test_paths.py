@@ -16,7 +16,8 @@ import pytest
 import vita_ckpt
 from fixtures.builder import snapshot
 from tests.conftest import GOLDEN, Cli, assert_one_error
-from vita_ckpt.api import lifecycle, surgery
+from vita_ckpt.api import apply as surgery
+from vita_ckpt.api import lifecycle
 from vita_ckpt.cli.main import cli as group
 from vita_ckpt.errors import UsageError
 

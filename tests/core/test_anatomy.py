@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixtures.builder import TowerSpec, below, mm_projector, tower_config, vision_tower
-from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.anatomy.projectors import Projector, candidates, expected_shapes, tokens_out
-from vita_ckpt.core.anatomy.towers import (
+from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy.towers.tower import (
     dispatch,
     parse_s2_scales,
     tower_of_config,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import GOLDEN, Cli
-from vita_ckpt.core.json_text import json_text
+from vita_ckpt.core.strict_json import json_text
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

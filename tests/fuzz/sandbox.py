@@ -12,12 +12,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vita_ckpt import VitaCkptError, diff, explain, inspect, open_checkpoint, validate
-from vita_ckpt.api.explaining import explanation_to_json
-from vita_ckpt.checks.difference import difference_to_json
-from vita_ckpt.checks.inspection import inspection_to_json
+from vita_ckpt.api.explain import explanation_to_json
+from vita_ckpt.checks.diff import difference_to_json
+from vita_ckpt.checks.inspect import inspection_to_json
 from vita_ckpt.core.report import has_errors
-from vita_ckpt.storage.survey import survey
-from vita_ckpt.storage.weight_files import read_weight_files
+from vita_ckpt.storage.reading.file_listing import read_weight_files
+from vita_ckpt.storage.reading.survey import survey
 
 _NOT_IN_A_LINE = ("Cc", "Cs", "Zl", "Zp")
 

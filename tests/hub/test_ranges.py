@@ -18,7 +18,7 @@ from fixtures.hub_server import Fault, HubServer
 from vita_ckpt.core.address import Address
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError, StaleInputError, VitaCkptError
-from vita_ckpt.storage.hub.ranges import coalesced, fetch, fetch_bytes
+from vita_ckpt.storage.hub.byte_ranges import coalesced, fetch, fetch_bytes
 from vita_ckpt.storage.hub.repository import Hub
 from vita_ckpt.storage.hub.session import Session
 

@@ -20,10 +20,10 @@ from tests.hub.conftest import Machine, headers_of
 from vita_ckpt.core.address import Address
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError
-from vita_ckpt.storage.directory import open_checkpoint
 from vita_ckpt.storage.hub import repository
 from vita_ckpt.storage.hub.repository import Hub, Repository
 from vita_ckpt.storage.hub.session import Session
+from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 
 BASE = GOLDEN / "A7" / "base"
 RUN = GOLDEN / "A7" / "mm_projector_fp32"

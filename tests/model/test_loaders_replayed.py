@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import CLIPVisionModel, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from tests.conftest import GOLDEN
-from vita_ckpt.api.explaining import explain
-from vita_ckpt.checks.story import LoaderStory
+from vita_ckpt.api.explain import explain
+from vita_ckpt.checks.explain.trace import LoaderStory
 
 OLD = int(transformers.__version__.partition(".")[0]) < 5
 PLAIN = "transformers-4.41" if OLD else "transformers-5.6"

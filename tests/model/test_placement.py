@@ -29,7 +29,7 @@ from vita_ckpt import UsageError, load_model, open_checkpoint
 from vita_ckpt.model.placement import Placement, dispatch, offered, place
 from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import DeviceMap, Weights, device_of, load_resident, on_meta
-from vita_ckpt.storage.tower_directory import read_tower_config
+from vita_ckpt.storage.reading.tower import read_tower_config
 
 GB = 1 << 30
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vita_ckpt.core.dtype import CAST_SOURCES, CAST_TARGETS, can_cast
-from vita_ckpt.storage.cast import BecomesInfiniteError, convert, gather
+from vita_ckpt.storage.tensors.cast import BecomesInfiniteError, convert, gather
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 UNSIGNED = {8: np.uint64, 4: np.uint32, 2: np.uint16}

@@ -51,11 +51,12 @@ from vita_ckpt import (
     undo,
     validate,
 )
-from vita_ckpt.api.explaining import explain
+from vita_ckpt.api.explain import explain
+from vita_ckpt.core.checksummed_json import seal
 from vita_ckpt.core.manifest import FileDigest
-from vita_ckpt.core.sealed import seal
-from vita_ckpt.storage import owner, putting_back
-from vita_ckpt.storage.journal import Journal, PatchedFile, ReplacedFile, SavedRange
+from vita_ckpt.storage.in_place import rollback
+from vita_ckpt.storage.in_place.journal import Journal, PatchedFile, ReplacedFile, SavedRange
+from vita_ckpt.storage.system import owner
 
 SPEC = Spec()
 MLP = mm_projector("mlp2x_gelu", SPEC.mm_hidden, SPEC.hidden)
@@ -577,7 +578,7 @@ def test_an_undo_that_a_surgery_overtakes_gives_way(
 ) -> None:
     """The surgery ends after the undo has looked and before it takes the name."""
     apply_in_place(merge(base, adapter))
-    real = putting_back._check_fits
+    real = rollback._check_fits
 
     def overtaken(*arguments: Any) -> None:
         real(*arguments)
@@ -587,7 +588,7 @@ def test_an_undo_that_a_surgery_overtakes_gives_way(
         (base / ".vita-ckpt" / "undo-1").rename(base / ".vita-ckpt" / "undo-2")
         (base / "aside").rename(kept)
 
-    monkeypatch.setattr(putting_back, "_check_fits", overtaken)
+    monkeypatch.setattr(rollback, "_check_fits", overtaken)
     with pytest.raises(InputError, match="surgery-under-way"):
         undo(base)
     monkeypatch.undo()

@@ -11,7 +11,7 @@ import torch
 from vita_ckpt.core.anatomy.projectors import Projector, expected_shapes, initial_values
 from vita_ckpt.core.checkpoint import Init
 from vita_ckpt.model.projectors import build_projector
-from vita_ckpt.storage.init import drawn_bytes
+from vita_ckpt.storage.tensors.random_init import drawn_bytes
 
 TYPES = ("linear", "mlp3x_gelu", "sppv2", "ldp", "vanilla", "identity")
 

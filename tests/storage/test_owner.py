@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from vita_ckpt.storage import owner
+from vita_ckpt.storage.system import owner
 
 HERE = owner.current()
 
@@ -22,7 +22,7 @@ def test_this_process_is_alive() -> None:
 
 
 def test_a_process_that_has_ended_is_dead() -> None:
-    program = "from vita_ckpt.storage.owner import current; print(current().tag)"
+    program = "from vita_ckpt.storage.system.owner import current; print(current().tag)"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
@@ -33,7 +33,7 @@ def test_a_process_that_has_ended_is_dead() -> None:
 
 
 def test_a_process_that_nobody_waited_for_is_dead() -> None:
-    program = "from vita_ckpt.storage.owner import current; print(current().tag, flush=True)"
+    program = "from vita_ckpt.storage.system.owner import current; print(current().tag, flush=True)"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
     ) as process:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.safetensors_file import encode_header, read_safetensors
+from vita_ckpt.storage.formats.safetensors import encode_header, read_safetensors
 
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 

@@ -14,8 +14,8 @@ import pytest
 
 from vita_ckpt.core.checkpoint import LocalFile, TensorRef
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
-from vita_ckpt.storage.scan import scan
-from vita_ckpt.storage.source import identify
+from vita_ckpt.storage.stores.local import identify
+from vita_ckpt.storage.tensors.scan import scan
 
 BLOCK = 2 << 20
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vita_ckpt.errors import InputError, MalformedFileError, UnsafePickleError
-from vita_ckpt.storage.stream import Inputs, tensor_bytes
-from vita_ckpt.storage.torch_file import read_torch
-from vita_ckpt.storage.torch_writer import write_state_dict
+from vita_ckpt.storage.formats.torch_reader import read_torch
+from vita_ckpt.storage.formats.torch_writer import write_state_dict
+from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 DTYPES = {
     torch.float64: "F64",

@@ -37,7 +37,7 @@ from tests.torture.operations import (
     Unlink,
     Write,
 )
-from vita_ckpt.storage import syscalls
+from vita_ckpt.storage.system import syscalls
 
 _FLAGS: Final = ("O_CREAT", "O_TRUNC", "O_APPEND", "O_NOFOLLOW", "O_SYNC", "O_DSYNC")
 _FICLONE: Final = 0x40049409

@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from vita_ckpt.api.locating import StrPath, local, open_checkpoint
+from vita_ckpt.api.locate import StrPath, local, open_checkpoint
 from vita_ckpt.core.checkpoint import MANIFEST
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage import journal, putting_back
-from vita_ckpt.storage.leftovers import Leftover, leftovers_in, leftovers_of, remove
-from vita_ckpt.storage.places import listing
+from vita_ckpt.storage.in_place import journal, rollback
+from vita_ckpt.storage.in_place.leftovers import Leftover, leftovers_in, leftovers_of, remove
+from vita_ckpt.storage.reading.paths import listing
 
 REPORT_VERSION = 1
 
@@ -66,7 +66,7 @@ def undo(path: StrPath, *, force: bool = False) -> PutBack:
     recovered = recover(root, force=force)
     if recovered is not None:
         return recovered
-    undone = putting_back.undo(root, force=force)
+    undone = rollback.undo(root, force=force)
     return PutBack(root, undone.operation, undone.time, recovered=False)
 
 
@@ -77,7 +77,7 @@ def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
     on another host and ``force`` is not set, and otherwise what :func:`undo` raises.
     """
     root = _directory(path)
-    found = putting_back.recover(root, force=force)
+    found = rollback.recover(root, force=force)
     if found is None:
         return None
     return PutBack(root, found.operation, found.time, recovered=True)
@@ -172,7 +172,7 @@ def drop_undo(path: StrPath) -> int:
 
     Raises InputError if somebody works on the checkpoint.
     """
-    return putting_back.drop_undo(_directory(path))
+    return rollback.drop_undo(_directory(path))
 
 
 def _undoable(root: str) -> Undoable | None:

@@ -7,19 +7,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vita_ckpt.api.locating import StrPath, locate
-from vita_ckpt.api.reading import as_checkpoint
-from vita_ckpt.checks.inspection import inspect_checkpoint
+from vita_ckpt.api.inspect import as_checkpoint
+from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
-from vita_ckpt.core.anatomy.towers import EVA, tower_of_config, tower_of_shapes
+from vita_ckpt.core.anatomy.towers.tower import EVA, tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
-from vita_ckpt.core.kinds import plain_backbone
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
-from vita_ckpt.storage.tower_directory import (
+from vita_ckpt.storage.reading.tower import (
     find_tower,
     read_given_config,
     read_processor,

@@ -8,8 +8,8 @@ from threading import Lock
 from vita_ckpt.checks.values import Values, check_tensor, values_of
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
 from vita_ckpt.core.report import Finding
-from vita_ckpt.storage.scan import scan
-from vita_ckpt.storage.stream import Progress, no_progress
+from vita_ckpt.storage.tensors.scan import scan
+from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
 
 def check_values(
@@ -23,7 +23,7 @@ def check_values(
 
     Findings are in the order of the checkpoint's tensors. Bytes that several names share are read
     once. ``threads``, ``progress`` and the errors are those of
-    :func:`~vita_ckpt.storage.scan.scan`.
+    :func:`~vita_ckpt.storage.tensors.scan.scan`.
     """
     refs = {n: ref for n, ref in checkpoint.refs.items() if names is None or n in names}
     seen = dict.fromkeys(refs.values(), Values())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from vita_ckpt.checks import inspection
-from vita_ckpt.checks.inspection import ConfigLine
+from vita_ckpt.checks import kinds
+from vita_ckpt.checks.inspect import ConfigLine
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.towers import Tower
+from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.core.checkpoint import PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding
@@ -21,7 +22,7 @@ _STALE: Final = ("torch_dtype", "use_mm_proj")
 
 # What has a rule of its own, or shows as tensors that do not fit.
 _ELSEWHERE: Final = ("mm_vision_tower", "mm_hidden_size", "tie_word_embeddings", "use_s2")
-_WITH_CONFIG: Final = (inspection.VITA, inspection.LANGUAGE_MODEL, inspection.PROJECTOR)
+_WITH_CONFIG: Final = (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.PROJECTOR)
 
 
 def check_config(subject: Subject) -> Iterator[Finding]:
@@ -31,25 +32,25 @@ def check_config(subject: Subject) -> Iterator[Finding]:
         return
     if subject.kind in _WITH_CONFIG:
         yield from _keys(subject)
-    if subject.kind in (inspection.VITA, inspection.LANGUAGE_MODEL):
+    if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL):
         yield from _model_type(subject)
         yield from _embeddings(subject)
-    if subject.kind == inspection.VITA:
+    if subject.kind == kinds.VITA:
         yield from _paths(subject)
         yield from _projector_type(subject)
         yield from _s2(subject)
         yield from _tower(subject)
         yield from _provenance(subject)
-    elif subject.kind == inspection.TOWER:
+    elif subject.kind == kinds.TOWER:
         yield from _tower(subject)
-    elif subject.kind == inspection.PROJECTOR and subject.config.get("mm_projector_type"):
+    elif subject.kind == kinds.PROJECTOR and subject.config.get("mm_projector_type"):
         yield from _projector_type(subject)
 
 
 def _missing(subject: Subject) -> Iterator[Finding]:
-    known = subject.kind in (inspection.VITA, inspection.LANGUAGE_MODEL, inspection.TOWER)
+    known = subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER)
     tower = subject.inspection.tower
-    is_eva = subject.kind == inspection.TOWER and tower is not None and tower.family == towers.EVA
+    is_eva = subject.kind == kinds.TOWER and tower is not None and tower.family == towers.EVA
     directory = subject.checkpoint.layout != "file"
     if known and directory and not is_eva:
         yield finding(
@@ -96,7 +97,7 @@ def _hidden_size(subject: Subject) -> Iterator[Finding]:
         said["out of the tower"] = width
     if projector is not None:
         said["into the projector"] = projector.in_width
-    is_projector = subject.kind == inspection.PROJECTOR
+    is_projector = subject.kind == kinds.PROJECTOR
     if len(said) == 1 or len(set(said.values())) == 1 or (is_projector and value is None):
         return
     got = ", ".join(f"{width} {where}" for where, width in said.items())
@@ -116,7 +117,7 @@ def _model_type(subject: Subject) -> Iterator[Finding]:
     model_type = config.get("model_type")
     backbone = BACKBONES.get(str(model_type))
     if backbone is None and not (
-        subject.kind == inspection.LANGUAGE_MODEL and str(model_type) in PLAIN_LANGUAGE_MODELS
+        subject.kind == kinds.LANGUAGE_MODEL and str(model_type) in PLAIN_LANGUAGE_MODELS
     ):
         known = ", ".join(BACKBONES)
         yield _of(
@@ -262,7 +263,7 @@ def _tower(subject: Subject) -> Iterator[Finding]:
     if tower.family == towers.INTERNVIT and tower.grid is not None and tower.grid % 2:
         message = f"expected an even number of patches along a side, got {tower.grid}"
         yield finding("odd-patch-grid", "model.vision_tower", message)
-    elif subject.kind == inspection.VITA:
+    elif subject.kind == kinds.VITA:
         tokens = tower.tokens()
         kind = subject.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
         if (

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any, Final
 
-from vita_ckpt.checks import inspection
+from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts
@@ -25,7 +25,7 @@ _NAMED: Final = 12
 
 def check_lora(subject: Subject) -> Iterator[Finding]:
     """Every rule about a LoRA run."""
-    if subject.kind != inspection.LORA_RUN:
+    if subject.kind != kinds.LORA_RUN:
         return
     checkpoint = subject.checkpoint
     config = checkpoint.adapter_config

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from vita_ckpt.checks import inspection
+from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import language_tensors, parts, projectors, tower_tensors, towers
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
+from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
-from vita_ckpt.core.fit import compare
 from vita_ckpt.core.report import Finding
+from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError
 
 # What wrappers put before every name of the model that they hold.
@@ -22,7 +24,7 @@ _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "_fsdp_wrapped_module
 _NAMED = 12
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-_MODELS = (inspection.VITA, inspection.LANGUAGE_MODEL)
+_MODELS = (kinds.VITA, kinds.LANGUAGE_MODEL)
 
 
 def check_structure(subject: Subject) -> Iterator[Finding]:
@@ -35,12 +37,12 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
         if not wrapped:
             yield from _language_model(subject)
             yield from _strangers(subject)
-    if subject.kind == inspection.VITA:
+    if subject.kind == kinds.VITA:
         yield from _vision_tower(subject)
         yield from _projector(subject)
-    elif subject.kind == inspection.TOWER:
+    elif subject.kind == kinds.TOWER:
         yield from _standalone_tower(subject)
-    elif subject.kind == inspection.PROJECTOR:
+    elif subject.kind == kinds.PROJECTOR:
         yield from _lone_projector(subject)
     yield from _dtypes(checkpoint)
 

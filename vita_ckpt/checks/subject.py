@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vita_ckpt.checks.inspection import Inspection
-from vita_ckpt.core.anatomy.towers import TowerDirectory
+from vita_ckpt.checks.inspect import Inspection
+from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
 
 

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import click
 
-from vita_ckpt.api.locating import local
+from vita_ckpt.api.locate import local
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import FORMATS, renderer
 from vita_ckpt.cli.main import forget_stdout
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import UsageError
-from vita_ckpt.storage.new_file import append, write_over
+from vita_ckpt.storage.writing.atomic_file import append, write_over
 
 _Command = Callable[..., Any]
 

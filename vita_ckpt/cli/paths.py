@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from vita_ckpt.api.locating import given, local
+from vita_ckpt.api.locate import given, local
 
 
 class _Path(click.Path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.json_text import json_text
+from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.errors import printable
 
 if TYPE_CHECKING:

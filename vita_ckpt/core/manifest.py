@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vita_ckpt.core.sealed import seal, unseal
+from vita_ckpt.core.checksummed_json import seal, unseal
 
 _KIND: Final = "vita-ckpt-manifest"
 

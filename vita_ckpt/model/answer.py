@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, DynamicCache
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError, MalformedFileError, UsageError
 from vita_ckpt.model.vita import IMAGE_TOKEN, VitaModel
-from vita_ckpt.storage.source import read_json_object
+from vita_ckpt.storage.formats.json_file import read_json_object
 
 # How an image is written in a prompt.
 IMAGE: Final = "<image>"

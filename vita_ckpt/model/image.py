@@ -15,14 +15,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.load import StrPath
 from vita_ckpt.model.vita import tower_of
 from vita_ckpt.model.weights import on_meta
-from vita_ckpt.storage.source import opened
-from vita_ckpt.storage.tower_directory import read_processor, read_tower_config
+from vita_ckpt.storage.reading.tower import read_processor, read_tower_config
+from vita_ckpt.storage.stores.local import opened
 
 # Not all that PIL knows: some of its readers start other programs.
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -147,7 +147,7 @@ class Processor:
 def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Processor:
     """The processor of a checkpoint's images.
 
-    Its config is read by :func:`~vita_ckpt.storage.tower_directory.read_processor`; EVA-CLIP, which
+    Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`; EVA-CLIP, which
     comes without one, has CLIP's at its own size. S2's images have the size of the largest scale.
     Raises UsageError for a checkpoint without a tower, InputError naming ``--tower`` if there is no
     such file.

@@ -10,14 +10,14 @@ import torch
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.fit import Misfit, compare
-from vita_ckpt.core.kinds import vita_config
+from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.core.tensor_match import Misfit, compare
 from vita_ckpt.errors import UsageError
 from vita_ckpt.model.placement import dispatch, free_memory, offered, place
 from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
-from vita_ckpt.storage.directory import open_checkpoint
-from vita_ckpt.storage.tower_directory import read_tower_config
+from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.tower import read_tower_config
 
 StrPath = str | os.PathLike[str]
 

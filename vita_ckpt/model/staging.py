@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from vita_ckpt.storage.source import read_into
+from vita_ckpt.storage.stores.local import read_into
 
 # One read and one copy: long enough to cost nothing, and memory that is pinned four times.
 STEP: Final = 32 << 20

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from vita_ckpt.core.anatomy import projectors, towers
+from vita_ckpt.core.anatomy import projectors
 from vita_ckpt.core.anatomy.projectors import Projector
+from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.fit import compare
+from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import AdapterError, InputError
 from vita_ckpt.model.projectors import build_projector
 from vita_ckpt.model.towers import VisionTower
 from vita_ckpt.model.vita import VitaModel, tower_of
 from vita_ckpt.model.weights import Weights, load_resident, on_meta
-from vita_ckpt.storage.directory import open_checkpoint
-from vita_ckpt.storage.tower_directory import open_tower
+from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.tower import open_tower
 from vita_ckpt.surgery.projector import KEYWORD, get_w
 
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.language import build_language_model, stored_name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vita_ckpt.core.checkpoint import Checkpoint, File, TensorRef
 from vita_ckpt.model.staging import Source, staged
-from vita_ckpt.storage.stream import Inputs, tensor_bytes
+from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
     "F64": torch.float64,

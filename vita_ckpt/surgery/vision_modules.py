@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.anatomy.tower_tensors import expected_shapes
-from vita_ckpt.core.anatomy.towers import CARRIED_CONFIG, CONFIG, PROCESSOR, Tower
+from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
+from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, Tower
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Init, Shape
-from vita_ckpt.core.fit import compare
-from vita_ckpt.core.kinds import plain_backbone
 from vita_ckpt.core.plan import (
     AddTensor,
     DropFile,
@@ -27,6 +26,8 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.requirements import plain_backbone
+from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.projector import (
     dominant_dtype,

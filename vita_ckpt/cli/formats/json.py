@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from vita_ckpt import __version__
 from vita_ckpt.checks.rules import Rule
-from vita_ckpt.core.json_text import json_text
 from vita_ckpt.core.report import SEVERITIES, Finding, Report, has_errors, worst_first
+from vita_ckpt.core.strict_json import json_text
 
 REPORT_VERSION: Final = 1
 

@@ -13,8 +13,8 @@ from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
 from vita_ckpt.cli.render import path
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.json_text import json_text
 from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.errors import printable
 
 _SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vita_ckpt.core.anatomy.towers import CLIP, EVA, INTERNVIT, LABELS, SIGLIP
+from vita_ckpt.core.anatomy.towers.tower import CLIP, EVA, INTERNVIT, LABELS, SIGLIP
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.towers.base import VisionTower
 from vita_ckpt.model.towers.clip import ClipTower, SiglipTower

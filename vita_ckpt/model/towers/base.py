@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from vita_ckpt.core.anatomy.towers import LABELS, Tower
+from vita_ckpt.core.anatomy.towers.tower import LABELS, Tower
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.precision import exact_convolutions
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import transformers
 from torch import Tensor
 
-from vita_ckpt.core.anatomy.towers import CLIP, SIGLIP, Tower
+from vita_ckpt.core.anatomy.towers.tower import CLIP, SIGLIP, Tower
 from vita_ckpt.model.towers.base import VisionTower, check_shape_of_layers, checked
 
 _OWN: Final = "vision_tower."

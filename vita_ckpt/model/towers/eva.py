@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vita_ckpt.core.anatomy.towers import EVA, Tower
+from vita_ckpt.core.anatomy.towers.tower import EVA, Tower
 from vita_ckpt.model.towers.base import (
     VisionTower,
     attend,

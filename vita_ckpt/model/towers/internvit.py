@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from vita_ckpt.core.anatomy.towers import INTERNVIT, Tower
+from vita_ckpt.core.anatomy.towers.tower import INTERNVIT, Tower
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.towers.base import (
     VisionTower,

@@ -15,13 +15,14 @@ from urllib.parse import quote
 
 from vita_ckpt.core.address import Address, is_inside, parse_address
 from vita_ckpt.core.checkpoint import RemoteFile
-from vita_ckpt.errors import HubError, InputError, MalformedFileError, StaleInputError
-from vita_ckpt.storage.hub.at_once import at_once
-from vita_ckpt.storage.hub.ranges import fetch_bytes
-from vita_ckpt.storage.hub.refusals import offline
+from vita_ckpt.errors import HubError, InputError, MalformedFileError
+from vita_ckpt.storage.hub.byte_ranges import fetch_bytes
+from vita_ckpt.storage.hub.cache import cache_folder, cached
+from vita_ckpt.storage.hub.concurrency import at_once
+from vita_ckpt.storage.hub.errors import offline
 from vita_ckpt.storage.hub.session import Session
-from vita_ckpt.storage.places import Entry
-from vita_ckpt.storage.source import Range, opened, read_at
+from vita_ckpt.storage.stores.base import Entry, Range
+from vita_ckpt.storage.stores.local import opened, read_at
 
 _LARGEST_LISTING: Final = 64 << 20
 _LARGEST_FILE: Final = (1 << 63) - 1  # what a file system has numbers for
@@ -83,28 +84,6 @@ class Repository:
         at_once([partial(self.read, file, size, offset) for offset, size in ranges])
 
 
-@dataclass(frozen=True, slots=True)
-class _RemoteSource:
-    """A file of a repository, for reading here and there."""
-
-    repository: Repository
-    file: RemoteFile
-
-    def read(self, size: int, offset: int) -> bytes:
-        if not 0 <= offset <= offset + size <= self.file.size:
-            raise MalformedFileError(
-                "truncated-file",
-                self.file.path,
-                expected=f"{size} bytes at {offset}",
-                got="the end of it",
-                hint="the file is cut off or damaged: upload it again",
-            )
-        return self.repository.read(self.file, size, offset) if size else b""
-
-    def expect(self, ranges: Iterable[Range]) -> None:
-        self.repository.expect(self.file, ranges)
-
-
 class Hub:
     """The repositories that this process has looked into."""
 
@@ -164,95 +143,6 @@ def count_moved(nbytes: int) -> None:
     """Add what came to another process, for this one."""
     if nbytes:
         hub().session.count(nbytes)
-
-
-def open_remote(path: str) -> _RemoteSource:
-    """The file at an address pinned to a commit, as a source."""
-    repository, below = hub().at(path)
-    if below not in repository.files:
-        if repository.look(below) is None:
-            check_known(path)
-        code = "not-a-regular-file" if repository.look(below) else "not-on-hub"
-        raise InputError(code, path, expected="a regular file")
-    error = repository.failed.pop(below, None)
-    if error is not None:
-        raise error
-    return _RemoteSource(repository, repository.files[below])
-
-
-def look(path: str) -> Entry | None:
-    """What lies at an address pinned to a commit."""
-    repository, below = hub().at(path)
-    return repository.look(below)
-
-
-def listing(path: str) -> list[str]:
-    """The names in a directory of a repository, sorted."""
-    repository, below = hub().at(path)
-    return repository.listing(below)
-
-
-def expect_headers(root: str, names: list[str]) -> None:
-    """Fetch the headers of the weight files ``names`` below ``root``, several at a time.
-
-    What fails is said when the file is opened; a name that leads out of the repository is refused
-    by whoever looks at it, and nothing is opened for it. Raises HubError for a file of which it
-    cannot be known whether there is one.
-    """
-    from vita_ckpt.storage.directory import read_shard  # noqa: PLC0415 - it imports the places
-
-    repository, below = hub().at(root)
-    paths = {n: f"{below}/{n}" if below else n for n in names if n and is_inside(n)}
-    for name, path in paths.items():
-        if repository.look(path) is None:
-            check_known(f"{root}/{name}")
-
-    def warm(name: str, path: str) -> None:
-        repository.failed.pop(path, None)  # of an earlier time, when nobody asked for it any more
-        try:
-            read_shard(root, name)
-        except (HubError, StaleInputError) as error:
-            repository.failed[path] = error
-        except InputError:
-            pass  # of what was received, and is kept
-
-    at_once([partial(warm, *one) for one in paths.items()])
-
-
-def check_known(path: str) -> None:
-    """Raise HubError if what is not listed may be on the hub all the same: offline, who knows."""
-    if hub().session.is_offline:
-        raise offline(path)
-
-
-def cached(file: RemoteFile) -> str | None:
-    """The path of a file in huggingface_hub's cache; None if it was not downloaded.
-
-    Raises HubError if what lies there has another size.
-    """
-    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - slow
-
-    path = try_to_load_from_cache(file.repository, file.name, revision=file.commit)
-    if not isinstance(path, str):
-        return None
-    size = os.stat(path).st_size
-    if size != file.size:
-        raise HubError(
-            "cache-damaged",
-            path,
-            expected=f"{file.size} bytes, as on the hub",
-            got=f"{size} bytes",
-            hint="remove it, or that repository from the cache (hf cache)",
-        )
-    return path
-
-
-def cache_folder(repository: str) -> str:
-    """Where huggingface_hub's cache has a repository: blobs, snapshots of commits, and refs."""
-    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415 - slow
-    from huggingface_hub.file_download import repo_folder_name  # noqa: PLC0415
-
-    return os.path.join(HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
 
 
 def _list(session: Session, name: str, revision: str) -> Repository:

@@ -22,7 +22,7 @@ from urllib.parse import urljoin, urlsplit
 
 from vita_ckpt import __version__
 from vita_ckpt.errors import HubError, OutputError, printable
-from vita_ckpt.storage.hub.refusals import offline, refusal, unreachable, unusable_token
+from vita_ckpt.storage.hub.errors import offline, refusal, unreachable, unusable_token
 
 _T = TypeVar("_T")
 

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from vita_ckpt import __version__
+from vita_ckpt.core.filenames import counts_as_weights
 from vita_ckpt.errors import HubError, UsageError
-from vita_ckpt.storage.directory import counts_as_weights
-from vita_ckpt.storage.hub.refusals import offline
+from vita_ckpt.storage.hub.errors import offline
 from vita_ckpt.storage.hub.repository import hub
 from vita_ckpt.storage.hub.session import PassingError, attempted, path_of, response_of
-from vita_ckpt.storage.source import opened, read_at
+from vita_ckpt.storage.stores.local import opened, read_at
 
 _BY_ITSELF: Final = 1 << 20
 # What is larger goes under its digest; below it, the hub may want the content in the commit.

@@ -1,0 +1,416 @@
+"""Surgery: plans on checkpoints, what they will do, and running them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
+from vita_ckpt.api.locate import StrPath, local, reopen
+from vita_ckpt.checks.inspect import left_out_to_json
+from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint, Tensor
+from vita_ckpt.core.diff import diff_config, diff_tensors
+from vita_ckpt.core.digest import digest
+from vita_ckpt.core.manifest import encode as encode_manifest
+from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.plan import (
+    DropFile,
+    Plan,
+    PutFile,
+    input_paths,
+    input_revisions,
+    plan_from_json,
+    plan_to_json,
+    subject_of,
+)
+from vita_ckpt.core.provenance import Written, encode, lineage
+from vita_ckpt.errors import InputError, UsageError, VitaCkptError
+from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.storage.in_place.apply import shared_shards, write_in_place
+from vita_ckpt.storage.in_place.rollback import sweep
+from vita_ckpt.storage.reading.model_card import read_model_card
+from vita_ckpt.storage.tensors.stream import no_progress
+from vita_ckpt.storage.writing import commit
+from vita_ckpt.storage.writing.atomic_file import write_new
+from vita_ckpt.storage.writing.layout import (
+    DirectoryLayout,
+    InPlaceLayout,
+    PatchedShard,
+    WrittenShard,
+    WrittenText,
+    plan_in_place,
+    plan_layout,
+)
+from vita_ckpt.storage.writing.manifest import current_manifest, manifest_of
+from vita_ckpt.storage.writing.outputs import Finish, Link
+
+Progress = Callable[[int], None]
+
+_WEIGHT_FILES = (".safetensors", ".bin")
+_MAKES_A_FILE = ("extract-projector",)
+_EXTRACTIONS = (*_MAKES_A_FILE, "extract-tower")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a plan is run.
+
+    ``link`` is what becomes of shards that are carried: ``auto`` shares blocks where the file
+    system can (``reflink``) and copies where it cannot, ``hardlink`` and ``symlink`` make another
+    name for the base's file, ``copy`` copies. ``check`` reads what was written again and compares.
+    ``digest`` adds a manifest of every file; a base that has one keeps it in any case.
+    ``model_card`` adds a section to the README.
+    """
+
+    link: Link = "auto"
+    check: bool = False
+    digest: bool = False
+    model_card: bool = False
+
+
+def apply(
+    plan: Plan,
+    out: StrPath,
+    *,
+    options: Options = Options(),
+    progress: Progress = no_progress,
+) -> str:
+    """Write what ``plan`` makes to ``out``, whole and synced to disk, or nothing at all.
+
+    ``out`` must not exist: a directory for a surgery, a ``.safetensors`` or ``.bin`` file for an
+    extraction. ``progress`` is called with the bytes of each step. Returns the absolute path.
+    Raises UsageError for an output that may not be written, StaleInputError if an input changed
+    since the plan was computed, CastError where a conversion would lose a value, OutputError if
+    the disk fails.
+    """
+    path = check_output(plan, out)
+    if plan.operation in _MAKES_A_FILE:
+        with fetched_tensors(plan, os.path.dirname(path)) as here:
+            commit.write_file(here, path, check=options.check, progress=progress)
+        return path
+    with fetched_files(plan, os.path.dirname(path)) as here:
+        _write_directory(here, path, options, progress)
+    return path
+
+
+def _write_directory(plan: Plan, path: str, options: Options, progress: Progress) -> None:
+    layout = _layout(plan, options)
+    untouched = [file.name for file in layout.carried]
+    finish = _finish(plan, untouched, layout.shards, layout.texts, options, _now())
+    commit.write_directory(
+        plan, layout, path, finish, link=options.link, check=options.check, progress=progress
+    )
+
+
+def apply_in_place(
+    plan: Plan,
+    *,
+    options: Options = Options(check=True),
+    progress: Progress = no_progress,
+) -> str:
+    """Make the base of ``plan`` what the plan makes of it, where it is, or leave it as it was.
+
+    Tensors that keep their place are patched, other shards are written anew; :func:`undo` brings
+    back what was there. Returns the base's path. Raises UsageError for a plan that is no surgery of
+    a directory, StaleInputError if an input changed since the plan was computed, InputError if
+    another surgery of the base is under way, CastError where a conversion would lose a value,
+    OutputError if the disk fails.
+    """
+    _check_here(plan)
+    with fetched_tensors(plan, plan.base.root) as here:
+        return _apply_in_place(here, options, progress)
+
+
+def _apply_in_place(plan: Plan, options: Options, progress: Progress) -> str:
+    if os.path.isdir(plan.base.root):
+        sweep(os.path.realpath(plan.base.root))  # second names of weights among it
+    layout = lay_out_in_place(plan)
+    if _is_idle(layout, options):
+        return plan.base.root
+    known = current_manifest(plan.base)
+    now = _now()
+    shards: tuple[PatchedShard | WrittenShard, ...] = (*layout.patched, *layout.shards)
+    changed = {part.name for part in (*shards, *layout.texts)} | {*layout.removed}
+    changed |= {*_said_in(plan, options)}
+    there = (*(shard.name for shard in plan.base.shards), *plan.base.files)
+    untouched = [name for name in there if name not in changed]
+    write_in_place(
+        plan,
+        layout,
+        _finish(plan, untouched, shards, layout.texts, options, now),
+        time=now,
+        check=options.check,
+        known=known.files if known is not None else None,
+        progress=progress,
+    )
+    return plan.base.root
+
+
+def _is_idle(layout: InPlaceLayout, options: Options) -> bool:
+    """Whether there is nothing to do in place, and so nothing to be said of it."""
+    return not layout.changes and not (options.digest or options.model_card)
+
+
+def _layout(plan: Plan, options: Options) -> DirectoryLayout:
+    """Every file of the output but those that say what was done."""
+    layout = plan_layout(plan)
+    said = _said_in(plan, options)
+    carried = tuple(file for file in layout.carried if file.name not in said)
+    return replace(layout, carried=carried)
+
+
+def _said_in(plan: Plan, options: Options) -> tuple[str, ...]:
+    """The names of the files that will say what was done."""
+    if plan.record is None:
+        return ()
+    card = (MODEL_CARD,) if options.model_card else ()
+    manifest = (MANIFEST,) if options.digest or MANIFEST in plan.base.files else ()
+    return (PROVENANCE, *card, *manifest)
+
+
+def lay_out_in_place(plan: Plan) -> InPlaceLayout:
+    """What of its base a plan changes. Raises UsageError for one that is no surgery of it."""
+    _check_here(plan)
+    if plan.record is None or plan.base.layout not in ("safetensors", "torch"):
+        raise UsageError(
+            "not-in-place",
+            plan.base.root or plan.operation,
+            expected="a surgery of a checkpoint directory",
+            got=plan.operation,
+            hint="write the result to a new path with --out",
+        )
+    shared = shared_shards(plan.base, plan.donors)
+    return plan_in_place(plan, plan_layout(plan), shared)
+
+
+def _check_here(plan: Plan) -> None:
+    if is_remote(plan.base.root):
+        raise UsageError(
+            "in-place-on-hub",
+            plan.base.root,
+            expected="a directory on this machine",
+            got="an address on the hub",
+            hint="write to a new directory with --out, then vita-ckpt push",
+        )
+
+
+def _finish(
+    plan: Plan,
+    untouched: Sequence[str],
+    shards: Sequence[WrittenShard | PatchedShard],
+    texts: Sequence[WrittenText],
+    options: Options,
+    now: str,
+) -> Finish:
+    """The files that say what was done: lineage, model card, manifest; none for an extraction."""
+    if plan.record is None:
+        return lambda _digests: ()
+    known = current_manifest(plan.base)
+    card = read_model_card(plan.base) if options.model_card else None
+
+    def finish(digests: Mapping[str, str]) -> tuple[WrittenText, ...]:
+        written = Written(digests, {text.name: digest(text.data) for text in texts})
+        content = lineage(plan, written, time=now, versions=_versions())
+        more = [WrittenText(PROVENANCE, encode(content))]
+        if card is not None:
+            more.append(WrittenText(MODEL_CARD, with_lineage(card, content)))
+        if options.digest or known is not None:
+            manifest = manifest_of(plan, known, untouched, shards, [*texts, *more], digests)
+            more.append(WrittenText(MANIFEST, encode_manifest(manifest)))
+        return tuple(more)
+
+    return finish
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _versions() -> dict[str, str]:
+    from vita_ckpt import __version__  # noqa: PLC0415 - the package itself, which imports this
+
+    return {"vita_ckpt": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+
+
+def check_output(plan: Plan, out: StrPath) -> str:
+    """The absolute path of ``out``; raises what :func:`apply` would raise for it, and no later."""
+    path = commit.check_output(local(out), (plan.base, *plan.donors))
+    if plan.base.root != EMPTY.root and plan.base.layout not in ("safetensors", "torch"):
+        raise InputError(
+            "not-a-checkpoint",
+            plan.base.root,
+            expected="a base that is a checkpoint directory",
+            hint="compute the plan from the directory",
+        )
+    makes_file = plan.operation in _MAKES_A_FILE
+    if makes_file != path.endswith(_WEIGHT_FILES):
+        raise UsageError(
+            "wrong-output-kind",
+            os.fspath(out),
+            expected="a .safetensors or .bin file" if makes_file else "a directory",
+            hint="name another output",
+        )
+    return path
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise what :func:`apply` would raise for the values: a conversion that overflows."""
+    with fetched_casts(plan) as here:
+        commit.check_casts(here)
+
+
+def check_plan_path(plan: Plan, path: StrPath) -> None:
+    """Raise UsageError unless a plan may be saved there: a new file outside every input."""
+    commit.check_output(local(path), (plan.base, *plan.donors))
+
+
+def save_plan(plan: Plan, path: StrPath) -> None:
+    """Write a plan as JSON to a new file outside its inputs; :func:`load_plan` reads it."""
+    check_plan_path(plan, path)
+    write_new(os.fspath(path), json.dumps(plan_to_json(plan), indent=2) + "\n")
+
+
+def base_of(path: StrPath) -> str:
+    """The path of the base of a saved plan. Raises InputError if the file is none."""
+    with _named(path):
+        return input_paths(read_json_object(local(path))[0])[0]
+
+
+def load_plan(path: StrPath) -> Plan:
+    """A plan that :func:`save_plan` wrote, its inputs opened again.
+
+    Raises StaleInputError if one of them is not what the plan was computed from.
+    """
+    data, _ = read_json_object(local(path))
+    with _named(path):
+        inputs = list(map(reopen, input_paths(data), input_revisions(data)))
+        plan = plan_from_json(data, inputs)
+    if plan.record is None and plan.operation not in _EXTRACTIONS:
+        raise InputError(
+            "invalid-plan",
+            os.fspath(path),
+            expected=f"what a {plan.operation} leaves to be known",
+            got="a plan without a record",
+            hint="write one with --plan-out",
+        )
+    return plan
+
+
+@contextmanager
+def _named(path: StrPath) -> Iterator[None]:
+    """An error of a plan names its file."""
+    try:
+        yield
+    except VitaCkptError as error:
+        if error.code == "invalid-plan":
+            error.subject = os.fspath(path)
+        raise
+
+
+def summarize(
+    plan: Plan,
+    *,
+    in_place: bool = False,
+    options: Options = Options(),
+) -> dict[str, Any]:
+    """What ``plan`` will do, as JSON: tensors and config before and after, files, bytes.
+
+    With ``in_place`` it is what :func:`apply_in_place` does. How large the files will be that say
+    what was done is not known before.
+    """
+    target = plan.target()
+    changes = lay_out_in_place(plan) if in_place else None
+    is_idle = changes is not None and _is_idle(changes, options)
+    reasons = {subject_of(edit): edit.reason for edit in plan.edits}
+    summary: dict[str, Any] = {
+        "format": "vita-ckpt-summary",
+        "version": 1,
+        "operation": plan.operation,
+        "base": plan.base.root or None,
+        "donors": [donor.root for donor in plan.donors],
+        "notes": list(plan.notes),
+        "tensors": [
+            {
+                "name": change.name,
+                "change": change.change,
+                "before": _described(change.before),
+                "after": _described(change.after),
+                "reason": reasons["tensor", change.name],
+            }
+            for change in diff_tensors(plan.base, target)
+        ],
+        "config": [
+            {
+                "key": change.key,
+                "before": change.before,
+                "after": change.after,
+                "reason": reasons["config", change.key],
+            }
+            for change in diff_config(plan.base, target)
+        ],
+        "files": [
+            {"name": edit.name, "change": _file_change(edit, plan.base), "reason": edit.reason}
+            for edit in plan.edits
+            if isinstance(edit, PutFile | DropFile)
+        ]
+        + ([] if is_idle else _lineage_changes(plan, options)),
+        "patched": [],
+        "rewritten": [],
+        "carried": [],
+        "left_out": [],
+    }
+    if plan.operation in _MAKES_A_FILE:
+        size = sum(tensor.nbytes for tensor in target.tensors.values())
+        return summary | {"bytes_to_write": size}
+    if changes is not None:
+        return summary | {
+            "patched": _sizes(changes.patched),
+            "rewritten": _sizes(changes.shards) + _text_sizes(changes.texts),
+            "bytes_to_write": changes.bytes_written,
+        }
+    layout = _layout(plan, options)
+    return summary | {
+        "rewritten": _sizes(layout.shards) + _text_sizes(layout.texts),
+        "carried": [{"name": f.name, "bytes": f.source.size} for f in layout.carried],
+        "left_out": left_out_to_json(plan.base.left_out),
+        "bytes_to_write": layout.bytes_written + layout.bytes_carried,
+    }
+
+
+def _lineage_changes(plan: Plan, options: Options) -> list[dict[str, Any]]:
+    reasons = {PROVENANCE: "what was done", MODEL_CARD: "what was done", MANIFEST: "digests"}
+    return [
+        {
+            "name": name,
+            "change": "replaced" if name in plan.base.files else "added",
+            "reason": reasons[name],
+        }
+        for name in _said_in(plan, options)
+    ]
+
+
+def _sizes(shards: Sequence[WrittenShard | PatchedShard]) -> list[dict[str, Any]]:
+    return [{"name": shard.name, "bytes": shard.nbytes} for shard in shards]
+
+
+def _text_sizes(texts: Sequence[WrittenText]) -> list[dict[str, Any]]:
+    return [{"name": text.name, "bytes": len(text.data)} for text in texts]
+
+
+def _described(tensor: Tensor | None) -> dict[str, Any] | None:
+    if tensor is None:
+        return None
+    return {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _file_change(edit: PutFile | DropFile, base: Checkpoint) -> str:
+    if isinstance(edit, DropFile):
+        return "removed"
+    return "replaced" if edit.name in base.files else "added"

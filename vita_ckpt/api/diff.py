@@ -1,0 +1,146 @@
+"""Comparing two checkpoints: every byte of what both have, and how far the values are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vita_ckpt.api.fetch import downloaded, fetched
+from vita_ckpt.api.inspect import as_checkpoint
+from vita_ckpt.api.locate import StrPath
+from vita_ckpt.checks.diff import Difference, compare_checkpoints, compared_files
+from vita_ckpt.core.anatomy.parts import part_of
+from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, TensorRef, parameters
+from vita_ckpt.core.distance import Distance
+from vita_ckpt.core.dtype import PACKED
+from vita_ckpt.core.relocation import remote_refs
+from vita_ckpt.storage.hub.content_hash import same_content
+from vita_ckpt.storage.reading.paths import reading
+from vita_ckpt.storage.tensors import compare
+
+Pairs = dict[str, compare.Pair]
+
+
+def diff(
+    a: Checkpoint | StrPath,
+    b: Checkpoint | StrPath,
+    *,
+    values: bool = False,
+    only: Sequence[str] = (),
+    fetch: bool = False,
+) -> Difference:
+    """What distinguishes ``b`` from ``a``: config keys, files, and tensors, byte by byte.
+
+    In which files tensors lie and in which order, and what an index says, makes no difference.
+    With ``values`` the tensors that both have in one shape are compared as numbers, in float64,
+    whatever their dtypes (but F4 and F6). ``only`` are globs of what may change, and of which
+    something must: of tensor names, ``config:KEY`` or ``file:PATH``; the result's ``breaches`` say
+    where they do not hold. Raises InputError if one side cannot be read, StaleInputError if a file
+    changes meanwhile.
+
+    Of what is on the hub headers and configs are read, which with the hub's digests often say that
+    tensors are the same; the others are ``unread`` in the result. ``fetch`` and ``only`` fetch
+    them, ``values`` downloads both sides.
+    """
+    first, second = as_checkpoint(a), as_checkpoint(b)
+    if values:
+        first, second = downloaded(first), downloaded(second)
+    shared = {n: (t, second.tensors[n]) for n, t in first.tensors.items() if n in second.tensors}
+    alike = {
+        name: (old, new)
+        for name, (old, new) in shared.items()
+        if (old.dtype, old.shape) == (new.dtype, new.shape)
+    }
+    fetch = fetch or bool(only)
+    other_tensors, unread_tensors = _differing(alike, fetch)
+    other_files, unread_files = _other_files(first, second, fetch)
+    changed = other_tensors | (shared.keys() - alike.keys())
+    return compare_checkpoints(
+        first,
+        second,
+        other_tensors=other_tensors,
+        other_files=other_files,
+        distances=_distances(shared, changed) if values else None,
+        only=(only,) if isinstance(only, str) else only,
+        unread=tuple(sorted(unread_tensors | unread_files)),
+    )
+
+
+def _differing(pairs: Pairs, fetch: bool) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of the pairs that differ, and of those of which only ``fetch`` would tell."""
+    far = {name: pair for name, pair in pairs.items() if remote_refs(_sides(pair))}
+    near = {name: pair for name, pair in pairs.items() if name not in far}
+    known = {name: _same(*pair) for name, pair in far.items()}
+    differ = frozenset(name for name, same in known.items() if same is False)
+    unknown = frozenset(name for name, same in known.items() if same is None)
+    if not fetch or not unknown:
+        return differ | compare.differing(near), unknown
+    refs = frozenset().union(*(remote_refs(_sides(pairs[name])) for name in unknown))
+    with fetched(refs) as here:
+        near |= {n: (here.tensor(pairs[n][0]), here.tensor(pairs[n][1])) for n in unknown}
+        return differ | compare.differing(near), frozenset()
+
+
+def _sides(pair: compare.Pair) -> dict[str, Tensor]:
+    return dict(zip("ab", pair, strict=True))
+
+
+def _same(before: Tensor, after: Tensor) -> bool | None:
+    """What the hub's digests say of two tensors or files, at least one of which is there."""
+    if not isinstance(before, TensorRef) or not isinstance(after, TensorRef):
+        return None
+    if before == after:
+        return True
+    a, b = before.source, after.source
+    if all(side.nbytes == side.source.size for side in (before, after)):
+        return same_content(a, b)
+    places = [(ref.offset, ref.strides, ref.source.digest) for ref in (before, after)]
+    # Of two files that are not the same, nothing is known about what is in them.
+    return (same_content(a, b) or None) if places[0] == places[1] else None
+
+
+def _distances(shared: Pairs, changed: frozenset[str]) -> dict[str, Distance]:
+    """The distances of all pairs of one shape; what is equal is read only for its part's norm."""
+    pairs = {
+        name: (old, new)
+        for name, (old, new) in shared.items()
+        if old.shape == new.shape and not {old.dtype, new.dtype} & {*PACKED}
+    }
+    changed_parts = {part_of(name) for name in changed & pairs.keys()}
+    measured = {
+        name: (old, new if name in changed else old)
+        for name, (old, new) in pairs.items()
+        if part_of(name) in changed_parts
+    }
+    unread = {name: Distance(elements=parameters(old)) for name, (old, _) in pairs.items()}
+    return unread | compare.distances(measured)
+
+
+def _other_files(
+    a: Checkpoint, b: Checkpoint, fetch: bool
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The files of both that differ, and those not known to: a file is a tensor of bytes."""
+    old, new = compared_files(a), compared_files(b)
+    found: frozenset[str] = frozenset()
+    pairs: Pairs = {}
+    for name in old.keys() & new.keys():
+        before, after = old[name], new[name]
+        if isinstance(before, str) or isinstance(after, str):
+            if _content(before) != _content(after):
+                found |= {name}
+        elif before.size != after.size:
+            found |= {name}
+        else:
+            pairs[name] = _bytes_of(before), _bytes_of(after)
+    differ, unread = _differing(pairs, fetch)
+    return found | differ, unread
+
+
+def _bytes_of(file: File) -> TensorRef:
+    return TensorRef(file, 0, "U8", (file.size,))
+
+
+def _content(file: File | str) -> bytes:
+    if isinstance(file, str):
+        return file.encode()
+    with reading(file.path) as source:
+        return source.read(source.file.size, 0)

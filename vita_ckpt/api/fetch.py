@@ -1,0 +1,86 @@
+"""Bringing to the disk what a plan or a check reads of the hub, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, RemoteFile, TensorRef
+from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.relocation import Relocation, remote_refs
+from vita_ckpt.storage.system.owner import stage_name
+
+
+@contextmanager
+def fetched_files(plan: Plan, beside: str) -> Iterator[Plan]:
+    """``plan``, which makes a directory, with all that it reads of the hub on the disk.
+
+    Of the base the files that are carried or rewritten are downloaded to the cache; of adapters
+    and towers only the tensors are fetched, to a folder in ``beside`` that is removed at the end.
+    """
+    if not _is_remote(plan):
+        yield plan
+        return
+    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
+    from vita_ckpt.storage.writing.layout import plan_layout  # noqa: PLC0415
+
+    layout = plan_layout(plan)
+    refs = frozenset().union(*(remote_refs(dict(shard.entries)) for shard in layout.shards))
+    of_base = {f for f in plan.base.fingerprint if isinstance(f, RemoteFile)}
+    whole = {f.source for f in layout.carried if isinstance(f.source, RemoteFile)}
+    whole |= {ref.source for ref in refs if ref.source in of_base}
+    files = download(whole)
+    with fetched(frozenset(ref for ref in refs if ref.source not in files), beside) as here:
+        yield replace(here, files=files).plan(plan)
+
+
+@contextmanager
+def fetched_tensors(plan: Plan, beside: str) -> Iterator[Plan]:
+    """``plan`` with the tensors of its target on the disk: of the hub only their bytes."""
+    with fetched(remote_refs(plan.target().tensors), beside) as here:
+        yield here.plan(plan)
+
+
+@contextmanager
+def fetched_casts(plan: Plan) -> Iterator[Plan]:
+    """``plan`` with the tensors of the hub that it converts on the disk."""
+    casts = {n: t for n, t in plan.target().tensors.items() if isinstance(t, Cast)}
+    with fetched(remote_refs(casts)) as here:
+        yield here.plan(plan)
+
+
+def downloaded(checkpoint: Checkpoint) -> Checkpoint:
+    """``checkpoint`` with all its files that are on the hub in huggingface_hub's cache."""
+    files = {ref.source for ref in remote_refs(checkpoint.tensors)} | {*checkpoint.files.values()}
+    far = {file for file in files if isinstance(file, RemoteFile)}
+    if not far:
+        return checkpoint
+    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
+
+    return Relocation(download(far)).checkpoint(checkpoint)
+
+
+@contextmanager
+def fetched(refs: Collection[TensorRef], beside: str | None = None) -> Iterator[Relocation]:
+    """Where tensors of the hub lie on the disk, in a folder that is removed at the end."""
+    if not refs:
+        yield Relocation()
+        return
+    import shutil  # noqa: PLC0415 - only for what is remote
+    import tempfile  # noqa: PLC0415
+
+    from vita_ckpt.storage.reading.fetch import disk_errors, fetch_tensors  # noqa: PLC0415
+
+    folder = os.path.join(beside or tempfile.gettempdir(), stage_name())
+    with disk_errors(folder):
+        os.mkdir(folder, 0o700)
+    try:
+        yield Relocation(tensors=fetch_tensors(refs, folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_remote(plan: Plan) -> bool:
+    return any(isinstance(file, RemoteFile) for file in plan.preconditions)

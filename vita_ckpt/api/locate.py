@@ -1,0 +1,145 @@
+"""What a user calls a checkpoint, a path or a name on the hub, and where that is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from vita_ckpt.core.address import (
+    Address,
+    address_meant,
+    is_remote,
+    looks_like_repository,
+    parse_address,
+)
+from vita_ckpt.core.checkpoint import EMPTY, Checkpoint
+from vita_ckpt.errors import HubError, InputError, StaleInputError, UsageError
+from vita_ckpt.storage.reading import checkpoint as directory
+
+StrPath = str | os.PathLike[str]
+
+
+def open_checkpoint(path: StrPath) -> Checkpoint:
+    """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
+
+    ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
+    run, a folder of steps), a lone ``.safetensors``/``.bin``/``.pt`` file, or one of these on the
+    hub: ``hf://org/name[@revision][/subfolder]``, or ``org/name`` if no such path exists. Raises
+    InputError (or a subclass) naming the file, and the tensor where one is concerned, if it cannot
+    be read, breaks a rule of its format, or leads out of the directory.
+    """
+    address = _address(path)
+    if address is None:
+        return directory.open_checkpoint(path)
+    opened = directory.open_checkpoint(_pinned(address, path))
+    return replace(opened, revision="" if address.is_pinned else address.revision or "main")
+
+
+def locate(path: StrPath) -> str:
+    """``path`` as it is if it is one, or the address on the hub that it means, with its commit.
+
+    A path that exists wins, ``hf://`` forces the hub, and nothing else but ``org/name`` is looked
+    for there. Goes online for an address that is not pinned to a commit. Raises InputError for
+    ``org/name`` where ``org`` is a directory here, and HubError if the hub has none.
+    """
+    address = _address(path)
+    return os.fspath(path) if address is None else _pinned(address, path)
+
+
+def given(path: StrPath) -> str:
+    """``path`` as it is: UsageError for an empty one, which would mean the working directory."""
+    text = os.fspath(path)
+    if not text:
+        raise UsageError(
+            "empty-path",
+            "''",
+            expected="a path",
+            got="an empty one",
+            hint="is a variable not set? the working directory is .",
+        )
+    return text
+
+
+def local(path: StrPath) -> str:
+    """``path`` as it is, where only one on this machine will do: else UsageError."""
+    text = given(path)
+    if is_remote(text):
+        raise UsageError(
+            "path-on-hub",
+            text,
+            expected="a path on this machine",
+            got="an address on the hub",
+            hint="hf download brings files here, vita-ckpt push uploads a directory",
+        )
+    return text
+
+
+def reopen(root: str, revision: str) -> Checkpoint:
+    """An input of a saved plan: its root, empty for none, and the branch or tag that led there.
+
+    Raises StaleInputError if that branch or tag is another commit now.
+    """
+    if not root:
+        return EMPTY
+    if not is_remote(root):
+        return directory.open_checkpoint(root)
+    from vita_ckpt.storage.hub.repository import hub  # noqa: PLC0415 - only for what is remote
+
+    pinned = parse_address(root)
+    if revision:
+        now = hub().pin(Address(pinned.repository, revision, pinned.below), anew=True)
+        if now != pinned:
+            raise StaleInputError(
+                "input-changed",
+                f"{pinned.repository}@{revision}",
+                expected=f"the commit {pinned.revision}, that the plan was computed from",
+                got=now.revision,
+                hint="compute the plan again, or from the commit: hf://org/name@commit",
+            )
+    return replace(directory.open_checkpoint(root), revision=revision)
+
+
+def _address(path: StrPath) -> Address | None:
+    """The address on the hub that ``path`` means; None for a path."""
+    text = given(path)
+    if is_remote(text):
+        return parse_address(text)
+    if os.path.lexists(text.rstrip("/")):  # a file too, as it is opened
+        return None
+    # Where huggingface_hub looks for its name: it is imported only to go there.
+    meant = address_meant(text, os.environ.get("HF_ENDPOINT", ""))
+    if meant is None:
+        return None
+    got = "nothing there"
+    if looks_like_repository(text):
+        parent, _, name = text.partition("/")
+        if not os.path.lexists(parent):
+            return meant
+        got = f"no {name} in the directory {parent}"
+    raise InputError(
+        "not-found",
+        text,
+        expected="a checkpoint directory or file",
+        got=got,
+        hint=f"check the path; {meant} looks on the hub",
+    )
+
+
+def _pinned(address: Address, path: StrPath) -> str:
+    from vita_ckpt.storage.hub.repository import hub  # noqa: PLC0415 - only for what is remote
+
+    if not is_remote(os.fspath(path)):
+        _say(f"Looking on the hub for {address.repository} …")
+    try:
+        return str(hub().pin(address))
+    except HubError as error:
+        if error.code == "repository-not-found" and not is_remote(os.fspath(path)):
+            error.expected = "a path that exists, or a repository that can be seen from here"
+        raise
+
+
+def _say(text: str) -> None:
+    """Say something that whoever called should know: to stderr, if they set up nothing else."""
+    import logging  # noqa: PLC0415 - only for what is remote
+
+    logging.getLogger("vita_ckpt").warning(text)

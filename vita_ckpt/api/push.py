@@ -1,0 +1,206 @@
+"""Pushing: a checkpoint to the hub, once it is known to be sound."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vita_ckpt.api.locate import StrPath, local
+from vita_ckpt.api.validate import report_on
+from vita_ckpt.core.address import is_inside, looks_like_repository
+from vita_ckpt.core.checkpoint import Checkpoint, File
+from vita_ckpt.core.filenames import ADAPTER_CONFIG, counts_as_weights, index_of
+from vita_ckpt.core.hub_card import hub_card
+from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.provenance import operations
+from vita_ckpt.core.report import Report, has_errors
+from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.storage.reading.checkpoint import choose_weights
+from vita_ckpt.storage.reading.in_progress import check_whole
+from vita_ckpt.storage.reading.index import weight_map_of
+from vita_ckpt.storage.reading.model_card import read_model_card
+from vita_ckpt.storage.reading.paths import find, listing, look
+from vita_ckpt.storage.reading.shards import check_unchanged
+from vita_ckpt.storage.reading.survey import Survey, is_partial, survey
+
+_KEPT_HIDDEN = (".gitattributes",)
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What validation found, and where the checkpoint is now; no ``url`` if it was refused.
+
+    ``files`` are the names of what is uploaded, ``left_out`` says of everything else why it is not,
+    ``removed`` are the weights of earlier pushes that are no longer in the repository.
+    """
+
+    report: Report
+    url: str | None
+    files: tuple[str, ...]
+    left_out: dict[str, str]
+    removed: tuple[str, ...] = ()
+
+
+def push(
+    path: StrPath,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    force: bool = False,
+    message: str | None = None,
+) -> Push:
+    """Upload the directory of a checkpoint, adapter or tower to the model repository ``org/name``.
+
+    It is validated first: with errors nothing is uploaded unless ``force``. What goes up is what a
+    surgery would carry: no stale weights, no state of a training run, nothing hidden. One commit
+    holds everything, and removes weights that an earlier one left; an upload that was interrupted
+    goes on where it stopped when it is run again. A model card is added, or its section on the
+    lineage, from ``vita_ckpt.json``; in the directory nothing changes.
+
+    What goes up is what was validated: a file that changes meanwhile stops it before the commit.
+    Links are followed to weights, inside the directory and to blobs of the hub's cache only.
+
+    Raises UsageError for what is no directory here, no name of a repository or of a branch,
+    InputError if it holds no checkpoint or is in the middle of a surgery, StaleInputError if it
+    changes, HubError if the hub refuses or cannot be reached.
+    """
+    if not looks_like_repository(repository):
+        raise UsageError("invalid-repository", repository, expected="org/name")
+    if revision == "" or not is_inside(revision or ""):
+        got = revision or "no name"
+        raise UsageError("invalid-revision", "--revision", expected="a branch", got=got)
+    root = _directory(path)
+    surveyed = survey(root)
+    checkpoint = surveyed.checkpoint
+    report = report_on(surveyed)
+    files, left_out = _sorted_out(surveyed)
+    if has_errors(report.findings) and not force:
+        return Push(report, None, tuple(files), left_out)
+    from vita_ckpt.storage.hub.upload import upload  # noqa: PLC0415 - only for what is remote
+
+    def check() -> None:
+        check_whole(root)
+        check_unchanged(files.values())
+
+    check_whole(root)
+    known = operations(checkpoint)
+    card = read_model_card(checkpoint) if MODEL_CARD in files else b""
+    card = card or hub_card(repository, checkpoint.config or {}, known).encode()
+    if known:
+        card = with_lineage(card, {**(checkpoint.provenance or {}), "operations": known})
+    contents: dict[str, str | bytes] = {name: file.path for name, file in files.items()}
+    contents[MODEL_CARD] = card
+    done = upload(
+        repository,
+        contents,
+        check,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=message or f"Upload {os.path.basename(root)} with vita-ckpt",
+    )
+    return Push(report, done.url, tuple(sorted(contents)), left_out, done.removed)
+
+
+def _directory(path: StrPath) -> str:
+    root, entry = find(local(path))
+    if not entry.is_directory:
+        raise UsageError(
+            "not-a-directory",
+            os.fspath(path),
+            expected="a directory on this machine",
+            hint="push uploads a whole checkpoint: name its directory",
+        )
+    return root
+
+
+def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
+    """The files that go up, as they were surveyed, by their names; the others, with why not."""
+    checkpoint = surveyed.checkpoint
+    root = checkpoint.root
+    parts = _parts(checkpoint)
+    left_out = dict(checkpoint.left_out)
+    for problem in surveyed.problems:
+        name = os.path.relpath(problem.file, root)
+        if name in parts:  # broken, not stale
+            left_out.pop(name, None)
+    known = {**checkpoint.files, **{shard.name: shard.file for shard in checkpoint.shards}}
+    files: dict[str, File] = {}
+    for name, path in _walk(root, left_out):
+        if is_partial(path) and name not in parts:
+            left_out[name] = "what an interrupted download or copy left"
+            continue
+        if os.path.islink(path) and name not in parts and not _stays_inside(root, path):
+            left_out[name] = "a link out of the directory"
+            continue
+        entry = look(path)
+        file = known.get(name) or (entry.file if entry is not None else None)
+        if file is None:
+            left_out[name] = "not readable"
+        else:
+            files[name] = file
+    for shard in checkpoint.shards:
+        if shard.name not in files:
+            raise UsageError(
+                "weights-left-out",
+                os.path.join(root, shard.name),
+                expected="weights in the directory itself, under a name that the hub takes",
+                hint="push the directory that they lie in, or name them otherwise",
+            )
+    return files, left_out
+
+
+def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Names and paths of what is not left out; what is hidden or has no name in UTF-8 is added."""
+    for folder, folders, names in os.walk(root):
+        below = os.path.relpath(folder, root)
+        relative = {n: n if below == os.curdir else f"{below}/{n}" for n in (*folders, *names)}
+        for name in sorted(relative):
+            if name.startswith(".") and name not in _KEPT_HIDDEN:
+                left_out[relative[name]] = "hidden"
+            elif not _is_utf8(name):
+                left_out[relative[name]] = "a name that is not UTF-8"
+        for name in sorted(names):
+            if relative[name] not in left_out:
+                yield relative[name], os.path.join(folder, name)
+        folders[:] = sorted(name for name in folders if relative[name] not in left_out)
+
+
+def _parts(checkpoint: Checkpoint) -> set[str]:
+    """The files of weights that the index or the layout promises, broken ones too."""
+    root = checkpoint.root
+    names = listing(root)
+    index = index_of(names)
+    try:
+        if index is None:
+            parts = set(choose_weights(root, names)[1])
+        else:
+            parts = {index, *weight_map_of(checkpoint.index or {}, index).values()}
+    except InputError:  # nothing that can be read promises anything
+        parts = set() if index is None else {index}
+    parts |= {ADAPTER_CONFIG} if checkpoint.layout == "lora" else set()
+    return {name for name in parts if counts_as_weights(os.path.basename(name))}
+
+
+def _stays_inside(root: str, link: str) -> bool:
+    """Whether a link leads to what is not hidden in the directory, or to a blob of the hub's cache.
+
+    There, ``snapshots/COMMIT`` holds links to files in ``blobs``, beside it.
+    """
+    top, target = os.path.realpath(root), os.path.realpath(link)
+    home, snapshots, _ = f"{top}/".rpartition("/snapshots/")
+    if snapshots and os.path.dirname(target) == f"{home}/blobs":
+        return True
+    below = os.path.relpath(target, top).split("/")
+    return not any(name.startswith(".") for name in below)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

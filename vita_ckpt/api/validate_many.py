@@ -1,0 +1,122 @@
+"""Validate several checkpoints, one after the other or in processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.validate import validate
+from vita_ckpt.checks import kinds
+from vita_ckpt.core.report import Report, has_errors, worst_first
+from vita_ckpt.errors import InputError, VitaCkptError
+
+_One = Callable[[str], Report | VitaCkptError]
+
+
+def validate_all(
+    paths: Sequence[StrPath],
+    *,
+    kind: str | None = None,
+    values: bool = False,
+    deep: bool = False,
+    verify: bool = False,
+    golden: StrPath | None = None,
+    jobs: int = 1,
+) -> Iterator[Report | VitaCkptError]:
+    """The report of each path in order, or the error why there is none; ``jobs`` at a time."""
+    one = partial(
+        _report_or_error, kind=kind, values=values, deep=deep, verify=verify, golden=golden
+    )
+    if jobs == 1 or len(paths) == 1:
+        yield from map(one, paths)
+        return
+    # Whether to say what is looked for on the hub is known in this process only.
+    located = [_located(path) for path in paths]
+    results = _by_processes(one, [p for p in located if isinstance(p, str)], jobs)
+    for path in located:
+        yield next(results) if isinstance(path, str) else path
+
+
+def _by_processes(one: _One, paths: Sequence[str], jobs: int) -> Iterator[Report | VitaCkptError]:
+    """``one`` of each path, by several processes: threads would take turns at parsing headers."""
+    import logging  # noqa: PLC0415 - slow, seldom needed
+    import multiprocessing  # noqa: PLC0415
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+    from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
+
+    from vita_ckpt.storage.hub.repository import count_moved  # noqa: PLC0415
+
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(jobs, len(paths)),
+        multiprocessing.get_context("spawn"),
+        _set_level,
+        (logging.getLogger("vita_ckpt").level,),
+    )
+    try:
+        for result, nbytes in pool.map(partial(_counted, one), paths):
+            count_moved(nbytes)
+            yield result
+        pool.shutdown()
+    except BaseException as error:
+        # Nobody waits for what they do: the hub may have left them hanging.
+        for child in {*multiprocessing.active_children()} - others:
+            child.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                "worker-killed",
+                f"one of {jobs} processes",
+                expected="it to come to its end",
+                got="it was killed, perhaps since memory ran out",
+                hint="ask for fewer at once",
+            ) from error
+        raise
+
+
+def _set_level(level: int) -> None:
+    import logging  # noqa: PLC0415 - slow, seldom needed
+
+    logging.getLogger("vita_ckpt").setLevel(level)
+
+
+def _counted(one: _One, path: str) -> tuple[Report | VitaCkptError, int]:
+    """What ``one`` says of a path, and the bytes that came from the hub for it."""
+    from vita_ckpt.storage.hub.repository import moved  # noqa: PLC0415 - slow, seldom needed
+
+    before = moved()
+    return one(path), moved() - before
+
+
+def _located(path: StrPath) -> str | VitaCkptError:
+    """Return where ``path`` leads, or the error for it."""
+    try:
+        return locate(path)
+    except VitaCkptError as error:
+        return error
+
+
+def _report_or_error(
+    path: StrPath,
+    *,
+    kind: str | None,
+    values: bool,
+    deep: bool,
+    verify: bool,
+    golden: StrPath | None,
+) -> Report | VitaCkptError:
+    """Return the report on one path, or the error that kept it from being made."""
+    try:
+        report = validate(path, kind=kind, values=values, deep=deep)
+        if verify and report.kind == kinds.VITA and not has_errors(report.findings):
+            from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
+
+            found = run(path, golden=golden).findings
+            known = {(f.rule, f.subject) for f in report.findings}
+            more = [f for f in found if (f.rule, f.subject) not in known]
+            report = replace(report, findings=worst_first([*report.findings, *more]))
+    except VitaCkptError as error:
+        return error
+    return report

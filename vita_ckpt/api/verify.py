@@ -1,0 +1,201 @@
+"""Running: the model of a checkpoint, and what one forward pass shows (extra ``model``)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+from vita_ckpt.api.fetch import downloaded
+from vita_ckpt.api.inspect import as_checkpoint
+from vita_ckpt.api.locate import StrPath, local, locate
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.storage.writing.atomic_file import check_new, write_new
+
+if TYPE_CHECKING:
+    import torch
+
+    from vita_ckpt.model.verify import Verification
+    from vita_ckpt.model.vita import VitaModel
+
+MaxMemory = Mapping[Any, int | str]
+
+# Enough to see whether an answer makes sense: while streaming, each token reads all the weights.
+NEW_TOKENS: Final = 16
+
+# What the extra ``model`` installs, by the names of import.
+_EXTRA: Final = ("torch", "transformers", "accelerate", "PIL")
+
+
+def load_model(
+    path: Checkpoint | StrPath,
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+    tower: StrPath | None = None,
+    attn: str | None = None,
+    max_memory: MaxMemory | None = None,
+) -> VitaModel:
+    """The model of a VITA checkpoint, ready to run: text and images, no audio.
+
+    ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
+    ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
+    directory, where the config's path does not lead to it; ``attn`` the library's attention
+    implementation. ``max_memory`` is what weights may take: bytes or ``"4GB"``, by GPU number or
+    ``"cpu"``; by default most of every GPU's free memory, half a gigabyte of a CPU's. Weights lie
+    on one GPU if they fit there, on several if they fit on those together (only ``max_memory``'s,
+    where it names some), and otherwise stream from the checkpoint's own files, module by module.
+
+    The model has ``vision_tower(pixel_values)`` [N, 3, H, W] → [N, tokens, mm_hidden_size],
+    ``encode_images(pixel_values)`` → [N, tokens', hidden], ``embed_multimodal(input_ids,
+    pixel_values)`` [B, T] → [B, T', hidden], and ``model(input_ids, pixel_values).logits``
+    [B, T', vocab]. Raises InputError if the checkpoint cannot be read or its tensors are not
+    exactly those of the model, UsageError for a device that is not there or without torch.
+    """
+    _need_the_extra()
+    from vita_ckpt.model import load  # noqa: PLC0415 - torch
+
+    checkpoint = downloaded(as_checkpoint(path))
+    with _memory_said(checkpoint.root):
+        return load.load_model(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            tower=None if tower is None else locate(tower),
+            attn=attn,
+            max_memory=max_memory,
+        )
+
+
+def verify(
+    path: Checkpoint | StrPath,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    tower: StrPath | None = None,
+    attn: str | None = None,
+    max_memory: MaxMemory | None = None,
+    against: Checkpoint | StrPath | None = None,
+    golden: StrPath | None = None,
+    save_golden: StrPath | None = None,
+    image: StrPath | None = None,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
+) -> Verification:
+    """Build a checkpoint strictly, run it once, and say what is wrong as findings.
+
+    ``against`` is a checkpoint whose text-only logits must be the same; ``save_golden`` a new file
+    for a fingerprint of the logits, ``golden`` one of an earlier run to compare with. ``image`` is
+    a file that takes the place of a synthetic image, prepared by the processor of the checkpoint
+    or of its tower. With ``prompt`` the greedy answer is generated, about the image if there is
+    one, of at most ``max_new_tokens`` (by default 16), and without sampling: ``answer`` of the
+    result. The tokenizer is the checkpoint's own; code that comes with it is never run.
+
+    The other options and the errors are those of :func:`load_model`; a tokenizer, a processor or
+    an image that cannot be read is an InputError.
+    """
+    _need_the_extra()
+    if max_new_tokens is not None and prompt is None:
+        raise UsageError(
+            "max-new-tokens-without-prompt", "--max-new-tokens", expected="a prompt to answer"
+        )
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UsageError(
+            "invalid-max-new-tokens",
+            "--max-new-tokens",
+            expected="1 or more",
+            got=f"{max_new_tokens}",
+        )
+    for here in (golden, save_golden, image):  # before the model is read
+        if here is not None:
+            local(here)
+    if save_golden is not None:
+        check_new(os.fspath(save_golden))
+    from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
+
+    checkpoint = downloaded(as_checkpoint(path))
+    base = None if against is None else downloaded(as_checkpoint(against))
+    earlier = None if golden is None else _read_golden(os.fspath(golden))
+    with _memory_said(checkpoint.root):
+        verification = forward.verify_checkpoint(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            tower=None if tower is None else locate(tower),
+            attn=attn,
+            max_memory=max_memory,
+            against=base,
+            golden=earlier,
+            image=image,
+            prompt=prompt,
+            max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens,
+        )
+    if save_golden is not None and verification.golden is not None:
+        write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
+    return verification
+
+
+@contextmanager
+def _memory_said(path: str) -> Iterator[None]:
+    """Memory that runs out is an error of its own, in one line; torch says it in many."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).lower()
+        memory = ("out of memory", "not enough memory", "can't allocate memory")
+        if not isinstance(error, MemoryError) and not any(words in said for words in memory):
+            raise
+        raise InputError(
+            "out-of-memory",
+            path,
+            got=said.partition("\n")[0],
+            hint="with --max-memory cpu=0 (or 0=0 for a GPU) the weights stream from the files",
+        ) from error
+
+
+def _read_golden(path: str) -> Mapping[str, Any]:
+    data, _ = read_json_object(path)
+    rows = data.get("rows")
+    if data.get("format") != "vita-ckpt-golden" or data.get("version") != 1 or not _are_rows(rows):
+        raise InputError(
+            "invalid-golden",
+            path,
+            expected="a file that verify --save-golden wrote",
+            hint="save it again",
+        )
+    return data
+
+
+def _are_rows(rows: Any) -> bool:
+    """Whether ``rows`` are tables of ids and of values of one shape."""
+
+    def sizes(table: Any, kinds: tuple[type, ...]) -> list[int] | None:
+        if not isinstance(table, list) or not all(isinstance(line, list) for line in table):
+            return None
+        flat = all(type(value) in kinds for line in table for value in line)
+        return [len(line) for line in table] if flat else None
+
+    return isinstance(rows, dict) and all(
+        isinstance(row, dict)
+        and (ids := sizes(row.get("ids"), (int,))) is not None
+        and len(set(ids)) <= 1
+        and ids == sizes(row.get("values"), (int, float))
+        and all(0 <= value < 1 << 31 for line in row["ids"] for value in line)
+        for row in rows.values()
+    )
+
+
+def _need_the_extra() -> None:
+    for package in _EXTRA:
+        if find_spec(package) is None:
+            raise UsageError(
+                "model-extra-missing",
+                package,
+                expected="torch, transformers, accelerate and PIL (Pillow)",
+                hint="pip install 'vita-ckpt[model]'",
+            )

@@ -1,0 +1,1 @@
+"""Replay each loader as a pure function over a directory listing."""

@@ -1,0 +1,507 @@
+"""What ``inspect`` says: parts, config beside what the weights say, what upstream would build."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Final
+
+from vita_ckpt.checks.kinds import TOWER, VITA, kind_of
+from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
+from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy.towers.tower import Dispatch, Tower, TowerDirectory
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
+from vita_ckpt.core.provenance import needs_alignment
+
+REPORT_VERSION: Final = 1
+
+
+# The vision config and what it is compared by, with the type of each value.
+CONFIG_KEYS: Final[dict[str, Types]] = {
+    **VISION_KEYS,
+    "hidden_size": (int,),
+    "num_hidden_layers": (int,),
+    "vocab_size": (int,),
+    "tie_word_embeddings": (bool,),
+    "torch_dtype": (str,),
+}
+
+_TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class PartSummary:
+    """One part: its tensors, parameters (elements), bytes, and dtypes, the commonest first."""
+
+    name: str
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSummary:
+    """One weight file: its name below the checkpoint, format, size in bytes, tensors."""
+
+    name: str
+    format: str
+    bytes: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigLine:
+    """A key of ``config.json``, its value, and what the weights say of it.
+
+    ``problem`` is set, and ``value`` None, where the value has the wrong type. ``weights`` is None
+    where the weights say nothing, ``agrees`` where there is nothing to compare.
+    """
+
+    present: bool
+    value: Any
+    problem: str | None
+    weights: Any
+    agrees: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorSummary:
+    """The projector by its tensors: the types it can be, its widths."""
+
+    types: tuple[str, ...]
+    in_width: int
+    out_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSummary:
+    """A LoRA run: rank and alpha of its config, number of delta tensors, the base it names."""
+
+    r: int | None
+    lora_alpha: float | None
+    deltas: int
+    base_model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Everything ``inspect`` knows; ``disagreements`` are sentences about what does not fit.
+
+    ``needs_alignment`` is set where the projector was drawn at random and not trained since.
+    """
+
+    path: str
+    kind: str
+    layout: str
+    model_type: str | None
+    architectures: tuple[str, ...]
+    backbone: str | None
+    loader_name: str | None
+    dtypes: tuple[str, ...]
+    tensors: int
+    parameters: int
+    bytes: int
+    shards: tuple[ShardSummary, ...]
+    parts: tuple[PartSummary, ...]
+    config: Mapping[str, ConfigLine]
+    tower: Tower | None
+    tower_directory: TowerDirectory | None
+    dispatch: Dispatch | None
+    projector: ProjectorSummary | None
+    tokens_per_image: int | None
+    lora: LoraSummary | None
+    needs_alignment: bool
+    disagreements: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+
+def inspect_checkpoint(
+    checkpoint: Checkpoint,
+    tower_directory: TowerDirectory | None = None,
+    *,
+    kind: str | None = None,
+) -> Inspection:
+    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers."""
+    config = checkpoint.config or {}
+    facts = _Facts.of(checkpoint, tower_directory)
+    kind = kind or kind_of(checkpoint, facts.tower)
+    is_tower = kind == TOWER
+    lines = {} if is_tower else {key: facts.line(key) for key in CONFIG_KEYS}
+    backbone = BACKBONES.get(str(config.get("model_type")))
+    plain = PLAIN_LANGUAGE_MODELS.get(str(config.get("model_type")))
+    architectures = config.get("architectures")
+    return Inspection(
+        path=checkpoint.root,
+        kind=kind,
+        layout=checkpoint.layout,
+        model_type=_text(config.get("model_type")),
+        architectures=tuple(filter(None, map(_text, architectures)))
+        if isinstance(architectures, list)
+        else (),
+        backbone=backbone.language_model if backbone else plain,
+        loader_name=backbone.loader_name if backbone else None,
+        dtypes=_dtypes(checkpoint.tensors.values()),
+        tensors=len(checkpoint.tensors),
+        parameters=sum(map(parameters, checkpoint.tensors.values())),
+        bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        shards=_shards(checkpoint),
+        parts=_parts(checkpoint, is_tower),
+        config=lines,
+        tower=facts.tower,
+        tower_directory=tower_directory,
+        dispatch=facts.dispatch,
+        projector=facts.projector,
+        tokens_per_image=facts.tokens_per_image(kind),
+        lora=_lora(checkpoint),
+        needs_alignment=needs_alignment(checkpoint),
+        disagreements=tuple(facts.disagreements(kind, lines)),
+        left_out=checkpoint.left_out,
+    )
+
+
+def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
+    """The report as JSON, in the form of ``schemas/inspect-v1.json``."""
+    report: dict[str, Any] = _listed(asdict(inspection))
+    report["left_out"] = left_out_to_json(inspection.left_out)
+    if inspection.tower_directory is not None:
+        del report["tower_directory"]["config"]
+    return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
+
+
+def left_out_to_json(left_out: Mapping[str, str]) -> list[dict[str, str]]:
+    """What a directory holds beside the checkpoint, with why it is not a part of it."""
+    return [{"name": name, "reason": reason} for name, reason in left_out.items()]
+
+
+def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Name, dtype, shape, shard and bytes of each named tensor, as JSON."""
+    shards = {shard.file: shard.name for shard in checkpoint.shards}
+    refs = checkpoint.refs
+    return [
+        {
+            "name": name,
+            "dtype": refs[name].dtype,
+            "shape": list(refs[name].shape),
+            "shard": shards[refs[name].source],
+            "bytes": refs[name].nbytes,
+        }
+        for name in names
+    ]
+
+
+def module_rows(checkpoint: Checkpoint, depth: int) -> list[dict[str, Any]]:
+    """The module tree down to ``depth`` name components: tensors, parameters and bytes of each."""
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        components = name.split(".")
+        for level in range(1, min(depth, len(components)) + 1):
+            row = rows.setdefault(tuple(components[:level]), [0, 0, 0])
+            row[0] += 1
+            row[1] += parameters(tensor)
+            row[2] += tensor.nbytes
+    return [
+        {"name": ".".join(path), "tensors": row[0], "parameters": row[1], "bytes": row[2]}
+        for path, row in sorted(rows.items(), key=lambda item: [_natural(c) for c in item[0]])
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the weights and the tower directory say, gathered once."""
+
+    config: Mapping[str, Any]
+    shapes: Mapping[str, Shape]
+    dtypes: tuple[str, ...]
+    has_language_model: bool
+    tower: Tower | None
+    directory: Tower | None
+    projector: ProjectorSummary | None
+    has_projector: bool
+    dispatch: Dispatch | None
+    has_config: bool
+    empty: tuple[str, ...]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, directory: TowerDirectory | None) -> _Facts:
+        config = checkpoint.config or {}
+        shapes = {
+            name.removeprefix(parts.PEFT_PREFIX): tensor.shape
+            for name, tensor in checkpoint.tensors.items()
+            if parts.part_of(name) != parts.LORA
+        }
+        below = parts.below(parts.TOWER_PREFIX, shapes)
+        tower = towers.tower_of_shapes(below or shapes)
+        own = parts.below(parts.PROJECTOR_PREFIX, shapes)
+        found = projectors.candidates(own)
+        path = config.get("mm_vision_tower")
+        dispatch = None
+        if isinstance(path, str):
+            dispatch = towers.dispatch(path, config.get("use_s2") is True)
+        return cls(
+            config=config,
+            shapes=shapes,
+            dtypes=_dtypes(checkpoint.tensors.values()),
+            has_language_model=any(name.startswith(parts.LAYERS_PREFIX) for name in shapes),
+            tower=tower,
+            directory=directory.tower if directory else None,
+            projector=ProjectorSummary(
+                tuple(p.type for p in found), found[0].in_width, found[0].out_width
+            )
+            if found
+            else None,
+            has_projector=bool(own),
+            dispatch=dispatch,
+            has_config=checkpoint.config is not None,
+            empty=tuple(n for n, tensor in checkpoint.tensors.items() if 0 in tensor.shape),
+        )
+
+    def line(self, key: str) -> ConfigLine:
+        """What config and weights say of ``key``."""
+        name = "dtype" if key == "torch_dtype" and key not in self.config else key
+        value, problem = self.config.get(name), None
+        if value is not None and type(value) not in CONFIG_KEYS[key]:
+            wanted = " or ".join(kind.__name__ for kind in CONFIG_KEYS[key])
+            problem, value = f"expected {wanted}, got {value!r}", None
+        if isinstance(value, float) and not isfinite(value):
+            problem, value = f"expected a finite number, got {value!r}", None
+        weights, agrees = self._compare(key, value)
+        if not self.config:
+            agrees = None  # without a config there is nothing to agree with
+        return ConfigLine(
+            name in self.config, value, problem, weights, False if problem else agrees
+        )
+
+    def _compare(self, key: str, value: Any) -> tuple[Any, bool | None]:
+        method = getattr(self, f"_{key}", None)
+        if method is None:
+            return None, None
+        result: tuple[Any, bool | None] = method(value)
+        return result
+
+    def _mm_vision_tower(self, value: str | None) -> tuple[str | None, bool | None]:
+        known = self.tower or self.directory
+        if known is None:
+            return None, None
+        families = {t.family for t in (self.tower, self.directory) if t is not None}
+        agrees = None
+        if value is not None and self.dispatch is not None:
+            agrees = families == {self.dispatch.family}
+        return (str(self.tower) if self.tower else None), agrees
+
+    def _mm_hidden_size(self, value: int | None) -> tuple[int | None, bool | None]:
+        said = [] if self.tower is None else [self.tower.output_width(self._scales())]
+        said += [self.projector.in_width] if self.projector else []
+        if not said:
+            return None, None
+        return said[0], None if value is None else all(width == value for width in said)
+
+    def _mm_projector_type(self, value: str | None) -> tuple[str | None, bool | None]:
+        configured = value if value is not None else projectors.DEFAULT_TYPE
+        if self.projector is not None:
+            types = self.projector.types
+            return " or ".join(types), any(projectors.same_tensors(configured, t) for t in types)
+        if self.has_projector:
+            return "no known type", False
+        plain = str(self.config.get("model_type")) in PLAIN_LANGUAGE_MODELS
+        if plain or not self.has_language_model:
+            return None, None
+        return ("identity", True) if configured == "identity" else ("no tensors", False)
+
+    def _use_mm_proj(self, value: bool | None) -> tuple[bool | None, bool | None]:
+        if not self.has_language_model or self.config.get("mm_projector_type") == "identity":
+            return None, None
+        return self.has_projector, None if value is None else value == self.has_projector
+
+    def _use_s2(self, value: bool | None) -> tuple[bool | None, bool | None]:
+        scales = self._scales_of_widths()
+        if scales is None:
+            return None, None
+        return scales > 1, (value is True) == (scales > 1)
+
+    def _s2_scales(self, value: str | None) -> tuple[str | None, bool | None]:
+        scales = self._scales_of_widths()
+        if self.config.get("use_s2") is not True or scales is None or self.tower is None:
+            return None, None
+        wanted = towers.parse_s2_scales(value or towers.DEFAULT_S2_SCALES)
+        size = self.tower.image_size
+        said = f"{scales} scales" + (f" from {size} px" if size is not None else "")
+        agrees = wanted is not None and len(wanted) == scales and size in (None, wanted[0])
+        return said, agrees
+
+    def _hidden_size(self, value: int | None) -> tuple[int | None, bool | None]:
+        embed = self.shapes.get(parts.EMBED_TOKENS, ())
+        said = [embed[1]] if len(embed) == 2 else []
+        said += [self.projector.out_width] if self.projector else []
+        if not said:
+            return None, None
+        return said[0], None if value is None else all(width == value for width in said)
+
+    def _num_hidden_layers(self, value: int | None) -> tuple[int | None, bool | None]:
+        layers = {
+            name.removeprefix(parts.LAYERS_PREFIX).partition(".")[0]
+            for name in self.shapes
+            if name.startswith(parts.LAYERS_PREFIX)
+        }
+        if not layers:
+            return None, None
+        return len(layers), None if value is None else value == len(layers)
+
+    def _vocab_size(self, value: int | None) -> tuple[int | None, bool | None]:
+        embed = self.shapes.get(parts.EMBED_TOKENS, ())
+        if len(embed) != 2:
+            return None, None
+        return embed[0], None if value is None else value == embed[0]
+
+    def _tie_word_embeddings(self, value: bool | None) -> tuple[bool | None, bool | None]:
+        if not self.has_language_model or parts.EMBED_TOKENS not in self.shapes:
+            return None, None
+        tied = parts.LM_HEAD not in self.shapes
+        return tied, (value is True) == tied
+
+    def _torch_dtype(self, value: str | None) -> tuple[str | None, bool | None]:
+        said = _TORCH_DTYPES.get(self.dtypes[0]) if self.dtypes else None
+        if said is None or not self.has_language_model:
+            return None, None
+        return said, None if value is None else value == said
+
+    def _scales(self) -> int:
+        return towers.number_of_scales(self.config)
+
+    def _scales_of_widths(self) -> int | None:
+        """How many S2 scales the projector's input width holds, None where that says nothing."""
+        if self.tower is None or self.projector is None or self.tower.family != towers.SIGLIP:
+            return None
+        if not self.tower.width:
+            return None
+        scales, rest = divmod(self.projector.in_width, self.tower.width)
+        return scales if scales and not rest else None
+
+    def tokens_per_image(self, kind: str) -> int | None:
+        """Tokens that one image becomes in the language model (of a tower: before a projector)."""
+        tower = self.directory or self.tower
+        if self.tower is not None and tower is not None and tower.family != self.tower.family:
+            tower = self.tower
+        projector = self.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+        if kind == TOWER and tower is not None:
+            return tower.tokens()
+        if tower is None or not self.config or not isinstance(projector, str):
+            return None
+        image_size = None
+        if self.config.get("use_s2") is True:
+            scales = towers.parse_s2_scales(
+                str(self.config.get("s2_scales", towers.DEFAULT_S2_SCALES))
+            )
+            image_size = scales[0] if scales else None
+        tokens = tower.tokens(image_size)
+        return None if tokens is None else projectors.tokens_out(projector, tokens)
+
+    def disagreements(self, kind: str, lines: Mapping[str, ConfigLine]) -> Iterable[str]:
+        """Sentences about what does not fit together."""
+        for key, line in lines.items():
+            if line.problem is not None:
+                yield f"{key}: {line.problem}"
+            elif line.agrees is False and key != "mm_vision_tower":
+                said = "is not set" if line.value is None else f"says {line.value!r}"
+                yield f"{key} {said}, the weights say {line.weights!r}"
+        what = self.tower or self.directory
+        if self.dispatch is not None and what is not None and self.dispatch.family != what.family:
+            built = self.dispatch.tower_class or "nothing"
+            yield (
+                f"upstream builds {built} from the path ({self.dispatch.reason}), "
+                f"but the tower is {towers.LABELS[what.family]}"
+            )
+        elif self.dispatch is not None and self.dispatch.family is None:
+            yield f"upstream builds no tower from the path: {self.dispatch.reason}"
+        if self.tower is not None and self.directory is not None:
+            yield from _differences(self.tower, self.directory)
+        if kind == VITA and self.tower is None:
+            yield "no vision tower in the weights: VITA-1.5's loader would leave it uninitialised"
+        if kind == VITA and not self.has_config:
+            yield "no config.json"
+        if self.empty:
+            yield f"{len(self.empty)} tensors have no elements (ZeRO-3), such as {self.empty[0]}"
+        scales = self.config.get("s2_scales")
+        if isinstance(scales, str) and towers.parse_s2_scales(scales) is None:
+            yield f"s2_scales {scales!r} is no list of sizes in pixels"
+
+
+def _differences(tower: Tower, directory: Tower) -> Iterable[str]:
+    for what in ("family", "width", "layers", "patch_size"):
+        ours, theirs = getattr(tower, what), getattr(directory, what)
+        if None not in (ours, theirs) and ours != theirs:
+            yield f"the tower's {what} is {ours} in the weights, {theirs} in its directory"
+
+
+def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
+    counts = Counter(ref.source for ref in checkpoint.refs.values())
+    return tuple(
+        ShardSummary(shard.name, shard.format, shard.file.size, counts[shard.file])
+        for shard in checkpoint.shards
+    )
+
+
+def _parts(checkpoint: Checkpoint, is_tower: bool) -> tuple[PartSummary, ...]:
+    groups: dict[str, list[Tensor]] = {label: [] for label in parts.LABELS}
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    prefix = towers.tower_prefix(shapes) if is_tower else parts.TOWER_PREFIX
+    for name, tensor in checkpoint.tensors.items():
+        below = is_tower and name.startswith(prefix)
+        groups[parts.VISION_TOWER if below else parts.part_of(name)].append(tensor)
+    always = (parts.LANGUAGE_MODEL, parts.MM_PROJECTOR, parts.VISION_TOWER)
+    return tuple(
+        PartSummary(
+            name=name,
+            tensors=len(tensors),
+            parameters=sum(map(parameters, tensors)),
+            bytes=sum(tensor.nbytes for tensor in tensors),
+            dtypes=_dtypes(tensors),
+        )
+        for name, tensors in groups.items()
+        if tensors or name in always
+    )
+
+
+def _lora(checkpoint: Checkpoint) -> LoraSummary | None:
+    deltas = sum(parts.part_of(name) == parts.LORA for name in checkpoint.tensors)
+    if checkpoint.layout != "lora" and not deltas:
+        return None
+    config = checkpoint.adapter_config or {}
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    return LoraSummary(
+        r=rank if type(rank) is int else None,
+        lora_alpha=_finite(alpha),
+        deltas=deltas,
+        base_model=_text(config.get("base_model_name_or_path")),
+    )
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.nbytes
+    return tuple(dtype for dtype, _ in counts.most_common())
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _finite(value: Any) -> float | None:
+    return value if type(value) in (int, float) and abs(value) < float("inf") else None
+
+
+def _natural(component: str) -> tuple[int, int, str]:
+    short = component.isdecimal() and len(component) < 10
+    return (0, int(component), "") if short else (1, 0, component)
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, all the way down: what JSON makes of them anyway."""
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value

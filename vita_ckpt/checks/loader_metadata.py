@@ -1,0 +1,32 @@
+"""Check what loaders read from a config and an index beside the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from vita_ckpt.checks.rules import finding
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.report import Finding
+
+
+def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """What keeps a loader from reading files that are otherwise sound."""
+    for shard in checkpoint.shards:
+        if shard.format == "safetensors" and not shard.metadata.get("format"):
+            yield finding(
+                "no-format-metadata",
+                shard.name,
+                'expected {"format": "pt"} in its __metadata__, got none',
+                hint='save it again with metadata={"format": "pt"}',
+                file=shard.file.path,
+            )
+    index = checkpoint.index
+    if index is not None and not isinstance(index.get("metadata"), Mapping):
+        name = next(name for name in checkpoint.files if name.endswith(".index.json"))
+        yield finding(
+            "no-index-metadata",
+            name,
+            "expected a metadata object, such as one with total_size, got none",
+            hint='add "metadata": {} to it',
+            file=checkpoint.files[name].path,
+        )

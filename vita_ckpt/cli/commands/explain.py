@@ -1,0 +1,81 @@
+"""``vita-ckpt explain``: what each loader would do with a checkpoint, file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import click
+
+from vita_ckpt.api.explain import Explanation, explain, explanation_to_json
+from vita_ckpt.checks.explain.disagreements import Divergence
+from vita_ckpt.checks.explain.loaders import LOADERS
+from vita_ckpt.checks.explain.trace import LoaderStory, some_files
+from vita_ckpt.cli import render
+from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.errors import printable
+
+
+@click.command("explain")
+@click.argument("checkpoint", type=ANYWHERE)
+@click.option(
+    "--loader",
+    "loaders",
+    type=click.Choice(list(LOADERS)),
+    multiple=True,
+    help="Only this loader; may be given several times.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema explain-v1).")
+def command(checkpoint: str, loaders: tuple[str, ...], as_json: bool) -> None:
+    """Replay what each loader would do with CHECKPOINT, without loading it.
+
+    VITA-1.5's loader and VITA-1.0's, plain transformers before and after 5.6, and huggingface_hub:
+    which class each builds, which files it reads and in what order, where tower and projector come
+    from, what is missing, left out or drawn at random, in which dtype it ends, and where the
+    loaders diverge. A broken checkpoint is explained up to where a loader stops.
+    """
+    explanation = explain(checkpoint)
+    if loaders:
+        explanation = replace(
+            explanation,
+            stories=tuple(story for story in explanation.stories if story.loader in loaders),
+            divergences=(),
+        )
+    if as_json:
+        render.echo_json(explanation_to_json(explanation))
+    else:
+        click.echo("\n".join(printable(line) for line in _lines(explanation)))
+
+
+def _lines(explanation: Explanation) -> Iterator[str]:
+    yield render.path(explanation.path)
+    for story in explanation.stories:
+        yield ""
+        yield from _story(story)
+    if explanation.divergences:
+        yield ""
+        yield "where they diverge"
+        for divergence in explanation.divergences:
+            yield from _divergence(divergence)
+
+
+def _story(story: LoaderStory) -> Iterator[str]:
+    outcome = f"stops: {story.stopped_by}" if story.stopped_by else story.outcome
+    words = [outcome, *filter(None, (story.model_class, story.dtype))]
+    yield f"{story.loader} · {' · '.join(words)}"
+    rows = [(step.action, step.detail) for step in story.steps]
+    if story.stopped_by and story.files_read:
+        rows.insert(-1, ("reads", f"{some_files(story.files_read)}, then"))
+    if story.tower is not None:
+        rows.append(("ends with", f"tower: {story.tower}; projector: {story.projector or 'none'}"))
+    if story.lm_head is not None:
+        rows.append(("", f"lm_head: {story.lm_head}"))
+    width = max((len(action) for action, _ in rows), default=0)
+    for action, detail in rows:
+        yield f"  {action.ljust(width)}  {detail}"
+
+
+def _divergence(divergence: Divergence) -> Iterator[str]:
+    yield f"  {divergence.question}"
+    for answer, loaders in divergence.answers:
+        yield f"    {answer}: {', '.join(loaders)}"

@@ -1,0 +1,42 @@
+"""``vita-ckpt extract-projector``: the projector of a checkpoint as a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vita_ckpt.api import plans
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.cli.plan_options import plan_options, run_plan
+
+
+@click.command("extract-projector")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    type=ANYWHERE,
+    metavar="CKPT",
+    help="A checkpoint, a projector or LoRA run, or a weight file.",
+)
+@click.option(
+    "--bare", is_flag=True, help="Name tensors 0.weight, not model.mm_projector.0.weight."
+)
+@plan_options
+@click.pass_obj
+def command(
+    settings: Settings,
+    /,
+    source: str,
+    bare: bool,
+    **run: Any,
+) -> None:
+    """Write the mm_projector of CKPT to a .safetensors or .bin file.
+
+    The .bin is what the trainer writes: it loads with torch.load(weights_only=True) and as
+    upstream's pretrain_mm_mlp_adapter. Only the projector is read.
+    """
+    plan = plans.plan_extract_projector(source, bare=bare)
+    run_plan(settings, plan, **run)

@@ -1,0 +1,170 @@
+"""``vita-ckpt inspect``: what a checkpoint is, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from vita_ckpt.api.inspect import as_checkpoint, inspect, list_tensors, module_tree
+from vita_ckpt.checks.inspect import ConfigLine, Inspection, inspection_to_json
+from vita_ckpt.cli import render
+from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.errors import printable
+
+_KINDS = {
+    "vita-checkpoint": "VITA checkpoint",
+    "language-model": "plain language model, no vision modules",
+    "projector": "projector adapter",
+    "lora-run": "LoRA run",
+    "vision-tower": "standalone vision tower",
+    "audio-adapter": "audio adapter",
+    "unknown": "weights of no known kind",
+}
+
+
+@click.command("inspect")
+@click.argument("checkpoint", type=ANYWHERE)
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema inspect-v1).")
+@click.option(
+    "--tensors",
+    "pattern",
+    is_flag=False,
+    flag_value="*",
+    metavar="[GLOB]",
+    help="List the tensors, or those whose names match GLOB.",
+)
+@click.option(
+    "--depth", type=click.IntRange(1, 64), metavar="N", help="A module tree, N name parts deep."
+)
+def command(checkpoint: str, as_json: bool, pattern: str | None, depth: int | None) -> None:
+    """Say what CHECKPOINT is, without loading it.
+
+    CHECKPOINT is a checkpoint directory, an adapter or its run, a LoRA run, a vision tower, or a
+    lone weight file. Every key of the vision config is shown beside what the weights themselves
+    say; a tower directory that is not reachable from here is said, not an error.
+    """
+    opened = as_checkpoint(checkpoint)
+    inspection = inspect(opened)
+    tensors = list_tensors(opened, pattern) if pattern is not None else None
+    modules = module_tree(opened, depth) if depth is not None else None
+    if as_json:
+        report = inspection_to_json(inspection)
+        render.echo_json({**report, "tensor_list": tensors, "modules": modules})
+    elif tensors is None and modules is None:
+        click.echo("\n".join(_screen(inspection)))
+    else:
+        tables = [_tensor_table(tensors)] if tensors is not None else []
+        tables += [_module_table(modules)] if modules is not None else []
+        click.echo("\n\n".join(tables))
+
+
+def _screen(inspection: Inspection) -> Iterable[str]:
+    yield printable(render.path(inspection.path))
+    yield "  " + printable(_headline(inspection))
+    yield ""
+    rows = [
+        (
+            parts.LABELS[part.name],
+            part.tensors,
+            render.count(part.parameters),
+            render.size(part.bytes),
+            ", ".join(part.dtypes) or "–",
+        )
+        for part in inspection.parts
+    ]
+    total = render.count(inspection.parameters), render.size(inspection.bytes)
+    rows.append(("total", inspection.tensors, *total, ", ".join(inspection.dtypes) or "–"))
+    yield render.table(rows, ("part", "tensors", "params", "bytes", "dtype"), " rrr ")
+    lines = [
+        (key, _value(line), _said(line.weights), _verdict(line))
+        for key, line in inspection.config.items()
+        if line.present or line.weights is not None
+    ]
+    if lines:
+        yield ""
+        yield render.table(lines, ("config", "value", "weights say", "agree"))
+    facts = list(_facts(inspection))
+    if facts:
+        yield ""
+        yield render.table(facts, ("", "")).lstrip("\n")
+    if inspection.needs_alignment:
+        yield "! the projector was drawn at random: it needs alignment training"
+    for sentence in inspection.disagreements:
+        yield printable(f"! {sentence}")
+    for name, reason in inspection.left_out.items():
+        yield printable(f"· {name}: {reason}")
+
+
+def _headline(inspection: Inspection) -> str:
+    words = [_KINDS[inspection.kind]]
+    if inspection.model_type is not None:
+        architectures = ", ".join(inspection.architectures)
+        words.append(inspection.model_type + (f" ({architectures})" if architectures else ""))
+    if inspection.backbone is not None:
+        loader = f", loader {inspection.loader_name}" if inspection.loader_name else ""
+        words.append(f"{inspection.backbone} backbone{loader}")
+    files = len(inspection.shards)
+    formats = " + ".join(sorted({shard.format for shard in inspection.shards}))
+    on_disk = render.size(sum(shard.bytes for shard in inspection.shards))
+    words.append(f"{on_disk} in {files} {formats} file{'s' if files != 1 else ''}")
+    return " · ".join(words)
+
+
+def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
+    if inspection.dispatch is not None:
+        built = inspection.dispatch.tower_class or "nothing"
+        yield "upstream builds", f"{built}: {inspection.dispatch.reason}"
+    if inspection.tower is not None and inspection.kind == "vision-tower":
+        yield "tower", f"{inspection.tower}"
+    directory = inspection.tower_directory
+    if directory is not None:
+        what = directory.problem or str(directory.tower or "no known tower")
+        where = f" ({render.path(directory.path)})" if directory.path is not None else ""
+        yield "tower directory", f"{what}{where}"
+    if inspection.projector is not None:
+        types = " or ".join(inspection.projector.types)
+        widths = f"{inspection.projector.in_width}→{inspection.projector.out_width}"
+        yield "projector", f"{types} {widths}"
+    if inspection.lora is not None:
+        lora = inspection.lora
+        base = lora.base_model or "not named"
+        yield "LoRA", f"{lora.deltas} deltas, r {lora.r}, alpha {lora.lora_alpha}, base {base}"
+    if inspection.tokens_per_image is not None:
+        yield "tokens per image", str(inspection.tokens_per_image)
+
+
+def _value(line: ConfigLine) -> str:
+    if not line.present:
+        return "–"
+    return line.problem if line.problem is not None else _said(line.value)
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _verdict(line: ConfigLine) -> str:
+    return {True: "yes", False: "NO", None: ""}[line.agrees]
+
+
+def _tensor_table(tensors: list[dict[str, Any]]) -> str:
+    rows = [(t["name"], t["dtype"], t["shape"], t["shard"] or "–", t["bytes"]) for t in tensors]
+    return render.table(rows, ("name", "dtype", "shape", "shard", "bytes"), "    r")
+
+
+def _module_table(modules: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            "· " * m["name"].count(".") + m["name"].rpartition(".")[2],
+            m["tensors"],
+            render.count(m["parameters"]),
+            render.size(m["bytes"]),
+        )
+        for m in modules
+    ]
+    return render.table(rows, ("module", "tensors", "params", "bytes"), " rrr")

@@ -1,0 +1,60 @@
+"""``vita-ckpt push``: a checkpoint to the hub, once it is known to be sound."""
+
+from __future__ import annotations
+
+import click
+
+from vita_ckpt.api.push import push
+from vita_ckpt.checks.rules import RULES
+from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.outputs import deliver
+from vita_ckpt.cli.paths import LOCAL
+
+
+@click.command("push")
+@click.argument("directory", metavar="DIR", type=LOCAL)
+@click.argument("repository", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Create the repository private.")
+@click.option("--revision", metavar="BRANCH", help="The branch, created from main if it is new.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--force", is_flag=True, help="Upload it although validate finds errors.")
+@click.option("--message", metavar="TEXT", help="The commit's message.")
+@click.pass_obj
+def command(
+    settings: Settings,
+    directory: str,
+    repository: str,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    force: bool,
+    message: str | None,
+) -> int:
+    """Upload the checkpoint in DIR to the model repository ORG/NAME on the hub.
+
+    It is validated first, and with errors nothing is uploaded (exit 1). Left out are stale weights,
+    the state of a training run, other checkpoints, half downloads, what is hidden, and links out of
+    the directory: each is named. One commit holds everything and removes the weights of an earlier
+    push; after an interruption the same command goes on where it stopped. The model card says where
+    the checkpoint comes from. Log in first: hf auth login, or HF_TOKEN.
+    """
+    done = push(
+        directory,
+        repository,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        force=force,
+        message=message,
+    )
+    if done.url is None:
+        deliver((done.report,), RULES, "text", ())
+        click.echo("error: not-sound: nothing was uploaded (--force uploads it)", err=True)
+        return 1
+    for name, reason in sorted(done.left_out.items()):
+        settings.note(f"not uploaded: {name}: {reason}")
+    for name in done.removed:
+        settings.note(f"removed from the repository: {name}")
+    click.echo(f"pushed {render.counted(len(done.files), 'file')}: {done.url}")
+    return 0

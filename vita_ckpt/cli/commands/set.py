@@ -1,0 +1,44 @@
+"""``vita-ckpt set``: keys of the vision config, the weights untouched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vita_ckpt.api import plans
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.errors import UsageError
+from vita_ckpt.surgery.config import parse_value
+
+
+@click.command("set")
+@click.argument("checkpoint", type=ANYWHERE)
+@click.argument("pairs", metavar="KEY=VALUE...", nargs=-1, required=True)
+@surgery_options
+@click.pass_obj
+def command(settings: Settings, /, checkpoint: str, pairs: tuple[str, ...], **run: Any) -> int:
+    """Set keys of the vision config of CHECKPOINT, such as mm_vision_tower=PATH.
+
+    Values are checked by the key's type: true, false and null are JSON's, text is taken as it is.
+    The weights are not touched; what then disagrees with them is said.
+    """
+    begin(settings, checkpoint, run)
+    return run_plan(settings, plans.plan_set(checkpoint, _values(pairs)), **run)
+
+
+def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or key in values:
+            raise UsageError(
+                "invalid-setting",
+                pair,
+                expected="KEY=VALUE, each key once",
+                hint="vita-ckpt set CKPT mm_vision_tower=path/to/tower --out DIR",
+            )
+        values[key] = parse_value(key, text)
+    return values

@@ -1,0 +1,97 @@
+"""``vita-ckpt swap-tower``: another vision tower in a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vita_ckpt.api import plans
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+
+
+@click.command("swap-tower")
+@click.option(
+    "--base",
+    required=True,
+    type=ANYWHERE,
+    metavar="CKPT",
+    help="The checkpoint, or a plain Qwen2, Mixtral or Mistral model.",
+)
+@click.option(
+    "--tower",
+    required=True,
+    type=ANYWHERE,
+    metavar="PATH",
+    help="A tower directory or file, a CLIP, SigLIP or InternVL checkpoint, or a VITA checkpoint.",
+)
+@click.option(
+    "--tower-path",
+    metavar="STR",
+    help="What config.json will name as mm_vision_tower.  [default: PATH as given]",
+)
+@click.option(
+    "--tower-config",
+    type=ANYWHERE,
+    metavar="PATH",
+    help="The tower's config.json, if it is not beside its weights.",
+)
+@click.option(
+    "--projector",
+    type=ANYWHERE,
+    metavar="keep|reinit|FILE",
+    help="Keep it, draw it anew, or take a trained one.  [default: keep, if it still fits]",
+)
+@click.option(
+    "--projector-type", metavar="TYPE", help="mlp2x_gelu, linear, …  [default: the base's]"
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="What reinit draws from."
+)
+@click.option(
+    "--use-s2/--no-s2", default=None, help="Run SigLIP at several scales.  [default: as it is]"
+)
+@click.option("--s2-scales", metavar="LIST", help="Scales of S2 in pixels, as 384,768,1152.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run the swapped model once before a byte is written; a failure leaves no output.",
+)
+@surgery_options
+@click.pass_obj
+def command(
+    settings: Settings,
+    /,
+    base: str,
+    tower: str,
+    tower_path: str | None,
+    tower_config: str | None,
+    projector: str | None,
+    projector_type: str | None,
+    seed: int,
+    use_s2: bool | None,
+    s2_scales: str | None,
+    verify: bool,
+    **run: Any,
+) -> int:
+    """Put another vision tower into a checkpoint, as upstream's initialize_vision_modules does.
+
+    The old tower's tensors go, the new one's come under upstream's names in the base's dtype, and
+    the vision config follows; all other parts stay as they are. A projector that no longer fits
+    needs a decision: --projector FILE or --projector reinit.
+    """
+    begin(settings, base, run)
+    plan = plans.plan_swap_tower(
+        base,
+        tower,
+        tower_path=tower_path,
+        tower_config=tower_config,
+        projector=projector,
+        projector_type=projector_type,
+        seed=seed,
+        use_s2=use_s2,
+        s2_scales=s2_scales,
+    )
+    return run_plan(settings, plan, verify_first=verify, **run)

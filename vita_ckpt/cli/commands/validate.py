@@ -1,0 +1,96 @@
+"""``vita-ckpt validate``: every rule on checkpoints, adapters, LoRA runs and towers."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+
+import click
+
+from vita_ckpt.api.validate import KINDS, holds_checkpoints
+from vita_ckpt.api.validate_many import validate_all
+from vita_ckpt.checks.rules import RULES
+from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
+from vita_ckpt.cli.paths import ANYWHERE, LOCAL
+from vita_ckpt.cli.policy import read_policy
+from vita_ckpt.core.report import Report
+from vita_ckpt.errors import VitaCkptError, printable
+
+
+@click.command("validate")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=ANYWHERE)
+@click.option("--kind", type=click.Choice(KINDS), help="What to take PATH for.")
+@click.option(
+    "--values", is_flag=True, help="Read every byte: NaN, infinity, float16, dead layers."
+)
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Compare with digests: of what surgeries wrote, of every file if there is a manifest.",
+)
+@click.option("--verify", is_flag=True, help="Run the model once too (extra model).")
+@click.option(
+    "--golden", type=LOCAL, metavar="FILE", help="Compare with a golden of verify; runs it."
+)
+@click.option("--select", multiple=True, metavar="RULE", help="Look at these rules only; a glob.")
+@click.option("--ignore", multiple=True, metavar="RULE", help="Leave these rules out; a glob.")
+@click.option("--strict/--no-strict", default=None, help="Warnings fail too.")
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
+)
+@report_options
+def command(
+    paths: tuple[str, ...],
+    kind: str | None,
+    values: bool,
+    deep: bool,
+    verify: bool,
+    golden: str | None,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    strict: bool | None,
+    jobs: int,
+    report_format: str,
+    outputs: tuple[Output, ...],
+) -> int:
+    """Prove checkpoints sound before a GPU is rented for them.
+
+    PATH is a checkpoint, an adapter, a LoRA run or a tower; a glob; or a directory of such. Only
+    headers, configs and the values of small parts are read unless --values. Options that are not
+    given come from vita-ckpt.toml or [tool.vita-ckpt] in pyproject.toml, where the command runs.
+    Exit 0 without errors, 1 with errors, 3 if something could not be read at all.
+    """
+    policy = read_policy(select, ignore, strict)
+    chosen = list(_expanded(paths))
+    check_outputs(outputs, chosen)
+    reports: list[Report] = []
+    unread: list[VitaCkptError] = []
+    for result in validate_all(
+        chosen,
+        kind=kind,
+        values=values,
+        deep=deep,
+        verify=verify or golden is not None,
+        golden=golden,
+        jobs=jobs,
+    ):
+        if isinstance(result, Report):
+            reports.append(policy.applied(result))
+        else:
+            unread.append(result)
+    if reports or not unread:
+        deliver(reports, RULES, report_format, outputs)
+    for error in unread:
+        click.echo(f"error: {printable(error)}", err=True)
+    if unread:
+        return max(error.exit_code for error in unread)
+    return 1 if policy.fails(reports) else 0
+
+
+def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
+    """Each checkpoint: globs that the shell left alone, and directories of checkpoints."""
+    for path in paths:
+        matches = [path] if os.path.lexists(path) else sorted(glob.glob(path)) or [path]
+        for match in matches:
+            yield from holds_checkpoints(match) or [match]

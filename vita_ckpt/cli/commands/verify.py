@@ -1,0 +1,138 @@
+"""``vita-ckpt verify``: does this checkpoint really work?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vita_ckpt.api import verify as api
+from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import ANYWHERE, LOCAL
+from vita_ckpt.cli.verification_text import verification_lines
+from vita_ckpt.core.report import has_errors
+from vita_ckpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.verify import Verification
+
+REPORT_VERSION = 1
+
+
+@click.command("verify")
+@click.argument("checkpoint", type=ANYWHERE)
+@click.option("--device", default="auto", metavar="auto|cuda|cuda:N|cpu", help="Where to run.")
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    help="float32, bfloat16 …; float32 is faster on CPUs without bfloat16.  [default: the "
+    "checkpoint's]",
+)
+@click.option("--attn", metavar="NAME", help="The library's attention implementation.")
+@click.option(
+    "--max-memory",
+    multiple=True,
+    metavar="DEVICE=SIZE",
+    help="What weights may take, such as cpu=4GB, or 0=20GB and 1=20GB for several GPUs; a larger "
+    "model streams from its files.",
+)
+@click.option(
+    "--tower", type=ANYWHERE, metavar="DIR", help="The tower's directory, for its config."
+)
+@click.option(
+    "--against",
+    type=ANYWHERE,
+    metavar="BASE",
+    help="A checkpoint whose text-only logits must be the same.",
+)
+@click.option("--save-golden", type=LOCAL, metavar="FILE", help="Save a fingerprint of the logits.")
+@click.option("--golden", type=LOCAL, metavar="FILE", help="Compare with a saved fingerprint.")
+@click.option(
+    "--image",
+    type=LOCAL,
+    metavar="FILE",
+    help="An image in place of a synthetic one; the prompt is about it.",
+)
+@click.option("--prompt", metavar="TEXT", help="Print the greedy answer to a text.")
+@click.option(
+    "--max-new-tokens",
+    type=int,
+    metavar="N",
+    help=f"The longest answer; a streamed model is read once for each token.  [default: "
+    f"{api.NEW_TOKENS}]",
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema verify-v1).")
+@click.pass_obj
+def command(
+    settings: Settings,
+    checkpoint: str,
+    device: str,
+    dtype: str | None,
+    attn: str | None,
+    max_memory: tuple[str, ...],
+    tower: str | None,
+    against: str | None,
+    save_golden: str | None,
+    golden: str | None,
+    image: str | None,
+    prompt: str | None,
+    max_new_tokens: int | None,
+    as_json: bool,
+) -> int:
+    """Build CHECKPOINT strictly and run it once, on a GPU where there is one.
+
+    A checkpoint larger than memory streams from its own files. Checked are the tensors (none
+    missing, none too many, every shape), that logits are finite, also in upstream's float16, that
+    an image becomes as many tokens as it should, and that image and text matter. Exit 1 if
+    something is wrong.
+
+    With --prompt the checkpoint's own tokenizer and chat template are used. The image stands before
+    the text, or where the text says <image>; it is prepared by the preprocessor_config.json of
+    --tower, of the checkpoint, or of the tower's directory.
+    """
+    verification = api.verify(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        tower=tower,
+        attn=attn,
+        max_memory=_max_memory(max_memory),
+        against=against,
+        golden=golden,
+        save_golden=save_golden,
+        image=image,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+    )
+    if verification.skipped_audio_tensors:
+        settings.note(f"{verification.skipped_audio_tensors} audio tensors are not run")
+    if as_json:
+        render.echo_json(_report(verification))
+    else:
+        click.echo("\n".join(verification_lines(verification)))
+    return 1 if has_errors(verification.findings) else 0
+
+
+def _max_memory(entries: tuple[str, ...]) -> dict[str | int, int | str] | None:
+    memory: dict[str | int, int | str] = {}
+    for entry in entries:
+        device, equals, size = entry.partition("=")
+        if not equals or not (device == "cpu" or device.isdecimal()):
+            raise UsageError(
+                "invalid-max-memory", entry, expected="cpu=SIZE or GPU=SIZE, such as cpu=4GB"
+            )
+        memory[device if device == "cpu" else int(device)] = size
+    return memory or None
+
+
+def _report(verification: Verification) -> dict[str, Any]:
+    report = asdict(verification)
+    del report["golden"]
+    report["findings"] = [
+        {key: value for key, value in finding.items() if key != "file"}
+        for finding in report["findings"]
+    ]
+    ok = not has_errors(verification.findings)
+    return {"format": "vita-ckpt-verify", "version": REPORT_VERSION, "ok": ok, **report}

@@ -1,0 +1,289 @@
+"""What every surgery command shares: options for the plan, its rendering, running it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import click
+
+from vita_ckpt.api import apply as api
+from vita_ckpt.api import lifecycle
+from vita_ckpt.api.verify import verify
+from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.verification_text import verification_lines
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.report import has_errors
+from vita_ckpt.errors import UsageError, printable
+from vita_ckpt.storage.writing.outputs import LINKS, Link
+
+_Command = Callable[..., Any]
+
+# More changed tensors than this are shown by part.
+_MOST_ROWS: Final = 16
+
+
+def plan_options(command: _Command) -> _Command:
+    """The options of every command that runs a plan: where to, whether to, what to print."""
+    return _with_options(
+        command,
+        click.option("--out", type=LOCAL, metavar="PATH", help="What to write; must be new."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Print what would be done, and write nothing but --plan-out.",
+        ),
+        click.option(
+            "--plan-out",
+            type=LOCAL,
+            metavar="FILE",
+            help="Save the plan for 'vita-ckpt apply'; without --out nothing else is written.",
+        ),
+        click.option(
+            "--check/--no-check",
+            default=None,
+            help="Read again what was written, and compare.  [default: in place only]",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the plan's summary as JSON."),
+    )
+
+
+def surgery_options(command: _Command) -> _Command:
+    """The options of :func:`plan_options`, and those of what changes a whole checkpoint."""
+    return _with_options(
+        plan_options(command),
+        click.option(
+            "--in-place",
+            is_flag=True,
+            help="Change the checkpoint where it is, at the cost of what changes; 'vita-ckpt undo' "
+            "brings back what was there.",
+        ),
+        click.option(
+            "--link",
+            type=click.Choice(LINKS),
+            default="auto",
+            show_default=True,
+            help="Weight files that stay as they are. auto: reflink, else copy. reflink: blocks "
+            "shared until one side is written to. copy: bytes of their own. hardlink: another name "
+            "for the base's file; a program that writes into the one changes the other, --in-place "
+            "does not. symlink: what the base has, --in-place on it included; lost when it moves.",
+        ),
+        click.option(
+            "--digest",
+            is_flag=True,
+            help="Add a manifest with the digest of every file, for 'vita-ckpt validate --deep'.",
+        ),
+        click.option(
+            "--model-card", is_flag=True, help="Say in README.md how the checkpoint was made."
+        ),
+    )
+
+
+def _with_options(command: _Command, *options: _Command) -> _Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def begin(settings: Settings, base: str, run: Mapping[str, Any]) -> None:
+    """Before an in-place surgery is planned: make whole what a dead one left in the middle."""
+    if run["in_place"] and not run["dry_run"] and os.path.isdir(base):
+        found = lifecycle.recover(base)
+        if found is not None:
+            settings.note(f"a {found.operation} of {found.time} had died: {base} is as before it")
+
+
+def run_plan(
+    settings: Settings,
+    plan: Plan,
+    *,
+    out: str | None,
+    dry_run: bool,
+    plan_out: str | None,
+    as_json: bool,
+    check: bool | None = None,
+    in_place: bool = False,
+    link: Link = "auto",
+    digest: bool = False,
+    model_card: bool = False,
+    verify_first: bool = False,
+) -> int:
+    """Save, show and run a plan as its options say; the exit code.
+
+    With ``verify_first`` its target is verified by a forward pass before anything is written.
+    """
+    options = api.Options(link, in_place if check is None else check, digest, model_card)
+    _check_options(options, out=out, plan_out=plan_out, dry_run=dry_run, in_place=in_place)
+    summary = api.summarize(plan, in_place=in_place, options=options)
+    written = None
+    if plan_out is not None:
+        api.check_plan_path(plan, plan_out)
+    if out is not None and not dry_run:
+        _say_leftovers(settings, api.check_output(plan, out))
+    if verify_first and not _works(settings, plan):
+        return 1
+    if dry_run or (out is None and not in_place):
+        api.check_plan(plan)
+    else:
+        with render.progress(summary["bytes_to_write"], settings.quiet) as step:
+            if in_place:
+                written = api.apply_in_place(plan, options=options, progress=step)
+            else:
+                assert out is not None  # noqa: S101 - one of the two, or a dry run
+                written = api.apply(plan, out, options=options, progress=step)
+    if plan_out is not None:
+        api.save_plan(plan, plan_out)
+    # Said last: where something fails, the error is the only line.
+    for note in plan.notes:
+        settings.note(note)
+    if plan_out is not None:
+        settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
+    if as_json:
+        render.echo_json({**summary, "out": written})
+    else:
+        lines = _in_place_lines if in_place else _lines
+        click.echo("\n".join(lines(summary, written)))
+    return 0
+
+
+def _check_options(
+    options: api.Options, *, out: str | None, plan_out: str | None, dry_run: bool, in_place: bool
+) -> None:
+    """Raise UsageError for options that do not go together."""
+    if in_place:
+        link = options.link if options.link != "auto" else None
+        for option, value in {"--out": out, "--plan-out": plan_out, "--link": link}.items():
+            if value is not None:
+                raise UsageError(
+                    "options-exclude-each-other",
+                    "--in-place",
+                    expected="either --in-place or another output",
+                    got=option,
+                )
+    elif out is None and not dry_run and plan_out is None:
+        raise UsageError(
+            "no-output",
+            "--out",
+            expected="a path to write",
+            hint="or use --in-place, --dry-run or --plan-out, where the command has it",
+        )
+    elif out is None and not dry_run and options != api.Options():
+        raise UsageError(
+            "options-exclude-each-other",
+            "--plan-out",
+            expected="--out too, for options that say how to write it",
+            got="--link, --check, --digest or --model-card without an output",
+            hint="give them to vita-ckpt apply",
+        )
+    elif (
+        out is not None
+        and plan_out is not None
+        and os.path.abspath(out) == (os.path.abspath(plan_out))
+    ):
+        raise UsageError("outputs-collide", out, expected="two paths for two outputs")
+
+
+def _say_leftovers(settings: Settings, out: str) -> None:
+    for leftover in lifecycle.leftovers(out):
+        if leftover.fate == "dead":
+            path, size = render.path(leftover.path), render.size(leftover.nbytes)
+            settings.note(f"a killed run left {path} ({size}): vita-ckpt clean removes it")
+
+
+def _works(settings: Settings, plan: Plan) -> bool:
+    """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
+    verification = verify(plan.target())
+    _base, *said = verification_lines(verification)
+    for line in ("the result, which is not written yet", *said):
+        settings.note(line)
+    if has_errors(verification.findings):
+        click.echo("error: verification-failed: nothing was written", err=True)
+        return False
+    return True
+
+
+def _in_place_lines(summary: dict[str, Any], written: str | None) -> list[str]:
+    lines = _changed_files(summary)
+    if not (summary["patched"] or summary["rewritten"] or summary["files"]):
+        return ["nothing to change"]
+    size, base = render.size(summary["bytes_to_write"]), render.path(summary["base"])
+    if written is None:
+        return [*lines, printable(f"would change {base} in place ({size})")]
+    undo = f"vita-ckpt undo {shlex.quote(base)}"
+    return [*lines, printable(f"changed {base} in place ({size}); {undo} undoes it")]
+
+
+def _changed_files(summary: dict[str, Any]) -> list[str]:
+    """The changes of a plan, and the weight files that are written."""
+    lines = summary_lines(summary)
+    said = {file["name"] for file in summary["files"]}
+    for what in ("patched", "rewritten"):
+        lines += [
+            printable(f"{what}: {file['name']} ({render.size(file['bytes'])})")
+            for file in summary[what]
+            if file["name"] not in said
+        ]
+    return lines
+
+
+def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
+    lines = _changed_files(summary)
+    if summary["carried"]:
+        size = render.size(sum(file["bytes"] for file in summary["carried"]))
+        names = ", ".join(file["name"] for file in summary["carried"])
+        files = render.counted(len(summary["carried"]), "file")
+        lines.append(printable(f"carried: {files} ({size}): {names}"))
+    for file in summary["left_out"]:
+        lines.append(printable(f"not carried: {file['name']}: {file['reason']}"))
+    size = render.size(summary["bytes_to_write"])
+    lines.append(
+        f"wrote {printable(render.path(written))} ({size})" if written else f"would write {size}"
+    )
+    return lines
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """What a plan changes: tensors (by part, where they are many), config and files."""
+    lines: list[str] = []
+    changes = summary["tensors"]
+    if len(changes) > _MOST_ROWS:
+        # A tower on its own has names without the prefix that tells the part.
+        alone = parts.VISION_TOWER if summary["operation"] == "extract-tower" else None
+        groups = _grouped(changes, alone)
+        lines.append(render.table(groups, ("part", "change", "tensors", "dtype"), "  r "))
+    elif changes:
+        rows = [(c["name"], c["change"], _arrow(c["before"], c["after"])) for c in changes]
+        lines.append(render.table(rows, ("tensor", "change", "dtype and shape")))
+    for change in summary["config"]:
+        before, after = change["before"], change["after"]
+        lines.append(
+            printable(f"config.json: {change['key']} {before!r} → {after!r}: {change['reason']}")
+        )
+    for file in summary["files"]:
+        lines.append(printable(f"{file['change']}: {file['name']}: {file['reason']}"))
+    return lines
+
+
+def _grouped(changes: list[dict[str, Any]], alone: str | None) -> list[tuple[str, str, int, str]]:
+    """How many tensors of each part change in which way; ``alone`` is the only part there is."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        part = parts.LABELS[alone or parts.part_of(change["name"])]
+        side = change["after"] or change["before"]
+        groups.setdefault((part, change["change"]), []).append(side["dtype"])
+    return [
+        (part, change, len(dtypes), ", ".join(sorted(set(dtypes))))
+        for (part, change), dtypes in sorted(groups.items())
+    ]
+
+
+def _arrow(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    old, new = (f"{side['dtype']} {side['shape']}" if side else "" for side in (before, after))
+    if old == new:
+        return old
+    return " → ".join(filter(None, (old, new)))

@@ -1,0 +1,1 @@
+"""Describe the vision towers: families, names, shapes, and what a path builds."""

@@ -1,0 +1,456 @@
+"""Does this checkpoint really work? One forward pass, and what it shows, as findings."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite, isnan
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.report import Finding, worst_first
+from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.model.answer import ask
+from vita_ckpt.model.image import processor_of, read_image
+from vita_ckpt.model.load import StrPath, fit, load_model
+from vita_ckpt.model.vita import VitaModel
+
+# The largest value of float16, into which upstream's loader casts everything.
+FLOAT16_MAX: Final = 65504.0
+
+# An input matters if it moves the logits this many times more than equal runs differ.
+_MATTERS: Final = 100.0
+# Below this part of the logits' scale two runs count as equal, whatever they differ.
+_NOISE: Final = 1e-9
+
+_TEXT_LENGTH: Final = 8
+_IMAGE_TOKENS: Final = 16
+_GOLDEN_FORMAT: Final = "vita-ckpt-golden"
+_GOLDEN_VERSION: Final = 1
+_TOP: Final = 8
+_NMSE: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a forward pass showed: findings, and what it cost.
+
+    Times in seconds, ``peak_memory`` in bytes (of the GPU if there is one, else of this process);
+    ``tokens_per_image`` is what one image became; ``answer`` the one to the prompt, None without a
+    prompt or where the model does not get as far.
+    """
+
+    path: str
+    device: str
+    dtype: str
+    streamed: bool
+    findings: tuple[Finding, ...]
+    load_seconds: float
+    pass_seconds: float
+    peak_memory: int
+    tokens_per_image: int | None
+    skipped_audio_tensors: int
+    answer: str | None = None
+    golden: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+def verify_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    tower: StrPath | None = None,
+    attn: str | None = None,
+    max_memory: Mapping[Any, int | str] | None = None,
+    against: Checkpoint | None = None,
+    golden: Mapping[str, Any] | None = None,
+    image: StrPath | None = None,
+    prompt: str | None = None,
+    max_new_tokens: int = 1,
+) -> Verification:
+    """Build the model strictly, run it once on synthetic inputs, and say what is wrong.
+
+    All variants (an image twice, another image, another text, text alone) are rows of one batch, so
+    the weights are read once. ``against`` is a checkpoint whose text-only logits must be the same;
+    ``golden`` the fingerprint of an earlier verification. ``image`` is a file that takes the place
+    of the first synthetic image and is what ``prompt`` asks about: its answer has at most
+    ``max_new_tokens``. Errors of the input are raised as
+    :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives findings.
+    """
+    vita_config(checkpoint)
+    pixels = None
+    if image is not None:
+        pixels = processor_of(checkpoint, tower).pixels(read_image(image))[None]
+    question = None if prompt is None else ask(checkpoint, prompt, with_image=pixels is not None)
+    findings: list[Finding] = []
+    watch = _Watch()
+    started = time.perf_counter()
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "tower": tower, "attn": attn}
+    model = load_model(checkpoint, max_memory=max_memory, observe=watch, strict=False, **options)
+    findings += _misfits(model, checkpoint)
+    broken = bool(findings)
+    if needs_alignment(checkpoint):
+        findings.append(_untrained())
+    loaded = time.perf_counter()
+    rows: Mapping[str, Tensor] = {}
+    tokens = None
+    if not broken:
+        watch.follow(model)
+        batch = _Batch.of(model, pixels)
+        done = batch.run(model)
+        model.observe_rest()
+        watch.stop()
+        rows, tokens = done.rows, done.image_tokens
+        findings += _check_image_tokens(tokens, batch.expected_tokens)
+        findings += _check_rows(rows, model)
+        findings += watch.findings()
+    passed = time.perf_counter()
+    answer = None
+    if question is not None and rows and not any(f.rule == "logits-not-finite" for f in findings):
+        answer = question.answer(model, pixels, max_new_tokens=max_new_tokens)
+    if rows and model.device.type == "cuda":
+        findings += _check_float16(checkpoint, batch, options, max_memory)
+    if rows and against is not None:
+        findings += _check_against(against, rows["text"], options, max_memory)
+    fingerprint = _fingerprint(rows) if rows else None
+    if golden is not None and fingerprint is not None:
+        findings += _check_golden(golden, rows)
+    return Verification(
+        path=checkpoint.root,
+        device=_devices(model),
+        dtype=_name(model.dtype),
+        streamed=model.streams,
+        findings=worst_first(findings),
+        load_seconds=loaded - started,
+        pass_seconds=passed - loaded,
+        peak_memory=_peak(model),
+        tokens_per_image=tokens,
+        skipped_audio_tensors=sum(
+            parts.part_of(name) in (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
+            for name in checkpoint.tensors
+        ),
+        answer=answer,
+        golden=fingerprint,
+    )
+
+
+def _untrained() -> Finding:
+    return Finding(
+        "projector-untrained",
+        "warning",
+        "mm_projector",
+        "drawn at random, and no trained one has been merged since",
+        "train it, and merge it with merge-projector",
+    )
+
+
+class _Watch:
+    """Sees every weight and every module's output go by, and remembers what float16 cannot hold."""
+
+    def __init__(self) -> None:
+        self._weights: dict[str, float] = {}
+        self._activations: dict[str, float] = {}
+        self._stopped = False
+
+    def __call__(self, stored: str, tensor: Tensor) -> None:
+        """A weight on its way into its module."""
+        if self._stopped:
+            return
+        largest = _largest(tensor)
+        if not largest <= FLOAT16_MAX:
+            self._weights.setdefault(stored, largest)  # a large matrix comes in parts
+
+    def follow(self, model: VitaModel) -> None:
+        """Look at the output of every module that has weights of its own."""
+        for name, stored in model.stored_names().items():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if stored.endswith((".weight", "_embedding")):
+                owner.register_forward_hook(self._see(stored.removesuffix(".weight")))
+
+    def stop(self) -> None:
+        """Look no more: another pass takes the same weights, and looking takes time."""
+        self._stopped = True
+
+    def findings(self) -> list[Finding]:
+        """What was seen."""
+        found: list[Finding] = []
+        for kind, seen, hint in (
+            ("weight", self._weights, "upstream's loader makes it infinite"),
+            (
+                "activation",
+                self._activations,
+                "upstream runs in float16: it becomes infinite there",
+            ),
+        ):
+            for name, value in seen.items():
+                finite = isfinite(value)
+                found.append(
+                    Finding(
+                        f"float16-{kind}" if finite else f"{kind}-not-finite",
+                        "error",
+                        name,
+                        f"{kind} of {value:g}, float16 holds {FLOAT16_MAX:g}"
+                        if finite
+                        else f"{kind} is {value:g}",
+                        hint if finite else "",
+                    )
+                )
+        return found
+
+    def _see(self, name: str) -> Any:
+        def hook(_module: Any, _arguments: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if isinstance(tensor, Tensor) and not self._stopped:
+                largest = _largest(tensor)
+                if not largest <= FLOAT16_MAX:
+                    self._activations.setdefault(name, largest)
+
+        return hook
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The inputs: rows of one length, so that nothing is padded and the weights are read once.
+
+    Of an image's tokens the language model is shown a few, evenly spread: enough to see whether
+    they matter, and a small part of what all of them would cost.
+    """
+
+    first: Tensor  # [T] token ids
+    second: Tensor  # [T] other ones in every place
+    images: Tensor | None  # [2, 3, H, W]
+    expected_tokens: int | None
+
+    @classmethod
+    def of(cls, model: VitaModel, image: Tensor | None = None) -> _Batch:
+        """Synthetic inputs; ``image`` [1, 3, H, W] takes the place of the first image."""
+        vocab = model.language_model.config.vocab_size
+        first = _text(_TEXT_LENGTH, vocab)
+        second = (first + 1 + vocab // 2) % vocab
+        if model.vision_tower is None:
+            return cls(first, second, None, None)
+        size = model.vision_tower.image_size
+        shape = (3, size, size) if image is None else image.shape[1:]
+        images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        if image is not None:
+            images[:1] = image
+        kind = str(model.config.get("mm_projector_type", projectors.DEFAULT_TYPE))
+        tokens = projectors.tokens_out(kind, model.vision_tower.tokens)
+        return cls(first, second, images, tokens)
+
+    @torch.inference_mode()
+    def run(self, model: VitaModel) -> _Pass:
+        """Every variant in one forward pass."""
+        if self.images is None:
+            logits = model.logits_of(model.embed_tokens(self.first[None]))
+            return _Pass({"text": logits[0].cpu()}, None)
+        one, other = model.encode_images(self.images)
+        shown = torch.linspace(0, len(one) - 1, min(len(one), _IMAGE_TOKENS)).long()
+        first, second = (model.embed_tokens(text) for text in (self.first, self.second))
+        vocab = model.language_model.config.vocab_size
+        alone = model.embed_tokens(_text(len(first) + len(shown), vocab))
+        half = len(first) // 2
+
+        def row(text: Tensor, image: Tensor) -> Tensor:
+            return torch.cat([text[:half], image[shown.to(image.device)], text[half:]])
+
+        rows = {
+            "image": row(first, one),
+            "again": row(first, one),
+            "other image": row(first, other),
+            "other text": row(second, one),
+            "text": alone,
+        }
+        logits = model.logits_of(torch.stack(list(rows.values())))
+        return _Pass(dict(zip(rows, logits.cpu(), strict=True)), len(one))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Logits [T', vocab] of each variant, and how many tokens an image became."""
+
+    rows: Mapping[str, Tensor]
+    image_tokens: int | None
+
+
+def _text(length: int, vocab: int) -> Tensor:
+    """Token ids that are the same everywhere, spread over the vocabulary."""
+    return (torch.arange(length) * 7919 + 11) % vocab
+
+
+def _check_image_tokens(made: int | None, expected: int | None) -> list[Finding]:
+    if made == expected:
+        return []
+    return [
+        Finding(
+            "image-token-count",
+            "error",
+            "mm_projector",
+            f"an image became {made} tokens, expected {expected}",
+            "the image's size, the tower and the projector do not go together",
+        )
+    ]
+
+
+def _check_rows(rows: Mapping[str, Tensor], model: VitaModel) -> list[Finding]:
+    findings: list[Finding] = []
+    bad = [name for name, logits in rows.items() if not bool(torch.isfinite(logits).all())]
+    if bad:
+        return [
+            Finding(
+                "logits-not-finite",
+                "error",
+                "logits",
+                f"NaN or infinite for {', '.join(bad)} in {_name(model.dtype)}",
+                "the activations named are where it begins",
+            )
+        ]
+    if "image" not in rows:
+        return findings
+    scale = float(rows["image"].abs().max()) or 1.0
+    noise = float((rows["image"] - rows["again"]).abs().max()) / scale
+    if noise > 1e-3:
+        findings.append(
+            Finding("not-deterministic", "error", "logits", f"two equal runs differ by {noise:.1e}")
+        )
+    for rule, name, what in (
+        ("image-ignored", "other image", "the image"),
+        ("text-ignored", "other text", "the text"),
+    ):
+        moved = float((rows["image"] - rows[name]).abs().max()) / scale
+        if not moved > _MATTERS * max(noise, _NOISE):
+            findings.append(
+                Finding(
+                    rule,
+                    "error",
+                    "logits",
+                    f"{what} does not matter: another one moves the logits by {moved:.1e} of their "
+                    f"scale, equal runs differ by {noise:.1e}",
+                    "a dead or zero projector" if rule == "image-ignored" else "",
+                )
+            )
+    return findings
+
+
+def _misfits(model: VitaModel, checkpoint: Checkpoint) -> list[Finding]:
+    misfit = fit(model, checkpoint)
+    return [
+        *(
+            Finding("missing-tensor", "error", n, "the model has it, the checkpoint does not")
+            for n in misfit.missing
+        ),
+        *(
+            Finding("unexpected-tensor", "error", n, "the checkpoint has it, the model does not")
+            for n in misfit.unexpected
+        ),
+        *(
+            Finding("shape-mismatch", "error", n, f"is {list(got)}, the config wants {list(want)}")
+            for n, want, got in misfit.mismatched
+        ),
+    ]
+
+
+def _check_float16(
+    checkpoint: Checkpoint, batch: _Batch, options: Mapping[str, Any], max_memory: Any
+) -> list[Finding]:
+    """On a GPU: the same pass as upstream runs it, in float16."""
+    half = load_model(checkpoint, max_memory=max_memory, **{**options, "dtype": "float16"})
+    rows = batch.run(half).rows
+    if all(bool(torch.isfinite(logits).all()) for logits in rows.values()):
+        return []
+    return [
+        Finding("float16-not-finite", "error", "logits", "NaN or infinite in upstream's float16")
+    ]
+
+
+def _check_against(
+    base: Checkpoint, text: Tensor, options: Mapping[str, Any], max_memory: Any
+) -> list[Finding]:
+    """Text-only logits are the base's: surgery on vision does not touch language."""
+    model = load_model(base, max_memory=max_memory, **options)
+    with torch.inference_mode():
+        ids = _text(len(text), model.language_model.config.vocab_size)[None]
+        logits = model.logits_of(model.embed_tokens(ids))[0].cpu()
+    if logits.shape == text.shape and bool(torch.equal(logits, text)):
+        return []
+    moved = "another vocabulary"
+    if logits.shape == text.shape:
+        scale = float(logits.abs().max()) or 1.0
+        moved = f"a difference of {float((logits - text).abs().max()) / scale:.1e} of their scale"
+    return [
+        Finding(
+            "language-changed",
+            "error",
+            "logits",
+            f"text-only logits are not those of {base.root}: {moved}",
+            "the language model was changed too",
+        )
+    ]
+
+
+def _fingerprint(rows: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The largest logits of each position of each variant."""
+    top = {name: logits.topk(min(_TOP, logits.shape[-1])) for name, logits in rows.items()}
+    return {
+        "format": _GOLDEN_FORMAT,
+        "version": _GOLDEN_VERSION,
+        "rows": {
+            name: {"ids": found.indices.tolist(), "values": found.values.tolist()}
+            for name, found in top.items()
+        },
+    }
+
+
+def _check_golden(golden: Mapping[str, Any], rows: Mapping[str, Tensor]) -> list[Finding]:
+    for name, logits in rows.items():
+        expected = golden["rows"].get(name)
+        if expected is None or len(expected["ids"]) != len(logits):
+            return [Finding("golden-mismatch", "error", name, "the golden has other positions")]
+        values = torch.tensor(expected["values"])
+        found = logits.gather(-1, torch.tensor(expected["ids"]))
+        nmse = float(((found - values) ** 2).sum() / (values**2).sum())
+        if not nmse <= _NMSE:
+            return [
+                Finding(
+                    "golden-mismatch",
+                    "error",
+                    name,
+                    f"logits differ from the golden: NMSE {nmse:.1e}, at most {_NMSE:g}",
+                )
+            ]
+    return []
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest magnitude, NaN if there is one; one pass without a copy."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    low_value, high_value = float(low), float(high)
+    return low_value if isnan(low_value) else max(-low_value, high_value)
+
+
+def _devices(model: VitaModel) -> str:
+    """Where a model runs; several GPUs in the order in which it runs on them."""
+    if model.streams:
+        return str(model.device)
+    return ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters()))
+
+
+def _peak(model: VitaModel) -> int:
+    devices = {model.device, *(parameter.device for parameter in model.parameters())}
+    gpus = [device for device in devices if device.type == "cuda"]
+    if gpus:
+        return sum(torch.cuda.max_memory_allocated(device) for device in gpus)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,1 @@
+"""Read and write file formats, from a source of bytes."""

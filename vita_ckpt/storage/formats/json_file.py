@@ -1,0 +1,73 @@
+"""Read JSON files that hold an object, within limits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from vita_ckpt.core.checkpoint import File
+from vita_ckpt.core.digest import digest
+from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.storage.reading.paths import reading
+
+_LARGEST_JSON = 64 << 20
+# No config nests as deeply; what does is more than who copies or writes it has stack for.
+_DEEPEST_JSON = 100
+
+
+def read_json_object(path: str) -> tuple[dict[str, Any], File]:
+    """A JSON file that holds an object, with its identity; ``path`` as for :func:`reading`.
+
+    Raises InputError if it cannot be read and MalformedFileError if it is not such a file.
+    """
+    with reading(path) as source:
+        file = source.file
+        if file.size > _LARGEST_JSON:
+            raise MalformedFileError(
+                "json-too-large",
+                path,
+                expected=f"at most {_LARGEST_JSON} bytes",
+                got=str(file.size),
+            )
+        data = source.read(file.size, 0)
+    if data.startswith(b"version https://git-lfs"):
+        raise_lfs_pointer(path)
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise MalformedFileError("invalid-json", path, expected="UTF-8", got=str(error)) from error
+    except (ValueError, RecursionError) as error:
+        got = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise MalformedFileError("invalid-json", path, expected="JSON", got=got) from error
+    if not isinstance(value, dict):
+        raise MalformedFileError(
+            "invalid-json", path, expected="a JSON object", got=f"a {type(value).__name__}"
+        )
+    if data.count(b"[") + data.count(b"{") > _DEEPEST_JSON and _is_deeper(value, _DEEPEST_JSON):
+        raise MalformedFileError(
+            "invalid-json",
+            path,
+            expected=f"at most {_DEEPEST_JSON} levels",
+            got="nested too deeply",
+        )
+    return value, replace(file, digest=digest(data))
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for values in inner for v in values if isinstance(v, (dict, list))]
+    return bool(level)
+
+
+def raise_lfs_pointer(path: str) -> NoReturn:
+    """A git-lfs pointer stands where the file should be."""
+    raise InputError(
+        "git-lfs-pointer",
+        path,
+        expected="the file itself",
+        got="a git-lfs pointer to it",
+        hint="run 'git lfs pull' in the repository",
+    )

@@ -1,0 +1,1 @@
+"""Read checkpoints and what lies around them, down to their headers."""

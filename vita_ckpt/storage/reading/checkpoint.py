@@ -1,0 +1,303 @@
+"""The one way in: a directory or a file becomes a Checkpoint, read down to its headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from vita_ckpt.core.checkpoint import (
+    PROVENANCE,
+    Checkpoint,
+    File,
+    Layout,
+)
+from vita_ckpt.core.filenames import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    LORA_FILES,
+    NON_LORA,
+    RUN_FILES,
+    SAFETENSORS_INDEX,
+    SHARD,
+    SINGLE_FILES,
+    STALE_DIRECTORIES,
+    STEP,
+    STEP_FILE,
+    STEPS,
+    TRAINING_STATE,
+    WEIGHT_SUFFIXES,
+    WEIGHTS_OR_INDEX,
+    index_of,
+    what_it_looks_like,
+)
+from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.storage.reading.in_progress import HOME, check_whole
+from vita_ckpt.storage.reading.index import (
+    ambiguous_weights,
+    check_inside,
+    index_mismatches,
+    tensors_by_shard,
+    weight_map_of,
+)
+from vita_ckpt.storage.reading.paths import (
+    check_known,
+    expect_headers,
+    find,
+    folder_of,
+    is_directory,
+    is_file,
+    listing,
+    look,
+)
+from vita_ckpt.storage.reading.shards import Weights
+from vita_ckpt.storage.system.owner import is_stage
+
+_DEEPEST: Final = 16
+_WHY_LEFT_OUT: Final = {
+    "broken link": "a broken link",
+    "link to a directory": "a link to a directory",
+    "other": "not a regular file",
+}
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
+
+    ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
+    run, a folder of steps) or a lone ``.safetensors``/``.bin``/``.pt`` file; or the address of one
+    on the hub, pinned to a commit. Raises InputError (or a subclass) naming the file, and the
+    tensor where one is concerned, if it cannot be read, breaks a rule of its format, or leads out
+    of the directory.
+    """
+    root, entry = find(path)
+    # A file is part of the checkpoint that it lies in, by whatever name it was reached.
+    folder = root if entry.is_directory else folder_of(root)
+    check_whole(folder)
+    opened = _open_directory(root) if entry.is_directory else open_file(root)
+    check_whole(folder)  # a surgery may have begun while it was read
+    return opened
+
+
+def open_file(path: str) -> Checkpoint:
+    """A lone weight file as a checkpoint, with the config beside it."""
+    check_no_json(path)
+    weights = Weights()
+    weights.read(path, "")
+    weights.check(path)
+    folder, name = os.path.split(path)
+    is_step = STEP_FILE.fullmatch(name) and os.path.basename(folder) == STEPS
+    config: dict[str, Any] | None = None
+    files: dict[str, File] = {}
+    if not SHARD.search(name):  # a shard is a part of what the config beside it describes
+        config, files = read_optional(os.path.dirname(folder) if is_step else folder, CONFIG)
+    return Checkpoint(
+        path, "file", weights.tensors, tuple(weights.shards), config=config, files=files
+    )
+
+
+def check_no_json(path: str) -> None:
+    """Raise InputError if a file is a config or an index by its name: its directory was meant."""
+    if path.endswith(".json"):
+        raise InputError(
+            "not-a-weight-file",
+            path,
+            expected="a checkpoint directory or a weight file",
+            hint=f"give the directory {os.path.dirname(path)}",
+        )
+
+
+def _open_directory(root: str) -> Checkpoint:
+    names = listing(root)
+    weights = Weights()
+    index: dict[str, Any] | None = None
+    layout: Layout
+    files: dict[str, File] = {}
+    index_name = index_of(names)
+    if index_name is not None:
+        index, index_file = read_json_object(os.path.join(root, index_name))
+        files[index_name] = index_file
+        _read_indexed(root, index_name, index, names, weights)
+        layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
+    else:
+        layout, weight_files = choose_weights(root, names)
+        for name in weight_files:
+            weights.read(root, name)
+    weights.check(root)
+    config, config_files = read_optional(home_of_config(root, weights.shards[0].name), CONFIG)
+    adapter_config, adapter_files = (
+        read_optional(root, ADAPTER_CONFIG) if layout == "lora" else (None, {})
+    )
+    files |= config_files | adapter_files
+    provenance = _read_provenance(root, files)
+    left_out: dict[str, str] = {}
+    used = {shard.name for shard in weights.shards} | files.keys()
+    collect_files(root, "", used, files, left_out, 0)
+    return Checkpoint(
+        root,
+        layout,
+        weights.tensors,
+        tuple(weights.shards),
+        config=config,
+        adapter_config=adapter_config,
+        index=index,
+        files=files,
+        left_out=left_out,
+        provenance=provenance,
+    )
+
+
+def home_of_config(root: str, weight_file: str) -> str:
+    """Where the config of a run lies: with the step that is taken, or above a folder of steps."""
+    step, _, file = weight_file.rpartition("/")
+    if STEP.fullmatch(step):
+        return os.path.join(root, step)
+    is_step = STEP_FILE.fullmatch(file) and not step
+    if is_step and os.path.basename(root) == STEPS:
+        return os.path.dirname(root)
+    return root
+
+
+def _read_indexed(
+    root: str, index_name: str, index: Mapping[str, Any], names: Iterable[str], weights: Weights
+) -> None:
+    path = os.path.join(root, index_name)
+    weight_map = weight_map_of(index, path)
+    shards = tensors_by_shard(weight_map)
+    for shard in shards:
+        check_inside(root, shard, path)
+    both = ambiguous_weights(root, index_name, names, shards)
+    if both is not None:
+        raise both
+    expect_headers(root, list(shards))
+    for shard, promised in shards.items():
+        found = weights.read(root, shard)
+        for error in index_mismatches(path, weight_map, shard, promised, found):
+            raise error
+
+
+def choose_weights(root: str, names: list[str]) -> tuple[Layout, list[str]]:
+    """What a directory without an index is, and its weight files.
+
+    Raises InputError if it holds no weights, or several and nothing says which count.
+    """
+    for name, layout in SINGLE_FILES:
+        if name in names:
+            return layout, [name]
+    lora = [name for name in LORA_FILES if name in names][:1]
+    if lora or NON_LORA in names:
+        return "lora", lora + ([NON_LORA] if NON_LORA in names else [])
+    run: str | None = next((name for name in RUN_FILES if name in names), None)
+    if run is None:
+        run = _step_or_lone_file(root, names)
+    is_run = run in RUN_FILES or STEP_FILE.fullmatch(os.path.basename(run)) is not None
+    return "run" if is_run else "file", [run]
+
+
+def _step_or_lone_file(root: str, names: list[str]) -> str:
+    """The only weight file of a directory without one of the known names."""
+    steps = [name for name in names if STEP_FILE.fullmatch(name)]
+    folder = os.path.join(root, STEPS)
+    if not steps and is_directory(folder):
+        steps = [f"{STEPS}/{n}" for n in listing(folder) if STEP_FILE.fullmatch(n)]
+    steps += [
+        f"{name}/{file}"
+        for name in names
+        if STEP.fullmatch(name)
+        for file in RUN_FILES
+        if is_file(os.path.join(root, name, file))
+    ]
+    lone = [
+        name
+        for name in names
+        if name.endswith(WEIGHT_SUFFIXES) and not TRAINING_STATE.fullmatch(name)
+    ]
+    found = steps or lone
+    if len(found) == 1:
+        return found[0]
+    if steps:
+        raise InputError(
+            "several-steps",
+            root,
+            expected="one projector",
+            got=", ".join(steps[:8]),
+            hint=f"name one of them: {os.path.join(root, steps[-1])}",
+        )
+    if lone:
+        raise InputError(
+            "missing-index",
+            root,
+            expected=f"{SAFETENSORS_INDEX} beside several weight files",
+            got=", ".join(lone[:8]),
+            hint="copy the index too, or name one of the files",
+        )
+    check_known(f"{root}: weights")
+    raise InputError(
+        "not-a-checkpoint",
+        root,
+        expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
+        got=what_it_looks_like(names),
+    )
+
+
+def _read_provenance(root: str, files: dict[str, File]) -> dict[str, Any] | None:
+    """What earlier surgeries noted. It decides nothing about a tensor, so one that is no JSON
+    object stops nobody: it counts as absent, and validate says that it is broken.
+    """
+    try:
+        provenance, found = read_optional(root, PROVENANCE)
+    except MalformedFileError:
+        return None
+    files |= found
+    return provenance
+
+
+def read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, File]]:
+    """A JSON file that may be there, and its identity by name."""
+    path = os.path.join(root, name)
+    if look(path) is None:
+        return None, {}
+    value, file = read_json_object(path)
+    return value, {name: file}
+
+
+def collect_files(
+    root: str,
+    below: str,
+    used: set[str],
+    files: dict[str, File],
+    left_out: dict[str, str],
+    depth: int,
+) -> None:
+    """Sort what else the directory holds into files to carry and what is left out, with why."""
+    for name in listing(os.path.join(root, below)):
+        relative = f"{below}{name}"
+        if relative in used or relative == HOME:  # how to undo what was done is no part of it
+            continue
+        entry = look(os.path.join(root, relative))
+        if entry is None:  # removed just now, or not to be reached
+            left_out[relative] = "not readable"
+        elif entry.file is not None:
+            reason = None if below else _why_left_out(name)
+            if reason is not None:
+                left_out[relative] = reason
+            else:
+                files[relative] = entry.file
+        elif entry.kind != "directory":
+            left_out[relative] = _WHY_LEFT_OUT[entry.kind]
+        elif (not below and name == STEPS) or STALE_DIRECTORIES.fullmatch(name):
+            left_out[relative] = "a directory of other checkpoints or hidden"
+        elif depth >= _DEEPEST:
+            left_out[relative] = "nested too deeply"
+        else:
+            collect_files(root, f"{relative}/", used, files, left_out, depth + 1)
+
+
+def _why_left_out(name: str) -> str | None:
+    """Why a regular file in the directory itself is no part of the checkpoint; None if it is."""
+    if TRAINING_STATE.fullmatch(name):
+        return "state of the run that trained the checkpoint"
+    if WEIGHTS_OR_INDEX.fullmatch(name):
+        return "a weight file that is not part of the checkpoint"
+    return "left by a run that was killed" if is_stage(name) else None

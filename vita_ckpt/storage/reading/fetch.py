@@ -1,0 +1,185 @@
+"""Files and tensors of the hub brought to the disk: whole ones to the cache, parts to a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from vita_ckpt.core.checkpoint import LocalFile, RemoteFile, TensorRef
+from vita_ckpt.errors import HubError, StaleInputError
+from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.storage.hub.byte_ranges import Put, Span, coalesced, fetch
+from vita_ckpt.storage.hub.cache import cache_folder, cached
+from vita_ckpt.storage.hub.concurrency import at_once
+from vita_ckpt.storage.hub.repository import hub
+from vita_ckpt.storage.hub.session import attempted
+from vita_ckpt.storage.reading.shards import read_shard
+from vita_ckpt.storage.stores.local import identify
+from vita_ckpt.storage.system.os_errors import io_error
+
+
+def download(files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
+    """Whole files, from huggingface_hub's cache, to which those that it lacks are downloaded.
+
+    Raises HubError if that fails, OutputError if the disk refuses, StaleInputError if what came is
+    not what was looked at before.
+    """
+    commits: dict[tuple[str, str], list[RemoteFile]] = {}
+    for file in files:
+        commits.setdefault((file.repository, file.commit), []).append(file)
+    found: dict[RemoteFile, LocalFile] = {}
+    for (repository, commit), wanted in commits.items():
+        missing = [file for file in wanted if cached(file) is None]
+        if missing:
+            _download(repository, commit, missing)
+        for file in wanted:
+            found[file] = _checked(file)
+    return found
+
+
+def fetch_tensors(refs: Collection[TensorRef], folder: str) -> dict[TensorRef, TensorRef]:
+    """The same tensors in files on the disk: those in the cache there, of others only their bytes.
+
+    What is fetched goes to new files in ``folder``: each has the length of the one on the hub, and
+    holes where nothing was asked for. Raises as
+    :func:`~vita_ckpt.storage.hub.byte_ranges.fetch` does, and OutputError if the disk refuses.
+    """
+    of_file: dict[RemoteFile, list[TensorRef]] = {}
+    for ref in refs:
+        if isinstance(ref.source, RemoteFile):
+            of_file.setdefault(ref.source, []).append(ref)
+    places: dict[RemoteFile, LocalFile] = {}
+    missing: dict[RemoteFile, list[Span]] = {}
+    for file, parts in of_file.items():
+        if cached(file) is not None:
+            places[file] = _checked(file)
+        else:
+            missing[file] = list(coalesced((ref.offset, ref.offset + ref.span) for ref in parts))
+    places |= _fetch(missing, folder)
+    return {
+        ref: replace(ref, source=places[file]) for file, parts in of_file.items() for ref in parts
+    }
+
+
+def _fetch(missing: dict[RemoteFile, list[Span]], folder: str) -> dict[RemoteFile, LocalFile]:
+    paths = {file: os.path.join(folder, f"{n}.part") for n, file in enumerate(missing)}
+    size = sum(stop - start for spans in missing.values() for start, stop in spans)
+    with disk_errors(folder), _bar(size) as step:
+        room = os.statvfs(folder)
+        if size > room.f_bavail * room.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for file, path in paths.items():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.ftruncate(descriptor, file.size)
+            finally:
+                os.close(descriptor)
+        fetch(
+            hub().session,
+            (
+                (file, span, partial(_opened, paths[file], step))
+                for file, spans in missing.items()
+                for span in spans
+            ),
+        )
+    return {file: replace(identify(path), digest=file.digest) for file, path in paths.items()}
+
+
+@contextmanager
+def _opened(path: str, step: Any) -> Iterator[Put]:
+    """A part for one thread to write to: it may go on when nobody waits for it any more."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def put(data: bytes, offset: int) -> None:
+        step(len(data))
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(descriptor, view, offset)
+            view = view[count:]
+            offset += count
+
+    try:
+        yield put
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _bar(size: int) -> Iterator[Any]:
+    """huggingface_hub's own progress bar, which follows its settings; none where nothing comes."""
+    from huggingface_hub import utils  # noqa: PLC0415 - slow
+
+    library: Any = utils
+    hidden = True if size == 0 else None  # None: where stderr is no terminal
+    with library.tqdm(
+        total=size, unit="B", unit_scale=True, desc="fetching tensors", disable=hidden
+    ) as bar:
+        yield bar.update
+
+
+@contextmanager
+def disk_errors(path: str) -> Iterator[None]:
+    """What the disk refuses, as an OutputError about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise io_error(error, path, "nothing of it was kept") from error
+
+
+def _download(repository: str, commit: str, files: Collection[RemoteFile]) -> None:
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow
+
+    def download_one(file: RemoteFile) -> None:
+        # One of another commit may have the same content: then only a link is made.
+        moves = not _is_blob_cached(file)
+        get = partial(hf_hub_download, repository, file.name, revision=commit)
+        hub().session.patiently(partial(attempted, f"{repository}@{commit}", get))
+        hub().session.count(file.size if moves else 0)
+
+    at_once([partial(download_one, file) for file in files])
+    _note_revisions(repository, commit)
+
+
+def _note_revisions(repository: str, commit: str) -> None:
+    """Let the cache know which commit a branch is, as it does when it is asked for the branch.
+
+    Offline it is found by that alone.
+    """
+    for revision in hub().revisions(repository, commit):
+        path = os.path.join(cache_folder(repository), "refs", revision)
+        with disk_errors(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="ascii") as file:
+                file.write(commit)
+
+
+def _is_blob_cached(file: RemoteFile) -> bool:
+    blobs = os.path.join(cache_folder(file.repository), "blobs")
+    return bool(file.etag) and os.path.exists(os.path.join(blobs, file.etag))
+
+
+def _checked(file: RemoteFile) -> LocalFile:
+    """A file in the cache, once it is sure that it is the one that was looked at."""
+    path = cached(file)
+    if path is None:
+        raise HubError(
+            "not-on-hub", file.path, expected="the file in the cache once it was downloaded"
+        )
+    found = identify(path)
+    if file.digest:
+        is_json = file.name.endswith(".json")
+        read = read_json_object(path)[1] if is_json else read_shard(path, "")[0].file
+        if read.digest != file.digest:
+            raise StaleInputError(
+                "input-changed",
+                path,
+                expected=f"the content of {file.path}",
+                got="another one in the cache",
+                hint="remove it from the cache (hf cache)",
+            )
+    return replace(found, digest=file.digest)

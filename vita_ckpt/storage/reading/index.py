@@ -1,0 +1,90 @@
+"""Read an index of shards and compare it with the shards themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from vita_ckpt.core.filenames import SAFETENSORS, SAFETENSORS_INDEX, TORCH
+from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.storage.reading.paths import (
+    stays_below,
+)
+
+
+def weight_map_of(index: Mapping[str, Any], path: str) -> dict[str, str]:
+    """Which file each tensor is in; raises MalformedFileError for an index that does not say."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MalformedFileError("invalid-index", path, expected="a weight_map of tensors to files")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise MalformedFileError(
+                "invalid-index", f"{path}: {tensor}", expected="a file name", got=repr(shard)
+            )
+    return weight_map
+
+
+def tensors_by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
+    """The files that an index names, sorted, each with the tensors that it promises there."""
+    shards: dict[str, list[str]] = {}
+    for tensor, shard in weight_map.items():
+        shards.setdefault(shard, []).append(tensor)
+    return dict(sorted(shards.items()))
+
+
+def ambiguous_weights(
+    root: str, index_name: str, names: Iterable[str], shards: Iterable[str]
+) -> InputError | None:
+    """The error for a single weight file beside an index that does not name it."""
+    single = SAFETENSORS if index_name == SAFETENSORS_INDEX else TORCH
+    if single not in names or single in shards:
+        return None
+    return InputError(
+        "ambiguous-weights",
+        root,
+        expected=f"either {single} or {index_name}",
+        got="both",
+        hint="loaders disagree which one counts: remove the stale one",
+    )
+
+
+def index_mismatches(
+    index_path: str,
+    weight_map: Mapping[str, str],
+    shard: str,
+    promised: Iterable[str],
+    found: Iterable[str],
+) -> Iterator[MalformedFileError]:
+    """How the tensors ``promised`` in a shard and those ``found`` there disagree, both ways."""
+    folder, index_name = os.path.split(index_path)
+    there = dict.fromkeys(found)
+    for tensor in there:
+        if weight_map.get(tensor) != shard:
+            yield MalformedFileError(
+                "index-mismatch",
+                f"{os.path.join(folder, shard)}: {tensor}",
+                expected=f"{index_name} to name this file for it",
+                got=repr(weight_map.get(tensor, "nothing")),
+            )
+    for tensor in promised:
+        if tensor not in there:
+            yield MalformedFileError(
+                "index-mismatch",
+                f"{index_path}: {tensor}",
+                expected=f"the tensor in {shard}",
+                got="no such tensor there",
+            )
+
+
+def check_inside(root: str, name: str, index_path: str) -> None:
+    """A name in an index stays in the directory; the file itself may be a link (the hub cache)."""
+    if stays_below(root, name):
+        return
+    raise MalformedFileError(
+        "path-outside-checkpoint",
+        f"{index_path}: {name!r}",
+        expected="a file in the directory",
+        hint="the index is broken or hostile; nothing was read through it",
+    )

@@ -1,0 +1,37 @@
+"""What lies around a checkpoint and decides what it becomes: tokenizer, audio, LoRA base."""
+
+from __future__ import annotations
+
+from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.errors import INCONCLUSIVE, InputError
+from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.paths import reached_from
+
+
+def reaches(checkpoint: Checkpoint, path: str) -> str | None:
+    """Where a path in a checkpoint's config leads: from here, beside the checkpoint, or in it.
+
+    Of a checkpoint on the hub only what lies in its repository.
+    """
+    return reached_from(checkpoint.root, path)
+
+
+def find_base(run: Checkpoint) -> Checkpoint | None:
+    """The checkpoint that a LoRA run was trained on, here or in the hub's cache; None if absent.
+
+    A run on the hub is judged by its own repository, not by what happens to lie here. Raises
+    HubError and StaleInputError.
+    """
+    named = (run.adapter_config or {}).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return None
+    from vita_ckpt.storage.hub.cache import newest_snapshot  # noqa: PLC0415 - seldom needed
+
+    path = reaches(run, named) or (None if is_remote(run.root) else newest_snapshot(named))
+    try:
+        return open_checkpoint(path) if path is not None else None
+    except INCONCLUSIVE:
+        raise
+    except InputError:
+        return None

@@ -1,0 +1,97 @@
+"""Read one weight file as a shard, and check that files have not changed since."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from vita_ckpt.core.checkpoint import (
+    File,
+    LocalFile,
+    RemoteFile,
+    Shard,
+    TensorRef,
+    on_disk,
+)
+from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
+from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.storage.formats.safetensors import read_safetensors
+from vita_ckpt.storage.stores.local import check_same, identify
+
+
+def read_shard(root: str, name: str) -> tuple[Shard, Mapping[str, TensorRef]]:
+    """One weight file below ``root`` (``root`` itself if ``name`` is empty) with its tensors."""
+    path = os.path.join(root, name) if name else root
+    if path.endswith(".safetensors"):
+        opened = read_safetensors(path)
+        return Shard(name, opened.file, "safetensors", opened.metadata), opened.tensors
+    from vita_ckpt.storage.formats.torch_reader import read_torch  # noqa: PLC0415 - zipfile, pickletools
+
+    saved = read_torch(path)
+    return Shard(name, saved.file, "torch"), saved.tensors
+
+
+def duplicate(tensor: str, shard: Shard, other: TensorRef) -> MalformedFileError:
+    """The error for a tensor of ``shard`` that another file has too."""
+    return MalformedFileError(
+        "duplicate-tensor",
+        f"{shard.file.path}: {tensor}",
+        expected="each tensor in one file",
+        got=f"it also stands in {other.source.path}",
+    )
+
+
+def check_unchanged(files: Iterable[File]) -> None:
+    """Raise StaleInputError unless every file is as it was: size, time, and header or config.
+
+    One on the hub is pinned to a commit.
+    """
+    for file in files:
+        if isinstance(file, RemoteFile):
+            continue
+        try:
+            seen = _identify(file)
+        except InputError as error:
+            raise StaleInputError(
+                "input-changed", file.path, expected="the file as it was", got=error.got
+            ) from error
+        check_same(file, seen)
+
+
+def _identify(file: LocalFile) -> LocalFile:
+    """What stands in the place of a file now, as far as it was read before."""
+    if not file.digest:
+        return identify(file.path)
+    if file.path.endswith(".json"):
+        return on_disk(read_json_object(file.path)[1])
+    return on_disk(read_shard(file.path, "")[0].file)
+
+
+@dataclass(slots=True)
+class Weights:
+    """Shards read so far; a name may come from one of them only."""
+
+    shards: list[Shard] = field(default_factory=list)
+    tensors: dict[str, TensorRef] = field(default_factory=dict)
+
+    def read(self, root: str, name: str) -> Mapping[str, TensorRef]:
+        """Read one more shard and return its tensors."""
+        shard, tensors = read_shard(root, name)
+        for tensor in tensors:
+            if tensor in self.tensors:
+                raise duplicate(tensor, shard, self.tensors[tensor])
+        self.shards.append(shard)
+        self.tensors.update(tensors)
+        return tensors
+
+    def check(self, path: str) -> None:
+        """Raise InputError if there is not a single tensor."""
+        if not self.tensors:
+            raise InputError(
+                "no-tensors",
+                path,
+                expected="weights",
+                got="a file without a single tensor",
+                hint="what saved it had gathered nothing: save it again",
+            )

@@ -1,0 +1,304 @@
+"""What is readable of a checkpoint, broken or not, and everything that is not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, File, Layout, Shard, TensorRef
+from vita_ckpt.core.filenames import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    SAFETENSORS_INDEX,
+    TRAINING_STATE,
+    foreign_kind,
+    index_of,
+)
+from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
+from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.storage.reading.checkpoint import (
+    choose_weights,
+    collect_files,
+    home_of_config,
+    open_file,
+    read_optional,
+)
+from vita_ckpt.storage.reading.in_progress import check_whole
+from vita_ckpt.storage.reading.index import (
+    ambiguous_weights,
+    check_inside,
+    index_mismatches,
+    tensors_by_shard,
+    weight_map_of,
+)
+from vita_ckpt.storage.reading.paths import (
+    expect_headers,
+    find,
+    folder_of,
+    is_directory,
+    listing,
+    look,
+)
+from vita_ckpt.storage.reading.shards import duplicate, read_shard
+from vita_ckpt.storage.system.owner import is_stage
+
+_T = TypeVar("_T")
+
+_PARTIAL: Final = re.compile(
+    r".*\.(incomplete|part|partial|crdownload|download|aria2|tmp)", re.ASCII | re.IGNORECASE
+)
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
+_HUB_DOWNLOADS: Final = os.path.join(".cache", "huggingface", "download")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that cannot be as it is: the file that it is about, and the error."""
+
+    file: str
+    error: VitaCkptError
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The readable part of a checkpoint and what is wrong with the rest.
+
+    ``unread`` names the tensors that an index promises in files that could not be read.
+    """
+
+    checkpoint: Checkpoint
+    problems: tuple[Problem, ...] = ()
+    unread: frozenset[str] = frozenset()
+
+
+def survey(path: str | os.PathLike[str]) -> Survey:
+    """Read what there is at ``path``: headers only, one problem for each thing that is wrong.
+
+    Raises InputError if nothing is there, or no weights of any known kind, HubError if the hub does
+    not give what is asked for, StaleInputError for a file that changes meanwhile.
+    """
+    root, entry = find(path)
+    surveyor = _Surveyor(root)
+    return surveyor.directory() if entry.is_directory else surveyor.file()
+
+
+@dataclass(slots=True)
+class _Surveyor:
+    root: str
+    problems: list[Problem] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
+    tensors: dict[str, TensorRef] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
+    chosen: set[str] = field(default_factory=set)
+
+    def file(self) -> Survey:
+        """A lone weight file."""
+        folder = folder_of(self.root)
+        self._passes(self.root, lambda: check_whole(folder))
+        opened = self._attempt(self.root, lambda: open_file(self.root))
+        empty = Checkpoint(self.root, "file", {})
+        return Survey(opened or empty, tuple(self.problems))
+
+    def directory(self) -> Survey:
+        """A directory of any layout."""
+        names = listing(self.root)
+        self._passes(self.root, lambda: check_whole(self.root))
+        index_name = index_of(names)
+        index: dict[str, Any] | None = None
+        files: dict[str, File] = {}
+        layout: Layout = "safetensors"
+        if index_name is not None:
+            layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
+            path = os.path.join(self.root, index_name)
+            read = self._attempt(path, lambda: read_json_object(path))
+            if read is not None:
+                index, files[index_name] = read
+                self._indexed(index_name, index, names)
+        else:
+            layout = self._unindexed(names)
+        if not self.tensors and not self.problems:
+            self._note(self.root, _no_tensors(self.root))
+        first = self.shards[0].name if self.shards else ""
+        config = self._json(home_of_config(self.root, first), CONFIG, files)
+        adapter = self._json(self.root, ADAPTER_CONFIG, files) if layout == "lora" else None
+        provenance = self._json(self.root, PROVENANCE, files)
+        left_out: dict[str, str] = {}
+        # What was chosen and is broken is no left-over: nobody should be told to remove it.
+        used = self.chosen | files.keys()
+        collect_files(self.root, "", used, files, left_out, 0)
+        checkpoint = Checkpoint(
+            self.root,
+            layout,
+            self.tensors,
+            tuple(self.shards),
+            config=config,
+            adapter_config=adapter,
+            index=index,
+            files=files,
+            left_out=left_out,
+            provenance=provenance,
+        )
+        self._beside(names, left_out)
+        return Survey(checkpoint, tuple(self.problems), frozenset(self.unread))
+
+    def _indexed(self, index_name: str, index: Mapping[str, Any], names: list[str]) -> None:
+        path = os.path.join(self.root, index_name)
+        weight_map = self._attempt(path, lambda: weight_map_of(index, path))
+        if weight_map is None:
+            return
+        shards = tensors_by_shard(weight_map)
+        both = ambiguous_weights(self.root, index_name, names, shards)
+        if both is not None:
+            self._note(self.root, both)
+        complete = True
+        expect_headers(self.root, list(shards))
+        for name, promised in shards.items():
+            found = self._shard(name, path)
+            if found is None:
+                complete = False
+                self.unread |= set(promised)
+                continue
+            for error in index_mismatches(path, weight_map, name, promised, found):
+                self._note(path, error)
+        if complete:
+            self._total_size(path, index)
+
+    def _shard(self, name: str, index_path: str) -> Mapping[str, TensorRef] | None:
+        """The tensors of a file that the index names; None if they cannot be read."""
+        path = os.path.join(self.root, name)
+        if not self._passes(index_path, lambda: check_inside(self.root, name, index_path)):
+            return None
+        entry = look(path)
+        if entry is None or entry.kind == "broken link":
+            link = " (a broken link)" if entry is not None else ""
+            error = InputError(
+                "missing-shard",
+                path,
+                expected=f"the file that {os.path.basename(index_path)} names",
+                got=f"nothing there{link}",
+                hint="copy or download it",
+            )
+            self._note(path, error)
+            return None
+        return self._weights(name)
+
+    def _weights(self, name: str) -> Mapping[str, TensorRef] | None:
+        self.chosen.add(name)
+        read = self._attempt(os.path.join(self.root, name), lambda: read_shard(self.root, name))
+        if read is None:
+            return None
+        shard, tensors = read
+        for tensor in sorted(tensors.keys() & self.tensors.keys()):
+            self._note(shard.file.path, duplicate(tensor, shard, self.tensors[tensor]))
+        self.shards.append(shard)
+        self.tensors |= {n: t for n, t in tensors.items() if n not in self.tensors}
+        return tensors
+
+    def _unindexed(self, names: list[str]) -> Layout:
+        try:
+            layout, chosen = choose_weights(self.root, names)
+        except INCONCLUSIVE:
+            raise
+        except InputError as error:
+            foreign = foreign_kind(names)
+            if foreign is not None:
+                self._note(self.root, _other_kind(self.root, foreign))
+            elif error.code == "not-a-checkpoint":
+                raise
+            else:
+                self._note(self.root, error)
+            return "none"
+        for name in chosen:
+            self._weights(name)
+        return layout
+
+    def _total_size(self, path: str, index: Mapping[str, Any]) -> None:
+        metadata = index.get("metadata")
+        said = metadata.get("total_size") if isinstance(metadata, dict) else None
+        size = sum(tensor.nbytes for tensor in self.tensors.values())
+        if said is not None and said != size:
+            error = MalformedFileError(
+                "index-total-size",
+                path,
+                expected=f"total_size {size}, the bytes of the tensors",
+                got=repr(said),
+                hint="write the index anew: any surgery does",
+            )
+            self._note(path, error)
+
+    def _beside(self, names: list[str], left_out: Mapping[str, str]) -> None:
+        """Files beside the weights: left-overs of downloads, pickles that are not tensors."""
+        for path in (*(os.path.join(self.root, n) for n in names), *_hub_left_overs(self.root)):
+            if is_partial(path):
+                error = InputError(
+                    "partial-download",
+                    path,
+                    expected="complete files only",
+                    got="what an interrupted download or copy left",
+                    hint="download it again, or remove it",
+                )
+                self._note(path, error)
+        for name in left_out:
+            if name.endswith(_PICKLES) and not TRAINING_STATE.fullmatch(name):
+                path = os.path.join(self.root, name)
+                try:
+                    read_shard(self.root, name)
+                except INCONCLUSIVE:
+                    raise
+                except InputError as error:
+                    if error.code == "unsafe-pickle":
+                        self._note(path, error)
+
+    def _json(self, folder: str, name: str, files: dict[str, File]) -> dict[str, Any] | None:
+        read = self._attempt(os.path.join(folder, name), lambda: read_optional(folder, name))
+        if read is None:
+            return None
+        value, found = read
+        files |= found
+        return value
+
+    def _attempt(self, file: str, read: Callable[[], _T]) -> _T | None:
+        try:
+            return read()
+        except INCONCLUSIVE:
+            raise
+        except InputError as error:
+            self._note(file, error)
+            return None
+
+    def _passes(self, file: str, check: Callable[[], None]) -> bool:
+        before = len(self.problems)
+        self._attempt(file, check)
+        return len(self.problems) == before
+
+    def _note(self, file: str, error: InputError) -> None:
+        self.problems.append(Problem(file, error))
+
+
+def _other_kind(root: str, kind: str) -> InputError:
+    return InputError("other-kind", root, expected="weights that VITA's loaders read", got=kind)
+
+
+def _no_tensors(root: str) -> InputError:
+    return InputError(
+        "no-tensors",
+        root,
+        expected="weights",
+        got="a file without a single tensor",
+        hint="what saved it had gathered nothing: save it again",
+    )
+
+
+def is_partial(path: str) -> bool:
+    """Whether a file's name says that an interrupted download or copy left it."""
+    name = os.path.basename(path)
+    return _PARTIAL.fullmatch(name) is not None and not is_stage(name)
+
+
+def _hub_left_overs(root: str) -> Iterator[str]:
+    folder = os.path.join(root, _HUB_DOWNLOADS)
+    if is_directory(folder):
+        yield from (os.path.join(folder, name) for name in listing(folder))

@@ -1,0 +1,155 @@
+"""Vision towers as they lie on the disk: looked for, opened, and described."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, TowerDirectory
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.errors import INCONCLUSIVE, InputError
+from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.paths import find, is_directory, is_file, reached_from
+
+
+def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
+    """What lies at ``mm_vision_tower``; None if the config names no tower.
+
+    A relative path is looked up where the command runs, as upstream does, then beside the
+    checkpoint, then in it; what a checkpoint on the hub names, in its repository alone. A
+    checkpoint that is itself a tower is its own directory. Raises HubError and StaleInputError.
+    """
+    config = checkpoint.config or {}
+    own = towers.tower_of_config(config)
+    if own is not None:
+        return TowerDirectory(checkpoint.root, None, own, config)
+    name = config.get("mm_vision_tower")
+    if not isinstance(name, str) or not name:
+        return None
+    path = reached_from(checkpoint.root, name)
+    if path is None:
+        return TowerDirectory(None, "not reachable from here", None)
+    try:
+        return open_tower(path)
+    except INCONCLUSIVE:
+        raise
+    except InputError as error:
+        return TowerDirectory(path, str(error), None)
+
+
+def open_tower(path: str) -> TowerDirectory:
+    """The tower at ``path``, by its config if it has one, else by its tensors."""
+    config_path = os.path.join(path, CONFIG)
+    if is_file(config_path):
+        config, _ = read_json_object(config_path)
+        return TowerDirectory(path, None, towers.tower_of_config(config), config)
+    tensors = open_checkpoint(path).tensors
+    tower = towers.tower_of_shapes({name: tensor.shape for name, tensor in tensors.items()})
+    return TowerDirectory(path, None, tower)
+
+
+def read_tower_config(
+    checkpoint: Checkpoint, tower: str | os.PathLike[str] | None = None
+) -> Mapping[str, Any] | None:
+    """The config of the tower in a VITA checkpoint; None if the checkpoint has no tower.
+
+    In this order: ``tower``, a directory or a ``config.json``, the copy that a swapped checkpoint
+    carries, the path in its config, its tensors where they determine it. EVA-CLIP's sizes always
+    come from its tensors. Raises InputError naming the option otherwise.
+    """
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    own = parts.below(parts.TOWER_PREFIX, shapes)
+    if not own:
+        if (checkpoint.config or {}).get("mm_vision_tower"):
+            raise InputError(
+                "tower-absent",
+                checkpoint.root,
+                expected="the vision tower's tensors, since its config names one",
+                got="none",
+                hint="VITA-1.5's loader would leave the tower uninitialised",
+            )
+        return None
+    found = towers.tower_of_shapes(own)
+    if found is not None and found.family == towers.EVA:
+        return _sizes_of_shapes(checkpoint, own)
+    if tower is not None:
+        return read_given_config(tower)
+    if (carried := read_carried_config(checkpoint)) is not None:
+        return carried
+    if (near := find_tower(checkpoint)) is not None and near.config is not None:
+        return near.config
+    return _sizes_of_shapes(checkpoint, own)
+
+
+def read_carried_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The tower's config that a checkpoint, or the target of a plan, carries beside its own."""
+    if CARRIED_CONFIG in checkpoint.texts:
+        carried: Mapping[str, Any] = json.loads(checkpoint.texts[CARRIED_CONFIG])
+        return carried
+    if CARRIED_CONFIG in checkpoint.files:
+        return read_json_object(checkpoint.files[CARRIED_CONFIG].path)[0]
+    return None
+
+
+def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The tower's config at ``path``: a tower directory, a checkpoint's, or a ``config.json``.
+
+    Raises InputError if it describes no tower.
+    """
+    given = find(path)[0]
+    config: Mapping[str, Any] | None
+    if is_file(given) and given.endswith(".json"):
+        config = read_json_object(given)[0]
+    else:
+        config = open_tower(given).config
+    if config is None or towers.tower_of_config(config) is None:
+        raise InputError(
+            "tower-config-unknown",
+            given,
+            expected="the config.json of a SigLIP, CLIP or InternViT tower, or its directory",
+            got="no config.json" if config is None else f"model_type {config.get('model_type')!r}",
+            hint="give the tower's own config.json",
+        )
+    return config
+
+
+def read_processor(
+    checkpoint: Checkpoint, tower: str | os.PathLike[str] | None = None
+) -> Mapping[str, Any] | None:
+    """The ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
+
+    In this order: beside what ``tower`` names, in the checkpoint, in the tower that it names.
+    """
+    if tower is not None and (given := _processor_at(os.fspath(tower))) is not None:
+        return given
+    if PROCESSOR in checkpoint.texts:
+        carried: Mapping[str, Any] = json.loads(checkpoint.texts[PROCESSOR])
+        return carried
+    if PROCESSOR in checkpoint.files:
+        return read_json_object(checkpoint.files[PROCESSOR].path)[0]
+    near = find_tower(checkpoint)
+    return _processor_at(checkpoint.root if near is None or near.path is None else near.path)
+
+
+def _processor_at(place: str) -> Mapping[str, Any] | None:
+    folder = place if is_directory(place) else os.path.dirname(place)  # a lone file of weights
+    path = os.path.join(folder, PROCESSOR)
+    return read_json_object(path)[0] if is_file(path) else None
+
+
+def _sizes_of_shapes(checkpoint: Checkpoint, shapes: towers.Shapes) -> Mapping[str, Any]:
+    config = towers.config_of_shapes(shapes)
+    if config is None:
+        raise InputError(
+            "tower-config-unknown",
+            checkpoint.root,
+            expected="the config.json of its vision tower, which its tensors do not determine",
+            got=f"mm_vision_tower {(checkpoint.config or {}).get('mm_vision_tower')!r}",
+            hint="give the tower's directory, with --tower-config or verify's --tower",
+        )
+    return config

@@ -1,0 +1,1 @@
+"""Stores: where files lie, and how they are read."""

@@ -1,0 +1,1 @@
+"""Read, convert, draw, digest and compare the bytes of tensors."""

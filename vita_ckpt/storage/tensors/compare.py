@@ -1,0 +1,212 @@
+"""Pairs of tensors, byte by byte or value by value: two threads, a few megabytes of memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Final, TypeGuard, TypeVar
+
+from vita_ckpt.core.checkpoint import File, LocalFile, Tensor, TensorRef, on_disk, parameters
+from vita_ckpt.core.distance import Distance
+from vita_ckpt.core.dtype import BITS
+from vita_ckpt.errors import MalformedFileError
+from vita_ckpt.storage.stores.local import check_same, opened, read_into
+from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
+
+Pair = tuple[Tensor, Tensor]
+_Result = TypeVar("_Result")
+
+_THREADS: Final = 2
+_STEP: Final = 1 << 20
+# What one thread reads before it looks for other work: large tensors are shared.
+_SPAN: Final = 64 << 20
+
+
+def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
+    """The names of the pairs, each of one dtype and shape, that differ in some byte.
+
+    A pair of one place in one file is equal without being read. Raises StaleInputError for a file
+    that changed since it was opened.
+    """
+    same_file = _SameFile()
+    found: set[str] = set()
+    jobs: list[Callable[[], None]] = []
+    for name, pair in _on_disk_order(pairs):
+        before, after, _ = _squeezed(pair)
+        if before == after or same_file.same_place(before, after):
+            continue
+        _check_size(name, before, after)
+        for start, stop in _spans(before, after, before.nbytes, _SPAN):
+            jobs.append(partial(_look, name, (before, after), start, stop, found))
+    _run(jobs)
+    return frozenset(found)
+
+
+def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
+    """How far the values of each pair are apart, each of one shape, neither in a packed dtype."""
+    jobs: list[Callable[[], Distance]] = []
+    names: list[str] = []
+    for name, pair in _on_disk_order(pairs):
+        before, after, repeats = _squeezed(pair)
+        _check_size(name, before, after)
+        for start, stop in _spans(before, after, parameters(before), _SPAN // 4):
+            jobs.append(partial(_measure, name, (before, after), start, stop, repeats))
+            names.append(name)
+    totals = dict.fromkeys(pairs, Distance())
+    for name, distance in zip(names, _run(jobs), strict=True):
+        totals[name] += distance
+    return totals
+
+
+def _look(name: str, pair: Pair, start: int, stop: int, found: set[str]) -> None:
+    """Add ``name`` to ``found`` unless bytes ``start`` to ``stop`` of the pair are the same."""
+    with Inputs() as inputs:
+        before, after = (_blocks(tensor, inputs, name, start, stop, _STEP) for tensor in pair)
+        for old, new in zip(before, after, strict=True):
+            if name in found:
+                break
+            if old != new:
+                found.add(name)
+                break
+
+
+def _measure(name: str, pair: Pair, start: int, stop: int, repeats: int) -> Distance:
+    """The distance of the elements from ``start`` to ``stop``."""
+    from vita_ckpt.storage.tensors.distance import BLOCK, Meter  # noqa: PLC0415 - numpy
+
+    meter, total = Meter(), Distance()
+    dtypes = pair[0].dtype, pair[1].dtype
+    widths = [BITS[dtype] // 8 for dtype in dtypes]
+    with Inputs() as inputs:
+        before, after = (
+            _blocks(tensor, inputs, name, start * width, stop * width, BLOCK * width)
+            for tensor, width in zip(pair, widths, strict=True)
+        )
+        if pair[0] == pair[1]:
+            for block in before:
+                total += meter.distance(block, block, dtypes)
+        else:
+            for old, new in zip(before, after, strict=True):
+                total += meter.distance(old, new, dtypes)
+    return total.times(repeats)
+
+
+def _blocks(
+    tensor: Tensor, inputs: Inputs, name: str, start: int, stop: int, step: int
+) -> Iterator[bytes | bytearray]:
+    """Bytes ``start`` to ``stop`` in blocks of ``step``, each valid until the next is asked for."""
+    if not _is_plain(tensor):
+        yield from _cut(tensor_bytes(tensor, inputs, name), step)
+        return
+    descriptor, path = inputs.descriptor(tensor.source), tensor.source.path
+    buffer = bytearray(min(step, stop - start))
+    while start < stop:
+        if stop - start < len(buffer):
+            buffer = bytearray(stop - start)
+        read_into(descriptor, memoryview(buffer), tensor.offset + start, path)
+        yield buffer
+        start += len(buffer)
+
+
+def _cut(pieces: Iterable[bytes], step: int) -> Iterator[bytes | bytearray]:
+    """The same bytes in pieces of ``step``."""
+    rest = bytearray()
+    for piece in pieces:
+        rest += piece
+        whole = len(rest) - len(rest) % step
+        for start in range(0, whole, step):
+            yield rest[start : start + step]
+        del rest[:whole]
+    if rest:
+        yield rest
+
+
+def _spans(before: Tensor, after: Tensor, size: int, step: int) -> Iterator[tuple[int, int]]:
+    """What threads can do apart; a tensor that is not one range of a file comes as a stream."""
+    if not (_is_plain(before) and _is_plain(after)):
+        step = size
+    for start in range(0, size, max(step, 1)):
+        yield start, min(start + step, size)
+
+
+def _is_plain(tensor: Tensor) -> TypeGuard[TensorRef]:
+    return isinstance(tensor, TensorRef) and tensor.strides is None
+
+
+def _squeezed(pair: Pair) -> tuple[Tensor, Tensor, int]:
+    """A pair without the dimensions along which both only repeat, and how often they did."""
+    before, after = pair
+    if not (isinstance(before, TensorRef) and isinstance(after, TensorRef)):
+        return before, after, 1
+    if before.strides is None or after.strides is None:
+        return before, after, 1
+    shape, repeats = list(before.shape), 1
+    for axis, strides in enumerate(zip(before.strides, after.strides, strict=True)):
+        if strides == (0, 0) and shape[axis]:
+            repeats *= shape[axis]
+            shape[axis] = 1
+    return replace(before, shape=tuple(shape)), replace(after, shape=tuple(shape)), repeats
+
+
+def _check_size(name: str, before: Tensor, after: Tensor) -> None:
+    """Views may be larger than their files by any factor: not both sides of a pair."""
+    views = [t for t in (before, after) if isinstance(t, TensorRef) and t.strides is not None]
+    if len(views) == 2 and before.nbytes > max(view.source.size for view in views):
+        raise MalformedFileError(
+            "view-too-large",
+            f"{views[0].source.path}: {name}",
+            expected="a view of no more bytes than its file has",
+            got=f"{before.nbytes} bytes in rows that overlap",
+            hint="save a contiguous copy of it",
+        )
+
+
+def _on_disk_order(pairs: Mapping[str, Pair]) -> list[tuple[str, Pair]]:
+    """The pairs in the order in which the first sides lie in their files."""
+
+    def place(entry: tuple[str, Pair]) -> tuple[str, int, str]:
+        name, (before, _) = entry
+        ref = before if isinstance(before, TensorRef) else None
+        return (ref.source.path, ref.offset, name) if ref else ("", 0, name)
+
+    return sorted(pairs.items(), key=place)
+
+
+class _SameFile:
+    """Whether two tensors are one: hard and symbolic links lead to the same bytes."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[LocalFile, tuple[int, int]] = {}
+
+    def same_place(self, before: Tensor, after: Tensor) -> bool:
+        """Whether both are the same range of one file."""
+        return (
+            isinstance(before, TensorRef)
+            and isinstance(after, TensorRef)
+            and (before.offset, before.strides) == (after.offset, after.strides)
+            and before.source.size == after.source.size
+            and self._node(before.source) == self._node(after.source)
+        )
+
+    def _node(self, file: File) -> tuple[int, int]:
+        file = on_disk(file)
+        if file not in self._nodes:
+            with opened(file.path) as (descriptor, seen):
+                check_same(file, seen)
+                status = os.fstat(descriptor)
+            self._nodes[file] = status.st_dev, status.st_ino
+        return self._nodes[file]
+
+
+def _run(jobs: Iterable[Callable[[], _Result]]) -> list[_Result]:
+    """The results of all jobs in their order; the first error ends those that wait."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        futures = [threads.submit(job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()

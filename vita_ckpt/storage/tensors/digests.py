@@ -1,0 +1,69 @@
+"""Digests of what lies on the disk: of tensors and of files, read once by two threads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final, TypeVar
+
+from vita_ckpt.core.checkpoint import Tensor
+from vita_ckpt.core.manifest import FileDigest
+from vita_ckpt.storage.stores.local import opened, read_at
+from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
+
+_THREADS: Final = 2
+_STEP: Final = 4 << 20
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256, in hex, of the contiguous bytes of each tensor.
+
+    Raises CastError where a conversion loses a value, InputError for a file that cannot be read
+    and StaleInputError for one that has changed.
+    """
+    with Inputs() as inputs:
+        return _all({n: partial(_tensor_digest, t, inputs, n) for n, t in tensors.items()})
+
+
+def file_digests(paths: Mapping[str, str]) -> dict[str, FileDigest]:
+    """Size and SHA-256 of whole files, by the name that goes with each path.
+
+    Raises InputError for one that cannot be read.
+    """
+    return _all({name: partial(_file_digest, path) for name, path in paths.items()})
+
+
+def _tensor_digest(tensor: Tensor, inputs: Inputs, name: str) -> str:
+    found = hashlib.sha256()
+    for data in tensor_bytes(tensor, inputs, name):
+        found.update(data)
+    return found.hexdigest()
+
+
+def _file_digest(path: str) -> FileDigest:
+    found, offset = hashlib.sha256(), 0
+    with opened(path) as (descriptor, file):
+        while offset < file.size:
+            data = read_at(descriptor, min(_STEP, file.size - offset), offset, path)
+            found.update(data)
+            offset += len(data)
+    return FileDigest(file.size, found.hexdigest())
+
+
+def _all(jobs: Mapping[_Key, Callable[[], _Value]]) -> dict[_Key, _Value]:
+    if len(jobs) < _THREADS:
+        return {key: job() for key, job in jobs.items()}
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow, for large parts
+
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        futures = {key: pool.submit(job) for key, job in jobs.items()}
+        try:
+            return {key: future.result() for key, future in futures.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

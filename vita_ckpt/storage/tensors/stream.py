@@ -1,0 +1,160 @@
+"""The bytes of a tensor on their way out: copied by the kernel, converted where a cast says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from threading import Lock
+from typing import Final, Protocol
+
+from vita_ckpt.core.checkpoint import File, Init, LocalFile, Tensor, TensorRef, on_disk
+from vita_ckpt.core.dtype import BITS
+from vita_ckpt.errors import CastError
+from vita_ckpt.storage.stores.local import check_same, opened, read_at
+from vita_ckpt.storage.system.syscalls import copy_range, start_writeback
+
+Progress = Callable[[int], None]
+
+# One step of a copy: long enough to cost nothing, short enough for writeback to keep up.
+_STEP: Final = 32 << 20
+_CAST_STEP: Final = 4 << 20
+
+
+def no_progress(_count: int) -> None:
+    """A progress that nobody looks at."""
+
+
+class Inputs(AbstractContextManager["Inputs"]):
+    """Descriptors of the input files, each opened once and checked against its fingerprint."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._lock = Lock()
+        self._descriptors: dict[LocalFile, int] = {}
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        self._stack.close()
+
+    def descriptor(self, file: File) -> int:
+        """A descriptor of ``file``; StaleInputError if it is not the file it was."""
+        file = on_disk(file)
+        with self._lock:
+            if file not in self._descriptors:
+                descriptor, seen = self._stack.enter_context(opened(file.path))
+                check_same(file, seen)
+                self._descriptors[file] = descriptor
+            return self._descriptors[file]
+
+
+class Writer:
+    """An output descriptor that starts writeback as it goes: fsync has little left to wait for."""
+
+    def __init__(self, descriptor: int, progress: Progress) -> None:
+        self._descriptor = descriptor
+        self._progress = progress
+        self._written = 0
+
+    def write(self, data: bytes) -> None:
+        """Append ``data``."""
+        view = memoryview(data)
+        while view:
+            count = os.write(self._descriptor, view[:_STEP])
+            self._advance(count)
+            view = view[count:]
+
+    def copy(self, source: int, offset: int, size: int, path: str) -> None:
+        """Append ``size`` bytes of the descriptor ``source`` from ``offset``, in the kernel."""
+        while size:
+            count = copy_range(source, offset, self._descriptor, min(size, _STEP))
+            if count:
+                self._advance(count)
+            else:  # another file system, or a file that has become shorter: reading will tell
+                data = read_at(source, min(size, _CAST_STEP), offset, path)
+                self.write(data)
+                count = len(data)
+            offset += count
+            size -= count
+
+    def _advance(self, count: int) -> None:
+        start_writeback(self._descriptor, self._written, count)
+        self._written += count
+        self._progress(count)
+
+
+class Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes in."""
+
+    def hexdigest(self) -> str:
+        """The digest of all bytes so far, in hex."""
+
+
+def write_tensor(
+    tensor: Tensor, inputs: Inputs, name: str, writer: Writer, digest: Hash | None = None
+) -> None:
+    """Append the contiguous bytes of ``tensor``; raise CastError where a cast loses a value.
+
+    What is digested passes through this process, what is not may be copied by the kernel.
+    """
+    if digest is None and isinstance(tensor, TensorRef) and tensor.strides is None:
+        source = inputs.descriptor(tensor.source)
+        writer.copy(source, tensor.offset, tensor.nbytes, tensor.source.path)
+        return
+    for data in tensor_bytes(tensor, inputs, name):
+        if digest is not None:
+            digest.update(data)
+        writer.write(data)
+
+
+def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
+    """The contiguous bytes of ``tensor`` in pieces; what a strided view spans is read at once."""
+    if isinstance(tensor, Init):
+        from vita_ckpt.storage.tensors.random_init import drawn_bytes  # noqa: PLC0415 - numpy
+
+        yield from drawn_bytes(tensor)
+        return
+    if isinstance(tensor, TensorRef):
+        yield from _ref_bytes(tensor, inputs)
+        return
+    ref = tensor.ref
+    from vita_ckpt.storage.tensors.cast import BecomesInfiniteError, convert  # noqa: PLC0415 - numpy
+
+    position = 0
+    for data in _ref_bytes(ref, inputs):
+        try:
+            yield convert(data, ref.dtype, tensor.dtype)
+        except BecomesInfiniteError as error:
+            raise CastError(
+                "cast-overflow",
+                f"{ref.source.path}: {name}",
+                expected=f"values that {tensor.dtype} can hold",
+                got=f"{error.value:g} at element {position + error.index}",
+                hint="mend the file; merge-projector --dtype keeps the dtype of an adapter",
+            ) from error
+        position += len(data) * 8 // BITS[ref.dtype]
+
+
+def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
+    if 0 in ref.shape:
+        return
+    source, path = inputs.descriptor(ref.source), ref.source.path
+    if ref.strides is not None:
+        from vita_ckpt.storage.tensors.cast import gather  # noqa: PLC0415 - numpy only where it is needed
+
+        width = BITS[ref.dtype] // 8
+        data = read_at(source, ref.span, ref.offset, path)
+        yield from gather(data, width, ref.shape, ref.strides, _CAST_STEP)
+        return
+    offset, left = ref.offset, ref.nbytes
+    while left:
+        data = read_at(source, min(left, _CAST_STEP), offset, path)
+        yield data
+        offset += len(data)
+        left -= len(data)

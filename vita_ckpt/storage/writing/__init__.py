@@ -1,0 +1,1 @@
+"""Write new files and directories: whole, or not at all."""

@@ -1,0 +1,129 @@
+"""Read, take and carry on the digests of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+from vita_ckpt.core.checkpoint import MANIFEST, Checkpoint
+from vita_ckpt.core.digest import digest
+from vita_ckpt.core.manifest import FileDigest, Manifest, decode
+from vita_ckpt.core.plan import Plan
+from vita_ckpt.errors import MalformedFileError, StaleInputError
+from vita_ckpt.storage.formats.safetensors import encode_header
+from vita_ckpt.storage.reading.paths import reading
+from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
+from vita_ckpt.storage.writing.layout import PatchedShard, WrittenShard, WrittenText
+
+_LARGEST_MANIFEST: Final = 64 << 20
+
+
+def read_manifest(checkpoint: Checkpoint) -> Manifest | None:
+    """The manifest of a checkpoint; None if it has none.
+
+    Raises MalformedFileError for one that is not, byte for byte, as it was written.
+    """
+    file = checkpoint.files.get(MANIFEST)
+    if file is None:
+        return None
+    with reading(file.path) as source:
+        data = source.read(min(source.file.size, _LARGEST_MANIFEST), 0)
+    try:
+        return decode(data)
+    except ValueError as error:
+        raise MalformedFileError(
+            "invalid-manifest",
+            file.path,
+            expected="a manifest, every byte as --digest wrote it",
+            got=str(error),
+            hint="it is damaged: remove it, and --digest makes a new one of what is there now",
+        ) from error
+
+
+def current_manifest(checkpoint: Checkpoint) -> Manifest | None:
+    """The manifest of a checkpoint that a surgery carries on; None if it has none.
+
+    Raises MalformedFileError as :func:`read_manifest`, and StaleInputError if sizes, headers or
+    configs show that it is of other files: its digests would then say that the result is damaged.
+    """
+    manifest = read_manifest(checkpoint)
+    if manifest is None:
+        return None
+    shards = {shard.name: shard.file for shard in checkpoint.shards}
+    seen = {n: f for n, f in (shards | dict(checkpoint.files)).items() if n != MANIFEST}
+    for name, file in seen.items():
+        known = manifest.files.get(name)
+        if known is None:
+            continue
+        is_read = file.digest and (name.endswith(".json") or known.tensors is not None)
+        if known.size != file.size or (is_read and known.sha256 != file.digest):
+            raise StaleInputError(
+                "stale-manifest",
+                file.path,
+                expected=f"the file that {MANIFEST} describes",
+                got="one that has changed since",
+                hint=f"remove {MANIFEST}: --digest makes a new one of what is there now",
+            )
+    return manifest
+
+
+def measure(checkpoint: Checkpoint, names: Collection[str] | None = None) -> Manifest:
+    """The digests that the files of a checkpoint have now, all or those of ``names``.
+
+    Every byte of them is read. Raises InputError as :func:`file_digests` and
+    :func:`tensor_digests` do.
+    """
+
+    def wanted(name: str) -> bool:
+        return name != MANIFEST and (names is None or name in names)
+
+    shards = [shard for shard in checkpoint.shards if wanted(shard.name)]
+    whole = {name: file.path for name, file in checkpoint.files.items() if wanted(name)}
+    whole |= {s.name: s.file.path for s in shards if s.format != "safetensors"}
+    safetensors = {s.file: s.name for s in shards if s.format == "safetensors"}
+    refs = {n: ref for n, ref in checkpoint.refs.items() if ref.source in safetensors}
+    found = tensor_digests(refs)
+    files: dict[str, FileDigest] = {}
+    for file, shard in safetensors.items():
+        held = {name: found[name] for name, ref in refs.items() if ref.source == file}
+        files[shard] = FileDigest(file.size, file.digest, held)
+    return Manifest({**files, **file_digests(whole)})
+
+
+def manifest_of(
+    plan: Plan,
+    known: Manifest | None,
+    untouched: Iterable[str],
+    shards: Iterable[WrittenShard | PatchedShard],
+    texts: Iterable[WrittenText],
+    written: Mapping[str, str],
+) -> Manifest:
+    """The manifest of what a plan makes: known digests are carried on, what has none is read.
+
+    ``untouched`` are the files of the base that stay as they are; ``written`` are the digests of
+    the tensors that the plan names.
+    """
+    base, target = plan.base, plan.target()
+    before = known.files if known is not None else {}
+    digests = {**(known.tensors if known is not None else {}), **written}
+    files = {name: before[name] for name in untouched if name in before}
+    files |= measure(base, [name for name in untouched if name not in before]).files
+    for shard in shards:
+        size, header, names = _described(shard, base)
+        digests |= tensor_digests({n: target.tensors[n] for n in names if n not in digests})
+        files[shard.name] = FileDigest(size, header, {n: digests[n] for n in names})
+    files |= {text.name: FileDigest(len(text.data), digest(text.data)) for text in texts}
+    return Manifest(files)
+
+
+def _described(
+    shard: WrittenShard | PatchedShard, base: Checkpoint
+) -> tuple[int, str, Iterable[str]]:
+    """Size, digest of the header, and names of the tensors of a shard that is written."""
+    if isinstance(shard, PatchedShard):
+        header = digest(shard.header[8:]) if shard.header else shard.file.digest
+        names = [name for name, ref in base.refs.items() if ref.source == shard.file]
+        return shard.file.size, header, names
+    entries = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
+    encoded, size = encode_header(entries, shard.metadata)
+    return len(encoded) + size, digest(encoded[8:]), [name for name, _ in shard.entries]
