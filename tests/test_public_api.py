@@ -111,7 +111,7 @@ VALUES = {
     "DropFile",
     "DropTensor",
     "Finding",
-    "Init",
+    "RandomInit",
     "LocalFile",
     "Options",
     "Plan",

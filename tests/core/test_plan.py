@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Init, LocalFile, Shard, TensorRef
+from vita_ckpt.core.checkpoint import (
+    EMPTY,
+    Cast,
+    Checkpoint,
+    LocalFile,
+    RandomInit,
+    Shard,
+    TensorRef,
+)
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.plan import (
     AddTensor,
@@ -43,7 +51,7 @@ EDITS = (
     AddTensor("c", NEW, "new"),
     SetConfig("x", [2], "changed"),
     SetConfig("z", None, "added"),
-    AddTensor("d", Init("BF16", (2, 3), 5, "d", 0.25, 0.0), "drawn"),
+    AddTensor("d", RandomInit("BF16", (2, 3), 5, "d", 0.25, 0.0), "drawn"),
     PutFile("new.json", "{}\n", "put"),
     DropFile("old.json", "stale"),
 )
@@ -55,7 +63,7 @@ def test_the_target_does_not_depend_on_the_order() -> None:
     assert target.tensors == {
         "a": Cast(NEW, "BF16"),
         "c": NEW,
-        "d": Init("BF16", (2, 3), 5, "d", 0.25),
+        "d": RandomInit("BF16", (2, 3), 5, "d", 0.25),
     }
     assert (target.files, target.texts) == ({}, {"new.json": "{}\n"})
     assert target.config == {"x": [2], "y": None, "z": None}

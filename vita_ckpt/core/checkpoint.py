@@ -111,7 +111,7 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
-class Init:
+class RandomInit:
     """A tensor drawn anew, as torch initialises a module, from a stream of its own.
 
     ``bound`` is that of a uniform distribution on [-bound, bound), or None for a tensor that is
@@ -131,7 +131,7 @@ class Init:
         return nbytes(self.dtype, self.shape)
 
 
-Tensor = TensorRef | Cast | Init
+Tensor = TensorRef | Cast | RandomInit
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from vita_ckpt.core.checkpoint import (
     Cast,
     Checkpoint,
     File,
-    Init,
+    RandomInit,
     RemoteFile,
     Tensor,
     TensorRef,
@@ -279,7 +279,7 @@ def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[st
     if isinstance(edit, PutFile):
         return {"edit": "put-file", "name": edit.name, "text": edit.text, "reason": edit.reason}
     kind = "add-tensor" if isinstance(edit, AddTensor) else "replace-tensor"
-    if isinstance(edit.tensor, Init):
+    if isinstance(edit.tensor, RandomInit):
         drawn = asdict(edit.tensor) | {"shape": list(edit.tensor.shape)}
         return {"edit": kind, "name": edit.name, "init": drawn, "reason": edit.reason}
     ref = edit.tensor.ref if isinstance(edit.tensor, Cast) else edit.tensor
@@ -343,7 +343,7 @@ def _file_name(name: str) -> str:
     return name
 
 
-def _init_from_json(data: Any) -> Init:
+def _init_from_json(data: Any) -> RandomInit:
     drawn = _expect(data, dict, "an initialisation")
     dtype = _expect(drawn.get("dtype"), str, "a dtype")
     sizes = _expect(drawn.get("shape"), list, "a shape")
@@ -362,7 +362,7 @@ def _init_from_json(data: Any) -> Init:
         _expect(drawn.get("seed"), int, "a seed"),
         _expect(drawn.get("name"), str, "a name"),
     )
-    return Init(dtype, tuple(sizes), seed, name, bound, fill)
+    return RandomInit(dtype, tuple(sizes), seed, name, bound, fill)
 
 
 def _inputs(plan: Plan) -> list[tuple[File, ...]]:

@@ -12,7 +12,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Misfit:
+class KeyMismatch:
     """Names that are missing, names that are too many, and (name, wanted, found) shapes."""
 
     missing: tuple[str, ...]
@@ -40,9 +40,9 @@ class Misfit:
             )
 
 
-def compare(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> Misfit:
+def compare(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> KeyMismatch:
     """What distinguishes the tensors that a model wants from those that there are."""
-    return Misfit(
+    return KeyMismatch(
         tuple(name for name in wanted if name not in found),
         tuple(name for name in found if name not in wanted),
         tuple(

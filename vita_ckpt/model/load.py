@@ -11,7 +11,7 @@ import torch
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.requirements import vita_config
-from vita_ckpt.core.tensor_match import Misfit, compare
+from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import UsageError
 from vita_ckpt.model.placement import dispatch, free_memory, offered, place
 from vita_ckpt.model.vita import VitaModel, build
@@ -57,14 +57,14 @@ def load_model(
     devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
     kind = _dtype(dtype, checkpoint)
     model = build(checkpoint, read_tower_config(checkpoint, tower), kind, attn)
-    misfit = fit(model, checkpoint)
+    mismatch = fit(model, checkpoint)
     if strict:
-        misfit.refuse(
+        mismatch.refuse(
             checkpoint.root,
             "exactly the tensors that its config describes",
             "vita-ckpt inspect shows where config and weights disagree",
         )
-    elif misfit:
+    elif mismatch:
         return model
     placement = place(model, devices)
     weights = Weights(checkpoint)
@@ -79,7 +79,7 @@ def load_model(
     return model
 
 
-def fit(model: VitaModel, checkpoint: Checkpoint) -> Misfit:
+def fit(model: VitaModel, checkpoint: Checkpoint) -> KeyMismatch:
     """How the checkpoint's tensors differ from the model's; audio is left aside."""
     state = model.state_dict()
     wanted = {stored: tuple(state[name].shape) for name, stored in model.stored_names().items()}

@@ -13,7 +13,7 @@ from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
 from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, Tower
-from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Init, Shape
+from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape
 from vita_ckpt.core.plan import (
     AddTensor,
     DropFile,
@@ -488,7 +488,7 @@ def _reinit(base: Checkpoint, new: Projector, seed: int) -> list[Edit]:
     ]
     values = projectors.initial_values(shapes)
     for name, own in names.items():
-        drawn = Init(dtype, shapes[own], seed, name, *values[own])
+        drawn = RandomInit(dtype, shapes[own], seed, name, *values[own])
         kind = ReplaceTensor if name in old else AddTensor
         edits.append(kind(name, drawn, "drawn anew"))
     return edits

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from vita_ckpt.core.checkpoint import Init
+from vita_ckpt.core.checkpoint import RandomInit
 from vita_ckpt.storage.tensors.cast import convert
 
 # Elements drawn at a time.
@@ -19,7 +19,7 @@ _STEP: Final = 1 << 20
 _BITS: Final = 24
 
 
-def drawn_bytes(tensor: Init) -> Iterator[bytes]:
+def drawn_bytes(tensor: RandomInit) -> Iterator[bytes]:
     """The little-endian bytes of ``tensor`` in pieces.
 
     Uniform values are drawn in float32, whatever the dtype, from a counter-based generator whose

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from threading import Lock
 from typing import Final, Protocol
 
-from vita_ckpt.core.checkpoint import File, Init, LocalFile, Tensor, TensorRef, on_disk
+from vita_ckpt.core.checkpoint import File, LocalFile, RandomInit, Tensor, TensorRef, on_disk
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError
 from vita_ckpt.storage.stores.local import check_same, opened, read_at
@@ -115,7 +115,7 @@ def write_tensor(
 
 def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
     """The contiguous bytes of ``tensor`` in pieces; what a strided view spans is read at once."""
-    if isinstance(tensor, Init):
+    if isinstance(tensor, RandomInit):
         from vita_ckpt.storage.tensors.random_init import drawn_bytes  # noqa: PLC0415 - numpy
 
         yield from drawn_bytes(tensor)
