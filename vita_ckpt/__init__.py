@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vita_ckpt.api.apply import (
-        Options,
         apply,
         apply_in_place,
         check_plan,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
         Shard,
         TensorRef,
     )
+    from vita_ckpt.core.options import Options
     from vita_ckpt.core.plan import (
         AddTensor,
         DropFile,
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         UsageError,
         VitaCkptError,
     )
+    from vita_ckpt.storage.reading.paths import Stores
     from vita_ckpt.surgery.projector import get_w
     from vita_ckpt.surgery.vision_modules import VisionModelArgs, initialize_vision_modules
 
@@ -84,7 +85,6 @@ _HOMES = {
         "plan_swap_tower",
     ),
     "vita_ckpt.api.apply": (
-        "Options",
         "apply",
         "apply_in_place",
         "check_plan",
@@ -102,6 +102,7 @@ _HOMES = {
         "Shard",
         "TensorRef",
     ),
+    "vita_ckpt.core.options": ("Options",),
     "vita_ckpt.core.plan": (
         "AddTensor",
         "DropFile",
@@ -125,6 +126,7 @@ _HOMES = {
         "UsageError",
         "VitaCkptError",
     ),
+    "vita_ckpt.storage.reading.paths": ("Stores",),
     "vita_ckpt.surgery.projector": ("get_w",),
     "vita_ckpt.surgery.vision_modules": ("VisionModelArgs", "initialize_vision_modules"),
 }
@@ -155,6 +157,7 @@ __all__ = [
     "SetConfig",
     "Shard",
     "StaleInputError",
+    "Stores",
     "TensorRef",
     "UnsafePickleError",
     "UsageError",

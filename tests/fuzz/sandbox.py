@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from vita_ckpt import VitaCkptError, diff, explain, inspect, open_checkpoint, validate
+from vita_ckpt import Stores, VitaCkptError, diff, explain, inspect, open_checkpoint, validate
 from vita_ckpt.api.explain import explanation_to_json
 from vita_ckpt.checks.diff import difference_to_json
 from vita_ckpt.checks.inspect import inspection_to_json
@@ -49,7 +49,7 @@ def survives(path: Path) -> None:
     """Every reader either reads what is there or says in one line why not; so does its report."""
     readers: tuple[Callable[[Path], Any], ...] = (
         open_checkpoint,
-        survey,
+        lambda p: survey(p, Stores()),
         validate,
         lambda p: json.dumps(inspection_to_json(inspect(p)), allow_nan=False),
         lambda p: json.dumps(explanation_to_json(explain(p)), allow_nan=False),
@@ -88,12 +88,12 @@ def believes_no_more_than_the_library(root: Path) -> None:
         assert all(theirs[shard.name] is not None for shard in opened.shards)
     if None in theirs.values():
         assert has_errors(validate(root).findings)
-    read = read_weight_files(root).files
+    read = read_weight_files(root, Stores()).files
     for name, tensors in theirs.items():
         if tensors is None:
             assert read[name].trouble is not None
         elif read[name].trouble is None:
             refs = read[name].tensors
             assert {n: (ref.dtype, ref.shape) for n, ref in refs.items()} == tensors
-    for shard in survey(root).checkpoint.shards:
+    for shard in survey(root, Stores()).checkpoint.shards:
         assert theirs[shard.name] is not None

@@ -16,6 +16,7 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.file_listing import WeightFiles
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.file_listing import read_weight_files
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower
 
 REPORT_VERSION: Final = 1
@@ -30,14 +31,15 @@ class Explanation:
     divergences: tuple[Divergence, ...]
 
 
-def explain(path: StrPath) -> Explanation:
+def explain(path: StrPath, *, stores: Stores | None = None) -> Explanation:
     """Replay VITA's, transformers' and huggingface_hub's loaders over a directory, file by file.
 
     Headers and configs only; what is broken is where a loader stops, not an error. A tower
     directory that is reachable is looked into. Raises InputError if nothing is there.
     """
-    files = read_weight_files(locate(path))
-    stories = explain_loaders(files, _surroundings(files))
+    stores = Stores() if stores is None else stores
+    files = read_weight_files(locate(path, stores), stores)
+    stories = explain_loaders(files, _surroundings(files, stores))
     return Explanation(files.root, stories, divergences(stories))
 
 
@@ -70,16 +72,16 @@ def _story(story: LoaderStory) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in told.items()}
 
 
-def _surroundings(files: WeightFiles) -> Surroundings:
+def _surroundings(files: WeightFiles, stores: Stores) -> Surroundings:
     config: Mapping[str, Any] = files.config or {}
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         return Surroundings()
-    tower = find_tower(Checkpoint(files.root, "safetensors", {}, config=config))
+    tower = find_tower(Checkpoint(files.root, "safetensors", {}, config=config), stores)
     if tower is None or tower.path is None:
         return Surroundings(tower)
     try:
-        beside = read_weight_files(tower.path)
+        beside = read_weight_files(tower.path, stores)
     except INCONCLUSIVE:
         raise
     except InputError:

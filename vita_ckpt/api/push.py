@@ -20,9 +20,10 @@ from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import weight_map_of
 from vita_ckpt.storage.reading.model_card import read_model_card
-from vita_ckpt.storage.reading.paths import find, listing, look
+from vita_ckpt.storage.reading.paths import Stores, find
 from vita_ckpt.storage.reading.shards import check_unchanged
 from vita_ckpt.storage.reading.survey import Survey, is_partial, survey
+from vita_ckpt.storage.stores.local import LOCAL
 
 _KEPT_HIDDEN = (".gitattributes",)
 
@@ -51,6 +52,7 @@ def push(
     create_pr: bool = False,
     force: bool = False,
     message: str | None = None,
+    stores: Stores | None = None,
 ) -> Push:
     """Upload the directory of a checkpoint, adapter or tower to the model repository ``org/name``.
 
@@ -73,27 +75,29 @@ def push(
         got = revision or "no name"
         raise UsageError("invalid-revision", "--revision", expected="a branch", got=got)
     root = _directory(path)
-    surveyed = survey(root)
+    stores = Stores() if stores is None else stores
+    surveyed = survey(root, stores)
     checkpoint = surveyed.checkpoint
-    report = report_on(surveyed)
+    report = report_on(surveyed, stores)
     files, left_out = _sorted_out(surveyed)
     if has_errors(report.findings) and not force:
         return Push(report, None, tuple(files), left_out)
     from vita_ckpt.storage.hub.upload import upload  # noqa: PLC0415 - only for what is remote
 
     def check() -> None:
-        check_whole(root)
+        check_whole(LOCAL, root)
         check_unchanged(files.values())
 
-    check_whole(root)
+    check_whole(LOCAL, root)
     known = operations(checkpoint)
-    card = read_model_card(checkpoint) if MODEL_CARD in files else b""
+    card = read_model_card(checkpoint, stores) if MODEL_CARD in files else b""
     card = card or hub_card(repository, checkpoint.config or {}, known).encode()
     if known:
         card = with_lineage(card, {**(checkpoint.provenance or {}), "operations": known})
     contents: dict[str, str | bytes] = {name: file.path for name, file in files.items()}
     contents[MODEL_CARD] = card
     done = upload(
+        stores.hub.session,
         repository,
         contents,
         check,
@@ -106,7 +110,7 @@ def push(
 
 
 def _directory(path: StrPath) -> str:
-    root, entry = find(local(path))
+    root, entry = find(LOCAL, local(path))
     if not entry.is_directory:
         raise UsageError(
             "not-a-directory",
@@ -136,7 +140,7 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
         if os.path.islink(path) and name not in parts and not _stays_inside(root, path):
             left_out[name] = "a link out of the directory"
             continue
-        entry = look(path)
+        entry = LOCAL.look(path)
         file = known.get(name) or (entry.file if entry is not None else None)
         if file is None:
             left_out[name] = "not readable"
@@ -172,11 +176,11 @@ def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
 def _parts(checkpoint: Checkpoint) -> set[str]:
     """The files of weights that the index or the layout promises, broken ones too."""
     root = checkpoint.root
-    names = listing(root)
+    names = LOCAL.listing(root)
     index = index_of(names)
     try:
         if index is None:
-            parts = set(choose_weights(root, names)[1])
+            parts = set(choose_weights(LOCAL, root, names)[1])
         else:
             parts = {index, *weight_map_of(checkpoint.index or {}, index).values()}
     except InputError:  # nothing that can be read promises anything

@@ -30,11 +30,12 @@ from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.reading.checkpoint import choose_weights
-from vita_ckpt.storage.reading.paths import listing
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.references import find_base, reaches
 from vita_ckpt.storage.reading.survey import Problem, Survey, survey
 from vita_ckpt.storage.reading.tokenizer import count_tokens
 from vita_ckpt.storage.reading.tower import find_tower, read_carried_config, read_processor
+from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.surgery.projector import plan_extract_projector
 
 KINDS = (
@@ -49,7 +50,12 @@ _QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".weight_scale", ".weigh
 
 
 def validate(
-    path: StrPath, *, kind: str | None = None, values: bool = False, deep: bool = False
+    path: StrPath,
+    *,
+    kind: str | None = None,
+    values: bool = False,
+    deep: bool = False,
+    stores: Stores | None = None,
 ) -> Report:
     """Every rule on what lies at ``path``, without loading it: headers, configs, small parts.
 
@@ -64,19 +70,25 @@ def validate(
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
-    place = locate(path)
-    report = report_on(survey(place), kind=kind, values=values, deep=deep)
+    stores = Stores() if stores is None else stores
+    place = locate(path, stores)
+    report = report_on(survey(place, stores), stores, kind=kind, values=values, deep=deep)
     return replace(report, path=place)
 
 
 def report_on(
-    surveyed: Survey, *, kind: str | None = None, values: bool = False, deep: bool = False
+    surveyed: Survey,
+    stores: Stores,
+    *,
+    kind: str | None = None,
+    values: bool = False,
+    deep: bool = False,
 ) -> Report:
     """What :func:`validate` says of what was surveyed already."""
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
     findings = [_of_problem(problem) for problem in surveyed.problems]
-    subject, more = _subject(surveyed, kind)
+    subject, more = _subject(surveyed, kind, stores)
     findings += more
     if any(found.rule == "other-kind" for found in findings):
         return Report(path, subject.kind, worst_first(findings))
@@ -84,14 +96,14 @@ def report_on(
         findings += check_structure(subject)
         findings += check_lora(subject)
         findings += _adapter(subject)
-        findings += _values(subject, everything=values)
+        findings += _values(subject, stores, everything=values)
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER):
         findings += check_loaders(checkpoint)
     findings += _beside(subject)
     if deep:
-        findings += _digests(downloaded(checkpoint))
+        findings += _digests(downloaded(checkpoint, stores), stores)
     return Report(path, subject.kind, worst_first(findings))
 
 
@@ -102,7 +114,7 @@ def holds_checkpoints(path: str) -> list[str]:
     # Loose weight files without an index and a config make no checkpoint either.
     if _why_not(path) not in ("not-a-checkpoint", "missing-index"):
         return []
-    below = (os.path.join(path, name) for name in listing(path) if not name.startswith("."))
+    below = (os.path.join(path, name) for name in LOCAL.listing(path) if not name.startswith("."))
     return [
         entry
         for entry in below
@@ -113,9 +125,9 @@ def holds_checkpoints(path: str) -> list[str]:
 def _why_not(path: str) -> str | None:
     """The code of the error why a directory is no checkpoint; None if it is one."""
     try:
-        names = listing(path)
+        names = LOCAL.listing(path)
         if index_of(names) is None and foreign_kind(names) is None:
-            choose_weights(path, names)
+            choose_weights(LOCAL, path, names)
     except INCONCLUSIVE:
         raise
     except InputError as error:
@@ -123,10 +135,10 @@ def _why_not(path: str) -> str | None:
     return None
 
 
-def _subject(surveyed: Survey, kind: str | None) -> tuple[Subject, list[Finding]]:
+def _subject(surveyed: Survey, kind: str | None, stores: Stores) -> tuple[Subject, list[Finding]]:
     """The checkpoint with its surroundings, and what of those cannot be read."""
     checkpoint, findings = surveyed.checkpoint, []
-    directory = find_tower(checkpoint)
+    directory = find_tower(checkpoint, stores)
     inspected = inspect_checkpoint(checkpoint, directory)
     taken_for = kind or _kind(checkpoint, inspected.kind)
     if taken_for != inspected.kind:
@@ -146,7 +158,7 @@ def _subject(surveyed: Survey, kind: str | None) -> tuple[Subject, list[Finding]
             findings.append(_of_problem(Problem(_file_of(error), error)))
             return None
 
-    carried = attempt(lambda: read_carried_config(checkpoint))
+    carried = attempt(lambda: read_carried_config(checkpoint, stores))
     audio = (checkpoint.config or {}).get("mm_audio_encoder")
     subject = Subject(
         checkpoint=checkpoint,
@@ -154,10 +166,10 @@ def _subject(surveyed: Survey, kind: str | None) -> tuple[Subject, list[Finding]
         unread=surveyed.unread,
         tower_directory=directory,
         tower_config=carried or (directory.config if directory is not None else None),
-        processor=attempt(lambda: read_processor(checkpoint)),
-        tokens=attempt(lambda: count_tokens(checkpoint)),
-        audio_reachable=isinstance(audio, str) and reaches(checkpoint, audio) is not None,
-        base=find_base(checkpoint) if taken_for == kinds.LORA_RUN else None,
+        processor=attempt(lambda: read_processor(checkpoint, stores)),
+        tokens=attempt(lambda: count_tokens(checkpoint, stores)),
+        audio_reachable=isinstance(audio, str) and reaches(checkpoint, audio, stores) is not None,
+        base=find_base(checkpoint, stores) if taken_for == kinds.LORA_RUN else None,
     )
     return subject, findings
 
@@ -203,27 +215,27 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
             yield _of_problem(Problem(_file_of(error), error))
 
 
-def _values(subject: Subject, *, everything: bool) -> list[Finding]:
+def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Finding]:
     """The values of the small parts, or of all."""
     refs = subject.checkpoint.refs
     if is_remote(subject.checkpoint.root) and not everything:  # headers only
         return []
     small = subject.kind in (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)
     if everything or small:
-        with fetched(remote_refs(subject.checkpoint.tensors)) as here:
+        with fetched(remote_refs(subject.checkpoint.tensors), stores) as here:
             return check_values(here.checkpoint(subject.checkpoint))
     names = frozenset(name for name in refs if name.startswith(parts.PROJECTOR_PREFIX))
     return check_values(subject.checkpoint, names) if names else []
 
 
-def _digests(checkpoint: Checkpoint) -> Iterator[Finding]:
+def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
     """Where bytes are not those that digests were taken of."""
     from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests  # noqa: PLC0415 - only when asked for
     from vita_ckpt.storage.writing.manifest import measure, read_manifest  # noqa: PLC0415 - only when asked for
 
     written = last_written(checkpoint)
     try:
-        manifest = read_manifest(checkpoint)
+        manifest = read_manifest(checkpoint, stores)
     except INCONCLUSIVE:
         raise
     except InputError as error:

@@ -21,6 +21,7 @@ from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.load import StrPath
 from vita_ckpt.model.vita import tower_of
 from vita_ckpt.model.weights import on_meta
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import read_processor, read_tower_config
 from vita_ckpt.storage.stores.local import opened
 
@@ -144,7 +145,9 @@ class Processor:
         return square
 
 
-def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Processor:
+def processor_of(
+    checkpoint: Checkpoint, tower: StrPath | None = None, *, stores: Stores | None = None
+) -> Processor:
     """The processor of a checkpoint's images.
 
     Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`; EVA-CLIP, which
@@ -153,7 +156,8 @@ def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Proces
     such file.
     """
     config = checkpoint.config or {}
-    sizes = read_tower_config(checkpoint, tower)
+    stores = Stores() if stores is None else stores
+    sizes = read_tower_config(checkpoint, stores, tower)
     if sizes is None:
         raise UsageError(
             "no-vision-modules", checkpoint.root, expected="a vision tower, for an image"
@@ -161,7 +165,7 @@ def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Proces
     with on_meta(torch.float32):
         eyes = tower_of(config, sizes)
     side = {"height": eyes.image_size, "width": eyes.image_size}
-    found = read_processor(checkpoint, tower)
+    found = read_processor(checkpoint, stores, tower)
     keys: dict[str, Any]
     if found is not None:
         keys = dict(found)

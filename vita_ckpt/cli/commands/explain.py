@@ -12,6 +12,7 @@ from vita_ckpt.checks.explain.disagreements import Divergence
 from vita_ckpt.checks.explain.loaders import LOADERS
 from vita_ckpt.checks.explain.trace import LoaderStory, some_files
 from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.errors import printable
 
@@ -26,7 +27,10 @@ from vita_ckpt.errors import printable
     help="Only this loader; may be given several times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema explain-v1).")
-def command(checkpoint: str, loaders: tuple[str, ...], as_json: bool) -> None:
+@click.pass_obj
+def command(
+    settings: Settings, /, checkpoint: str, loaders: tuple[str, ...], as_json: bool
+) -> None:
     """Replay what each loader would do with CHECKPOINT, without loading it.
 
     VITA-1.5's loader and VITA-1.0's, plain transformers before and after 5.6, and huggingface_hub:
@@ -34,7 +38,7 @@ def command(checkpoint: str, loaders: tuple[str, ...], as_json: bool) -> None:
     from, what is missing, left out or drawn at random, in which dtype it ends, and where the
     loaders diverge. A broken checkpoint is explained up to where a loader stops.
     """
-    explanation = explain(checkpoint)
+    explanation = explain(checkpoint, stores=settings.stores)
     if loaders:
         explanation = replace(
             explanation,
