@@ -24,7 +24,8 @@ SINGLE_FILES: Final[tuple[tuple[str, Layout], ...]] = (
     (TORCH, "torch"),
 )
 LORA_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
-RUN_FILES: Final = ("mm_projector.bin", "mm_projector.safetensors", "audio_adpter.bin")
+PROJECTOR_RUN: Final = "mm_projector.bin"
+RUN_FILES: Final = (PROJECTOR_RUN, "mm_projector.safetensors", "audio_adpter.bin")
 STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
 SHARD: Final = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
 STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII)
