@@ -23,7 +23,7 @@ from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint, LeftOut
 from vita_ckpt.core.filenames import CONFIG, foreign_kind, index_of
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
@@ -264,9 +264,9 @@ def _beside(subject: Subject) -> Iterator[Finding]:
     is_vita = subject.kind == kinds.VITA
     for name, reason in checkpoint.left_out.items():
         path = os.path.join(checkpoint.root, name)
-        if reason.startswith("state of the run"):
+        if reason is LeftOut.TRAINING_STATE:
             yield finding("training-state", name, "not part of the checkpoint", file=path)
-        elif not checkpoint.shards or not reason.startswith("a weight file"):
+        elif not checkpoint.shards or reason is not LeftOut.OTHER_WEIGHTS:
             continue  # where no weights could be read, they are perhaps among these
         elif is_vita and name.endswith(".safetensors"):
             yield finding(

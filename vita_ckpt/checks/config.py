@@ -13,7 +13,7 @@ from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import Tower
-from vita_ckpt.core.checkpoint import PROVENANCE
+from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding
 
@@ -55,7 +55,7 @@ def _missing(subject: Subject) -> Iterator[Finding]:
     if known and directory and not is_eva:
         yield finding(
             "config-missing",
-            "config.json",
+            CONFIG,
             "expected a config.json beside the weights, got none",
             hint="copy it from where the checkpoint came from",
             file=subject.checkpoint.root,
@@ -302,7 +302,7 @@ def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:
     if size not in fitting:
         yield finding(
             "processor-size-mismatch",
-            "preprocessor_config.json",
+            PROCESSOR,
             f"expected images of {tower.image_size} px, which the tower takes, got {size} px",
             hint="the processor belongs to another tower",
         )

@@ -11,16 +11,9 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.checkpoint import (
-    MANIFEST,
-    PROVENANCE,
-    Cast,
-    Checkpoint,
-    File,
-    Tensor,
-    TensorRef,
-)
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, File, Tensor, TensorRef
 from vita_ckpt.core.distance import Distance
+from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE, SAFETENSORS_INDEX, TORCH_INDEX
 from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import printable
 
@@ -28,15 +21,14 @@ REPORT_VERSION: Final = 1
 
 Change = Literal["added", "removed", "changed"]
 
-_CONFIG: Final = "config.json"
 # Compared by what it says; and not at all: indexes, which say where tensors lie, and what says how
 # a checkpoint was made.
 _NOT_BY_BYTES: Final = (
-    _CONFIG,
+    CONFIG,
     PROVENANCE,
     MANIFEST,
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
+    SAFETENSORS_INDEX,
+    TORCH_INDEX,
 )
 _KINDS: Final = ("tensor", "config", "file")
 _ANY: Final = tuple(f"{kind}:*" for kind in _KINDS)
@@ -381,7 +373,7 @@ def _notes(found: Difference) -> Iterator[tuple[str, Finding]]:
         yield f"tensor:{tensor.name}", note
     for key in found.config:
         said = f"{key.change}: {_arrow(key.change, key.before, key.after)}"
-        config = f"{found.a if key.change == 'removed' else found.b}/{_CONFIG}"
+        config = f"{found.a if key.change == 'removed' else found.b}/{CONFIG}"
         yield f"config:{key.key}", finding("config-changed", key.key, said, file=config)
     for file in found.files:
         said = f"{file.change}: {_arrow(file.change, file.before, file.after)} bytes"

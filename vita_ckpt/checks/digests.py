@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vita_ckpt.checks.rules import finding
-from vita_ckpt.core.checkpoint import MANIFEST, PROVENANCE
+from vita_ckpt.core.filenames import MANIFEST, PROVENANCE
 from vita_ckpt.core.manifest import FileDigest, Manifest
 from vita_ckpt.core.report import Finding
 

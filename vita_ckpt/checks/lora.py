@@ -12,6 +12,7 @@ from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.core.filenames import ADAPTER_CONFIG
 from vita_ckpt.core.report import Finding
 
 # ``…q_proj.lora_A.weight``, with the adapter's name if it was saved by hand.
@@ -34,7 +35,7 @@ def check_lora(subject: Subject) -> Iterator[Finding]:
         if pairs:
             yield finding(
                 "lora-config-missing",
-                "adapter_config.json",
+                ADAPTER_CONFIG,
                 "expected it beside the deltas, got none",
                 hint="copy it from the run",
                 file=checkpoint.root,
@@ -153,5 +154,5 @@ def _fits(weight: Shape, shapes: Mapping[str, Shape]) -> bool:
 
 
 def _config_path(subject: Subject) -> str:
-    file = subject.checkpoint.files.get("adapter_config.json")
+    file = subject.checkpoint.files.get(ADAPTER_CONFIG)
     return file.path if file is not None else subject.checkpoint.root

@@ -9,6 +9,7 @@ from typing import Any
 from vita_ckpt.checks.inspect import Inspection
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import CONFIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +46,5 @@ class Subject:
     @property
     def config_path(self) -> str:
         """Where the config lies, for a finding."""
-        file = self.checkpoint.files.get("config.json")
+        file = self.checkpoint.files.get(CONFIG)
         return file.path if file is not None else ""

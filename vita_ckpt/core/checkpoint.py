@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from math import prod
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from vita_ckpt.core.dtype import BITS, nbytes
 
 Shape = tuple[int, ...]
 Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
 
-# Files of ours beside a config: what was done, and the digests of all files.
-PROVENANCE: Final = "vita_ckpt.json"
-MANIFEST: Final = "vita_ckpt.manifest.json"
+
+class LeftOut(Enum):
+    """Why something in a checkpoint's directory is not part of the checkpoint, or not uploaded."""
+
+    TRAINING_STATE = auto()
+    OTHER_WEIGHTS = auto()
+    KILLED_RUN = auto()
+    OTHER_CHECKPOINTS = auto()
+    TOO_DEEP = auto()
+    UNREADABLE = auto()
+    BROKEN_LINK = auto()
+    DIRECTORY_LINK = auto()
+    NOT_REGULAR = auto()
+    OUTSIDE_LINK = auto()
+    PARTIAL_DOWNLOAD = auto()
+    HIDDEN = auto()
+    NOT_UTF8 = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +181,7 @@ class Checkpoint:
     index: Mapping[str, Any] | None = None
     files: Mapping[str, File] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
     revision: str = ""
 
