@@ -9,6 +9,7 @@ from typing import Final
 from vita_ckpt.core.checkpoint import Layout
 
 CONFIG: Final = "config.json"
+SAFETENSORS_SUFFIX: Final = ".safetensors"
 SAFETENSORS: Final = "model.safetensors"
 SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
 TORCH: Final = "pytorch_model.bin"
@@ -42,7 +43,7 @@ STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
 SHARD: Final = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
 STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII)
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
-WEIGHT_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
+WEIGHT_SUFFIXES: Final = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 # Files that a loader could take for weights: none of them may survive a surgery unnoticed.
 WEIGHTS_OR_INDEX: Final = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack)|.*\.(safetensors|bin)\.index\.json"

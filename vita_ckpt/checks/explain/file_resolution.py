@@ -12,7 +12,13 @@ from typing import Final
 from vita_ckpt.checks.explain.trace import Tracer, some_files
 from vita_ckpt.core.checkpoint import TensorRef
 from vita_ckpt.core.file_listing import Index, WeightFile
-from vita_ckpt.core.filenames import SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX
+from vita_ckpt.core.filenames import (
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    SAFETENSORS_SUFFIX,
+    TORCH,
+    TORCH_INDEX,
+)
 
 # PreTrainedModel.from_pretrained (4.41.1) and _get_resolved_checkpoint_files (5.x): the first that
 # exists. ``use_safetensors=False`` starts at the third; ``use_safetensors=True`` ends after the
@@ -82,10 +88,10 @@ def load_torch_model(tracer: Tracer) -> Read:
         index = _index(tracer, SAFETENSORS_INDEX)
         names = sorted(set(index.weight_map.values()))
         for name in names:
-            if not name.endswith(".safetensors"):
+            if not name.endswith(SAFETENSORS_SUFFIX):
                 tracer.stop("invalid-index", f"{index.name} names {name}: no safetensors file")
     else:
-        names = [name for name in tracer.files.names if name.endswith(".safetensors")]
+        names = [name for name in tracer.files.names if name.endswith(SAFETENSORS_SUFFIX)]
         if len(names) != 1:
             found = (
                 f"{len(names)} files *.safetensors instead of one" if names else "no *.safetensors"
@@ -155,7 +161,7 @@ def _all(tracer: Tracer, names: list[str], index: Index | None, *, old: bool) ->
     tensors: dict[str, tuple[TensorRef, str]] = {}
     for name in names:
         file = _file(tracer, name)
-        if old and file.trouble is None and name.endswith(".safetensors"):
+        if old and file.trouble is None and name.endswith(SAFETENSORS_SUFFIX):
             _check_format(tracer, file, sharded=index is not None)
         tracer.read(file)
         tensors |= {tensor: (ref, name) for tensor, ref in file.tensors.items()}
