@@ -311,7 +311,7 @@ def _named(path: StrPath) -> Iterator[None]:
         yield
     except VitaCkptError as error:
         if error.code == "invalid-plan":
-            error.subject = os.fspath(path)
+            raise error.with_subject(os.fspath(path)) from error
         raise
 
 

@@ -134,7 +134,8 @@ def _pinned(address: Address, path: StrPath) -> str:
         return str(hub().pin(address))
     except HubError as error:
         if error.code == "repository-not-found" and not is_remote(os.fspath(path)):
-            error.expected = "a path that exists, or a repository that can be seen from here"
+            wanted = "a path that exists, or a repository that can be seen from here"
+            raise error.replaced(expected=wanted) from error
         raise
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Final
@@ -294,11 +294,8 @@ class _Facts:
         )
 
     def _compare(self, key: str, value: Any) -> tuple[Any, bool | None]:
-        method = getattr(self, f"_{key}", None)
-        if method is None:
-            return None, None
-        result: tuple[Any, bool | None] = method(value)
-        return result
+        compare = _COMPARISONS.get(key)
+        return (None, None) if compare is None else compare(self, value)
 
     def _mm_vision_tower(self, value: str | None) -> tuple[str | None, bool | None]:
         known = self.tower or self.directory
@@ -445,6 +442,22 @@ class _Facts:
         scales = self.config.get("s2_scales")
         if isinstance(scales, str) and towers.parse_s2_scales(scales) is None:
             yield f"s2_scales {scales!r} is no list of sizes in pixels"
+
+
+# What the weights say of a key of the config, and whether its value agrees.
+_COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]]]] = {
+    "mm_vision_tower": _Facts._mm_vision_tower,
+    "mm_hidden_size": _Facts._mm_hidden_size,
+    "mm_projector_type": _Facts._mm_projector_type,
+    "use_mm_proj": _Facts._use_mm_proj,
+    "use_s2": _Facts._use_s2,
+    "s2_scales": _Facts._s2_scales,
+    "hidden_size": _Facts._hidden_size,
+    "num_hidden_layers": _Facts._num_hidden_layers,
+    "vocab_size": _Facts._vocab_size,
+    "tie_word_embeddings": _Facts._tie_word_embeddings,
+    "torch_dtype": _Facts._torch_dtype,
+}
 
 
 def _differences(tower: Tower, directory: Tower) -> Iterable[str]:
