@@ -1,4 +1,4 @@
-"""The config against the weights, the tower, the processor and the tokenizer."""
+"""Check the config against the weights, the tower, the processor and the tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WITH_CONFIG: Final = (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.PROJECTOR)
 
 
 def check_config(subject: Subject) -> Iterator[Finding]:
-    """Every rule about ``config.json`` and what stands beside it."""
+    """Check ``config.json`` and what stands beside it by every rule about them."""
     if subject.checkpoint.config is None:
         yield from _missing(subject)
         return
@@ -63,7 +63,10 @@ def _missing(subject: Subject) -> Iterator[Finding]:
 
 
 def _keys(subject: Subject) -> Iterator[Finding]:
-    """What inspect compares, key by key."""
+    """Check the keys that inspect compares."""
+    has_projector = any(
+        part.name == parts.MM_PROJECTOR and part.tensors > 0 for part in subject.inspection.parts
+    )
     for key, line in subject.inspection.config.items():
         if line.problem is not None:
             yield _of(subject, "config-type", key, line.problem)
@@ -73,10 +76,7 @@ def _keys(subject: Subject) -> Iterator[Finding]:
                 str(line.value or "mlp2x_gelu")
             ):
                 continue  # a rule of its own
-            if line.weights in ("no tensors", False) and key in (
-                "mm_projector_type",
-                "use_mm_proj",
-            ):
+            if key in ("mm_projector_type", "use_mm_proj") and not has_projector:
                 continue  # the projector is absent: a rule of its own
             if key == "num_hidden_layers" and any(
                 name.startswith(parts.LAYERS_PREFIX) for name in subject.unread
