@@ -24,6 +24,7 @@ from vita_ckpt.storage.hub import repository
 from vita_ckpt.storage.hub.repository import Hub, Repository
 from vita_ckpt.storage.hub.session import Session
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.stores.base import Kind
 
 BASE = GOLDEN / "A7" / "base"
 RUN = GOLDEN / "A7" / "mm_projector_fp32"
@@ -342,7 +343,7 @@ def test_the_folders_of_a_repository(paths: set[str]) -> None:
         inside = {p.removeprefix(start).split("/")[0] for p in paths if p.startswith(start)}
         assert commit.listing(folder) == sorted(inside)
         entry = commit.look(folder)
-        expected = "file" if folder in files else "directory" if inside else None
+        expected = Kind.FILE if folder in files else Kind.DIRECTORY if inside else None
         assert (entry and entry.kind) == expected
 
 

@@ -48,13 +48,14 @@ from vita_ckpt.storage.reading.paths import (
     look,
 )
 from vita_ckpt.storage.reading.shards import Weights
+from vita_ckpt.storage.stores.base import Kind
 from vita_ckpt.storage.system.owner import is_stage
 
 _DEEPEST: Final = 16
 _LEFT_OUT_KINDS: Final = {
-    "broken link": LeftOut.BROKEN_LINK,
-    "link to a directory": LeftOut.DIRECTORY_LINK,
-    "other": LeftOut.NOT_REGULAR,
+    Kind.BROKEN_LINK: LeftOut.BROKEN_LINK,
+    Kind.DIRECTORY_LINK: LeftOut.DIRECTORY_LINK,
+    Kind.OTHER: LeftOut.NOT_REGULAR,
 }
 
 
@@ -280,7 +281,7 @@ def collect_files(
                 left_out[relative] = reason
             else:
                 files[relative] = entry.file
-        elif entry.kind != "directory":
+        elif entry.kind is not Kind.DIRECTORY:
             left_out[relative] = _LEFT_OUT_KINDS[entry.kind]
         elif (not below and name == STEPS) or STALE_DIRECTORIES.fullmatch(name):
             left_out[relative] = LeftOut.OTHER_CHECKPOINTS

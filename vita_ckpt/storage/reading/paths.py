@@ -12,7 +12,7 @@ from dataclasses import replace
 from vita_ckpt.core.address import is_inside, is_remote, parse_address
 from vita_ckpt.core.checkpoint import LocalFile
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.stores.base import Entry, Source
+from vita_ckpt.storage.stores.base import Entry, Kind, Source
 from vita_ckpt.storage.stores.local import _OpenFile, opened
 from vita_ckpt.storage.system.os_errors import os_reason, unreadable_directory
 
@@ -27,12 +27,12 @@ def look(path: str) -> Entry | None:
         is_link = os.path.islink(path)
         status = os.stat(path)
     except (OSError, ValueError):
-        return Entry("broken link") if os.path.islink(path) else None
+        return Entry(Kind.BROKEN_LINK) if os.path.islink(path) else None
     if stat.S_ISREG(status.st_mode):
-        return Entry("file", LocalFile(path, status.st_size, status.st_mtime_ns))
+        return Entry(Kind.FILE, LocalFile(path, status.st_size, status.st_mtime_ns))
     if not stat.S_ISDIR(status.st_mode):
-        return Entry("other")
-    return Entry("link to a directory" if is_link else "directory")
+        return Entry(Kind.OTHER)
+    return Entry(Kind.DIRECTORY_LINK if is_link else Kind.DIRECTORY)
 
 
 def find(path: str | os.PathLike[str]) -> tuple[str, Entry]:
@@ -45,7 +45,7 @@ def find(path: str | os.PathLike[str]) -> tuple[str, Entry]:
     try:
         root = text if is_remote(text) else os.path.abspath(text)
         entry = look(root)
-        if entry is not None and entry.kind != "broken link":
+        if entry is not None and entry.kind is not Kind.BROKEN_LINK:
             return root, entry
         check_known(root)
         if not is_remote(text):
@@ -64,13 +64,13 @@ def find(path: str | os.PathLike[str]) -> tuple[str, Entry]:
 def exists(path: str) -> bool:
     """Whether something lies at ``path``, at the end of a link too."""
     found = look(path)
-    return found is not None and found.kind != "broken link"
+    return found is not None and found.kind is not Kind.BROKEN_LINK
 
 
 def is_file(path: str) -> bool:
     """Whether a regular file lies at ``path``, or at the end of a link there."""
     found = look(path)
-    return found is not None and found.kind == "file"
+    return found is not None and found.kind is Kind.FILE
 
 
 def is_directory(path: str) -> bool:

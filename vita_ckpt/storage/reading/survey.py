@@ -46,6 +46,7 @@ from vita_ckpt.storage.reading.paths import (
     look,
 )
 from vita_ckpt.storage.reading.shards import duplicate, read_shard
+from vita_ckpt.storage.stores.base import Kind
 from vita_ckpt.storage.system.owner import is_stage
 
 _T = TypeVar("_T")
@@ -169,7 +170,7 @@ class _Surveyor:
         if not self._passes(index_path, lambda: check_inside(self.root, name, index_path)):
             return None
         entry = look(path)
-        if entry is None or entry.kind == "broken link":
+        if entry is None or entry.kind is Kind.BROKEN_LINK:
             link = " (a broken link)" if entry is not None else ""
             error = InputError(
                 "missing-shard",

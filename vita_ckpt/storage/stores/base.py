@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from enum import Enum, auto
+from typing import Protocol
 
 from vita_ckpt.core.checkpoint import File
 
@@ -25,7 +26,14 @@ class Source(Protocol):
         """Say what will be read soon, so that what lies far away can be fetched all at once."""
 
 
-Kind = Literal["file", "directory", "link to a directory", "broken link", "other"]
+class Kind(Enum):
+    """What can lie at a path."""
+
+    FILE = auto()
+    DIRECTORY = auto()
+    DIRECTORY_LINK = auto()
+    BROKEN_LINK = auto()
+    OTHER = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +46,4 @@ class Entry:
     @property
     def is_directory(self) -> bool:
         """Whether there are names in it."""
-        return self.kind in ("directory", "link to a directory")
+        return self.kind in (Kind.DIRECTORY, Kind.DIRECTORY_LINK)
