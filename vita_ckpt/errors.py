@@ -24,12 +24,12 @@ _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for cod
 
 
 def escaped(text: str) -> str:
-    """``text`` as one line, safe on a terminal: control characters escaped, whatever its length."""
+    """Return ``text`` as one line, safe on a terminal: control characters escaped."""
     return text.translate(_ESCAPES)
 
 
 def printable(text: object) -> str:
-    """``text`` as one line, safe on a terminal: control characters escaped, length bounded."""
+    """Return ``text`` as one line, safe on a terminal: control characters escaped, bounded."""
     line = escaped(str(text))
     if len(line) > _LONGEST:
         line = f"{line[:_KEPT]}…{line[-_KEPT:]}"
@@ -74,7 +74,7 @@ class VitaCkptError(Exception):
         expected: str | None = None,
         hint: str | None = None,
     ) -> _E:
-        """Return a copy of this error in which what is given takes the place of what was there."""
+        """Return a copy of this error with other values for what is given."""
         return type(self)(
             self.code,
             self.subject if subject is None else subject,

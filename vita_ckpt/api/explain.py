@@ -1,4 +1,4 @@
-"""Explaining: what each loader would do with a directory, and where they part."""
+"""Explain what each loader would do with a directory, and where loaders disagree."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def explain(path: StrPath) -> Explanation:
 
 
 def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
-    """The explanation as JSON, in the form of ``schemas/explain-v1.json``."""
+    """Return the explanation as JSON, in the form of ``schemas/explain-v1.json``."""
     return {
         "format": "vita-ckpt-explain",
         "version": REPORT_VERSION,

@@ -89,19 +89,19 @@ def _keys(subject: Subject) -> Iterator[Finding]:
 def _hidden_size(subject: Subject) -> Iterator[Finding]:
     value = subject.config.get("mm_hidden_size")
     if value is not None and type(value) is not int:
-        return  # its type is wrong: that has been said
+        return  # its type is wrong: a finding of its own
     tower, projector = subject.inspection.tower, subject.inspection.projector
-    said: dict[str, Any] = {"in the config": value}
+    widths: dict[str, Any] = {"in the config": value}
     if tower is not None:
         width = tower.output_width(towers.number_of_scales(subject.config))
-        said["out of the tower"] = width
+        widths["out of the tower"] = width
     if projector is not None:
-        said["into the projector"] = projector.in_width
+        widths["into the projector"] = projector.in_width
     is_projector = subject.kind == kinds.PROJECTOR
-    if len(said) == 1 or len(set(said.values())) == 1 or (is_projector and value is None):
+    if len(widths) == 1 or len(set(widths.values())) == 1 or (is_projector and value is None):
         return
-    got = ", ".join(f"{width} {where}" for where, width in said.items())
-    hint = "vita-ckpt set corrects the config" if len({*said.values()} - {value}) == 1 else ""
+    got = ", ".join(f"{width} {where}" for where, width in widths.items())
+    hint = "vita-ckpt set corrects the config" if len({*widths.values()} - {value}) == 1 else ""
     yield _of(
         subject, "hidden-size-mismatch", "mm_hidden_size", f"expected one width, got {got}", hint
     )
@@ -194,7 +194,7 @@ def _paths(subject: Subject) -> Iterator[Finding]:
 
 
 def _s2_raises(config: Mapping[str, Any], path: str) -> bool:
-    """Whether the path is right and it is S2 that upstream stumbles over: a rule of its own."""
+    """Return whether the path is right and upstream fails over S2, which has its own rule."""
     return config.get("use_s2") is True and towers.dispatch(path, False).family is not None
 
 
@@ -309,7 +309,7 @@ def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:
 
 
 def _processor_size(processor: Mapping[str, Any]) -> int | None:
-    """The side in pixels of the images that a processor makes; None where it does not say."""
+    """Return the side in pixels of the images that a processor makes; None if it has none."""
     crops = processor.get("do_center_crop") is not False and "crop_size" in processor
     size = processor.get("crop_size" if crops else "size")
     if isinstance(size, Mapping):

@@ -11,7 +11,7 @@ from vita_ckpt.core.report import Finding
 
 
 def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """What keeps a loader from reading files that are otherwise sound."""
+    """Check for what keeps a loader from reading files that are otherwise sound."""
     for shard in checkpoint.shards:
         if shard.format == "safetensors" and not shard.metadata.get("format"):
             yield finding(

@@ -1,4 +1,4 @@
-"""LoRA runs: config against deltas, deltas against the base."""
+"""Check LoRA runs: the config against the deltas, the deltas against the base."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMED: Final = 12
 
 
 def check_lora(subject: Subject) -> Iterator[Finding]:
-    """Every rule about a LoRA run."""
+    """Check a LoRA run by every rule about them."""
     if subject.kind != kinds.LORA_RUN:
         return
     checkpoint = subject.checkpoint
@@ -50,7 +50,7 @@ _Pairs = dict[str, dict[str, str]]
 
 
 def _pairs(checkpoint: Checkpoint) -> _Pairs:
-    """The two halves of each module's delta, by ``A`` and ``B``."""
+    """Group the two halves of each module's delta, by ``A`` and ``B``."""
     pairs: _Pairs = {}
     for name in checkpoint.tensors:
         if parts.part_of(name) == parts.LORA and (match := _DELTA.fullmatch(name)) is not None:
@@ -99,7 +99,7 @@ def _halves(checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs) ->
 
 
 def _rank(module: str, config: Mapping[str, Any]) -> Any:
-    """The rank of a module: ``rank_pattern``'s, matched at the end of its name, else ``r``."""
+    """Return the rank of a module: of ``rank_pattern``, matched at its name's end, else ``r``."""
     patterns = config.get("rank_pattern")
     if isinstance(patterns, Mapping):
         for pattern, rank in patterns.items():
@@ -146,7 +146,7 @@ def _base(subject: Subject, config: Mapping[str, Any], pairs: _Pairs) -> Iterato
 
 
 def _fits(weight: Shape, shapes: Mapping[str, Shape]) -> bool:
-    """Whether B · A has the shape of the weight (of its transpose, for an embedding)."""
+    """Return whether B · A has the shape of the weight (of its transpose, for an embedding)."""
     one, two = shapes["A"], shapes["B"]
     if len(one) < 2 or len(two) < 2 or len(weight) < 2:
         return False

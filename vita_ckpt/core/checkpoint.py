@@ -73,7 +73,7 @@ File = LocalFile | RemoteFile
 
 
 def on_disk(file: File) -> LocalFile:
-    """``file``, whose bytes are about to be read: what is remote was to be fetched before."""
+    """Return ``file`` for reading its bytes. Raises TypeError for one that was not fetched."""
     if isinstance(file, RemoteFile):
         raise TypeError(f"{file.path} was not fetched")
     return file
@@ -168,8 +168,8 @@ class Checkpoint:
     that led to the commit. ``tensors`` maps on-disk names to tensors, ``shards`` are the weight
     files they come from, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the
     other regular files, by their path below ``root``; ``texts`` are files of a target whose content
-    is known and not on the disk yet. ``left_out`` says of everything else in the directory why it
-    is not part of the checkpoint. ``provenance`` is what earlier surgeries left to be known.
+    is known and not on the disk yet. ``left_out`` maps everything else in the directory to the
+    reason why it is not part of the checkpoint. ``provenance`` is the record of earlier surgeries.
     """
 
     root: str
@@ -197,7 +197,7 @@ class Checkpoint:
 
 
 def files_read(checkpoint: Checkpoint) -> tuple[File, ...]:
-    """The files whose content says what a checkpoint is: shards, configs, an index."""
+    """Return the files whose content defines a checkpoint: shards, configs, an index."""
     return tuple(file for file in checkpoint.fingerprint if file.digest)
 
 
@@ -205,5 +205,5 @@ EMPTY = Checkpoint(root="", layout="none", tensors={})
 
 
 def parameters(tensor: Tensor) -> int:
-    """Number of elements of a tensor (1 for a scalar)."""
+    """Return the number of elements of a tensor (1 for a scalar)."""
     return prod(tensor.shape)

@@ -146,11 +146,11 @@ def _dtype(tracer: Tracer, config: Mapping[str, Any], read: Read, *, old: bool) 
     if old:
         tracer.step("casts", "to float32, unless the caller says otherwise")
         return "float32"
-    said = config.get("dtype", config.get("torch_dtype"))
-    if not isinstance(said, str) and read.index is not None:
-        said = (read.index.metadata or {}).get("dtype")
-    if isinstance(said, str):
-        return said
+    stated = config.get("dtype", config.get("torch_dtype"))
+    if not isinstance(stated, str) and read.index is not None:
+        stated = (read.index.metadata or {}).get("dtype")
+    if isinstance(stated, str):
+        return stated
     first = tracer.files.files[tracer.files_read[0]].tensors
     dtypes = (_TORCH_DTYPES.get(first[name].dtype) for name in sorted(first))
     return next((dtype for dtype in dtypes if dtype is not None), None)
