@@ -11,7 +11,7 @@ from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.checks.explain.disagreements import Divergence, divergences
 from vita_ckpt.checks.explain.loaders import LOADERS, explain_loaders
 from vita_ckpt.checks.explain.matching import TowerLookup
-from vita_ckpt.checks.explain.trace import SOURCE_WORDING, LoaderTrace, PartSource
+from vita_ckpt.checks.explain.trace import LoaderTrace
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.file_listing import WeightFiles
@@ -67,8 +67,7 @@ def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
 def _trace(trace: LoaderTrace) -> dict[str, Any]:
     report: dict[str, Any] = asdict(trace)
     for part in ("tower", "projector"):
-        source: PartSource | None = report[part]
-        report[part] = None if source is None else SOURCE_WORDING[source]
+        report[part] = None if report[part] is None else str(report[part])
     report["renamed"] = [{"stored": stored, "built": built} for stored, built in trace.renamed]
     report["steps"] = [asdict(step) for step in trace.steps]
     return {key: list(v) if isinstance(v, tuple) else v for key, v in report.items()}

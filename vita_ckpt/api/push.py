@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from vita_ckpt.api.locate import StrPath, local
 from vita_ckpt.api.validate import report_on
 from vita_ckpt.core.address import is_inside, looks_like_repository
-from vita_ckpt.core.checkpoint import Checkpoint, File, LeftOut
+from vita_ckpt.core.checkpoint import Checkpoint, File
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, MODEL_CARD, counts_as_weights, index_of
 from vita_ckpt.core.hub_card import hub_card
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.provenance import operations
 from vita_ckpt.core.report import Report, has_errors

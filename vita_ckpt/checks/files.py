@@ -14,8 +14,9 @@ from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.checkpoint import Checkpoint, LeftOut
+from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.report import Finding
 from vita_ckpt.errors import InputError, VitaCkptError
 

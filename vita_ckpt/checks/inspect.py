@@ -14,7 +14,8 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import Dispatch, Tower, TowerDirectory
-from vita_ckpt.core.checkpoint import Checkpoint, LeftOut, Shape, Tensor, parameters
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
+from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.provenance import needs_alignment
 
 REPORT_VERSION: Final = 1
@@ -28,23 +29,6 @@ CONFIG_KEYS: Final[dict[str, Types]] = {
     "vocab_size": (int,),
     "tie_word_embeddings": (bool,),
     "torch_dtype": (str,),
-}
-
-# How reports word why something is left out.
-LEFT_OUT_WORDING: Final[Mapping[LeftOut, str]] = {
-    LeftOut.TRAINING_STATE: "state of the run that trained the checkpoint",
-    LeftOut.OTHER_WEIGHTS: "a weight file that is not part of the checkpoint",
-    LeftOut.KILLED_RUN: "left by a run that was killed",
-    LeftOut.OTHER_CHECKPOINTS: "a directory of other checkpoints or hidden",
-    LeftOut.TOO_DEEP: "nested too deeply",
-    LeftOut.UNREADABLE: "not readable",
-    LeftOut.BROKEN_LINK: "a broken link",
-    LeftOut.DIRECTORY_LINK: "a link to a directory",
-    LeftOut.NOT_REGULAR: "not a regular file",
-    LeftOut.OUTSIDE_LINK: "a link out of the directory",
-    LeftOut.PARTIAL_DOWNLOAD: "what an interrupted download or copy left",
-    LeftOut.HIDDEN: "hidden",
-    LeftOut.NOT_UTF8: "a name that is not UTF-8",
 }
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -189,11 +173,6 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     if inspection.tower_directory is not None:
         del report["tower_directory"]["config"]
     return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
-
-
-def left_out_to_json(left_out: Mapping[str, LeftOut]) -> list[dict[str, str]]:
-    """Return what a directory holds beside the checkpoint, as JSON."""
-    return [{"name": name, "reason": LEFT_OUT_WORDING[reason]} for name, reason in left_out.items()]
 
 
 def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, Any]]:

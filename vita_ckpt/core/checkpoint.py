@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from math import prod
 from typing import Any, Literal
 
 from vita_ckpt.core.dtype import BITS, nbytes
+from vita_ckpt.core.left_out import LeftOut
 
 Shape = tuple[int, ...]
 Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
-
-
-class LeftOut(Enum):
-    """Why something in a checkpoint's directory is not part of the checkpoint, or not uploaded."""
-
-    TRAINING_STATE = auto()
-    OTHER_WEIGHTS = auto()
-    KILLED_RUN = auto()
-    OTHER_CHECKPOINTS = auto()
-    TOO_DEEP = auto()
-    UNREADABLE = auto()
-    BROKEN_LINK = auto()
-    DIRECTORY_LINK = auto()
-    NOT_REGULAR = auto()
-    OUTSIDE_LINK = auto()
-    PARTIAL_DOWNLOAD = auto()
-    HIDDEN = auto()
-    NOT_UTF8 = auto()
 
 
 @dataclass(frozen=True, slots=True)

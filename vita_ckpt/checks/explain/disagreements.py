@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.checks.explain.trace import (
-    SOURCE_WORDING,
     LoaderTrace,
     PartSource,
     by_part,
@@ -47,7 +46,7 @@ _QUESTIONS: Final[Mapping[str, Callable[[LoaderTrace], str | None]]] = {
 
 
 def _worded(source: PartSource | None) -> str | None:
-    return None if source is None else SOURCE_WORDING[source]
+    return None if source is None else str(source)
 
 
 def _of_built(trace: LoaderTrace, answer: str) -> str | None:

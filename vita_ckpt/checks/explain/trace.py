@@ -14,7 +14,10 @@ Outcome = Literal["complete", "partial", "stops"]
 
 
 class PartSource(Enum):
-    """Where the tower or the projector of a loaded model ends up coming from."""
+    """Where the tower or the projector of a loaded model ends up coming from.
+
+    Its string is the source as reports word it.
+    """
 
     CHECKPOINT = auto()
     TOWER_DIRECTORY = auto()
@@ -23,9 +26,11 @@ class PartSource(Enum):
     UNFILLED = auto()
     NOT_BUILT = auto()
 
+    def __str__(self) -> str:
+        return _WORDING[self]
 
-# How reports word them.
-SOURCE_WORDING: Final[Mapping[PartSource, str]] = {
+
+_WORDING: Final[Mapping[PartSource, str]] = {
     PartSource.CHECKPOINT: "the checkpoint",
     PartSource.TOWER_DIRECTORY: "its directory",
     PartSource.BASE: "its base",

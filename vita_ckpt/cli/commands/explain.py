@@ -10,7 +10,7 @@ import click
 from vita_ckpt.api.explain import Explanation, explain, explanation_to_json
 from vita_ckpt.checks.explain.disagreements import Divergence
 from vita_ckpt.checks.explain.loaders import LOADERS
-from vita_ckpt.checks.explain.trace import SOURCE_WORDING, LoaderTrace, some_files
+from vita_ckpt.checks.explain.trace import LoaderTrace, some_files
 from vita_ckpt.cli import render
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.errors import printable
@@ -67,9 +67,7 @@ def _trace(trace: LoaderTrace) -> Iterator[str]:
     if trace.stopped_by and trace.files_read:
         rows.insert(-1, ("reads", f"{some_files(trace.files_read)}, then"))
     if trace.tower is not None:
-        tower = SOURCE_WORDING[trace.tower]
-        projector = SOURCE_WORDING[trace.projector] if trace.projector is not None else "none"
-        rows.append(("ends with", f"tower: {tower}; projector: {projector}"))
+        rows.append(("ends with", f"tower: {trace.tower}; projector: {trace.projector or 'none'}"))
     if trace.lm_head is not None:
         rows.append(("", f"lm_head: {trace.lm_head}"))
     width = max((len(action) for action, _ in rows), default=0)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.inspect import as_checkpoint, inspect, list_tensors, module_tree
-from vita_ckpt.checks.inspect import LEFT_OUT_WORDING, ConfigLine, Inspection, inspection_to_json
+from vita_ckpt.checks.inspect import ConfigLine, Inspection, inspection_to_json
 from vita_ckpt.cli import render
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
@@ -95,7 +95,7 @@ def _screen(inspection: Inspection) -> Iterable[str]:
     for sentence in inspection.disagreements:
         yield printable(f"! {sentence}")
     for name, reason in inspection.left_out.items():
-        yield printable(f"· {name}: {LEFT_OUT_WORDING[reason]}")
+        yield printable(f"· {name}: {reason}")
 
 
 def _headline(inspection: Inspection) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from vita_ckpt.api.push import push
-from vita_ckpt.checks.inspect import LEFT_OUT_WORDING
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
@@ -54,7 +53,7 @@ def command(
         click.echo("error: not-sound: nothing was uploaded (--force uploads it)", err=True)
         return 1
     for name, reason in sorted(done.left_out.items()):
-        settings.note(f"not uploaded: {name}: {LEFT_OUT_WORDING[reason]}")
+        settings.note(f"not uploaded: {name}: {reason}")
     for name in done.removed:
         settings.note(f"removed from the repository: {name}")
     click.echo(f"pushed {render.counted(len(done.files), 'file')}: {done.url}")

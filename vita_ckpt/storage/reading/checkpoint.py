@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, LeftOut
+from vita_ckpt.core.checkpoint import Checkpoint, File, Layout
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -27,6 +27,7 @@ from vita_ckpt.core.filenames import (
     index_of,
     what_it_looks_like,
 )
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.reading.in_progress import HOME, check_whole

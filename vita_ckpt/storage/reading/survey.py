@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, LeftOut, Shard, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, Shard, TensorRef
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -20,6 +20,7 @@ from vita_ckpt.core.filenames import (
     foreign_kind,
     index_of,
 )
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
 from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.reading.checkpoint import (
