@@ -13,13 +13,14 @@ from typing import Any
 
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
-from vita_ckpt.checks.inspect import left_out_to_json
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint, Tensor
+from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Tensor
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
+from vita_ckpt.core.filenames import MANIFEST, MODEL_CARD, PROVENANCE
+from vita_ckpt.core.left_out import left_out_to_json
 from vita_ckpt.core.manifest import encode as encode_manifest
-from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.options import Options
 from vita_ckpt.core.plan import (
     DropFile,
@@ -304,7 +305,7 @@ def _named(path: StrPath) -> Iterator[None]:
         yield
     except VitaCkptError as error:
         if error.code == "invalid-plan":
-            error.subject = os.fspath(path)
+            raise error.with_subject(os.fspath(path)) from error
         raise
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vita_ckpt.api.locate import StrPath, local, open_checkpoint
-from vita_ckpt.core.checkpoint import MANIFEST
+from vita_ckpt.core.filenames import MANIFEST
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.in_place import journal, rollback

@@ -10,9 +10,10 @@ from vita_ckpt.api.locate import StrPath, local
 from vita_ckpt.api.validate import report_on
 from vita_ckpt.core.address import is_inside, looks_like_repository
 from vita_ckpt.core.checkpoint import Checkpoint, File
-from vita_ckpt.core.filenames import ADAPTER_CONFIG, counts_as_weights, index_of
+from vita_ckpt.core.filenames import ADAPTER_CONFIG, MODEL_CARD, counts_as_weights, index_of
 from vita_ckpt.core.hub_card import hub_card
-from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.provenance import operations
 from vita_ckpt.core.report import Report, has_errors
 from vita_ckpt.errors import InputError, UsageError
@@ -39,7 +40,7 @@ class Push:
     report: Report
     url: str | None
     files: tuple[str, ...]
-    left_out: dict[str, str]
+    left_out: dict[str, LeftOut]
     removed: tuple[str, ...] = ()
 
 
@@ -121,7 +122,7 @@ def _directory(path: StrPath) -> str:
     return root
 
 
-def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
+def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, LeftOut]]:
     """The files that go up, as they were surveyed, by their names; the others, with why not."""
     checkpoint = surveyed.checkpoint
     root = checkpoint.root
@@ -135,15 +136,15 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
     files: dict[str, File] = {}
     for name, path in _walk(root, left_out):
         if is_partial(path) and name not in parts:
-            left_out[name] = "what an interrupted download or copy left"
+            left_out[name] = LeftOut.PARTIAL_DOWNLOAD
             continue
         if os.path.islink(path) and name not in parts and not _stays_inside(root, path):
-            left_out[name] = "a link out of the directory"
+            left_out[name] = LeftOut.OUTSIDE_LINK
             continue
         entry = LOCAL.look(path)
         file = known.get(name) or (entry.file if entry is not None else None)
         if file is None:
-            left_out[name] = "not readable"
+            left_out[name] = LeftOut.UNREADABLE
         else:
             files[name] = file
     for shard in checkpoint.shards:
@@ -157,16 +158,16 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
     return files, left_out
 
 
-def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _walk(root: str, left_out: dict[str, LeftOut]) -> Iterator[tuple[str, str]]:
     """Names and paths of what is not left out; what is hidden or has no name in UTF-8 is added."""
     for folder, folders, names in os.walk(root):
         below = os.path.relpath(folder, root)
         relative = {n: n if below == os.curdir else f"{below}/{n}" for n in (*folders, *names)}
         for name in sorted(relative):
             if name.startswith(".") and name not in _KEPT_HIDDEN:
-                left_out[relative[name]] = "hidden"
+                left_out[relative[name]] = LeftOut.HIDDEN
             elif not _is_utf8(name):
-                left_out[relative[name]] = "a name that is not UTF-8"
+                left_out[relative[name]] = LeftOut.NOT_UTF8
         for name in sorted(names):
             if relative[name] not in left_out:
                 yield relative[name], os.path.join(folder, name)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import PROCESSOR
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.load import StrPath
 from vita_ckpt.model.vita import tower_of
@@ -175,7 +176,7 @@ def processor_of(
         raise InputError(
             "processor-config-unknown",
             checkpoint.root,
-            expected=f"a {towers.PROCESSOR} in it or in its tower's directory",
+            expected=f"a {PROCESSOR} in it or in its tower's directory",
             got="none",
             hint="give the tower's directory with --tower",
         )
@@ -269,7 +270,7 @@ def _numbers(key: str, value: Any, count: int) -> tuple[float, ...]:
 def _unsupported(key: str, expected: str, got: object) -> InputError:
     return InputError(
         "unsupported-processor-config",
-        f"{towers.PROCESSOR}: {key}",
+        f"{PROCESSOR}: {key}",
         expected=expected,
         got=f"{got}",
     )

@@ -9,8 +9,9 @@ from typing import Any
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, TowerDirectory
+from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
