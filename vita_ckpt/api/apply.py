@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
-from vita_ckpt.checks.inspect import left_out_to_json
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint, Tensor
+from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.manifest import encode as encode_manifest
@@ -27,10 +25,17 @@ from vita_ckpt.core.plan import (
     input_paths,
     input_revisions,
     plan_from_json,
-    plan_to_json,
     subject_of,
 )
 from vita_ckpt.core.provenance import Written, encode, lineage
+from vita_ckpt.core.summary import (
+    FileSize,
+    PlannedChange,
+    PlannedFile,
+    PlannedKey,
+    PlannedTensor,
+    Summary,
+)
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.in_place.apply import shared_shards, write_in_place
@@ -138,7 +143,7 @@ def _apply_in_place(plan: Plan, options: Options, progress: Progress) -> str:
     now = _now()
     shards: tuple[PatchedShard | WrittenShard, ...] = (*layout.patched, *layout.shards)
     changed = {part.name for part in (*shards, *layout.texts)} | {*layout.removed}
-    changed |= {*_said_in(plan, options)}
+    changed |= {*_lineage_files(plan, options)}
     there = (*(shard.name for shard in plan.base.shards), *plan.base.files)
     untouched = [name for name in there if name not in changed]
     write_in_place(
@@ -161,12 +166,12 @@ def _is_idle(layout: InPlaceLayout, options: Options) -> bool:
 def _layout(plan: Plan, options: Options) -> DirectoryLayout:
     """Every file of the output but those that say what was done."""
     layout = plan_layout(plan)
-    said = _said_in(plan, options)
-    carried = tuple(file for file in layout.carried if file.name not in said)
+    written = _lineage_files(plan, options)
+    carried = tuple(file for file in layout.carried if file.name not in written)
     return replace(layout, carried=carried)
 
 
-def _said_in(plan: Plan, options: Options) -> tuple[str, ...]:
+def _lineage_files(plan: Plan, options: Options) -> tuple[str, ...]:
     """The names of the files that will say what was done."""
     if plan.record is None:
         return ()
@@ -274,7 +279,7 @@ def check_plan_path(plan: Plan, path: StrPath) -> None:
 def save_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON to a new file outside its inputs; :func:`load_plan` reads it."""
     check_plan_path(plan, path)
-    write_new(os.fspath(path), json.dumps(plan_to_json(plan), indent=2) + "\n")
+    write_new(os.fspath(path), json.dumps(plan.to_dict(), indent=2) + "\n")
 
 
 def base_of(path: StrPath) -> str:
@@ -319,8 +324,8 @@ def summarize(
     *,
     in_place: bool = False,
     options: Options = Options(),
-) -> dict[str, Any]:
-    """What ``plan`` will do, as JSON: tensors and config before and after, files, bytes.
+) -> Summary:
+    """Summarize what ``plan`` will do: tensors and config before and after, files, bytes.
 
     With ``in_place`` it is what :func:`apply_in_place` does. How large the files will be that say
     what was done is not known before.
@@ -329,88 +334,63 @@ def summarize(
     changes = lay_out_in_place(plan) if in_place else None
     is_idle = changes is not None and _is_idle(changes, options)
     reasons = {subject_of(edit): edit.reason for edit in plan.edits}
-    summary: dict[str, Any] = {
-        "format": "vita-ckpt-summary",
-        "version": 1,
-        "operation": plan.operation,
-        "base": plan.base.root or None,
-        "donors": [donor.root for donor in plan.donors],
-        "notes": list(plan.notes),
-        "tensors": [
-            {
-                "name": change.name,
-                "change": change.change,
-                "before": _described(change.before),
-                "after": _described(change.after),
-                "reason": reasons["tensor", change.name],
-            }
-            for change in diff_tensors(plan.base, target)
-        ],
-        "config": [
-            {
-                "key": change.key,
-                "before": change.before,
-                "after": change.after,
-                "reason": reasons["config", change.key],
-            }
-            for change in diff_config(plan.base, target)
-        ],
-        "files": [
-            {"name": edit.name, "change": _file_change(edit, plan.base), "reason": edit.reason}
-            for edit in plan.edits
-            if isinstance(edit, PutFile | DropFile)
-        ]
-        + ([] if is_idle else _lineage_changes(plan, options)),
-        "patched": [],
-        "rewritten": [],
-        "carried": [],
-        "left_out": [],
-    }
+    files = [
+        PlannedFile(edit.name, _file_change(edit, plan.base), edit.reason)
+        for edit in plan.edits
+        if isinstance(edit, PutFile | DropFile)
+    ]
+    summary = Summary(
+        operation=plan.operation,
+        base=plan.base.root or None,
+        donors=tuple(donor.root for donor in plan.donors),
+        notes=plan.notes,
+        tensors=tuple(
+            PlannedTensor(c.name, c.change, c.before, c.after, reasons["tensor", c.name])
+            for c in diff_tensors(plan.base, target)
+        ),
+        config=tuple(
+            PlannedKey(c.key, c.before, c.after, reasons["config", c.key])
+            for c in diff_config(plan.base, target)
+        ),
+        files=(*files, *(() if is_idle else _lineage_changes(plan, options))),
+    )
     if plan.operation in _MAKES_A_FILE:
         size = sum(tensor.nbytes for tensor in target.tensors.values())
-        return summary | {"bytes_to_write": size}
+        return replace(summary, bytes_to_write=size)
     if changes is not None:
-        return summary | {
-            "patched": _sizes(changes.patched),
-            "rewritten": _sizes(changes.shards) + _text_sizes(changes.texts),
-            "bytes_to_write": changes.bytes_written,
-        }
+        return replace(
+            summary,
+            patched=_sizes(changes.patched),
+            rewritten=_sizes(changes.shards) + _text_sizes(changes.texts),
+            bytes_to_write=changes.bytes_written,
+        )
     layout = _layout(plan, options)
-    return summary | {
-        "rewritten": _sizes(layout.shards) + _text_sizes(layout.texts),
-        "carried": [{"name": f.name, "bytes": f.source.size} for f in layout.carried],
-        "left_out": left_out_to_json(plan.base.left_out),
-        "bytes_to_write": layout.bytes_written + layout.bytes_carried,
-    }
+    return replace(
+        summary,
+        rewritten=_sizes(layout.shards) + _text_sizes(layout.texts),
+        carried=tuple(FileSize(file.name, file.source.size) for file in layout.carried),
+        left_out=plan.base.left_out,
+        bytes_to_write=layout.bytes_written + layout.bytes_carried,
+    )
 
 
-def _lineage_changes(plan: Plan, options: Options) -> list[dict[str, Any]]:
+def _lineage_changes(plan: Plan, options: Options) -> list[PlannedFile]:
     reasons = {PROVENANCE: "what was done", MODEL_CARD: "what was done", MANIFEST: "digests"}
     return [
-        {
-            "name": name,
-            "change": "replaced" if name in plan.base.files else "added",
-            "reason": reasons[name],
-        }
-        for name in _said_in(plan, options)
+        PlannedFile(name, "replaced" if name in plan.base.files else "added", reasons[name])
+        for name in _lineage_files(plan, options)
     ]
 
 
-def _sizes(shards: Sequence[WrittenShard | PatchedShard]) -> list[dict[str, Any]]:
-    return [{"name": shard.name, "bytes": shard.nbytes} for shard in shards]
+def _sizes(shards: Sequence[WrittenShard | PatchedShard]) -> tuple[FileSize, ...]:
+    return tuple(FileSize(shard.name, shard.nbytes) for shard in shards)
 
 
-def _text_sizes(texts: Sequence[WrittenText]) -> list[dict[str, Any]]:
-    return [{"name": text.name, "bytes": len(text.data)} for text in texts]
+def _text_sizes(texts: Sequence[WrittenText]) -> tuple[FileSize, ...]:
+    return tuple(FileSize(text.name, len(text.data)) for text in texts)
 
 
-def _described(tensor: Tensor | None) -> dict[str, Any] | None:
-    if tensor is None:
-        return None
-    return {"dtype": tensor.dtype, "shape": list(tensor.shape)}
-
-
-def _file_change(edit: PutFile | DropFile, base: Checkpoint) -> str:
+def _file_change(edit: PutFile | DropFile, base: Checkpoint) -> PlannedChange:
     if isinstance(edit, DropFile):
         return "removed"
     return "replaced" if edit.name in base.files else "added"

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from vita_ckpt.api.locate import StrPath, locate
-from vita_ckpt.checks.explain.disagreements import Divergence, divergences
-from vita_ckpt.checks.explain.loaders import LOADERS, Surroundings, explain_loaders
-from vita_ckpt.checks.explain.trace import LoaderStory
+from vita_ckpt.checks.explain.disagreements import divergences
+from vita_ckpt.checks.explain.explanation import Explanation
+from vita_ckpt.checks.explain.loaders import Surroundings, explain_loaders
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.file_listing import WeightFiles
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.tower import find_tower
-
-REPORT_VERSION: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What every loader would do with ``path``, and the questions they answer differently."""
-
-    path: str
-    stories: tuple[LoaderStory, ...]
-    divergences: tuple[Divergence, ...]
 
 
 def explain(path: StrPath) -> Explanation:
@@ -39,35 +27,6 @@ def explain(path: StrPath) -> Explanation:
     files = read_weight_files(locate(path))
     stories = explain_loaders(files, _surroundings(files))
     return Explanation(files.root, stories, divergences(stories))
-
-
-def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
-    """The explanation as JSON, in the form of ``schemas/explain-v1.json``."""
-    return {
-        "format": "vita-ckpt-explain",
-        "version": REPORT_VERSION,
-        "path": explanation.path,
-        "loaders": [
-            {"title": LOADERS[story.loader][0], **_story(story)} for story in explanation.stories
-        ],
-        "divergences": [
-            {
-                "question": divergence.question,
-                "answers": [
-                    {"answer": answer, "loaders": list(loaders)}
-                    for answer, loaders in divergence.answers
-                ],
-            }
-            for divergence in explanation.divergences
-        ],
-    }
-
-
-def _story(story: LoaderStory) -> dict[str, Any]:
-    told: dict[str, Any] = asdict(story)
-    told["renamed"] = [{"stored": stored, "built": built} for stored, built in story.renamed]
-    told["steps"] = [asdict(step) for step in story.steps]
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in told.items()}
 
 
 def _surroundings(files: WeightFiles) -> Surroundings:

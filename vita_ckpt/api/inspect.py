@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Any
 
 from vita_ckpt.api.locate import StrPath, open_checkpoint
-from vita_ckpt.checks.inspect import Inspection, inspect_checkpoint, module_rows, tensor_rows
+from vita_ckpt.checks.inspect import (
+    Inspection,
+    ModuleRow,
+    TensorRow,
+    inspect_checkpoint,
+    module_rows,
+    tensor_rows,
+)
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.storage.reading.tower import find_tower
 
@@ -21,13 +27,13 @@ def inspect(checkpoint: Checkpoint | StrPath) -> Inspection:
     return inspect_checkpoint(opened, find_tower(opened))
 
 
-def list_tensors(checkpoint: Checkpoint | StrPath, pattern: str = "*") -> list[dict[str, Any]]:
+def list_tensors(checkpoint: Checkpoint | StrPath, pattern: str = "*") -> list[TensorRow]:
     """Name, dtype, shape, shard and bytes of each tensor whose name matches a glob, by name."""
     opened = as_checkpoint(checkpoint)
     return tensor_rows(opened, sorted(n for n in opened.tensors if fnmatchcase(n, pattern)))
 
 
-def module_tree(checkpoint: Checkpoint | StrPath, depth: int) -> list[dict[str, Any]]:
+def module_tree(checkpoint: Checkpoint | StrPath, depth: int) -> list[ModuleRow]:
     """Tensors, parameters and bytes of every module down to ``depth`` parts of a name."""
     return module_rows(as_checkpoint(checkpoint), depth)
 

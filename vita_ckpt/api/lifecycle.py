@@ -3,55 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
 
 from vita_ckpt.api.locate import StrPath, local, open_checkpoint
 from vita_ckpt.core.checkpoint import MANIFEST
+from vita_ckpt.core.outcomes import History, PutBack, Undoable
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.in_place import journal, rollback
 from vita_ckpt.storage.in_place.leftovers import Leftover, leftovers_in, leftovers_of, remove
 from vita_ckpt.storage.reading.paths import listing
-
-REPORT_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class PutBack:
-    """A checkpoint as it was before ``operation``, which was begun at ``time``.
-
-    ``recovered`` is set where the surgery, or an undo of it, had died in the middle.
-    """
-
-    path: str
-    operation: str
-    time: str
-    recovered: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Undoable:
-    """The last in-place surgery of a checkpoint, with the bytes that are kept to undo it."""
-
-    operation: str
-    time: str
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What is known of how a checkpoint was made, the first operation first.
-
-    ``operations`` are those of ``vita_ckpt.json``, as they stand there; ``undoable`` is None where
-    nothing can be undone; ``has_manifest`` says whether digests of all files are there.
-    """
-
-    path: str
-    operations: tuple[dict[str, Any], ...]
-    needs_alignment: bool
-    has_manifest: bool
-    undoable: Undoable | None
 
 
 def undo(path: StrPath, *, force: bool = False) -> PutBack:
@@ -97,26 +57,6 @@ def history(path: StrPath) -> History:
         MANIFEST in checkpoint.files,
         _undoable(checkpoint.root),
     )
-
-
-def history_to_json(found: History) -> dict[str, Any]:
-    """The history as JSON, in the form of ``schemas/history-v1.json``."""
-    undoable = found.undoable
-    return {
-        "format": "vita-ckpt-history",
-        "version": REPORT_VERSION,
-        "path": found.path,
-        "operations": list(found.operations),
-        "needs_alignment": found.needs_alignment,
-        "has_manifest": found.has_manifest,
-        "undoable": None
-        if undoable is None
-        else {
-            "operation": undoable.operation,
-            "time": undoable.time,
-            "bytes": undoable.nbytes,
-        },
-    }
 
 
 def leftovers(path: StrPath) -> list[Leftover]:

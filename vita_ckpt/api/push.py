@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from vita_ckpt.api.locate import StrPath, local
 from vita_ckpt.api.validate import report_on
@@ -13,8 +12,9 @@ from vita_ckpt.core.checkpoint import Checkpoint, File
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, counts_as_weights, index_of
 from vita_ckpt.core.hub_card import hub_card
 from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.provenance import operations
-from vita_ckpt.core.report import Report, has_errors
+from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.in_progress import check_whole
@@ -25,21 +25,6 @@ from vita_ckpt.storage.reading.shards import check_unchanged
 from vita_ckpt.storage.reading.survey import Survey, is_partial, survey
 
 _KEPT_HIDDEN = (".gitattributes",)
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """What validation found, and where the checkpoint is now; no ``url`` if it was refused.
-
-    ``files`` are the names of what is uploaded, ``left_out`` says of everything else why it is not,
-    ``removed`` are the weights of earlier pushes that are no longer in the repository.
-    """
-
-    report: Report
-    url: str | None
-    files: tuple[str, ...]
-    left_out: dict[str, str]
-    removed: tuple[str, ...] = ()
 
 
 def push(

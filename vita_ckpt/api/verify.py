@@ -13,6 +13,7 @@ from vita_ckpt.api.fetch import downloaded
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, local, locate
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.writing.atomic_file import check_new, write_new
@@ -20,7 +21,6 @@ from vita_ckpt.storage.writing.atomic_file import check_new, write_new
 if TYPE_CHECKING:
     import torch
 
-    from vita_ckpt.model.verify import Verification
     from vita_ckpt.model.vita import VitaModel
 
 MaxMemory = Mapping[Any, int | str]
@@ -61,7 +61,7 @@ def load_model(
     from vita_ckpt.model import load  # noqa: PLC0415 - torch
 
     checkpoint = downloaded(as_checkpoint(path))
-    with _memory_said(checkpoint.root):
+    with _memory_errors(checkpoint.root):
         return load.load_model(
             checkpoint,
             device=device,
@@ -121,7 +121,7 @@ def verify(
     checkpoint = downloaded(as_checkpoint(path))
     base = None if against is None else downloaded(as_checkpoint(against))
     earlier = None if golden is None else _read_golden(os.fspath(golden))
-    with _memory_said(checkpoint.root):
+    with _memory_errors(checkpoint.root):
         verification = forward.verify_checkpoint(
             checkpoint,
             device=device,
@@ -141,7 +141,7 @@ def verify(
 
 
 @contextmanager
-def _memory_said(path: str) -> Iterator[None]:
+def _memory_errors(path: str) -> Iterator[None]:
     """Memory that runs out is an error of its own, in one line; torch says it in many."""
     try:
         yield

@@ -20,6 +20,7 @@ from vita_ckpt.core.checkpoint import (
     Tensor,
     TensorRef,
 )
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import printable
@@ -116,8 +117,8 @@ class FileDifference:
         return _change(self.before, self.after)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference(Displayed):
     """Everything that distinguishes the checkpoint at the path ``b`` from the one at ``a``.
 
     ``values`` says whether values were compared, ``tensors_only`` whether config and files were
@@ -173,6 +174,61 @@ class Difference:
                 file=self.b,
             ),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (schema diff-v1): figures that are not defined are null."""
+        report = {
+            "format": "vita-ckpt-diff",
+            "version": REPORT_VERSION,
+            "a": self.a,
+            "b": self.b,
+            "identical": self.identical,
+            "values": self.values,
+            "tensors_only": self.tensors_only,
+            "only": list(self.only),
+            "ok": not self.breaches,
+            "parts": [
+                {
+                    "name": part.name,
+                    "unchanged": part.unchanged,
+                    "changed": part.changed,
+                    "added": part.added,
+                    "removed": part.removed,
+                    "bytes": part.nbytes,
+                    "values": _values(part.distance),
+                }
+                for part in self.parts
+            ],
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "part": parts.part_of(tensor.name),
+                    "change": tensor.change,
+                    "what": list(tensor.what),
+                    "before": _side(tensor.before),
+                    "after": _side(tensor.after),
+                    "values": _counted(tensor.distance),
+                }
+                for tensor in self.tensors
+            ],
+            "config": [asdict(key) for key in self.config],
+            "files": [
+                {
+                    "name": file.name,
+                    "change": file.change,
+                    "before": file.before,
+                    "after": file.after,
+                }
+                for file in self.files
+            ],
+            "left_out": list(self.left_out),
+            "unread": list(self.unread),
+            "breaches": [
+                {"rule": one.rule, "subject": one.subject, "message": one.message, "hint": one.hint}
+                for one in self.breaches
+            ],
+        }
+        return {key: _json_value(value) for key, value in report.items()}
 
 
 def covered(subject: str, only: Sequence[str]) -> bool:
@@ -233,57 +289,6 @@ def difference_report(found: Difference) -> Report:
     """The differences as notes, and those that ``only`` forbids as errors."""
     inside = (note for subject, note in _notes(found) if covered(subject, found.only or _ANY))
     return Report(found.b, "diff", worst_first((*found.breaches, *inside)))
-
-
-def difference_to_json(found: Difference) -> dict[str, Any]:
-    """The JSON form (schema diff-v1): figures that are not defined are null."""
-    report = {
-        "format": "vita-ckpt-diff",
-        "version": REPORT_VERSION,
-        "a": found.a,
-        "b": found.b,
-        "identical": found.identical,
-        "values": found.values,
-        "tensors_only": found.tensors_only,
-        "only": list(found.only),
-        "ok": not found.breaches,
-        "parts": [
-            {
-                "name": part.name,
-                "unchanged": part.unchanged,
-                "changed": part.changed,
-                "added": part.added,
-                "removed": part.removed,
-                "bytes": part.nbytes,
-                "values": _values(part.distance),
-            }
-            for part in found.parts
-        ],
-        "tensors": [
-            {
-                "name": tensor.name,
-                "part": parts.part_of(tensor.name),
-                "change": tensor.change,
-                "what": list(tensor.what),
-                "before": _side(tensor.before),
-                "after": _side(tensor.after),
-                "values": _counted(tensor.distance),
-            }
-            for tensor in found.tensors
-        ],
-        "config": [asdict(key) for key in found.config],
-        "files": [
-            {"name": file.name, "change": file.change, "before": file.before, "after": file.after}
-            for file in found.files
-        ],
-        "left_out": list(found.left_out),
-        "unread": list(found.unread),
-        "breaches": [
-            {"rule": one.rule, "subject": one.subject, "message": one.message, "hint": one.hint}
-            for one in found.breaches
-        ],
-    }
-    return {key: _json_value(value) for key, value in report.items()}
 
 
 def figures(distance: Distance) -> tuple[str, str, str]:

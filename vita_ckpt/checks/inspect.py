@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from vita_ckpt.checks.kinds import TOWER, VITA, kind_of
 from vita_ckpt.core.anatomy import parts, projectors
@@ -15,6 +15,7 @@ from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.provenance import needs_alignment
 
 REPORT_VERSION: Final = 1
@@ -88,8 +89,8 @@ class LoraSummary:
     base_model: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Displayed):
     """Everything ``inspect`` knows; ``disagreements`` are sentences about what does not fit.
 
     ``needs_alignment`` is set where the projector was drawn at random and not trained since.
@@ -118,6 +119,36 @@ class Inspection:
     needs_alignment: bool
     disagreements: tuple[str, ...]
     left_out: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
+
+        The lists of tensors and modules that the schema has beside it are reports of their own.
+        """
+        report: dict[str, Any] = _listed(asdict(self))
+        report["left_out"] = [{"name": n, "reason": r} for n, r in self.left_out.items()]
+        if self.tower_directory is not None:
+            del report["tower_directory"]["config"]
+        return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
+
+
+class TensorRow(TypedDict):
+    """A tensor as JSON: name, dtype, shape, the shard that holds it, its size in bytes."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    shard: str
+    bytes: int
+
+
+class ModuleRow(TypedDict):
+    """A module as JSON: its name, and the tensors, parameters and bytes below it."""
+
+    name: str
+    tensors: int
+    parameters: int
+    bytes: int
 
 
 def inspect_checkpoint(
@@ -164,22 +195,8 @@ def inspect_checkpoint(
     )
 
 
-def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
-    """The report as JSON, in the form of ``schemas/inspect-v1.json``."""
-    report: dict[str, Any] = _listed(asdict(inspection))
-    report["left_out"] = left_out_to_json(inspection.left_out)
-    if inspection.tower_directory is not None:
-        del report["tower_directory"]["config"]
-    return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
-
-
-def left_out_to_json(left_out: Mapping[str, str]) -> list[dict[str, str]]:
-    """What a directory holds beside the checkpoint, with why it is not a part of it."""
-    return [{"name": name, "reason": reason} for name, reason in left_out.items()]
-
-
-def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Name, dtype, shape, shard and bytes of each named tensor, as JSON."""
+def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[TensorRow]:
+    """Return name, dtype, shape, shard and bytes of each named tensor, as JSON."""
     shards = {shard.file: shard.name for shard in checkpoint.shards}
     refs = checkpoint.refs
     return [
@@ -194,8 +211,8 @@ def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, 
     ]
 
 
-def module_rows(checkpoint: Checkpoint, depth: int) -> list[dict[str, Any]]:
-    """The module tree down to ``depth`` name components: tensors, parameters and bytes of each."""
+def module_rows(checkpoint: Checkpoint, depth: int) -> list[ModuleRow]:
+    """Return the module tree down to ``depth`` name components, with the sizes of each."""
     rows: dict[tuple[str, ...], list[int]] = {}
     for name, tensor in checkpoint.tensors.items():
         components = name.split(".")

@@ -175,7 +175,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     except OSError as error:
         if debug:
             traceback.print_exc()
-        _complain(f"system: {printable(': '.join(_said(error)))}")
+        _complain(f"system: {printable(': '.join(_os_error_parts(error)))}")
         forget_stdout()
         return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
@@ -197,7 +197,7 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - stays open
 
 
-def _said(error: OSError) -> list[str]:
+def _os_error_parts(error: OSError) -> list[str]:
     """What the system said, and of what if that is known: of stdout it is not."""
     subject = [os.fsdecode(error.filename)] if error.filename is not None else []
     return [*subject, (error.strerror or str(error) or type(error).__name__).lower()]

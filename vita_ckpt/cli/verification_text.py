@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vita_ckpt.cli import render
 from vita_ckpt.core.report import has_errors
+from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import escaped, printable
-
-if TYPE_CHECKING:
-    from vita_ckpt.model.verify import Verification
 
 
 def verification_lines(verification: Verification) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     files_read,
 )
+from vita_ckpt.core.display import Displayed, count_by_type
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast, nbytes
 from vita_ckpt.errors import InputError, StaleInputError
 
@@ -104,8 +105,8 @@ class Record:
     needs_alignment: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Displayed):
     """Edits on a base checkpoint; the tensors come from the base or from one of the ``donors``.
 
     ``notes`` are sentences for the user: what was decided, what is left out. Two edits of one name
@@ -178,6 +179,21 @@ class Plan:
             texts=texts,
             provenance=provenance,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON: what ``save_plan`` writes and ``load_plan`` reads."""
+        return plan_to_json(self)
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield the operation, its inputs, its edits counted by kind, and its notes."""
+        yield "operation", self.operation
+        yield "base", self.base.root or "none"
+        if self.donors:
+            yield "donors", tuple(donor.root for donor in self.donors)
+        yield "edits", count_by_type(self.edits) or "none"
+        if self.record is not None and self.record.needs_alignment:
+            yield "needs alignment", True
+        yield from (("note", note) for note in self.notes)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from vita_ckpt.checks.diff import (
     PartDifference,
     TensorDifference,
     difference_report,
-    difference_to_json,
     figures,
 )
 from vita_ckpt.checks.rules import RULES
@@ -100,7 +99,7 @@ def command(
         outputs,
         {
             "text": lambda: "".join(f"{line}\n" for line in _screen(found, limit)),
-            "json": lambda: json_text(difference_to_json(found)) + "\n",
+            "json": lambda: json_text(found.to_dict()) + "\n",
         },
     )
     return 1 if found.breaches or (exit_code and not found.identical) else 0

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api.lifecycle import History, history, history_to_json
+from vita_ckpt.api.lifecycle import history
 from vita_ckpt.cli import render
 from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.core.outcomes import History
 from vita_ckpt.errors import printable
 
 
@@ -24,7 +25,7 @@ def command(checkpoint: str, as_json: bool) -> None:
     """
     found = history(checkpoint)
     if as_json:
-        render.echo_json(history_to_json(found))
+        render.echo_json(found.to_dict())
     else:
         click.echo("\n".join(_lines(found)))
 
