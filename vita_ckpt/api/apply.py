@@ -56,6 +56,7 @@ from vita_ckpt.storage.writing.layout import (
 from vita_ckpt.storage.writing.manifest import current_manifest, manifest_of
 from vita_ckpt.storage.writing.outputs import Finish, Link
 
+# Is called with the bytes that were written since the last call.
 Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from vita_ckpt.model.vita import VitaModel
 
+# What weights may take: bytes or a text such as "4GB", by GPU number or "cpu".
 MaxMemory = Mapping[Any, int | str]
 
 # Enough to see whether an answer makes sense: while streaming, each token reads all the weights.

@@ -27,6 +27,7 @@ from vita_ckpt.errors import printable
 
 REPORT_VERSION: Final = 1
 
+# What became of something from one checkpoint to the other.
 Change = Literal["added", "removed", "changed"]
 
 _CONFIG: Final = "config.json"
@@ -229,6 +230,11 @@ class Difference(Displayed):
             ],
         }
         return {key: _json_value(value) for key, value in report.items()}
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield every field that is not empty, and whether the two are the same."""
+        yield from Displayed.display_rows(self)
+        yield "identical", self.identical
 
 
 def covered(subject: str, only: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Final, TypedDict
@@ -16,6 +16,7 @@ from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
 from vita_ckpt.core.display import Displayed
+from vita_ckpt.core.left_out import left_out_to_json
 from vita_ckpt.core.provenance import needs_alignment
 
 REPORT_VERSION: Final = 1
@@ -126,10 +127,23 @@ class Inspection(Displayed):
         The lists of tensors and modules that the schema has beside it are reports of their own.
         """
         report: dict[str, Any] = _listed(asdict(self))
-        report["left_out"] = [{"name": n, "reason": r} for n, r in self.left_out.items()]
+        report["left_out"] = left_out_to_json(self.left_out)
         if self.tower_directory is not None:
             del report["tower_directory"]["config"]
         return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield every field that is not empty; of what has fields of its own, what counts."""
+        short: dict[str, object] = {}
+        if self.tower_directory is not None:
+            short["tower directory"] = self.tower_directory.problem or self.tower_directory.tower
+        if self.dispatch is not None:
+            short["dispatch"] = f"{self.dispatch.tower_class or 'nothing'}: {self.dispatch.reason}"
+        if self.projector is not None:
+            widths = f"{self.projector.in_width}→{self.projector.out_width}"
+            short["projector"] = f"{' or '.join(self.projector.types)} {widths}"
+        for label, value in Displayed.display_rows(self):
+            yield label, short.get(label, value)
 
 
 class TensorRow(TypedDict):

@@ -56,6 +56,7 @@ class RemoteFile:
         return f"hf://{self.repository}@{self.commit}/{self.name}"
 
 
+# A file as it was when it was opened.
 File = LocalFile | RemoteFile
 
 
@@ -133,6 +134,7 @@ class RandomInit:
         return nbytes(self.dtype, self.shape)
 
 
+# A tensor of an opened checkpoint, or of the target of a plan.
 Tensor = TensorRef | Cast | RandomInit
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.display import Displayed
+from vita_ckpt.core.left_out import left_out_to_json
 from vita_ckpt.core.report import Report
 
 HISTORY_VERSION: Final = 1
@@ -89,7 +90,7 @@ class Push(Displayed):
             "report": self.report.to_dict(),
             "url": self.url,
             "files": list(self.files),
-            "left_out": [{"name": n, "reason": r} for n, r in self.left_out.items()],
+            "left_out": left_out_to_json(self.left_out),
             "removed": list(self.removed),
         }
 

@@ -87,6 +87,7 @@ class DropFile:
     reason: str
 
 
+# One change of a checkpoint.
 Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | DropFile
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.core.display import Displayed
 
+# How bad a finding is: only an error makes a checkpoint unsound.
 Severity = Literal["error", "warning", "note"]
 
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")

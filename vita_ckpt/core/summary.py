@@ -8,9 +8,11 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.core.checkpoint import Tensor
 from vita_ckpt.core.display import Displayed
+from vita_ckpt.core.left_out import left_out_to_json
 
 SUMMARY_VERSION: Final = 1
 
+# What a plan does to a tensor or a file.
 PlannedChange = Literal["added", "removed", "replaced"]
 
 
@@ -114,7 +116,7 @@ class Summary(Displayed):
             "donors": list(self.donors),
             "notes": list(self.notes),
             **lists,
-            "left_out": [{"name": n, "reason": r} for n, r in self.left_out.items()],
+            "left_out": left_out_to_json(self.left_out),
             "bytes_to_write": self.bytes_to_write,
         }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NoReturn
 
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.file_listing import Trouble, WeightFile, WeightFiles
 
 Outcome = Literal["complete", "partial", "stops"]
@@ -28,8 +29,8 @@ class Step:
     code: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LoaderStory:
+@dataclass(frozen=True, slots=True, repr=False)
+class LoaderStory(Displayed):
     """What one loader does with a directory.
 
     ``outcome`` is ``complete`` if every tensor of what it builds gets a stored value and nothing of
