@@ -1,4 +1,4 @@
-"""Surgery: plans on checkpoints, what they will do, and running them."""
+"""Run plans: save, load and summarize them, write what they make, or change a base in place."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from vita_ckpt import __version__
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
 from vita_ckpt.core.address import is_remote
@@ -160,12 +161,12 @@ def _apply_in_place(plan: Plan, options: Options, progress: Progress) -> str:
 
 
 def _is_idle(layout: InPlaceLayout, options: Options) -> bool:
-    """Whether there is nothing to do in place, and so nothing to be said of it."""
+    """Return whether there is nothing to write in place, no lineage either."""
     return not layout.changes and not (options.digest or options.model_card)
 
 
 def _layout(plan: Plan, options: Options) -> DirectoryLayout:
-    """Every file of the output but those that say what was done."""
+    """Lay out every file of the output but the lineage, the model card and the manifest."""
     layout = plan_layout(plan)
     written = _lineage_files(plan, options)
     carried = tuple(file for file in layout.carried if file.name not in written)
@@ -173,7 +174,7 @@ def _layout(plan: Plan, options: Options) -> DirectoryLayout:
 
 
 def _lineage_files(plan: Plan, options: Options) -> tuple[str, ...]:
-    """The names of the files that will say what was done."""
+    """Return the names of the files that will say what was done."""
     if plan.record is None:
         return ()
     card = (MODEL_CARD,) if options.model_card else ()
@@ -182,7 +183,7 @@ def _lineage_files(plan: Plan, options: Options) -> tuple[str, ...]:
 
 
 def lay_out_in_place(plan: Plan) -> InPlaceLayout:
-    """What of its base a plan changes. Raises UsageError for one that is no surgery of it."""
+    """Lay out what a plan changes of its base. Raises UsageError unless it is a surgery of one."""
     _check_here(plan)
     if plan.record is None or plan.base.layout not in ("safetensors", "torch"):
         raise UsageError(
@@ -215,7 +216,7 @@ def _finish(
     options: Options,
     now: str,
 ) -> Finish:
-    """The files that say what was done: lineage, model card, manifest; none for an extraction."""
+    """Return what makes lineage, model card and manifest once digests are known."""
     if plan.record is None:
         return lambda _digests: ()
     known = current_manifest(plan.base)
@@ -240,13 +241,11 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    from vita_ckpt import __version__  # noqa: PLC0415 - the package itself, which imports this
-
     return {"vita_ckpt": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
 
 
 def check_output(plan: Plan, out: StrPath) -> str:
-    """The absolute path of ``out``; raises what :func:`apply` would raise for it, and no later."""
+    """Return the absolute path of ``out``; raise what :func:`apply` would raise for it."""
     path = commit.check_output(local(out), (plan.base, *plan.donors))
     if plan.base.root != EMPTY.root and plan.base.layout not in ("safetensors", "torch"):
         raise InputError(
@@ -284,13 +283,13 @@ def save_plan(plan: Plan, path: StrPath) -> None:
 
 
 def base_of(path: StrPath) -> str:
-    """The path of the base of a saved plan. Raises InputError if the file is none."""
+    """Return the path of the base of a saved plan. Raises InputError if the file is no plan."""
     with _named(path):
         return input_paths(read_json_object(local(path))[0])[0]
 
 
 def load_plan(path: StrPath) -> Plan:
-    """A plan that :func:`save_plan` wrote, its inputs opened again.
+    """Load a plan that :func:`save_plan` wrote, and open its inputs again.
 
     Raises StaleInputError if one of them is not what the plan was computed from.
     """
@@ -311,7 +310,7 @@ def load_plan(path: StrPath) -> Plan:
 
 @contextmanager
 def _named(path: StrPath) -> Iterator[None]:
-    """An error of a plan names its file."""
+    """Make errors of a plan name the plan's file."""
     try:
         yield
     except VitaCkptError as error:
@@ -328,8 +327,8 @@ def summarize(
 ) -> Summary:
     """Summarize what ``plan`` will do: tensors and config before and after, files, bytes.
 
-    With ``in_place`` it is what :func:`apply_in_place` does. How large the files will be that say
-    what was done is not known before.
+    With ``in_place`` it is what :func:`apply_in_place` does. The size of lineage, model card and
+    manifest is not known before and not counted.
     """
     target = plan.target()
     changes = lay_out_in_place(plan) if in_place else None

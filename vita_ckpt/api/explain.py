@@ -1,4 +1,4 @@
-"""Explaining: what each loader would do with a directory, and where they part."""
+"""Explain what each loader would do with a directory, and where they part."""
 
 from __future__ import annotations
 

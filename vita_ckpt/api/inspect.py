@@ -1,4 +1,4 @@
-"""Opening and describing: headers only, whatever a checkpoint weighs."""
+"""Describe checkpoints from their headers, whatever they weigh."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vita_ckpt.storage.reading.tower import find_tower
 
 
 def inspect(checkpoint: Checkpoint | StrPath) -> Inspection:
-    """What a checkpoint, adapter, run or tower is, and whether its config agrees with its weights.
+    """Describe a checkpoint, adapter, run or tower, and compare its config with its weights.
 
     Headers and configs only. A vision tower directory that is not reachable from here is reported,
     not an error. Raises InputError if the checkpoint itself cannot be read.
@@ -28,16 +28,16 @@ def inspect(checkpoint: Checkpoint | StrPath) -> Inspection:
 
 
 def list_tensors(checkpoint: Checkpoint | StrPath, pattern: str = "*") -> list[TensorRow]:
-    """Name, dtype, shape, shard and bytes of each tensor whose name matches a glob, by name."""
+    """List name, dtype, shape, shard and bytes of the tensors whose names match a glob, by name."""
     opened = as_checkpoint(checkpoint)
     return tensor_rows(opened, sorted(n for n in opened.tensors if fnmatchcase(n, pattern)))
 
 
 def module_tree(checkpoint: Checkpoint | StrPath, depth: int) -> list[ModuleRow]:
-    """Tensors, parameters and bytes of every module down to ``depth`` parts of a name."""
+    """List tensors, parameters and bytes of every module, down to ``depth`` parts of a name."""
     return module_rows(as_checkpoint(checkpoint), depth)
 
 
 def as_checkpoint(checkpoint: Checkpoint | StrPath) -> Checkpoint:
-    """A checkpoint as it is, a path opened."""
+    """Return a checkpoint as it is; open a path."""
     return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)

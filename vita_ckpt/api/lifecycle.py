@@ -1,4 +1,4 @@
-"""What was done to a checkpoint, undoing it, and making whole what a dead run left."""
+"""Tell what was done to a checkpoint, undo it, and clean up after runs that were killed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
 
 
 def history(path: StrPath) -> History:
-    """What was done to a checkpoint, and whether the last of it can be undone.
+    """Return what was done to a checkpoint, and whether the last of it can be undone.
 
     Raises InputError if the checkpoint cannot be read.
     """
@@ -60,7 +60,7 @@ def history(path: StrPath) -> History:
 
 
 def leftovers(path: StrPath) -> list[Leftover]:
-    """What runs that were killed left in a directory, beside it, and in it if it is a checkpoint.
+    """Find what killed runs left in a directory, beside it, and in it if it is a checkpoint.
 
     The path itself need not exist: an output that never came is looked for beside its place. Raises
     InputError if neither it nor its directory can be read.
@@ -76,7 +76,7 @@ def leftovers(path: StrPath) -> list[Leftover]:
 
 
 def _temporary() -> list[Leftover]:
-    """What was fetched of the hub only to be read, and lies where temporary files do.
+    """Find what was fetched from the hub and lies where temporary files do.
 
     Nothing where that is no place, or cannot be read. Python may write there to find that out.
     """
@@ -89,7 +89,9 @@ def _temporary() -> list[Leftover]:
 
 
 def clean(path: StrPath, *, dry_run: bool = False) -> list[tuple[Leftover, bool]]:
-    """Remove what :func:`leftovers` finds, with whether it is gone, or with ``dry_run`` would be.
+    """Remove what killed runs left; return each with whether it is gone.
+
+    With ``dry_run`` nothing is removed, and each comes with whether it would be.
 
     So is what is left of this user in the directory for temporary files. What belongs to a process
     that lives, or that ran where it cannot be looked for, stays.
@@ -100,7 +102,7 @@ def clean(path: StrPath, *, dry_run: bool = False) -> list[tuple[Leftover, bool]
 
 
 def last_undoable(path: StrPath) -> Undoable | None:
-    """What :func:`undo` would undo and :func:`drop_undo` remove; None if there is nothing.
+    """Return what :func:`undo` would undo and :func:`drop_undo` remove; None if there is nothing.
 
     The checkpoint itself need not be readable. Raises InputError if what is kept is not.
     """
@@ -108,7 +110,7 @@ def last_undoable(path: StrPath) -> Undoable | None:
 
 
 def drop_undo(path: StrPath) -> int:
-    """Remove what is kept to undo the last in-place surgery; the bytes of it, 0 if there is none.
+    """Remove what is kept to undo the last in-place surgery; return its size in bytes, or 0.
 
     Raises InputError if somebody works on the checkpoint.
     """

@@ -1,4 +1,4 @@
-"""Pushing: a checkpoint to the hub, once it is known to be sound."""
+"""Push a checkpoint to the hub, once it is known to be sound."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _directory(path: StrPath) -> str:
 
 
 def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
-    """The files that go up, as they were surveyed, by their names; the others, with why not."""
+    """Return the files to upload, as they were surveyed, and why each other one is left out."""
     checkpoint = surveyed.checkpoint
     root = checkpoint.root
     parts = _parts(checkpoint)
@@ -139,7 +139,7 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
 
 
 def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Names and paths of what is not left out; what is hidden or has no name in UTF-8 is added."""
+    """Yield names and paths of the other files; add hidden ones and those not in UTF-8."""
     for folder, folders, names in os.walk(root):
         below = os.path.relpath(folder, root)
         relative = {n: n if below == os.curdir else f"{below}/{n}" for n in (*folders, *names)}
@@ -155,7 +155,7 @@ def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _parts(checkpoint: Checkpoint) -> set[str]:
-    """The files of weights that the index or the layout promises, broken ones too."""
+    """Return the weight files that the index or the layout promises, broken ones too."""
     root = checkpoint.root
     names = listing(root)
     index = index_of(names)
@@ -171,7 +171,7 @@ def _parts(checkpoint: Checkpoint) -> set[str]:
 
 
 def _stays_inside(root: str, link: str) -> bool:
-    """Whether a link leads to what is not hidden in the directory, or to a blob of the hub's cache.
+    """Return whether a link leads to a visible file below, or to a blob of the hub's cache.
 
     There, ``snapshots/COMMIT`` holds links to files in ``blobs``, beside it.
     """

@@ -1,4 +1,4 @@
-"""Running: the model of a checkpoint, and what one forward pass shows (extra ``model``)."""
+"""Run the model of a checkpoint, and say what one forward pass shows (extra ``model``)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_model(
     attn: str | None = None,
     max_memory: MaxMemory | None = None,
 ) -> VitaModel:
-    """The model of a VITA checkpoint, ready to run: text and images, no audio.
+    """Load the model of a VITA checkpoint, ready to run: text and images, no audio.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
     ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
@@ -143,18 +143,18 @@ def verify(
 
 @contextmanager
 def _memory_errors(path: str) -> Iterator[None]:
-    """Memory that runs out is an error of its own, in one line; torch says it in many."""
+    """Raise InputError in one line where memory runs out; torch raises it in many."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = str(error).lower()
+        message = str(error).lower()
         memory = ("out of memory", "not enough memory", "can't allocate memory")
-        if not isinstance(error, MemoryError) and not any(words in said for words in memory):
+        if not isinstance(error, MemoryError) and not any(words in message for words in memory):
             raise
         raise InputError(
             "out-of-memory",
             path,
-            got=said.partition("\n")[0],
+            got=message.partition("\n")[0],
             hint="with --max-memory cpu=0 (or 0=0 for a GPU) the weights stream from the files",
         ) from error
 
@@ -173,7 +173,7 @@ def _read_golden(path: str) -> Mapping[str, Any]:
 
 
 def _are_rows(rows: Any) -> bool:
-    """Whether ``rows`` are tables of ids and of values of one shape."""
+    """Return whether ``rows`` are tables of ids and of values of one shape."""
 
     def sizes(table: Any, kinds: tuple[type, ...]) -> list[int] | None:
         if not isinstance(table, list) or not all(isinstance(line, list) for line in table):

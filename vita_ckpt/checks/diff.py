@@ -1,4 +1,4 @@
-"""What distinguishes two checkpoints, whatever files their tensors lie in, and ``--only``."""
+"""Say what distinguishes two checkpoints, whatever files their tensors lie in, and check --only."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ class Difference(Displayed):
 
 
 def covered(subject: str, only: Sequence[str]) -> bool:
-    """Whether one of the globs names ``subject``: ``tensor:NAME``, ``config:KEY``, ``file:PATH``.
+    """Return whether a glob names ``subject``: ``tensor:NAME``, ``config:KEY``, ``file:PATH``.
 
     A glob without one of these prefixes is one of tensor names.
     """
@@ -253,7 +253,7 @@ def covered(subject: str, only: Sequence[str]) -> bool:
 
 
 def compared_files(checkpoint: Checkpoint) -> dict[str, File | str]:
-    """The files that are compared byte by byte, by name; of a target some are texts."""
+    """Return the files that are compared byte by byte, by name; of a target some are texts."""
     files: dict[str, File | str] = {**checkpoint.files, **checkpoint.texts}
     return {name: file for name, file in files.items() if name not in _NOT_BY_BYTES}
 
@@ -268,7 +268,7 @@ def compare_checkpoints(
     only: Sequence[str],
     unread: tuple[str, ...] = (),
 ) -> Difference:
-    """What distinguishes ``b`` from ``a``.
+    """Collect what distinguishes ``b`` from ``a``.
 
     ``other_tensors`` and ``other_files`` are the names of what both have and whose bytes differ;
     ``distances`` those of the tensors whose values can be compared, None where they were not. A
@@ -292,13 +292,13 @@ def compare_checkpoints(
 
 
 def difference_report(found: Difference) -> Report:
-    """The differences as notes, and those that ``only`` forbids as errors."""
+    """Report the differences as notes, and those that ``only`` forbids as errors."""
     inside = (note for subject, note in _notes(found) if covered(subject, found.only or _ANY))
     return Report(found.b, "diff", worst_first((*found.breaches, *inside)))
 
 
 def figures(distance: Distance) -> tuple[str, str, str]:
-    """max |Δ|, relative L2 and cosine for a person; a dash where one is not defined."""
+    """Word max |Δ|, relative L2 and cosine; a dash where one is not defined."""
     values = distance.max_abs, distance.relative_l2, distance.cosine
     largest, relative, cosine = ("–" if value is None else f"{value:.6g}" for value in values)
     return largest, relative, cosine
@@ -311,7 +311,7 @@ def _change(before: object, after: object) -> Change:
 
 
 def _is_lone(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is one weight file, not the directory around it."""
+    """Return whether a checkpoint is one weight file, not the directory around it."""
     return any(not shard.name for shard in checkpoint.shards)
 
 
@@ -355,7 +355,7 @@ def _parts(
 
 
 def _config(a: Checkpoint, b: Checkpoint) -> Iterator[ConfigDifference]:
-    """Keys whose values differ: the order of keys never matters, the types of values do."""
+    """Yield keys whose values differ: the order of keys never matters, the types of values do."""
     old, new = _canonical(a), _canonical(b)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
@@ -366,7 +366,7 @@ def _config(a: Checkpoint, b: Checkpoint) -> Iterator[ConfigDifference]:
 
 
 def _canonical(checkpoint: Checkpoint) -> dict[str, str]:
-    """The config's values as JSON, in which true is not 1 and a NaN is a NaN."""
+    """Return the config's values as JSON, in which true is not 1 and a NaN is a NaN."""
     config = checkpoint.config or {}
     return {key: json.dumps(value, sort_keys=True) for key, value in config.items()}
 
@@ -385,22 +385,22 @@ def _size(file: File | str | None) -> int | None:
 
 
 def _notes(found: Difference) -> Iterator[tuple[str, Finding]]:
-    """Every difference as a note, with what ``--only`` calls it."""
+    """Yield every difference as a note, with what ``--only`` calls it."""
     for tensor in found.tensors:
         rule = f"tensor-{(*tensor.what, tensor.change)[0]}"
-        note = finding(rule, tensor.name, _said(tensor), file=_file_of(tensor) or found.b)
+        note = finding(rule, tensor.name, _describe(tensor), file=_file_of(tensor) or found.b)
         yield f"tensor:{tensor.name}", note
     for key in found.config:
-        said = f"{key.change}: {_arrow(key.change, key.before, key.after)}"
+        text = f"{key.change}: {_arrow(key.change, key.before, key.after)}"
         config = f"{found.a if key.change == 'removed' else found.b}/{_CONFIG}"
-        yield f"config:{key.key}", finding("config-changed", key.key, said, file=config)
+        yield f"config:{key.key}", finding("config-changed", key.key, text, file=config)
     for file in found.files:
-        said = f"{file.change}: {_arrow(file.change, file.before, file.after)} bytes"
+        text = f"{file.change}: {_arrow(file.change, file.before, file.after)} bytes"
         path = f"{found.a if file.change == 'removed' else found.b}/{file.name}"
-        yield f"file:{file.name}", finding("file-changed", file.name, said, file=path)
+        yield f"file:{file.name}", finding("file-changed", file.name, text, file=path)
 
 
-def _said(tensor: TensorDifference) -> str:
+def _describe(tensor: TensorDifference) -> str:
     sides = [
         f"{side.dtype} {list(side.shape)}" if side is not None else None
         for side in (tensor.before, tensor.after)
@@ -445,7 +445,7 @@ def _values(distance: Distance | None) -> dict[str, Any] | None:
 
 
 def _counted(distance: Distance | None) -> dict[str, Any] | None:
-    """The figures of one tensor, with its NaN and infinities."""
+    """Return the figures of one tensor, with its NaN and infinities."""
     values = _values(distance)
     if values is None or distance is None:
         return None
@@ -457,7 +457,7 @@ def _counted(distance: Distance | None) -> dict[str, Any] | None:
 
 
 def _json_value(value: Any) -> Any:
-    """A value as every reader of JSON takes it: no NaN, no infinities, no lone surrogates."""
+    """Make a value JSON that every reader takes: no NaN, no infinities, no lone surrogates."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, float) and not isfinite(value):

@@ -1,4 +1,4 @@
-"""What ``inspect`` says: parts, config beside what the weights say, what upstream would build."""
+"""Describe a checkpoint: its parts, its config beside the weights, what upstream would build."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Inspection(Displayed):
         return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
-        """Yield every field that is not empty; of what has fields of its own, what counts."""
+        """Yield every field that is not empty, nested ones in short."""
         short: dict[str, object] = {}
         if self.tower_directory is not None:
             short["tower directory"] = self.tower_directory.problem or self.tower_directory.tower
@@ -292,7 +292,7 @@ class _Facts:
         )
 
     def line(self, key: str) -> ConfigLine:
-        """What config and weights say of ``key``."""
+        """Compare what config and weights say of ``key``."""
         name = "dtype" if key == "torch_dtype" and key not in self.config else key
         value, problem = self.config.get(name), None
         if value is not None and type(value) not in CONFIG_KEYS[key]:
@@ -413,7 +413,7 @@ class _Facts:
         return scales if scales and not rest else None
 
     def tokens_per_image(self, kind: str) -> int | None:
-        """Tokens that one image becomes in the language model (of a tower: before a projector)."""
+        """Count the tokens that one image becomes in the language model (of a tower: before it)."""
         tower = self.directory or self.tower
         if self.tower is not None and tower is not None and tower.family != self.tower.family:
             tower = self.tower
@@ -432,7 +432,7 @@ class _Facts:
         return None if tokens is None else projectors.tokens_out(projector, tokens)
 
     def disagreements(self, kind: str, lines: Mapping[str, ConfigLine]) -> Iterable[str]:
-        """Sentences about what does not fit together."""
+        """Yield sentences about what does not fit together."""
         for key, line in lines.items():
             if line.problem is not None:
                 yield f"{key}: {line.problem}"
@@ -532,7 +532,7 @@ def _natural(component: str) -> tuple[int, int, str]:
 
 
 def _listed(value: Any) -> Any:
-    """Tuples as lists, all the way down: what JSON makes of them anyway."""
+    """Turn tuples into lists, all the way down, as JSON has them."""
     if isinstance(value, Mapping):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,4 +1,4 @@
-"""What every surgery command shares: options for the plan, its rendering, running it."""
+"""Share among surgery commands the options, the running and the rendering of a plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST_ROWS: Final = 16
 
 
 def plan_options(command: _Command) -> _Command:
-    """The options of every command that runs a plan: where to, whether to, what to print."""
+    """Add the options of every command that runs a plan: where to, whether to, what to print."""
     return _with_options(
         command,
         click.option("--out", type=LOCAL, metavar="PATH", help="What to write; must be new."),
@@ -56,7 +56,7 @@ def plan_options(command: _Command) -> _Command:
 
 
 def surgery_options(command: _Command) -> _Command:
-    """The options of :func:`plan_options`, and those of what changes a whole checkpoint."""
+    """Add the options of :func:`plan_options`, and those for changing a whole checkpoint."""
     return _with_options(
         plan_options(command),
         click.option(
@@ -93,7 +93,7 @@ def _with_options(command: _Command, *options: _Command) -> _Command:
 
 
 def begin(settings: Settings, base: str, run: Mapping[str, Any]) -> None:
-    """Before an in-place surgery is planned: make whole what a dead one left in the middle."""
+    """Recover a checkpoint from a dead in-place surgery, before another one is planned."""
     if run["in_place"] and not run["dry_run"] and os.path.isdir(base):
         found = lifecycle.recover(base)
         if found is not None:
@@ -115,7 +115,7 @@ def run_plan(
     model_card: bool = False,
     verify_first: bool = False,
 ) -> int:
-    """Save, show and run a plan as its options say; the exit code.
+    """Save, show and run a plan as its options say; return the exit code.
 
     With ``verify_first`` its target is verified by a forward pass before anything is written.
     """
@@ -126,7 +126,7 @@ def run_plan(
     if plan_out is not None:
         api.check_plan_path(plan, plan_out)
     if out is not None and not dry_run:
-        _say_leftovers(settings, api.check_output(plan, out))
+        _note_leftovers(settings, api.check_output(plan, out))
     if verify_first and not _works(settings, plan):
         return 1
     if dry_run or (out is None and not in_place):
@@ -190,7 +190,7 @@ def _check_options(
         raise UsageError("outputs-collide", out, expected="two paths for two outputs")
 
 
-def _say_leftovers(settings: Settings, out: str) -> None:
+def _note_leftovers(settings: Settings, out: str) -> None:
     for leftover in lifecycle.leftovers(out):
         if leftover.fate == "dead":
             path, size = render.path(leftover.path), render.size(leftover.nbytes)
@@ -198,7 +198,7 @@ def _say_leftovers(settings: Settings, out: str) -> None:
 
 
 def _works(settings: Settings, plan: Plan) -> bool:
-    """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
+    """Verify the target of a plan by a forward pass; print the result to stderr."""
     verification = verify(plan.target())
     _base, *results = verification_lines(verification)
     for line in ("the result, which is not written yet", *results):
@@ -221,7 +221,7 @@ def _in_place_lines(summary: Summary, written: str | None) -> list[str]:
 
 
 def _changed_files(summary: Summary) -> list[str]:
-    """The changes of a plan, and the weight files that are written."""
+    """Render the changes of a plan, and the weight files that are written."""
     lines = summary_lines(summary)
     named = {file.name for file in summary.files}
     for what, files in (("patched", summary.patched), ("rewritten", summary.rewritten)):
@@ -250,7 +250,7 @@ def _lines(summary: Summary, written: str | None) -> list[str]:
 
 
 def summary_lines(summary: Summary) -> list[str]:
-    """What a plan changes: tensors (by part, where they are many), config and files."""
+    """Render what a plan changes: tensors (by part, where they are many), config and files."""
     lines: list[str] = []
     changes = summary.tensors
     if len(changes) > _MOST_ROWS:
@@ -273,7 +273,7 @@ def summary_lines(summary: Summary) -> list[str]:
 def _grouped(
     changes: Sequence[PlannedTensor], alone: str | None
 ) -> list[tuple[str, str, int, str]]:
-    """How many tensors of each part change in which way; ``alone`` is the only part there is."""
+    """Count the tensors of each part by their change; ``alone`` is the only part there is."""
     groups: dict[tuple[str, str], list[str]] = {}
     for change in changes:
         part = parts.LABELS[alone or parts.part_of(change.name)]

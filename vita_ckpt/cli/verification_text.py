@@ -9,7 +9,7 @@ from vita_ckpt.errors import escaped, printable
 
 
 def verification_lines(verification: Verification) -> list[str]:
-    """What a person reads of a verification."""
+    """Return the lines that a person reads of a verification."""
     how = "streamed" if verification.streamed else "resident"
     lines = [
         printable(render.path(verification.path)),

@@ -1,4 +1,4 @@
-"""Plans: surgery as data. A plan computes its target and writes nothing."""
+"""Represent surgery as data: a plan computes its target and writes nothing."""
 
 from __future__ import annotations
 
@@ -143,16 +143,16 @@ class Plan(Displayed):
 
     @property
     def preconditions(self) -> tuple[File, ...]:
-        """Every file that the plan was computed from, as it was."""
+        """Return every file that the plan was computed from, as it was."""
         return tuple(dict.fromkeys(file for files in _inputs(self) for file in files))
 
     @property
     def tensor_edits(self) -> tuple[AddTensor | ReplaceTensor, ...]:
-        """The edits that give the target a tensor."""
+        """Return the edits that give the target a tensor."""
         return tuple(e for e in self.edits if isinstance(e, AddTensor | ReplaceTensor))
 
     def target(self) -> Checkpoint:
-        """The checkpoint that the plan makes; its tensors are references, nothing is written."""
+        """Compute the checkpoint that the plan makes: its tensors are references, none is read."""
         tensors, files = dict(self.base.tensors), dict(self.base.files)
         config = dict(self.base.config) if self.base.config is not None else None
         texts: dict[str, str] = {}
@@ -198,7 +198,7 @@ class Plan(Displayed):
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: inputs with their fingerprints, edits that name tensors of the inputs."""
+    """Return the plan as JSON: inputs with fingerprints, edits that name tensors of the inputs."""
     inputs = (plan.base, *plan.donors)
     origins = {
         tensor: (index, name)
@@ -224,7 +224,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def input_paths(data: Any) -> tuple[str, ...]:
-    """The paths or pinned addresses of a saved plan's inputs; empty for a base that is nothing.
+    """Return the paths or pinned addresses of a saved plan's inputs; empty for no base.
 
     Raises InputError if ``data`` is no plan of this version.
     """
@@ -240,7 +240,7 @@ def input_paths(data: Any) -> tuple[str, ...]:
 
 
 def input_revisions(data: Any) -> tuple[str, ...]:
-    """The branch or tag that led to each of a saved plan's inputs; empty where none did.
+    """Return the branch or tag that led to each of a saved plan's inputs, or an empty text.
 
     Raises InputError if ``data`` is no plan of this version.
     """
@@ -249,7 +249,7 @@ def input_revisions(data: Any) -> tuple[str, ...]:
 
 
 def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
-    """The plan of ``data`` on its re-opened ``inputs``.
+    """Read the plan of ``data`` on its re-opened ``inputs``.
 
     Raises StaleInputError if an input is not, byte for byte as far as fingerprints tell, the one
     that the plan was computed from, and InputError if ``data`` is not a plan.
@@ -269,7 +269,7 @@ def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
 
 
 def subject_of(edit: Edit) -> tuple[str, str]:
-    """What an edit is about, ``config``, ``file`` or ``tensor``, with its key or name."""
+    """Return what an edit is about: ``config``, ``file`` or ``tensor``, and its key or name."""
     if isinstance(edit, SetConfig):
         return "config", edit.key
     return "file" if isinstance(edit, PutFile | DropFile) else "tensor", edit.name
@@ -354,7 +354,7 @@ def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:
 
 
 def _file_name(name: str) -> str:
-    """A name that stays in the output directory, and that nothing runs or takes for weights."""
+    """Check that a name stays in the output directory and is not taken for code or weights."""
     if not _FILE.fullmatch(name):
         raise _not_a_plan(f"a file {name!r}")
     return name
@@ -383,7 +383,7 @@ def _init_from_json(data: Any) -> RandomInit:
 
 
 def _inputs(plan: Plan) -> list[tuple[File, ...]]:
-    """The files that matter of each input: all of the base's, of a donor those that are read."""
+    """Return the files that matter of each input: all of the base, of a donor those read."""
     return [plan.base.fingerprint, *map(files_read, plan.donors)]
 
 

@@ -31,7 +31,7 @@ class Finding:
     file: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """Return the fields as JSON values: bytes of a name that are no Unicode as ``\\udcff``."""
+        """Return the fields as JSON values; what is no Unicode is spelled out as ``\\udcff``."""
         return {key: _unicode(value) for key, value in asdict(self).items()}
 
 
@@ -79,12 +79,12 @@ def finding_rows(findings: Iterable[Finding]) -> Iterator[tuple[str, object]]:
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Findings in the order in which a person wants them: errors, warnings, notes."""
+    """Sort findings: errors, then warnings, then notes."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:
-    """Whether one of them is an error."""
+    """Return whether one of them is an error."""
     return any(finding.severity == "error" for finding in findings)
 
 

@@ -181,8 +181,8 @@ def _verdict(found: Difference) -> str:
         (len(found.config), "config key"),
         (len(found.files), "file"),
     )
-    said = [f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count]
-    verdict = f"changed: {', '.join(said)}"
+    changes = [f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count]
+    verdict = f"changed: {', '.join(changes)}"
     if found.only:
         verdict += "; --only does not hold" if found.breaches else "; --only holds"
     if found.unread:

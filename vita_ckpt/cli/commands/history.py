@@ -76,5 +76,5 @@ def _seed(entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _pairs(value: Any) -> list[tuple[str, Any]]:
-    """The items of an object; nothing of whatever else somebody may have written there."""
+    """Return the items of an object, and none of anything else."""
     return list(value.items()) if isinstance(value, Mapping) else []

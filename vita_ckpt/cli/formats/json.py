@@ -14,7 +14,7 @@ REPORT_VERSION: Final = 1
 
 
 def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
-    """ASCII; bytes of a name that are no Unicode are spelled out as ``\\udcff``."""
+    """Render in ASCII; bytes of a name that are no Unicode are spelled out as ``\\udcff``."""
     findings = [finding for report in reports for finding in report.findings]
     value = {
         "format": "vita-ckpt-report",
