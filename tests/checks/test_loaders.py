@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import explain, open_checkpoint
-from vita_ckpt.api.explain import Explanation
+from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import LOADERS
 from vita_ckpt.checks.explain.trace import LoaderTrace, PartSource
 from vita_ckpt.checks.loader_metadata import check_loaders

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Cast, Checkpoint, File, Tensor, TensorRef
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE, SAFETENSORS_INDEX, TORCH_INDEX
 from vita_ckpt.core.report import Finding, Report, worst_first
@@ -19,6 +20,7 @@ from vita_ckpt.errors import printable
 
 REPORT_VERSION: Final = 1
 
+# What became of something from one checkpoint to the other.
 Change = Literal["added", "removed", "changed"]
 
 # The config is compared key by key. Indexes, which tell where tensors lie, and the records of how a
@@ -108,8 +110,8 @@ class FileDifference:
         return _change(self.before, self.after)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference(Displayed):
     """Everything that distinguishes the checkpoint at the path ``b`` from the one at ``a``.
 
     ``values`` is set if values were compared, ``tensors_only`` if config and files were not: a lone
@@ -165,6 +167,66 @@ class Difference:
                 file=self.b,
             ),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (schema diff-v1): figures that are not defined are null."""
+        report = {
+            "format": "vita-ckpt-diff",
+            "version": REPORT_VERSION,
+            "a": self.a,
+            "b": self.b,
+            "identical": self.identical,
+            "values": self.values,
+            "tensors_only": self.tensors_only,
+            "only": list(self.only),
+            "ok": not self.breaches,
+            "parts": [
+                {
+                    "name": part.name,
+                    "unchanged": part.unchanged,
+                    "changed": part.changed,
+                    "added": part.added,
+                    "removed": part.removed,
+                    "bytes": part.nbytes,
+                    "values": _values(part.distance),
+                }
+                for part in self.parts
+            ],
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "part": parts.part_of(tensor.name),
+                    "change": tensor.change,
+                    "what": list(tensor.what),
+                    "before": _side(tensor.before),
+                    "after": _side(tensor.after),
+                    "values": _counted(tensor.distance),
+                }
+                for tensor in self.tensors
+            ],
+            "config": [asdict(key) for key in self.config],
+            "files": [
+                {
+                    "name": file.name,
+                    "change": file.change,
+                    "before": file.before,
+                    "after": file.after,
+                }
+                for file in self.files
+            ],
+            "left_out": list(self.left_out),
+            "unread": list(self.unread),
+            "breaches": [
+                {"rule": one.rule, "subject": one.subject, "message": one.message, "hint": one.hint}
+                for one in self.breaches
+            ],
+        }
+        return {key: _json_value(value) for key, value in report.items()}
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield every field that is not empty, and whether the two are the same."""
+        yield from Displayed.display_rows(self)
+        yield "identical", self.identical
 
 
 def covered(subject: str, only: Sequence[str]) -> bool:
@@ -226,57 +288,6 @@ def difference_report(found: Difference) -> Report:
     """Return the differences as notes, and those that ``only`` forbids as errors."""
     inside = (note for subject, note in _notes(found) if covered(subject, found.only or _ANY))
     return Report(found.b, "diff", worst_first((*found.breaches, *inside)))
-
-
-def difference_to_json(found: Difference) -> dict[str, Any]:
-    """Return the JSON form (schema diff-v1); figures that are not defined are null."""
-    report = {
-        "format": "vita-ckpt-diff",
-        "version": REPORT_VERSION,
-        "a": found.a,
-        "b": found.b,
-        "identical": found.identical,
-        "values": found.values,
-        "tensors_only": found.tensors_only,
-        "only": list(found.only),
-        "ok": not found.breaches,
-        "parts": [
-            {
-                "name": part.name,
-                "unchanged": part.unchanged,
-                "changed": part.changed,
-                "added": part.added,
-                "removed": part.removed,
-                "bytes": part.nbytes,
-                "values": _values(part.distance),
-            }
-            for part in found.parts
-        ],
-        "tensors": [
-            {
-                "name": tensor.name,
-                "part": parts.part_of(tensor.name),
-                "change": tensor.change,
-                "what": list(tensor.what),
-                "before": _side(tensor.before),
-                "after": _side(tensor.after),
-                "values": _counted(tensor.distance),
-            }
-            for tensor in found.tensors
-        ],
-        "config": [asdict(key) for key in found.config],
-        "files": [
-            {"name": file.name, "change": file.change, "before": file.before, "after": file.after}
-            for file in found.files
-        ],
-        "left_out": list(found.left_out),
-        "unread": list(found.unread),
-        "breaches": [
-            {"rule": one.rule, "subject": one.subject, "message": one.message, "hint": one.hint}
-            for one in found.breaches
-        ],
-    }
-    return {key: _json_value(value) for key, value in report.items()}
 
 
 def figures(distance: Distance) -> tuple[str, str, str]:

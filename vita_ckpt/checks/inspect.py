@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from vita_ckpt.checks.kinds import TOWER, VITA, kind_of
 from vita_ckpt.core.anatomy import parts, projectors
@@ -15,6 +15,7 @@ from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.provenance import needs_alignment
 
@@ -89,8 +90,8 @@ class LoraSummary:
     base_model: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Displayed):
     """A checkpoint as ``inspect`` reports it.
 
     ``disagreements`` are sentences about what does not fit. ``needs_alignment`` is set where
@@ -120,6 +121,49 @@ class Inspection:
     needs_alignment: bool
     disagreements: tuple[str, ...]
     left_out: Mapping[str, LeftOut]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
+
+        The lists of tensors and modules that the schema has beside it are reports of their own.
+        """
+        report: dict[str, Any] = _listed(asdict(self))
+        report["left_out"] = left_out_to_json(self.left_out)
+        if self.tower_directory is not None:
+            del report["tower_directory"]["config"]
+        return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield every field that is not empty, nested ones in short."""
+        short: dict[str, object] = {}
+        if self.tower_directory is not None:
+            short["tower directory"] = self.tower_directory.problem or self.tower_directory.tower
+        if self.dispatch is not None:
+            short["dispatch"] = f"{self.dispatch.tower_class or 'nothing'}: {self.dispatch.reason}"
+        if self.projector is not None:
+            widths = f"{self.projector.in_width}→{self.projector.out_width}"
+            short["projector"] = f"{' or '.join(self.projector.types)} {widths}"
+        for label, value in Displayed.display_rows(self):
+            yield label, short.get(label, value)
+
+
+class TensorRow(TypedDict):
+    """A tensor as JSON: name, dtype, shape, the shard that holds it, its size in bytes."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    shard: str
+    bytes: int
+
+
+class ModuleRow(TypedDict):
+    """A module as JSON: its name, and the tensors, parameters and bytes below it."""
+
+    name: str
+    tensors: int
+    parameters: int
+    bytes: int
 
 
 def inspect_checkpoint(
@@ -175,7 +219,7 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
 
 
-def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, Any]]:
+def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[TensorRow]:
     """Return name, dtype, shape, shard and bytes of each named tensor, as JSON."""
     shards = {shard.file: shard.name for shard in checkpoint.shards}
     refs = checkpoint.refs
@@ -191,7 +235,7 @@ def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, 
     ]
 
 
-def module_rows(checkpoint: Checkpoint, depth: int) -> list[dict[str, Any]]:
+def module_rows(checkpoint: Checkpoint, depth: int) -> list[ModuleRow]:
     """Count tensors, parameters and bytes of the module tree down to ``depth`` components."""
     rows: dict[tuple[str, ...], list[int]] = {}
     for name, tensor in checkpoint.tensors.items():

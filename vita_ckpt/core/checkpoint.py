@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.core.left_out import LeftOut
 
@@ -51,6 +53,7 @@ class RemoteFile:
         return f"hf://{self.repository}@{self.commit}/{self.name}"
 
 
+# A file as it was when it was opened.
 File = LocalFile | RemoteFile
 
 
@@ -128,6 +131,7 @@ class RandomInit:
         return nbytes(self.dtype, self.shape)
 
 
+# A tensor of an opened checkpoint, or of the target of a plan.
 Tensor = TensorRef | Cast | RandomInit
 
 
@@ -141,8 +145,8 @@ class Shard:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+@dataclass(frozen=True, slots=True, repr=False)
+class Checkpoint(Displayed):
     """An opened checkpoint, adapter, run or tower; or the target of a plan.
 
     ``root`` is the absolute path of the directory or the lone file, or the address of a remote one
@@ -176,6 +180,28 @@ class Checkpoint:
     def fingerprint(self) -> tuple[File, ...]:
         """Every file the checkpoint consists of, as it was seen."""
         return (*(shard.file for shard in self.shards), *self.files.values())
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield where the checkpoint is, how it is laid out, and how much of what it holds."""
+        yield "path", self.root or "none yet"
+        if self.revision:
+            yield "revision", self.revision
+        yield "layout", self.layout
+        if self.config is not None:
+            yield "model type", str(self.config.get("model_type"))
+        yield "tensors", len(self.tensors)
+        yield "parameters", sum(map(parameters, self.tensors.values()))
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] += tensor.nbytes
+        yield "bytes", ", ".join(f"{size:,} {dtype}" for dtype, size in sizes.most_common()) or 0
+        if self.shards:
+            yield "shards", tuple(shard.name or shard.file.path for shard in self.shards)
+        for label, files in (("files", self.files), ("texts", self.texts)):
+            if files:
+                yield label, tuple(files)
+        if self.left_out:
+            yield "left out", tuple(self.left_out)
 
 
 def files_read(checkpoint: Checkpoint) -> tuple[File, ...]:

@@ -8,6 +8,7 @@ from enum import Enum, auto
 from typing import Final, Literal, NoReturn
 
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.file_listing import Trouble, WeightFile, WeightFiles
 
 Outcome = Literal["complete", "partial", "stops"]
@@ -49,8 +50,8 @@ class Step:
     code: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LoaderTrace:
+@dataclass(frozen=True, slots=True, repr=False)
+class LoaderTrace(Displayed):
     """What one loader does with a directory.
 
     ``outcome`` is ``complete`` if every tensor of what it builds gets a stored value and nothing of

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import click
 
-from vita_ckpt.api.explain import Explanation, explain, explanation_to_json
+from vita_ckpt.api.explain import explain
 from vita_ckpt.checks.explain.disagreements import Divergence
+from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import LOADERS
 from vita_ckpt.checks.explain.trace import LoaderTrace, some_files
 from vita_ckpt.cli import render
@@ -46,7 +47,7 @@ def command(
             divergences=(),
         )
     if as_json:
-        render.echo_json(explanation_to_json(explanation))
+        render.echo_json(explanation.to_dict())
     else:
         click.echo("\n".join(printable(line) for line in _lines(explanation)))
 
