@@ -20,9 +20,8 @@ from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.structure import check_structure
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG, foreign_kind, index_of
 from vita_ckpt.core.provenance import last_written

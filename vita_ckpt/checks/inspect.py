@@ -9,11 +9,10 @@ from math import isfinite
 from typing import Any, Final
 
 from vita_ckpt.checks.kinds import TOWER, VITA, kind_of
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
-from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.anatomy.towers.tower import Dispatch, Tower, TowerDirectory
+from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
 from vita_ckpt.core.provenance import needs_alignment
 
@@ -167,6 +166,8 @@ def inspect_checkpoint(
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     """The report as JSON, in the form of ``schemas/inspect-v1.json``."""
     report: dict[str, Any] = _listed(asdict(inspection))
+    if inspection.dispatch is not None:
+        report["dispatch"]["reason"] = str(inspection.dispatch.reason)
     report["left_out"] = left_out_to_json(inspection.left_out)
     if inspection.tower_directory is not None:
         del report["tower_directory"]["config"]
@@ -374,7 +375,7 @@ class _Facts:
 
     def _scales_of_widths(self) -> int | None:
         """How many S2 scales the projector's input width holds, None where that says nothing."""
-        if self.tower is None or self.projector is None or self.tower.family != towers.SIGLIP:
+        if self.tower is None or self.projector is None or not self.tower.traits.has_s2:
             return None
         if not self.tower.width:
             return None
@@ -413,7 +414,7 @@ class _Facts:
             built = self.dispatch.tower_class or "nothing"
             yield (
                 f"upstream builds {built} from the path ({self.dispatch.reason}), "
-                f"but the tower is {towers.LABELS[what.family]}"
+                f"but the tower is {what.traits.label}"
             )
         elif self.dispatch is not None and self.dispatch.family is None:
             yield f"upstream builds no tower from the path: {self.dispatch.reason}"

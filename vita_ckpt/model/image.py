@@ -15,11 +15,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.load import StrPath
-from vita_ckpt.model.vita import tower_of
+from vita_ckpt.model.towers.build import tower_of
 from vita_ckpt.model.weights import on_meta
 from vita_ckpt.storage.reading.tower import read_processor, read_tower_config
 from vita_ckpt.storage.stores.local import opened
@@ -87,7 +87,7 @@ class Processor:
         As upstream does, the family decides whether it is CLIP's or SigLIP's. ``pad`` is
         ``image_aspect_ratio: pad``. Raises InputError ``unsupported-processor-config``.
         """
-        is_siglip = family == towers.SIGLIP
+        is_siglip = towers.FAMILIES[family].processor == "siglip"
         keys = dict(_SIGLIP_DEFAULTS if is_siglip else _CLIP_DEFAULTS)
         keys |= {key: config[key] for key in keys if config.get(key) is not None}
         if is_siglip:  # whose processor has no such step
@@ -165,7 +165,7 @@ def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Proces
     keys: dict[str, Any]
     if found is not None:
         keys = dict(found)
-    elif eyes.family == towers.EVA:
+    elif towers.FAMILIES[eyes.family].lone_file:
         keys = {"size": {"shortest_edge": eyes.image_size}, "crop_size": side}
     else:
         raise InputError(

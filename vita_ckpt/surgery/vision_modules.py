@@ -1,4 +1,4 @@
-"""``initialize_vision_modules`` as a plan: the one door to another vision tower."""
+"""Plan ``initialize_vision_modules``: the only way to another vision tower."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy.towers import CARRIED_CONFIG, CONFIG, PROCESSOR, Tower
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, Tower
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape
 from vita_ckpt.core.plan import (
     AddTensor,
@@ -72,7 +71,7 @@ class VisionModelArgs:
 def initialize_vision_modules(
     base: Checkpoint, args: VisionModelArgs, *, operation: str = "swap-tower"
 ) -> Plan:
-    """A plan that gives ``base`` the tower of ``args``: upstream's method, right where it is wrong.
+    """Return a :class:`Plan` that gives ``base`` the tower of ``args``, as upstream should.
 
     The old tower goes, and a projector that no longer fits; the new tower comes under upstream's
     names in the base's dtype; ``mm_vision_tower``, ``mm_hidden_size`` (the width of the tower's
@@ -142,10 +141,9 @@ def plan_extract_tower(
     edits: list[Edit] = [
         AddTensor(name, refs[origin], "vision tower") for origin, name in names.items()
     ]
-    if tower.described.family != towers.EVA:
-        inner = tower.config.get("vision_config")
-        own = dict(inner if isinstance(inner, Mapping) else tower.config)
-        own.setdefault("model_type", towers.model_type_of(tower.described.family))
+    if not tower.described.traits.lone_file:
+        own = dict(towers.inner_config(tower.config))
+        own.setdefault("model_type", tower.described.traits.model_type)
         edits.append(PutFile(CONFIG, _json(own), "the tower's config"))
     if processor is not None:
         edits.append(PutFile(PROCESSOR, _json(processor), "the tower's processor"))
@@ -173,7 +171,7 @@ class _DonorTower:
     shapes: Mapping[str, Shape]  # of the checkpoint's tensors, whatever else it holds
     described: Tower
     config: Mapping[str, Any]
-    guessed: bool  # from the tensors: EVA-CLIP's always are
+    guessed: bool  # from the tensors: a lone file's always are
 
     @classmethod
     def of(cls, args: VisionModelArgs) -> _DonorTower:
@@ -188,21 +186,21 @@ class _DonorTower:
             raise InputError(
                 "unknown-tower",
                 checkpoint.root,
-                expected="the tensors of a SigLIP, CLIP, EVA-CLIP or InternViT tower",
+                expected=f"the tensors of a {towers.listed(towers.KNOWN)} tower",
                 got=f"none of these, and model_type {model_type!r}"
                 if model_type
                 else ", ".join(list(shapes)[:4]),
                 hint="give the tower's own directory",
             )
         sizes = towers.config_of_shapes(shapes)
-        given = None if described.family == towers.EVA else args.tower_config
+        given = None if described.traits.lone_file else args.tower_config
         config = given or sizes
-        if config is None and described.family == towers.EVA:
+        if config is None and described.traits.lone_file:
             raise InputError(
                 "weights-do-not-fit",
                 checkpoint.root,
-                expected="rope.freqs_cos, blocks.0.mlp.w1.weight and head.weight, by which "
-                "EVA-CLIP's sizes are known",
+                expected=towers.enumerate_words([*described.traits.sizing_tensors], "and")
+                + f", by which {described.traits.label}'s sizes are known",
                 got=f"{described}, without one of them",
                 hint="the tower is incomplete",
             )
@@ -237,11 +235,12 @@ class _DonorTower:
             f"exactly the tensors of {by_config or self.described}, as its config says",
             "the tower is incomplete, or the config.json belongs to another one",
         )
-        if self.described.family == towers.INTERNVIT and self.described.tokens() is None:
+        if self.described.has_odd_grid:
             raise InputError(
                 "odd-patch-grid",
                 self.checkpoint.root,
-                expected="an even number of patches along a side, for InternViT's pixel shuffle",
+                expected=f"{self.described.traits.grid_needed}, "
+                f"for {self.described.traits.label}'s pixel shuffle",
                 got=f"{self.described.grid} ({self.described})",
                 hint="no checkpoint with this tower runs upstream",
             )
@@ -251,7 +250,7 @@ class _DonorTower:
         tokens = self.described.tokens()
         width = config["mm_hidden_size"]
         notes = [f"vision tower: {self.described}, {tokens} tokens of {width} features per image"]
-        if self.guessed and self.described.family != towers.EVA:
+        if self.guessed and not self.described.traits.lone_file:
             notes.append("the tower has no config.json: taken for the published one of its shapes")
         kind = str(config["mm_projector_type"])
         if tokens is not None and projectors.tokens_out(kind, tokens) is None:
@@ -308,14 +307,14 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
             got=f"{args.s2_scales!r} without S2",
         )
     asked = args.use_s2 is True or args.s2_scales is not None
-    if tower.family != towers.SIGLIP:
+    if not tower.traits.has_s2:
         if asked:
             raise InputError(
                 "s2-needs-siglip",
                 "use_s2",
-                expected="a SigLIP tower",
+                expected=f"a {towers.listed(towers.WITH_S2)} tower",
                 got=f"{tower}",
-                hint="leave S2 out, or swap in a SigLIP tower",
+                hint=f"leave S2 out, or swap in a {towers.listed(towers.WITH_S2)} tower",
             )
         return {"use_s2": False}
     use = asked or (args.use_s2 is None and config.get("use_s2") is True)
@@ -343,18 +342,12 @@ def _check_path(args: VisionModelArgs, tower: Tower, use_s2: bool) -> None:
     path = args.mm_vision_tower
     if not path.isprintable():
         raise UsageError("invalid-tower-path", path, expected="a printable path")
-    by_path = towers.dispatch(path, use_s2)
-    if by_path.family == tower.family:
-        return
-    raise InputError(
-        "tower-path-misleads",
-        path,
-        expected=f"a path that upstream takes for {towers.LABELS[tower.family]}",
-        got=f"{by_path.tower_class or 'nothing'}: {by_path.reason}",
-        hint="the run's config.json names it: the run was trained with another tower"
+    hint = (
+        "the run's config.json names it: the run was trained with another tower"
         if args.run_config
-        else "rename the directory, or name the path for the config with --tower-path",
+        else "rename the directory, or name the path for the config with --tower-path"
     )
+    towers.check_path(path, tower.family, use_s2, hint)
 
 
 def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
@@ -369,7 +362,7 @@ def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
         for name in tensors_below(base, _TOWER)
         if name not in names
     ]
-    label = towers.LABELS[tower.described.family]
+    label = tower.described.traits.label
     edits += [put_tensor(base, n, ref, dtype, f"{label} tower") for n, ref in names.items()]
     return edits
 

@@ -25,10 +25,9 @@ from vita_ckpt.checks.explain.trace import (
     by_part,
     some_files,
 )
-from vita_ckpt.core.anatomy import language_tensors, parts, projectors
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, TensorRef
 from vita_ckpt.core.file_listing import WeightFiles
@@ -45,7 +44,6 @@ HUB_METADATA: Final = "hub-metadata"
 Found = Mapping[str, tuple[TensorRef, str]]
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-_TOWER_CLASSES: Final = {towers.CLIP: "CLIPVisionModel", towers.SIGLIP: "SiglipVisionModel"}
 
 # The level that CLIP's and SigLIP's towers lost in transformers 5.6, and what every causal language
 # model has its layers below (base_model_prefix).
@@ -189,15 +187,15 @@ def _build_tower(
         return None
     dispatch = towers.dispatch(path, bool(config.get("use_s2")))
     if dispatch.family is None:
-        s2 = "raises" in dispatch.reason and "S2" in dispatch.reason
-        teller.stop("s2-needs-siglip" if s2 else "tower-path-misleads", dispatch.reason)
+        s2 = dispatch.reason.outcome is towers.Outcome.NO_S2
+        teller.stop("s2-needs-siglip" if s2 else "tower-path-misleads", str(dispatch.reason))
     teller.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
     tower = around.tower
     if tower is not None and tower.path is not None:
         if tower.problem is not None:
             teller.stop("tower-directory-unreadable", tower.problem)
         if tower.tower is not None and tower.tower.family != dispatch.family:
-            is_ = towers.LABELS[tower.tower.family]
+            is_ = tower.tower.traits.label
             teller.stop("tower-path-misleads", f"a size mismatch: {tower.path} is {is_}")
         if not around.from_here:
             teller.step(
@@ -224,7 +222,9 @@ def _read_tower_directory(teller: Teller, around: Surroundings, family: str) -> 
         teller.stop(story.stopped_by, f"in the tower's directory: {story.steps[-1].detail}")
     teller.tower_files += map(files.path_of, story.files_read)
     teller.step("tower", f"filled from its directory: {some_files(story.files_read)}")
-    if family in _TOWER_CLASSES and not any(n.startswith(_VISION_LEVEL) for n in names):
+    if towers.FAMILIES[family].library_class is not None and not any(
+        n.startswith(_VISION_LEVEL) for n in names
+    ):
         teller.step(
             "draws",
             f"the tower at random: its directory's names lack the {_VISION_LEVEL} level that "
@@ -235,8 +235,8 @@ def _read_tower_directory(teller: Teller, around: Surroundings, family: str) -> 
 
 
 def _tower_names(own: Teller, family: str) -> Iterable[str]:
-    """The names in a tower's directory; EVA-CLIP is a file by itself."""
-    if family != towers.EVA:
+    """Return the names in a tower's directory, or in the files of a family that has none."""
+    if not towers.FAMILIES[family].lone_file:
         return file_choice.from_pretrained(own, old=True).tensors
     return [name for file in own.files.files.values() for name in own.read(file).tensors]
 
@@ -332,7 +332,7 @@ def _wanted_tower(around: Surroundings, found: Found, family: str) -> dict[str, 
         shapes = tower_tensors.expected_shapes(config)
     except InputError:
         return stored
-    prefix = _TOWER + towers.STORED_PREFIXES[family]
+    prefix = _TOWER + towers.FAMILIES[family].stored_prefix
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
@@ -525,9 +525,9 @@ def _dtype(teller: Teller, config: Mapping[str, Any], read: Read, *, old: bool) 
 
 def _library_tower(teller: Teller, config: Mapping[str, Any], family: str, *, old: bool) -> None:
     """A standalone tower in the library's own class."""
-    if family not in _TOWER_CLASSES:
+    teller.model_class = towers.FAMILIES[family].library_class
+    if teller.model_class is None:
         teller.stop("unknown-model-type", f"model_type {config.get('model_type')!r} is unknown")
-    teller.model_class = _TOWER_CLASSES[family]
     teller.step("builds", teller.model_class)
     read = file_choice.from_pretrained(teller, old=old)
     teller.dtype = _dtype(teller, config, read, old=old)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from vita_ckpt.core.anatomy.towers.tower import LABELS, Tower
+from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.precision import exact_convolutions
 
@@ -17,10 +17,10 @@ from vita_ckpt.model.precision import exact_convolutions
 class VisionTower(nn.Module):
     """A vision tower whose tensors stand below ``vision_tower.`` in its ``state_dict()``.
 
-    ``family`` is the family; ``hidden_size`` the width of its *output*, which the projector
-    receives; ``tokens`` the tokens per image; ``image_size`` the side in pixels of the images that
-    the processor makes for it. The ``state_dict()`` holds exactly what upstream stores, including
-    what no output depends on; that is never run.
+    ``family`` is the name of its family, ``label`` what messages call it; ``hidden_size`` the width
+    of its *output*, which the projector receives; ``tokens`` the tokens per image; ``image_size``
+    the side in pixels of the images that the processor makes for it. The ``state_dict()`` holds
+    exactly what upstream stores, including what no output depends on; that is never run.
 
     A parameter is read only in the forward of the module that owns it, so that a forward
     pre-hook on each owner can supply it.
@@ -34,6 +34,7 @@ class VisionTower(nn.Module):
         if not sizes.patch_size or sizes.image_size is None or not tokens:
             raise unsupported("image_size", "at least one patch", sizes.image_size)
         self.family = sizes.family
+        self.label = sizes.traits.label
         self.hidden_size = sizes.output_width(scales)
         self.tokens = tokens
         self.image_size = sizes.image_size
@@ -71,7 +72,7 @@ class VisionTower(nn.Module):
             "pixel_values",
             expected=expected,
             got=f"{list(pixel_values.shape)}",
-            hint=f"prepare the images with the {LABELS[self.family]} tower's own processor",
+            hint=f"prepare the images with the {self.label} tower's own processor",
         )
 
     def features(self, pixel_values: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vita_ckpt.core.anatomy.towers.tower import EVA, Tower
+from vita_ckpt.core.anatomy.towers.families.eva import EVA
+from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.model.towers.base import (
     VisionTower,
     attend,
@@ -45,7 +46,9 @@ class EvaTower(VisionTower):
 
     def __init__(self, config: Mapping[str, Any], attn: str | None) -> None:
         sizes = read_sizes(config)
-        super().__init__(Tower(EVA, sizes.width, sizes.layers, sizes.patch_size, sizes.image_size))
+        super().__init__(
+            Tower(EVA.name, sizes.width, sizes.layers, sizes.patch_size, sizes.image_size)
+        )
         # Upstream's wrapper puts one more level, `model.`, before the tower's own names.
         self.vision_tower = nn.ModuleDict({"model": EvaViT(sizes, attn)})
 
@@ -199,3 +202,6 @@ def _angles(grid: int, head_width: int) -> Tensor:
     rows = along[:, None, :].expand(grid, grid, half)
     columns = along[None, :, :].expand(grid, grid, half)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+TOWER = EvaTower

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from vita_ckpt.core.anatomy.towers.tower import INTERNVIT, Tower
+from vita_ckpt.core.anatomy.towers.families.internvit import INTERNVIT
+from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.towers.base import (
     VisionTower,
@@ -57,7 +58,7 @@ class InternViTTower(VisionTower):
         if grid % 2:
             raise _odd_grid("image_size", grid)
         sizes = Tower(
-            INTERNVIT,
+            INTERNVIT.name,
             options.hidden_size,
             options.num_hidden_layers,
             options.patch_size,
@@ -231,6 +232,9 @@ def _odd_grid(subject: str, grid: int) -> InputError:
     return InputError(
         "odd-patch-grid",
         subject,
-        expected="an even number of patches along a side, for InternViT's pixel shuffle",
+        expected=f"{INTERNVIT.grid_needed}, for {INTERNVIT.label}'s pixel shuffle",
         got=str(grid),
     )
+
+
+TOWER = InternViTTower

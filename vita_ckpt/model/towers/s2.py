@@ -1,29 +1,28 @@
-"""SigLIP with S2: features at several scales of one image, side by side on the channels."""
+"""S2: features at several scales of one image, side by side on the channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vita_ckpt.errors import InputError
-from vita_ckpt.model.towers.clip import SiglipTower
+from vita_ckpt.model.towers.base import VisionTower
 
 
-class SiglipS2Tower(SiglipTower):
-    """SigLIP at each of ``scales`` (pixels), whatever the size of the input.
+class S2Tower(VisionTower):
+    """A mixin that runs the tower it stands before at each of ``scales`` (pixels).
 
-    An image is resized to each scale and cut into a chessboard of tiles of about the smallest
-    scale; the tiles are run, their feature maps put together, pooled to one tile's grid, and
-    concatenated in ascending order of scale (UPSTREAM §3; Shi et al., "When Do We Not Need Larger
-    Vision Models?"). ``image_size`` is the largest scale, which upstream's processor makes.
+    An image of any size is resized to each scale and cut into a chessboard of tiles of about the
+    smallest scale; the tiles are run, their feature maps put together, pooled to one tile's grid,
+    and concatenated in ascending order of scale (UPSTREAM §3; Shi et al., "When Do We Not Need
+    Larger Vision Models?"). ``image_size`` is the largest scale, which upstream's processor makes.
     """
 
-    def __init__(self, config: Mapping[str, Any], scales: Sequence[int], attn: str | None) -> None:
-        super().__init__(config, attn, scales=len(scales))
+    def use_scales(self, scales: Sequence[int]) -> None:
+        """Set the scales; raises InputError ``s2-scales-do-not-fit-tower``."""
         self.tile_size = self.image_size
         self.scales = tuple(sorted(scales))
         self._check_scales()

@@ -7,9 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, TowerDirectory
+from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy.towers import CARRIED_CONFIG, CONFIG, PROCESSOR, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.formats.json_file import read_json_object
@@ -75,7 +74,7 @@ def read_tower_config(
             )
         return None
     found = towers.tower_of_shapes(own)
-    if found is not None and found.family == towers.EVA:
+    if found is not None and found.traits.lone_file:
         return _sizes_of_shapes(checkpoint, own)
     if tower is not None:
         return read_given_config(tower)
@@ -111,7 +110,8 @@ def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         raise InputError(
             "tower-config-unknown",
             given,
-            expected="the config.json of a SigLIP, CLIP or InternViT tower, or its directory",
+            expected=f"the config.json of a {towers.listed(towers.WITH_CONFIG)} tower, "
+            "or its directory",
             got="no config.json" if config is None else f"model_type {config.get('model_type')!r}",
             hint="give the tower's own config.json",
         )
