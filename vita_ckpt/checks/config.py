@@ -222,8 +222,7 @@ def _projector_type(subject: Subject) -> Iterator[Finding]:
             subject,
             "unknown-projector-type",
             "mm_projector_type",
-            "expected linear, mlpNx_gelu, sppv1, sppv2, sppv3, ldp, vanilla, minigpt or identity, "
-            f"got {kind!r}",
+            f"expected {projectors.listed()}, got {kind!r}",
         )
 
 

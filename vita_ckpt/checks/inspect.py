@@ -311,10 +311,13 @@ class _Facts:
         plain = str(self.config.get("model_type")) in PLAIN_LANGUAGE_MODELS
         if plain or not self.has_language_model:
             return None, None
-        return ("identity", True) if configured == "identity" else ("no tensors", False)
+        return (
+            (configured, True) if projectors.has_no_tensors(configured) else ("no tensors", False)
+        )
 
     def _use_mm_proj(self, value: bool | None) -> tuple[bool | None, bool | None]:
-        if not self.has_language_model or self.config.get("mm_projector_type") == "identity":
+        kind = str(self.config.get("mm_projector_type"))
+        if not self.has_language_model or projectors.has_no_tensors(kind):
             return None, None
         return self.has_projector, None if value is None else value == self.has_projector
 

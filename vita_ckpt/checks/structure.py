@@ -206,7 +206,7 @@ def _projector(subject: Subject) -> Iterator[Finding]:
     checkpoint, config = subject.checkpoint, subject.config
     shapes = _below(checkpoint, parts.PROJECTOR_PREFIX)
     kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
-    if kind == "identity" and not shapes:
+    if projectors.has_no_tensors(kind) and not shapes:
         return
     if not shapes:
         promised = any(name.startswith(parts.PROJECTOR_PREFIX) for name in subject.unread)

@@ -411,7 +411,7 @@ def _projector(
         raise UsageError(
             "unknown-projector-type",
             kind,
-            expected="linear, mlpNx_gelu, sppv1, sppv2, sppv3, ldp, vanilla, minigpt or identity",
+            expected=projectors.listed(),
         )
     adapter = args.pretrain_mm_mlp_adapter
     if adapter is not None:
@@ -419,10 +419,10 @@ def _projector(
         _check_type(args, edits, kind)
         return edits, notes, not needs_alignment(adapter)
     new = Projector(kind, width, _hidden_size(base))
-    if kind == "identity" and new.in_width != new.out_width:
+    if projectors.has_no_tensors(kind) and new.in_width != new.out_width:
         raise UsageError(
             "projector-does-not-fit",
-            "identity",
+            kind,
             expected=f"a tower of {new.out_width} features, the language model's width",
             got=f"{new.in_width}",
             hint="choose another --projector-type",
