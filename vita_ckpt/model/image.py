@@ -1,4 +1,4 @@
-"""An image file becomes a tower's pixels, as CLIP's and SigLIP's processors make them, with PIL."""
+"""Prepare an image file for a tower as CLIP's and SigLIP's processors do, with PIL."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Processor:
 
     @classmethod
     def of(cls, family: str, config: Mapping[str, Any], *, pad: bool = False) -> Processor:
-        """The processor of a tower's family with the keys of a ``preprocessor_config.json``.
+        """Return the processor of a family with the keys of a ``preprocessor_config.json``.
 
         As upstream does, the family decides whether it is CLIP's or SigLIP's. ``pad`` is
         ``image_aspect_ratio: pad``. Raises InputError ``unsupported-processor-config``.
@@ -114,7 +114,7 @@ class Processor:
         )
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Pixel values float32 [3, H, W] of an RGB image; raises InputError ``image-too-large``."""
+        """Return the pixels, float32 [3, H, W], of an RGB image; InputError ``image-too-large``."""
         if self.pad:
             image = self._padded(image)
         if self.resize is not None:
@@ -145,7 +145,7 @@ class Processor:
 
 
 def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Processor:
-    """The processor of a checkpoint's images.
+    """Return the processor of a checkpoint's images.
 
     Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`; EVA-CLIP, which
     comes without one, has CLIP's at its own size. S2's images have the size of the largest scale.
@@ -181,7 +181,7 @@ def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Proces
 
 
 def read_image(path: StrPath) -> Image.Image:
-    """The image in a file, in RGB; of several frames the first. Upstream ignores EXIF's rotation.
+    """Read the first frame of an image file, in RGB. Upstream ignores EXIF's rotation.
 
     Raises InputError: ``unreadable-file``, ``unreadable-image``, ``image-too-large``.
     """

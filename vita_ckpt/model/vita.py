@@ -77,7 +77,7 @@ class VitaModel(VisionModules):
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Output:
-        """Logits of a batch.
+        """Return the logits of a batch.
 
         ``input_ids`` int64 [B, T], -200 where an image stands; ``pixel_values`` float [N, 3, H, W],
         one image (or tile) for each placeholder in the order of the rows, or None for plain text.
@@ -90,7 +90,7 @@ class VitaModel(VisionModules):
         return Output(self.logits_of(embeds))
 
     def logits_of(self, inputs_embeds: Tensor, cache: Any = None) -> Tensor:
-        """Logits [B, T', vocab], float32, of embeddings [B, T', hidden].
+        """Return the logits [B, T', vocab], float32, of embeddings [B, T', hidden].
 
         ``cache`` is the library's (``DynamicCache``): it holds the keys and values of what came
         before and takes up these; the logits are then those of the last position, [B, 1, vocab].
@@ -104,7 +104,10 @@ class VitaModel(VisionModules):
         return logits.to(self.device, torch.float32)
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
-        """Embeddings [..., hidden] of token ids [...]: every id must be one of the vocabulary's."""
+        """Return the embeddings [..., hidden] of token ids [...].
+
+        Raises UsageError ``token-out-of-range`` for an id that the vocabulary does not have.
+        """
         ids = input_ids.to(self.device)
         rows = self.language_model.config.vocab_size
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= rows):
@@ -121,7 +124,7 @@ class VitaModel(VisionModules):
         return embeds
 
     def embed_multimodal(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-        """Embeddings [B, T', hidden] with each placeholder replaced by its image's tokens.
+        """Return embeddings [B, T', hidden], each placeholder replaced by its image's tokens.
 
         Rows are taken in order, each image once; a row without a placeholder uses up one image
         too, as upstream's does. Rows are cut at ``tokenizer_model_max_length`` and then padded with
@@ -165,7 +168,7 @@ class VitaModel(VisionModules):
         return torch.stack(padded)
 
     def stored_names(self) -> dict[str, str]:
-        """The model's own tensors (those of its ``state_dict``), each by its checkpoint name."""
+        """Map the names of the model's ``state_dict`` to those of the checkpoint."""
         return {name: self._stored_name(name) for name in self.state_dict()}
 
     def _stored_name(self, name: str) -> str:
@@ -198,7 +201,7 @@ class VitaModel(VisionModules):
         self._streaming = streaming
 
     def observe_rest(self) -> None:
-        """While streaming: show the observer also those tensors that no pass has needed whole."""
+        """Show the observer of a stream also those tensors that no pass has needed whole."""
         if self._streaming is not None:
             self._streaming.observe_rest(self.stored_names().values())
 
@@ -209,7 +212,7 @@ def build(
     dtype: torch.dtype,
     attn: str | None = None,
 ) -> VitaModel:
-    """The model of a checkpoint on the meta device, its unstored buffers real."""
+    """Build the model of a checkpoint on the meta device, its unstored buffers real."""
     with on_meta(dtype):
         model = VitaModel(
             checkpoint.config or {},

@@ -1,4 +1,4 @@
-"""Plan ``initialize_vision_modules``: the only way to another vision tower."""
+"""Plan upstream's ``initialize_vision_modules``: the functions here return a ``Plan``."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def plan_extract_tower(
     tower_config: Mapping[str, Any] | None,
     processor: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """A plan for a directory that holds the tower of ``checkpoint`` as a tower of its own.
+    """Return a plan for a directory that holds the tower of ``checkpoint`` alone.
 
     Names are those that transformers 4.41 and upstream load. ``tower_config`` becomes its
     ``config.json`` (a parent config gives its ``vision_config``), unless it is EVA-CLIP, which has
@@ -152,7 +152,7 @@ def plan_extract_tower(
 
 
 def _asked(args: VisionModelArgs) -> dict[str, Any]:
-    """What was asked for, for the lineage: of a path only what it leads to is worth knowing."""
+    """Return what was asked for, for the lineage; of a path only its last component."""
     asked = {
         "mm_vision_tower": args.mm_vision_tower.rpartition("/")[2],
         "mm_projector_type": args.mm_projector_type,
@@ -246,7 +246,7 @@ class _DonorTower:
             )
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """What to say of it."""
+        """Return what the plan says of it."""
         tokens = self.described.tokens()
         width = config["mm_hidden_size"]
         notes = [f"vision tower: {self.described}, {tokens} tokens of {width} features per image"]
@@ -259,7 +259,7 @@ class _DonorTower:
 
 
 def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
-    """What makes a VITA config of a plain language model's; nothing for a VITA checkpoint."""
+    """Return the keys that make a VITA config of a plain language model's, else none."""
     backbone = plain_backbone(base)
     if backbone is None:
         return {}
@@ -389,7 +389,7 @@ def _config_edits(base: Checkpoint, config: Mapping[str, Any]) -> list[Edit]:
 
 
 def _files(base: Checkpoint, tower: _DonorTower, processor: Mapping[str, Any] | None) -> list[Edit]:
-    """The tower's config and processor; those of the old tower would be wrong."""
+    """Return the edits of the tower's config and processor, which replace the old tower's."""
     edits: list[Edit] = []
     for name, content, what in (
         (CARRIED_CONFIG, None if tower.guessed else tower.config, "config"),
@@ -405,7 +405,7 @@ def _files(base: Checkpoint, tower: _DonorTower, processor: Mapping[str, Any] | 
 def _projector(
     base: Checkpoint, swapped: Checkpoint, config: Mapping[str, Any], args: VisionModelArgs
 ) -> tuple[list[Edit], tuple[str, ...], bool]:
-    """The edits of the projector, what to say of them, and whether it is a trained one."""
+    """Return the edits of the projector, what to say of them, and whether it is trained."""
     kind, width = str(config["mm_projector_type"]), int(config["mm_hidden_size"])
     if not projectors.is_known(kind):
         raise UsageError(

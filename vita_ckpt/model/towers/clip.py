@@ -20,7 +20,7 @@ class ClipTower(LibraryTower):
         super().__init__(CLIP.name, library, config, attn)
 
     def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
-        """The library's spelling of the pre-norm, and the checkpoint's."""
+        """Return the embeddings after the pre-norm, in the library's spelling of its name."""
         hidden: Tensor = body.pre_layrnorm(super().embed(body, pixel_values))
         return hidden
 

@@ -76,7 +76,7 @@ class EvaViT(nn.Module):
         self.head = nn.Linear(sizes.width, sizes.head_out)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """All blocks but the last."""
+        """Run all blocks but the last."""
         patches: Tensor = self.patch_embed(pixel_values)
         first = self.cls_token.expand(len(patches), -1, -1)
         hidden = torch.cat([first, patches], dim=1) + self.pos_embed
@@ -161,7 +161,7 @@ class _Attention(nn.Module):
         return result
 
     def _turn(self, heads: Tensor) -> Tensor:
-        """Rotary positions on the patches; CLS has none."""
+        """Apply the rotary positions to the patches; CLS has none."""
         first, patches = heads[:, :, :1], heads[:, :, 1:]
         return torch.cat([first, self.rope(patches).to(heads.dtype)], dim=2)
 
@@ -181,7 +181,7 @@ class _SwiGlu(nn.Module):
 
 
 def read_sizes(config: Mapping[str, Any]) -> EvaSizes:
-    """The sizes in ``config``; raises InputError ``unsupported-tower-config``."""
+    """Read the sizes in ``config``; raises InputError ``unsupported-tower-config``."""
     names = [field.name for field in fields(EvaSizes)]
     sizes = EvaSizes(**{name: checked(name, config[name], int) for name in names if name in config})
     if sizes.width % (4 * sizes.heads):

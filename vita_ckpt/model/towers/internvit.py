@@ -93,7 +93,7 @@ class InternViT(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """All layers."""
+        """Run all layers."""
         hidden: Tensor = self.embeddings(pixel_values)
         layers: Any = self.encoder.layers
         for layer in layers:
@@ -133,7 +133,7 @@ class _Embeddings(nn.Module):
         return torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """The position table, its grid stretched to that of the image: [1, 1 + patches, width]."""
+        """Stretch the table of positions to the image's grid: [1, 1 + patches, width]."""
         first, table = self.position_embedding[:, :1], self.position_embedding[:, 1:]
         square = table.to(torch.float32).transpose(1, 2).reshape(1, -1, self.grid, self.grid)
         stretched = functional.interpolate(
@@ -208,7 +208,7 @@ def pixel_shuffle(patches: Tensor) -> Tensor:
 
 
 def read_config(config: Mapping[str, Any]) -> InternViTConfig:
-    """The options of a ``config.json``; raises InputError ``unsupported-tower-config``."""
+    """Read the options of a ``config.json``; raises InputError ``unsupported-tower-config``."""
     defaults = asdict(InternViTConfig())
     options = InternViTConfig(
         **{

@@ -63,7 +63,7 @@ class LibraryTower(VisionTower):
         self.vision_tower = model_class(full)
 
     def checkpoint_name(self, name: str) -> str:
-        """Upstream's name: transformers 5.6 dropped the level ``vision_model.``."""
+        """Return upstream's name: transformers 5.6 dropped the level ``vision_model.``."""
         rest = name.removeprefix(_OWN)
         return name if rest.startswith(_LEVEL) else f"{_OWN}{_LEVEL}{rest}"
 
@@ -76,13 +76,13 @@ class LibraryTower(VisionTower):
         return hidden
 
     def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
-        """What the first layer receives."""
+        """Return what the first layer receives."""
         hidden: Tensor = body.embeddings(pixel_values)
         return hidden
 
 
 def _run(layer: Any, hidden: Tensor) -> Tensor:
-    """One encoder layer without masks: 4.41 asks for two and returns a tuple, 5.x for one."""
+    """Run one encoder layer without masks: 4.41 asks for two and returns a tuple, 5.x for one."""
     parameters = inspect.signature(type(layer).forward).parameters.values()
     required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     masks = [None] * (len(required) - 2)

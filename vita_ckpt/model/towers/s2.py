@@ -34,7 +34,7 @@ class S2Tower(VisionTower):
         return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether tiles of this size fit the position table."""
+        """Return whether tiles of this size fit the position table."""
         return height // self.patch_size == width // self.patch_size == self._grid
 
     @property
@@ -42,7 +42,7 @@ class S2Tower(VisionTower):
         return self.tile_size // self.patch_size
 
     def _map_at(self, scale: int, pixel_values: Tensor) -> Tensor:
-        """The feature map of one scale, [N, width, grid, grid]."""
+        """Return the feature map of one scale, [N, width, grid, grid]."""
         boards = self._boards(scale)
         resized = _resize(pixel_values, scale, "bicubic")
         features = super().forward(_cut(resized, boards))
@@ -50,7 +50,7 @@ class S2Tower(VisionTower):
         return _resize(_join(tiles, boards), self._grid, "area")
 
     def _boards(self, scale: int) -> int:
-        """Tiles along one side."""
+        """Return the number of tiles along one side."""
         return -(-scale // self.scales[0])
 
     def _check_scales(self) -> None:
@@ -84,7 +84,7 @@ def _cut(images: Tensor, boards: int) -> Tensor:
 
 
 def _join(tiles: Tensor, boards: int) -> Tensor:
-    """The inverse of ``_cut``."""
+    """Undo ``_cut``."""
     _, channels, height, width = tiles.shape
     board = tiles.reshape(-1, boards, boards, channels, height, width)
     joined = board.permute(0, 3, 1, 4, 2, 5)

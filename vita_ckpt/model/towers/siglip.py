@@ -21,7 +21,7 @@ class SiglipTower(LibraryTower):
         super().__init__(SIGLIP.name, library, config, attn, scales)
 
     def accepts(self, height: int, width: int) -> bool:
-        """Pixels beyond the last whole patch are never seen: only the grid has to fit."""
+        """Return whether the grid fits; pixels beyond the last whole patch are never seen."""
         grid = self.image_size // self.patch_size
         return height // self.patch_size == width // self.patch_size == grid
 

@@ -1,4 +1,4 @@
-"""Vision towers as they lie on the disk: looked for, opened, and described."""
+"""Find, open and describe vision towers on the disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vita_ckpt.storage.reading.paths import find, is_directory, is_file, reached
 
 
 def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
-    """What lies at ``mm_vision_tower``; None if the config names no tower.
+    """Return what lies at ``mm_vision_tower``; None if the config names no tower.
 
     A relative path is looked up where the command runs, as upstream does, then beside the
     checkpoint, then in it; what a checkpoint on the hub names, in its repository alone. A
@@ -42,7 +42,7 @@ def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
 
 
 def open_tower(path: str) -> TowerDirectory:
-    """The tower at ``path``, by its config if it has one, else by its tensors."""
+    """Describe the tower at ``path`` by its config if it has one, else by its tensors."""
     config_path = os.path.join(path, CONFIG)
     if is_file(config_path):
         config, _ = read_json_object(config_path)
@@ -55,7 +55,7 @@ def open_tower(path: str) -> TowerDirectory:
 def read_tower_config(
     checkpoint: Checkpoint, tower: str | os.PathLike[str] | None = None
 ) -> Mapping[str, Any] | None:
-    """The config of the tower in a VITA checkpoint; None if the checkpoint has no tower.
+    """Read the config of the tower in a VITA checkpoint; None if the checkpoint has no tower.
 
     In this order: ``tower``, a directory or a ``config.json``, the copy that a swapped checkpoint
     carries, the path in its config, its tensors where they determine it. EVA-CLIP's sizes always
@@ -86,7 +86,7 @@ def read_tower_config(
 
 
 def read_carried_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """The tower's config that a checkpoint, or the target of a plan, carries beside its own."""
+    """Read the tower's config that a checkpoint or the target of a plan carries."""
     if CARRIED_CONFIG in checkpoint.texts:
         carried: Mapping[str, Any] = json.loads(checkpoint.texts[CARRIED_CONFIG])
         return carried
@@ -96,7 +96,7 @@ def read_carried_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
 
 
 def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The tower's config at ``path``: a tower directory, a checkpoint's, or a ``config.json``.
+    """Read the tower's config at ``path``: a tower directory, a checkpoint or a ``config.json``.
 
     Raises InputError if it describes no tower.
     """
@@ -121,7 +121,7 @@ def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 def read_processor(
     checkpoint: Checkpoint, tower: str | os.PathLike[str] | None = None
 ) -> Mapping[str, Any] | None:
-    """The ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
+    """Read the ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
 
     In this order: beside what ``tower`` names, in the checkpoint, in the tower that it names.
     """
