@@ -162,7 +162,7 @@ def changes(a: Checkpoint, b: Checkpoint) -> list[Change]:
 
 def steps(path: str) -> list[Step]:
     explanation: Explanation = explain(path)
-    return [step for story in explanation.stories for step in story.steps]
+    return [step for story in explanation.traces for step in story.steps]
 
 
 def surgery(base: str, adapter: str, out: str) -> tuple[Edit, ...]:

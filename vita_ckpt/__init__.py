@@ -71,6 +71,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.checks.explain.trace import (
         LoaderTrace as LoaderTrace,
+        PartSource as PartSource,
         Step as Step,
     )
     from vita_ckpt.checks.inspect import (
@@ -83,8 +84,10 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         ShardSummary as ShardSummary,
         TensorRow as TensorRow,
     )
-    from vita_ckpt.core.anatomy.towers.tower import (
+    from vita_ckpt.core.anatomy.towers import (
         Dispatch as Dispatch,
+        Outcome as Outcome,
+        Reason as Reason,
         Tower as Tower,
         TowerDirectory as TowerDirectory,
     )
@@ -101,6 +104,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.core.distance import (
         Distance as Distance,
+    )
+    from vita_ckpt.core.left_out import (
+        LeftOut as LeftOut,
     )
     from vita_ckpt.core.options import (
         Link as Link,
@@ -227,6 +233,7 @@ _HOMES = {
     "vita_ckpt.checks.explain.explanation": ("Explanation",),
     "vita_ckpt.checks.explain.trace": (
         "LoaderTrace",
+        "PartSource",
         "Step",
     ),
     "vita_ckpt.checks.inspect": (
@@ -239,8 +246,10 @@ _HOMES = {
         "ShardSummary",
         "TensorRow",
     ),
-    "vita_ckpt.core.anatomy.towers.tower": (
+    "vita_ckpt.core.anatomy.towers": (
         "Dispatch",
+        "Outcome",
+        "Reason",
         "Tower",
         "TowerDirectory",
     ),
@@ -256,6 +265,7 @@ _HOMES = {
         "TensorRef",
     ),
     "vita_ckpt.core.distance": ("Distance",),
+    "vita_ckpt.core.left_out": ("LeftOut",),
     "vita_ckpt.core.options": (
         "Link",
         "Options",

@@ -13,7 +13,7 @@ from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
-from vita_ckpt.core.anatomy.towers.tower import EVA, tower_of_config, tower_of_shapes
+from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import Plan
@@ -262,7 +262,7 @@ def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
         path = "/".join(filter(None, (address.repository, address.below)))
     shapes = {name: tensor.shape for name, tensor in donor.tensors.items()}
     found = tower_of_shapes(shapes)
-    if found is not None and found.family == EVA and donor.shards[0].name:
+    if found is not None and found.traits.lone_file and donor.shards[0].name:
         return os.path.join(path, donor.shards[0].name)  # upstream opens the file itself
     return path
 

@@ -9,9 +9,8 @@ from vita_ckpt.checks import kinds
 from vita_ckpt.checks.inspect import ConfigLine
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
@@ -50,7 +49,7 @@ def check_config(subject: Subject) -> Iterator[Finding]:
 def _missing(subject: Subject) -> Iterator[Finding]:
     known = subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER)
     tower = subject.inspection.tower
-    is_eva = subject.kind == kinds.TOWER and tower is not None and tower.family == towers.EVA
+    is_eva = subject.kind == kinds.TOWER and tower is not None and tower.traits.lone_file
     directory = subject.checkpoint.layout != "file"
     if known and directory and not is_eva:
         yield finding(
@@ -73,7 +72,7 @@ def _keys(subject: Subject) -> Iterator[Finding]:
         elif line.agrees is False and key not in _ELSEWHERE:
             rule = "config-stale" if key in _STALE else "config-weights-mismatch"
             if key == "mm_projector_type" and not projectors.is_known(
-                str(line.value or "mlp2x_gelu")
+                str(line.value or projectors.DEFAULT_TYPE)
             ):
                 continue  # a rule of its own
             if key in ("mm_projector_type", "use_mm_proj") and not has_projector:
@@ -166,7 +165,7 @@ def _paths(subject: Subject) -> Iterator[Finding]:
                 subject,
                 "tower-path-misleads",
                 "mm_vision_tower",
-                f"expected a path that upstream takes for {towers.LABELS[known.family]}, got "
+                f"expected a path that upstream takes for {known.traits.label}, got "
                 f"{path!r}: {by_path.tower_class or 'nothing'} ({by_path.reason})",
                 "vita-ckpt set gives it another path",
             )
@@ -223,8 +222,7 @@ def _projector_type(subject: Subject) -> Iterator[Finding]:
             subject,
             "unknown-projector-type",
             "mm_projector_type",
-            "expected linear, mlpNx_gelu, sppv1, sppv2, sppv3, ldp, vanilla, minigpt or identity, "
-            f"got {kind!r}",
+            f"expected {projectors.listed()}, got {kind!r}",
         )
 
 
@@ -236,9 +234,8 @@ def _s2(subject: Subject) -> Iterator[Finding]:
             message = "expected true: the projector takes the features of several scales, got "
             yield _of(subject, "config-weights-mismatch", "use_s2", message + repr(line.value))
         return
-    family = tower.family if tower is not None else None
-    if family is not None and family != towers.SIGLIP:
-        message = f"expected a SigLIP tower, got {towers.LABELS[family]}"
+    if tower is not None and not tower.traits.has_s2:
+        message = f"expected a {towers.listed(towers.WITH_S2)} tower, got {tower.traits.label}"
         yield _of(subject, "s2-needs-siglip", "use_s2", message)
         return
     text = config.get("s2_scales", towers.DEFAULT_S2_SCALES)
@@ -260,8 +257,8 @@ def _tower(subject: Subject) -> Iterator[Finding]:
     described = towers.tower_of_config(config) if config is not None else None
     if described is not None:
         yield from _differences(tower, described)
-    if tower.family == towers.INTERNVIT and tower.grid is not None and tower.grid % 2:
-        message = f"expected an even number of patches along a side, got {tower.grid}"
+    if tower.has_odd_grid:
+        message = f"expected {tower.traits.grid_needed}, got {tower.grid}"
         yield finding("odd-patch-grid", "model.vision_tower", message)
     elif subject.kind == kinds.VITA:
         tokens = tower.tokens()

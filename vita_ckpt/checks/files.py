@@ -12,8 +12,8 @@ from typing import Final
 from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
 from vita_ckpt.core.left_out import LeftOut

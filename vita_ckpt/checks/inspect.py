@@ -9,11 +9,10 @@ from math import isfinite
 from typing import Any, Final, TypedDict
 
 from vita_ckpt.checks.kinds import TOWER, VITA, kind_of
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
-from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.anatomy.towers.tower import Dispatch, Tower, TowerDirectory
+from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
@@ -128,6 +127,8 @@ class Inspection(Displayed):
         The lists of tensors and modules that the schema has beside it are reports of their own.
         """
         report: dict[str, Any] = _listed(asdict(self))
+        if self.dispatch is not None:
+            report["dispatch"]["reason"] = str(self.dispatch.reason)
         report["left_out"] = left_out_to_json(self.left_out)
         if self.tower_directory is not None:
             del report["tower_directory"]["config"]
@@ -208,15 +209,6 @@ def inspect_checkpoint(
         disagreements=tuple(facts.disagreements(kind, lines)),
         left_out=checkpoint.left_out,
     )
-
-
-def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
-    """Return the report as JSON, in the form of ``schemas/inspect-v1.json``."""
-    report: dict[str, Any] = _listed(asdict(inspection))
-    report["left_out"] = left_out_to_json(inspection.left_out)
-    if inspection.tower_directory is not None:
-        del report["tower_directory"]["config"]
-    return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
 
 
 def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[TensorRow]:
@@ -348,10 +340,13 @@ class _Facts:
         plain = str(self.config.get("model_type")) in PLAIN_LANGUAGE_MODELS
         if plain or not self.has_language_model:
             return None, None
-        return ("identity", True) if configured == "identity" else ("no tensors", False)
+        return (
+            (configured, True) if projectors.has_no_tensors(configured) else ("no tensors", False)
+        )
 
     def _use_mm_proj(self, value: bool | None) -> tuple[bool | None, bool | None]:
-        if not self.has_language_model or self.config.get("mm_projector_type") == "identity":
+        kind = str(self.config.get("mm_projector_type"))
+        if not self.has_language_model or projectors.has_no_tensors(kind):
             return None, None
         return self.has_projector, None if value is None else value == self.has_projector
 
@@ -411,8 +406,8 @@ class _Facts:
         return towers.number_of_scales(self.config)
 
     def _scales_of_widths(self) -> int | None:
-        """Return how many S2 scales the projector's input width holds; None if it is unknown."""
-        if self.tower is None or self.projector is None or self.tower.family != towers.SIGLIP:
+        """How many S2 scales the projector's input width holds, None where that says nothing."""
+        if self.tower is None or self.projector is None or not self.tower.traits.has_s2:
             return None
         if not self.tower.width:
             return None
@@ -451,7 +446,7 @@ class _Facts:
             built = self.dispatch.tower_class or "nothing"
             yield (
                 f"upstream builds {built} from the path ({self.dispatch.reason}), "
-                f"but the tower is {towers.LABELS[what.family]}"
+                f"but the tower is {what.traits.label}"
             )
         elif self.dispatch is not None and self.dispatch.family is None:
             yield f"upstream builds no tower from the path: {self.dispatch.reason}"

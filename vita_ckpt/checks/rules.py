@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from vita_ckpt.core.anatomy.towers import KNOWN, listed
 from vita_ckpt.core.report import Finding, Severity
 
 
@@ -282,7 +283,7 @@ _NAMES: Final = (
         "unknown-tower",
         "error",
         "the tower's tensors are those of no known tower",
-        "Upstream builds SigLIP, CLIP, EVA-CLIP or InternViT.",
+        f"Upstream builds {listed(KNOWN)}.",
     ),
     Rule(
         "no-tensors",

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import language_tensors, parts, projectors
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.tensor_match import compare
@@ -175,7 +174,7 @@ def _tower(subject: Subject, shapes: Mapping[str, Shape], place: str) -> Iterato
         yield finding(
             "unknown-tower",
             place.rstrip(".") or subject.checkpoint.root,
-            "expected the tensors of SigLIP, CLIP, EVA-CLIP or InternViT, got "
+            f"expected the tensors of {towers.listed(towers.KNOWN)}, got "
             + ", ".join(list(shapes)[:3]),
         )
         return
@@ -207,7 +206,7 @@ def _projector(subject: Subject) -> Iterator[Finding]:
     checkpoint, config = subject.checkpoint, subject.config
     shapes = _below(checkpoint, parts.PROJECTOR_PREFIX)
     kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
-    if kind == "identity" and not shapes:
+    if projectors.has_no_tensors(kind) and not shapes:
         return
     if not shapes:
         promised = any(name.startswith(parts.PROJECTOR_PREFIX) for name in subject.unread)

@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Shape, Tensor, TensorRef
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.plan import (

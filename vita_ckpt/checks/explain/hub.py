@@ -13,9 +13,8 @@ from vita_ckpt.checks.explain.matching import (
     match_tensors,
 )
 from vita_ckpt.checks.explain.trace import PartSource, Tracer
-from vita_ckpt.core.anatomy import language_tensors, parts
+from vita_ckpt.core.anatomy import language_tensors, parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
-from vita_ckpt.core.anatomy.towers import tower as towers
 
 
 def hub_model(tracer: Tracer, lookup: TowerLookup) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part
-from vita_ckpt.core.anatomy import language_tensors, parts, projectors
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, TensorRef
 from vita_ckpt.core.file_listing import WeightFiles
@@ -20,7 +19,6 @@ from vita_ckpt.errors import InputError
 # Stored tensors by name, each with the file that it is from.
 Found = Mapping[str, tuple[TensorRef, str]]
 
-TOWER_CLASSES: Final = {towers.CLIP: "CLIPVisionModel", towers.SIGLIP: "SiglipVisionModel"}
 
 # The level that CLIP's and SigLIP's towers lost in transformers 5.6, and what every causal language
 # model has its layers below (base_model_prefix).
@@ -97,7 +95,7 @@ def expected_tower(lookup: TowerLookup, found: Found, family: str) -> dict[str, 
         shapes = tower_tensors.expected_shapes(config)
     except InputError:
         return stored
-    prefix = TOWER_PREFIX + towers.STORED_PREFIXES[family]
+    prefix = TOWER_PREFIX + towers.FAMILIES[family].stored_prefix
     return {prefix + name: shape for name, shape in shapes.items()}
 
 

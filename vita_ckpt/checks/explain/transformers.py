@@ -11,7 +11,6 @@ from typing import Any, Final
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.file_resolution import Read
 from vita_ckpt.checks.explain.matching import (
-    TOWER_CLASSES,
     VISION_LEVEL,
     TowerLookup,
     expected_language_model,
@@ -21,10 +20,9 @@ from vita_ckpt.checks.explain.matching import (
     require_config,
 )
 from vita_ckpt.checks.explain.trace import PartSource, Tracer
-from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.errors import InputError
@@ -158,9 +156,9 @@ def _dtype(tracer: Tracer, config: Mapping[str, Any], read: Read, *, old: bool) 
 
 def _tower(tracer: Tracer, config: Mapping[str, Any], family: str, *, old: bool) -> None:
     """Replay a standalone tower in the library's own class."""
-    if family not in TOWER_CLASSES:
+    tracer.model_class = towers.FAMILIES[family].library_class
+    if tracer.model_class is None:
         tracer.stop("unknown-model-type", f"model_type {config.get('model_type')!r} is unknown")
-    tracer.model_class = TOWER_CLASSES[family]
     tracer.step("builds", tracer.model_class)
     read = file_resolution.from_pretrained(tracer, old=old)
     tracer.dtype = _dtype(tracer, config, read, old=old)

@@ -7,7 +7,6 @@ from typing import Any
 
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
-    TOWER_CLASSES,
     TOWER_PREFIX,
     VISION_LEVEL,
     Found,
@@ -24,8 +23,7 @@ from vita_ckpt.checks.explain.matching import (
     trace_projector,
 )
 from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part, some_files
-from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJECTOR_RUN
 from vita_ckpt.core.tensor_match import compare
@@ -114,15 +112,15 @@ def _build_tower(
         return None
     dispatch = towers.dispatch(path, bool(config.get("use_s2")))
     if dispatch.family is None:
-        s2 = "raises" in dispatch.reason and "S2" in dispatch.reason
-        tracer.stop("s2-needs-siglip" if s2 else "tower-path-misleads", dispatch.reason)
+        s2 = dispatch.reason.outcome is towers.Outcome.NO_S2
+        tracer.stop("s2-needs-siglip" if s2 else "tower-path-misleads", str(dispatch.reason))
     tracer.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
     tower = lookup.tower
     if tower is not None and tower.path is not None:
         if tower.problem is not None:
             tracer.stop("tower-directory-unreadable", tower.problem)
         if tower.tower is not None and tower.tower.family != dispatch.family:
-            is_ = towers.LABELS[tower.tower.family]
+            is_ = tower.tower.traits.label
             tracer.stop("tower-path-misleads", f"a size mismatch: {tower.path} is {is_}")
         if not lookup.from_here:
             tracer.step(
@@ -149,7 +147,9 @@ def _read_tower_directory(tracer: Tracer, lookup: TowerLookup, family: str) -> b
         tracer.stop(trace.stopped_by, f"in the tower's directory: {trace.steps[-1].detail}")
     tracer.tower_files += map(files.path_of, trace.files_read)
     tracer.step("tower", f"filled from its directory: {some_files(trace.files_read)}")
-    if family in TOWER_CLASSES and not any(n.startswith(VISION_LEVEL) for n in names):
+    if towers.FAMILIES[family].library_class is not None and not any(
+        n.startswith(VISION_LEVEL) for n in names
+    ):
         tracer.step(
             "draws",
             f"the tower at random: its directory's names lack the {VISION_LEVEL} level that "
@@ -161,7 +161,7 @@ def _read_tower_directory(tracer: Tracer, lookup: TowerLookup, family: str) -> b
 
 def _tower_names(own: Tracer, family: str) -> Iterable[str]:
     """Return the names in a tower's directory; EVA-CLIP is a file by itself."""
-    if family != towers.EVA:
+    if not towers.FAMILIES[family].lone_file:
         return file_resolution.from_pretrained(own, old=True).tensors
     return [name for file in own.files.files.values() for name in own.read(file).tensors]
 
