@@ -85,6 +85,7 @@ def test_the_readme_shows_what_the_demo_prints() -> None:
 def test_links_lead_somewhere() -> None:
     for page in (
         ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
         *(ROOT / "docs").glob("*.md"),
         ROOT / "benchmarks" / "README.md",
     ):
