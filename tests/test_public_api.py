@@ -139,6 +139,7 @@ VALUES = {
     "History",
     "Inspection",
     "Leftover",
+    "Family",
     "LeftOut",
     "LoaderTrace",
     "Outcome",

@@ -86,6 +86,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.core.anatomy.towers import (
         Dispatch as Dispatch,
+        Family as Family,
         Outcome as Outcome,
         Reason as Reason,
         Tower as Tower,
@@ -248,6 +249,7 @@ _HOMES = {
     ),
     "vita_ckpt.core.anatomy.towers": (
         "Dispatch",
+        "Family",
         "Outcome",
         "Reason",
         "Tower",
