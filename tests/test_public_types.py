@@ -21,6 +21,9 @@ import vita_ckpt
 
 ROOT = Path(__file__).parent.parent
 
+# Made by a user and passed on: its methods serve the library.
+PASSED_ON = {vita_ckpt.Stores}
+
 
 def type_checking_block(module: ModuleType) -> ast.Module:
     """The imports that only type checkers see."""
@@ -78,7 +81,8 @@ def test_every_type_that_a_public_function_mentions_is_public() -> None:
             assert class_ in public, f"{class_} of {where} is not public"
             if class_ not in seen:
                 seen.add(class_)
-                waiting += [(f"{class_.__name__}.{k}", v) for k, v in fields_of(class_).items()]
+                fields = {} if class_ in PASSED_ON else fields_of(class_)
+                waiting += [(f"{class_.__name__}.{k}", v) for k, v in fields.items()]
     assert len(seen) > 50
 
 
