@@ -16,80 +16,96 @@ from tests.conftest import GOLDEN
 
 SIGNATURES = {
     "apply": (
-        "(plan: 'Plan', out: 'StrPath', *, options: 'Options' = Options(link='auto', check=False, "
-        "digest=False, model_card=False), progress: 'Progress' = no_progress) -> 'str'"
+        "(plan: 'Plan', out: 'StrPath', *, options: 'Options' = Options(link='auto', "
+        "check=False, digest=False, model_card=False), progress: 'Progress' = no_progress, "
+        "stores: 'Stores | None' = None) -> 'str'"
     ),
     "apply_in_place": (
-        "(plan: 'Plan', *, options: 'Options' = Options(link='auto', check=True, digest=False, "
-        "model_card=False), progress: 'Progress' = no_progress) -> 'str'"
+        "(plan: 'Plan', *, options: 'Options' = Options(link='auto', check=True, "
+        "digest=False, model_card=False), progress: 'Progress' = no_progress, stores: "
+        "'Stores | None' = None) -> 'str'"
     ),
-    "clean": "(path: 'StrPath', *, dry_run: 'bool' = False) -> 'list[tuple[Leftover, bool]]'",
-    "drop_undo": "(path: 'StrPath') -> 'int'",
-    "history": "(path: 'StrPath') -> 'History'",
-    "recover": "(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack | None'",
-    "undo": "(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack'",
-    "check_plan": "(plan: 'Plan') -> 'None'",
+    "clean": ("(path: 'StrPath', *, dry_run: 'bool' = False) -> 'list[tuple[Leftover, bool]]'"),
+    "drop_undo": ("(path: 'StrPath') -> 'int'"),
+    "history": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'History'"),
+    "recover": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack | None'"),
+    "undo": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack'"),
+    "check_plan": ("(plan: 'Plan', *, stores: 'Stores | None' = None) -> 'None'"),
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
-        "only: 'Sequence[str]' = (), fetch: 'bool' = False) -> 'Difference'"
+        "only: 'Sequence[str]' = (), fetch: 'bool' = False, stores: 'Stores | None' = None) "
+        "-> 'Difference'"
     ),
-    "explain": "(path: 'StrPath') -> 'Explanation'",
-    "get_w": "(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'",
-    "inspect": "(checkpoint: 'Checkpoint | StrPath') -> 'Inspection'",
+    "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
+    "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
+    "inspect": (
+        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> 'Inspection'"
+    ),
     "load_model": (
-        "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', "
-        "dtype: 'torch.dtype | str | None' = None, tower: 'StrPath | None' = None, "
-        "attn: 'str | None' = None, max_memory: 'MaxMemory | None' = None) -> 'VitaModel'"
+        "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', dtype: "
+        "'torch.dtype | str | None' = None, tower: 'StrPath | None' = None, attn: 'str | "
+        "None' = None, max_memory: 'MaxMemory | None' = None, stores: 'Stores | None' = "
+        "None) -> 'VitaModel'"
     ),
     "list_tensors": (
-        "(checkpoint: 'Checkpoint | StrPath', pattern: 'str' = '*') -> 'list[TensorRow]'"
+        "(checkpoint: 'Checkpoint | StrPath', pattern: 'str' = '*', *, stores: 'Stores | "
+        "None' = None) -> 'list[TensorRow]'"
     ),
-    "module_tree": "(checkpoint: 'Checkpoint | StrPath', depth: 'int') -> 'list[ModuleRow]'",
-    "load_plan": "(path: 'StrPath') -> 'Plan'",
-    "open_checkpoint": "(path: 'StrPath') -> 'Checkpoint'",
+    "module_tree": (
+        "(checkpoint: 'Checkpoint | StrPath', depth: 'int', *, stores: 'Stores | None' = "
+        "None) -> 'list[ModuleRow]'"
+    ),
+    "load_plan": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"),
+    "open_checkpoint": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Checkpoint'"),
     "plan_extract_projector": (
-        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False) -> 'Plan'"
+        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, stores: 'Stores | "
+        "None' = None) -> 'Plan'"
     ),
     "plan_merge_projector": (
-        "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, "
-        "dtype: 'str | None' = None, extras: 'Collection[str]' = (), "
-        "tower: 'Checkpoint | StrPath | None' = None) -> 'Plan'"
+        "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, dtype: 'str | "
+        "None' = None, extras: 'Collection[str]' = (), tower: 'Checkpoint | StrPath | None' "
+        "= None, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_tower": (
-        "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None) -> 'Plan'"
+        "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
+        "stores: 'Stores | None' = None) -> 'Plan'"
     ),
-    "plan_set": "(checkpoint: 'Checkpoint | StrPath', values: 'Mapping[str, Any]') -> 'Plan'",
+    "plan_set": (
+        "(checkpoint: 'Checkpoint | StrPath', values: 'Mapping[str, Any]', *, stores: "
+        "'Stores | None' = None) -> 'Plan'"
+    ),
     "plan_swap_tower": (
-        "(base: 'Checkpoint | StrPath', tower: 'Checkpoint | StrPath', *, "
-        "tower_path: 'str | None' = None, tower_config: 'StrPath | None' = None, "
-        "projector: 'Checkpoint | StrPath | None' = None, projector_type: 'str | None' = None, "
-        "seed: 'int' = 0, use_s2: 'bool | None' = None, s2_scales: 'str | None' = None) -> 'Plan'"
+        "(base: 'Checkpoint | StrPath', tower: 'Checkpoint | StrPath', *, tower_path: 'str | "
+        "None' = None, tower_config: 'StrPath | None' = None, projector: 'Checkpoint | "
+        "StrPath | None' = None, projector_type: 'str | None' = None, seed: 'int' = 0, "
+        "use_s2: 'bool | None' = None, s2_scales: 'str | None' = None, stores: 'Stores | "
+        "None' = None) -> 'Plan'"
     ),
     "push": (
-        "(path: 'StrPath', repository: 'str', *, private: 'bool' = False, "
-        "revision: 'str | None' = None, create_pr: 'bool' = False, force: 'bool' = False, "
-        "message: 'str | None' = None) -> 'Push'"
+        "(path: 'StrPath', repository: 'str', *, private: 'bool' = False, revision: 'str | "
+        "None' = None, create_pr: 'bool' = False, force: 'bool' = False, message: 'str | "
+        "None' = None, stores: 'Stores | None' = None) -> 'Push'"
     ),
     "initialize_vision_modules": (
         "(base: 'Checkpoint', args: 'VisionModelArgs', *, operation: 'str' = 'swap-tower') "
         "-> 'Plan'"
     ),
-    "save_plan": "(plan: 'Plan', path: 'StrPath') -> 'None'",
+    "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
-        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, "
-        "deep: 'bool' = False) -> 'Report'"
+        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
+        "'bool' = False, stores: 'Stores | None' = None) -> 'Report'"
     ),
     "summarize": (
-        "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = Options(link='auto', "
-        "check=False, digest=False, model_card=False)) -> 'Summary'"
+        "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
+        "Options(link='auto', check=False, digest=False, model_card=False)) -> 'Summary'"
     ),
     "verify": (
-        "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = None, "
-        "tower: 'StrPath | None' = None, attn: 'str | None' = None, "
-        "max_memory: 'MaxMemory | None' = None, against: 'Checkpoint | StrPath | None' = None, "
-        "golden: 'StrPath | None' = None, save_golden: 'StrPath | None' = None, "
-        "image: 'StrPath | None' = None, prompt: 'str | None' = None, "
-        "max_new_tokens: 'int | None' = None) -> 'Verification'"
+        "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = "
+        "None, tower: 'StrPath | None' = None, attn: 'str | None' = None, max_memory: "
+        "'MaxMemory | None' = None, against: 'Checkpoint | StrPath | None' = None, golden: "
+        "'StrPath | None' = None, save_golden: 'StrPath | None' = None, image: 'StrPath | "
+        "None' = None, prompt: 'str | None' = None, max_new_tokens: 'int | None' = None, "
+        "stores: 'Stores | None' = None) -> 'Verification'"
     ),
 }
 EXIT_CODES = {
@@ -123,7 +139,7 @@ VALUES = {
     "History",
     "Inspection",
     "Leftover",
-    "LoaderStory",
+    "LoaderTrace",
     "LocalFile",
     "LoraSummary",
     "ModuleRow",
@@ -146,6 +162,7 @@ VALUES = {
     "Report",
     "SetConfig",
     "Shard",
+    "Stores",
     "ShardSummary",
     "Step",
     "Summary",
@@ -164,6 +181,7 @@ ALIASES = {
     "Change",
     "Edit",
     "File",
+    "Link",
     "MaxMemory",
     "PlannedChange",
     "Progress",

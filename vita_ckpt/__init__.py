@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers: the same names as in the table below, which a test compares
     from vita_ckpt.api.apply import (
-        Options as Options,
         Progress as Progress,
         apply as apply,
         apply_in_place as apply_in_place,
@@ -71,7 +70,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         Explanation as Explanation,
     )
     from vita_ckpt.checks.explain.trace import (
-        LoaderStory as LoaderStory,
+        LoaderTrace as LoaderTrace,
         Step as Step,
     )
     from vita_ckpt.checks.inspect import (
@@ -102,6 +101,10 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.core.distance import (
         Distance as Distance,
+    )
+    from vita_ckpt.core.options import (
+        Link as Link,
+        Options as Options,
     )
     from vita_ckpt.core.outcomes import (
         History as History,
@@ -155,6 +158,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.storage.in_place.leftovers import (
         Leftover as Leftover,
     )
+    from vita_ckpt.storage.reading.paths import (
+        Stores as Stores,
+    )
     from vita_ckpt.surgery.projector import (
         get_w as get_w,
     )
@@ -169,7 +175,6 @@ __version__ = "0.1.0"
 # a program pays for what it calls.
 _HOMES = {
     "vita_ckpt.api.apply": (
-        "Options",
         "Progress",
         "apply",
         "apply_in_place",
@@ -221,7 +226,7 @@ _HOMES = {
     "vita_ckpt.checks.explain.disagreements": ("Divergence",),
     "vita_ckpt.checks.explain.explanation": ("Explanation",),
     "vita_ckpt.checks.explain.trace": (
-        "LoaderStory",
+        "LoaderTrace",
         "Step",
     ),
     "vita_ckpt.checks.inspect": (
@@ -251,6 +256,10 @@ _HOMES = {
         "TensorRef",
     ),
     "vita_ckpt.core.distance": ("Distance",),
+    "vita_ckpt.core.options": (
+        "Link",
+        "Options",
+    ),
     "vita_ckpt.core.outcomes": (
         "History",
         "Push",
@@ -295,6 +304,7 @@ _HOMES = {
         "VitaCkptError",
     ),
     "vita_ckpt.storage.in_place.leftovers": ("Leftover",),
+    "vita_ckpt.storage.reading.paths": ("Stores",),
     "vita_ckpt.surgery.projector": ("get_w",),
     "vita_ckpt.surgery.vision_modules": (
         "VisionModelArgs",

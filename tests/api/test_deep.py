@@ -18,6 +18,7 @@ from vita_ckpt import (
     OutputError,
     Plan,
     StaleInputError,
+    Stores,
     apply,
     apply_in_place,
     open_checkpoint,
@@ -136,7 +137,7 @@ def test_digests_go_with_the_tensors(merged: Path, tmp_path: Path) -> None:
     out = Path(apply(plan, tmp_path / "out"))
     wrong = [f for f in validate(out, deep=True).findings if f.rule == "digest-mismatch"]
     assert [f.subject for f in wrong] == ["lm_head.weight"]
-    known = read_manifest(open_checkpoint(out))
+    known = read_manifest(open_checkpoint(out), Stores())
     assert known is not None
     now = measure(open_checkpoint(out))
     different = {n for n in now.files if now.files[n] != known.files[n]}
@@ -160,7 +161,7 @@ def test_a_manifest_is_what_is_there(base: Path, tmp_path: Path, in_place: bool)
         else:
             base = Path(apply(surgery(base), tmp_path / f"out{number}", options=DIGEST))
         checkpoint = open_checkpoint(base)
-        assert read_manifest(checkpoint) == measure(checkpoint)
+        assert read_manifest(checkpoint, Stores()) == measure(checkpoint)
         assert not rules(base)
 
 
@@ -215,7 +216,7 @@ def test_manifests_that_are_none(merged: Path) -> None:
     path = merged / "vita_ckpt.manifest.json"
     path.write_bytes(b'{"body": {"a": []}}')
     with pytest.raises(MalformedFileError, match="invalid-manifest"):
-        read_manifest(open_checkpoint(merged))
+        read_manifest(open_checkpoint(merged), Stores())
     assert "invalid-manifest" in rules(merged)
 
 

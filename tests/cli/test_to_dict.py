@@ -25,6 +25,7 @@ from vita_ckpt import (
     validate,
     verify,
 )
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.strict_json import json_text
 
 BASE = GOLDEN / "A7" / "base"
@@ -87,7 +88,7 @@ def test_verify(cli: Cli) -> None:
 
 def test_a_push_holds_its_report() -> None:
     report = validate(BASE)
-    done = Push(report, None, ("config.json",), {".git": "hidden"}).to_dict()
+    done = Push(report, None, ("config.json",), {".git": LeftOut.HIDDEN}).to_dict()
     assert done == {
         "report": report.to_dict(),
         "url": None,

@@ -33,6 +33,7 @@ from vita_ckpt import (
     validate,
 )
 from vita_ckpt.core.display import MAX_COLUMNS, MAX_LINES
+from vita_ckpt.core.left_out import LeftOut
 
 HOSTILE = "</td><script>alert(1)</script>&\x1b[2J\n\u202e\ud800'\"" + "x" * 300
 BASE = GOLDEN / "A7" / "base"
@@ -76,7 +77,7 @@ def hostile_checkpoint(count: int) -> Checkpoint:
         shards=tuple(Shard(f"{HOSTILE}{n}", file, "safetensors") for n in range(50)),
         config={"model_type": HOSTILE},
         files={HOSTILE: file},
-        left_out={HOSTILE: HOSTILE},
+        left_out={HOSTILE: LeftOut.HIDDEN},
         revision=HOSTILE,
     )
 
@@ -119,7 +120,7 @@ def test_reports() -> None:
     assert_one_screen(inspect(hostile_checkpoint(3)))
     assert_one_screen(diff(BASE, adapter, values=True))
     assert "vita-1.5" in assert_one_screen(explain(BASE))
-    assert_one_screen(explain(BASE).stories[0])
+    assert_one_screen(explain(BASE).traces[0])
     assert_one_screen(history(BASE))
     assert_one_screen(validate(BASE))
 
@@ -128,7 +129,7 @@ def test_reports_of_what_is_hostile() -> None:
     found = tuple(Finding(HOSTILE, "error", HOSTILE, HOSTILE, HOSTILE, HOSTILE) for _ in range(99))
     report = Report(HOSTILE, HOSTILE, found)
     assert "errors" in assert_one_screen(report)
-    assert_one_screen(Push(report, HOSTILE, (HOSTILE,) * 99, {HOSTILE: HOSTILE}))
+    assert_one_screen(Push(report, HOSTILE, (HOSTILE,) * 99, {HOSTILE: LeftOut.HIDDEN}))
     assert_one_screen(History(HOSTILE, ({HOSTILE: HOSTILE},) * 99, True, True, None))
     numbers: tuple[Any, ...] = (1.5, 2.5, 3 << 30, 49, 0, HOSTILE, {HOSTILE: HOSTILE})
     shown = assert_one_screen(Verification(HOSTILE, "cpu", HOSTILE, True, found, *numbers))

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from vita_ckpt import VitaCkptError, diff, explain, inspect, open_checkpoint, validate
+from vita_ckpt import Stores, VitaCkptError, diff, explain, inspect, open_checkpoint, validate
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.survey import survey
@@ -46,7 +46,7 @@ def survives(path: Path) -> None:
     """Every reader either reads what is there or says in one line why not; so does its report."""
     readers: tuple[Callable[[Path], Any], ...] = (
         open_checkpoint,
-        survey,
+        lambda p: survey(p, Stores()),
         validate,
         lambda p: json.dumps(inspect(p).to_dict(), allow_nan=False),
         lambda p: json.dumps(explain(p).to_dict(), allow_nan=False),
@@ -85,12 +85,12 @@ def believes_no_more_than_the_library(root: Path) -> None:
         assert all(theirs[shard.name] is not None for shard in opened.shards)
     if None in theirs.values():
         assert has_errors(validate(root).findings)
-    read = read_weight_files(root).files
+    read = read_weight_files(root, Stores()).files
     for name, tensors in theirs.items():
         if tensors is None:
             assert read[name].trouble is not None
         elif read[name].trouble is None:
             refs = read[name].tensors
             assert {n: (ref.dtype, ref.shape) for n, ref in refs.items()} == tensors
-    for shard in survey(root).checkpoint.shards:
+    for shard in survey(root, Stores()).checkpoint.shards:
         assert theirs[shard.name] is not None

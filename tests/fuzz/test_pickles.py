@@ -22,8 +22,8 @@ from tests.fuzz.conftest import Explore
 from tests.fuzz.damage import NUMBERS, Step, damage, damaged
 from tests.fuzz.pickles import TRAPS, Edit, edited, edits, programs, state_dicts
 from tests.fuzz.sandbox import Sandbox, is_one_line, survives
+from tests.sources import read_torch
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.formats.torch_reader import read_torch
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 _EXECUTES = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")

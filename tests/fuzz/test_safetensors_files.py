@@ -17,9 +17,9 @@ from tests.fuzz.sandbox import (
     library_reads,
     survives,
 )
+from tests.sources import read_safetensors
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.formats.safetensors import read_safetensors
 
 SHARD = "model-00001-of-00002.safetensors"
 PROJECTOR = "mm_projector.safetensors"

@@ -9,8 +9,8 @@ from threading import Thread
 
 import pytest
 
-from vita_ckpt.storage.hub import concurrency as module
 from vita_ckpt.storage.hub.concurrency import at_once
+from vita_ckpt.storage.system import threads as module
 
 
 def limited(most: int) -> Callable[..., Thread]:

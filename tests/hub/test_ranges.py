@@ -19,8 +19,8 @@ from vita_ckpt.core.address import Address
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError, StaleInputError, VitaCkptError
 from vita_ckpt.storage.hub.byte_ranges import coalesced, fetch, fetch_bytes
-from vita_ckpt.storage.hub.repository import Hub
 from vita_ckpt.storage.hub.session import Session
+from vita_ckpt.storage.hub.store import HubStore
 
 DATA = os.urandom(400_000)
 LARGE, SMALL = "weights.safetensors", "config.json"
@@ -36,8 +36,8 @@ class Way:
 
     def file(self, name: str = LARGE) -> RemoteFile:
         """One of the files, as it is listed."""
-        hub = Hub(self.session)
-        entry = hub.at(str(hub.pin(Address("org/name"))))[0].look(name)
+        store = HubStore(self.session)
+        entry = store.look(f"{store.pin(Address('org/name'))}/{name}")
         assert entry is not None
         assert isinstance(entry.file, RemoteFile)
         return entry.file
@@ -250,12 +250,12 @@ def test_a_redirect_to_no_address_is_followed_once(way: Way, location: str) -> N
 @pytest.mark.parametrize("endpoint", ["hub.example", "file:///tmp", "", "http://"])
 def test_an_endpoint_that_is_no_address(endpoint: str) -> None:
     with pytest.raises(HubError, match="HF_ENDPOINT") as error:
-        Hub(Session(endpoint or "nothing")).pin(Address("org/name"))
+        HubStore(Session(endpoint or "nothing")).pin(Address("org/name"))
     assert error.value.code == "hub-failed"
 
 
 def test_an_endpoint_in_capitals(way: Way) -> None:
-    hub = Hub(Session(way.hub.url.replace("http", "HTTP")))
+    hub = HubStore(Session(way.hub.url.replace("http", "HTTP")))
     assert hub.pin(Address("org/name")).is_pinned
 
 
@@ -320,10 +320,10 @@ def test_a_connection_serves_many_requests(way: Way) -> None:
 
 def test_the_bytes_that_moved_are_counted(way: Way) -> None:
     file = way.file()
-    before = way.session.moved
+    before = way.session.bytes_downloaded
     assert before == way.hub.bytes_sent
     fetch_bytes(way.session, file, 10, 5000)
-    assert way.session.moved - before == 4990
+    assert way.session.bytes_downloaded - before == 4990
 
 
 spans = st.lists(st.tuples(st.integers(0, 1 << 26), st.integers(0, 1 << 26)), max_size=12)

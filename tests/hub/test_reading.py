@@ -20,10 +20,12 @@ from tests.hub.conftest import Machine, headers_of
 from vita_ckpt.core.address import Address
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError
-from vita_ckpt.storage.hub import repository
-from vita_ckpt.storage.hub.repository import Hub, Repository
+from vita_ckpt.storage.hub.repository import Repository
 from vita_ckpt.storage.hub.session import Session
+from vita_ckpt.storage.hub.store import HubStore
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.stores.base import Kind
 
 BASE = GOLDEN / "A7" / "base"
 RUN = GOLDEN / "A7" / "mm_projector_fp32"
@@ -342,7 +344,7 @@ def test_the_folders_of_a_repository(paths: set[str]) -> None:
         inside = {p.removeprefix(start).split("/")[0] for p in paths if p.startswith(start)}
         assert commit.listing(folder) == sorted(inside)
         entry = commit.look(folder)
-        expected = "file" if folder in files else "directory" if inside else None
+        expected = Kind.FILE if folder in files else Kind.DIRECTORY if inside else None
         assert (entry and entry.kind) == expected
 
 
@@ -361,18 +363,18 @@ def test_an_index_that_leads_out_is_refused(machine: Machine, tmp_path: Path, na
     assert (done.code, "path-outside-checkpoint" in done.out) == (1, True), done
 
 
-def test_what_failed_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one process: what failed, and was not opened then, does not fail the next time too."""
+def test_what_failed_is_asked_for_again() -> None:
+    """With one session: what failed, and was not opened then, does not fail the next time too."""
     with HubServer() as server:
         server.add("org/vita", BASE)
-        way = Hub(Session(server.url, lambda _seconds: None))
-        monkeypatch.setattr(repository, "hub", lambda: way)
+        way = HubStore(Session(server.url, lambda _seconds: None))
+        stores = Stores(way)
         root = str(way.pin(Address("org/vita")))
         server.faults.append(Fault("safetensors$", "status", 403, 99))
         with pytest.raises(HubError, match="hub-forbids"):
-            open_checkpoint(root)
+            open_checkpoint(root, stores)
         server.faults.clear()
-        assert len(open_checkpoint(root).shards) == 4
+        assert len(open_checkpoint(root, stores).shards) == 4
 
 
 def test_an_answer_that_is_no_listing(machine: Machine) -> None:

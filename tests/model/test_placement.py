@@ -25,7 +25,7 @@ from fixtures.builder import (
     write_tower,
 )
 from tests.conftest import BASES, GOLDEN
-from vita_ckpt import UsageError, load_model, open_checkpoint
+from vita_ckpt import Stores, UsageError, load_model, open_checkpoint
 from vita_ckpt.model.placement import Placement, dispatch, offered, place
 from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import DeviceMap, Weights, device_of, load_resident, on_meta
@@ -144,7 +144,7 @@ def in_two(model: VitaModel, devices: list[torch.device]) -> DeviceMap:
 def spread(root: Path, devices: list[torch.device]) -> VitaModel:
     """A checkpoint loaded onto two devices."""
     checkpoint = open_checkpoint(root)
-    model = build(checkpoint, read_tower_config(checkpoint), torch.float32)
+    model = build(checkpoint, read_tower_config(checkpoint, Stores()), torch.float32)
     found = in_two(model, devices)
     if devices == CPUS:  # tensors that have values forget the number of a processor
         found = dict.fromkeys(found, CPU)
@@ -184,7 +184,7 @@ def test_a_spread_model_computes_the_same(case: str) -> None:
 def test_tied_embeddings_are_shared_on_one_device_and_copied_to_two(tmp_path: Path) -> None:
     write_tower(tmp_path / "tower-internvit", TowerSpec())
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "c", Spec(tied=True)))
-    model = build(checkpoint, read_tower_config(checkpoint), torch.float32)
+    model = build(checkpoint, read_tower_config(checkpoint, Stores()), torch.float32)
     for devices, shared in (({"": CPU}, True), (in_two(model, CPUS), False)):
         with Weights(checkpoint) as weights:
             load_resident(model, model.stored_names(), weights, devices, torch.float32)
@@ -201,7 +201,7 @@ def test_no_operation_mixes_devices(case: str) -> None:
     Mixtral's routing depends on values.
     """
     checkpoint = open_checkpoint(GOLDEN / case / "base")
-    model = build(checkpoint, read_tower_config(checkpoint), torch.float32)
+    model = build(checkpoint, read_tower_config(checkpoint, Stores()), torch.float32)
     found = in_two(model, CPUS)
     with FakeTensorMode(), torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # accelerate compares addresses

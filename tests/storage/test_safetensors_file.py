@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
+from tests.sources import read_safetensors
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.formats.safetensors import encode_header, read_safetensors
+from vita_ckpt.storage.formats.safetensors import encode_header
 
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 

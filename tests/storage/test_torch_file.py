@@ -16,8 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sources import read_torch
 from vita_ckpt.errors import InputError, MalformedFileError, UnsafePickleError
-from vita_ckpt.storage.formats.torch_reader import read_torch
 from vita_ckpt.storage.formats.torch_writer import write_state_dict
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 

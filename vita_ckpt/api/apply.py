@@ -8,17 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vita_ckpt import __version__
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint
+from vita_ckpt.core.checkpoint import EMPTY, Checkpoint
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
+from vita_ckpt.core.filenames import MANIFEST, MODEL_CARD, PROVENANCE
 from vita_ckpt.core.manifest import encode as encode_manifest
-from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.model_card import with_lineage
+from vita_ckpt.core.options import Options
 from vita_ckpt.core.plan import (
     DropFile,
     Plan,
@@ -38,10 +40,11 @@ from vita_ckpt.core.summary import (
     Summary,
 )
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
-from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.in_place.apply import shared_shards, write_in_place
 from vita_ckpt.storage.in_place.rollback import sweep
 from vita_ckpt.storage.reading.model_card import read_model_card
+from vita_ckpt.storage.reading.paths import Stores, read_json
+from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.stream import no_progress
 from vita_ckpt.storage.writing import commit
 from vita_ckpt.storage.writing.atomic_file import write_new
@@ -55,7 +58,7 @@ from vita_ckpt.storage.writing.layout import (
     plan_layout,
 )
 from vita_ckpt.storage.writing.manifest import current_manifest, manifest_of
-from vita_ckpt.storage.writing.outputs import Finish, Link
+from vita_ckpt.storage.writing.outputs import Finish
 
 # Is called with the bytes that were written since the last call.
 Progress = Callable[[int], None]
@@ -65,29 +68,13 @@ _MAKES_A_FILE = ("extract-projector",)
 _EXTRACTIONS = (*_MAKES_A_FILE, "extract-tower")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a plan is run.
-
-    ``link`` is what becomes of shards that are carried: ``auto`` shares blocks where the file
-    system can (``reflink``) and copies where it cannot, ``hardlink`` and ``symlink`` make another
-    name for the base's file, ``copy`` copies. ``check`` reads what was written again and compares.
-    ``digest`` adds a manifest of every file; a base that has one keeps it in any case.
-    ``model_card`` adds a section to the README.
-    """
-
-    link: Link = "auto"
-    check: bool = False
-    digest: bool = False
-    model_card: bool = False
-
-
 def apply(
     plan: Plan,
     out: StrPath,
     *,
     options: Options = Options(),
     progress: Progress = no_progress,
+    stores: Stores | None = None,
 ) -> str:
     """Write what ``plan`` makes to ``out``, whole and synced to disk, or nothing at all.
 
@@ -97,20 +84,23 @@ def apply(
     since the plan was computed, CastError where a conversion would lose a value, OutputError if
     the disk fails.
     """
+    stores = Stores() if stores is None else stores
     path = check_output(plan, out)
     if plan.operation in _MAKES_A_FILE:
-        with fetched_tensors(plan, os.path.dirname(path)) as here:
+        with fetched_tensors(plan, os.path.dirname(path), stores) as here:
             commit.write_file(here, path, check=options.check, progress=progress)
         return path
-    with fetched_files(plan, os.path.dirname(path)) as here:
-        _write_directory(here, path, options, progress)
+    with fetched_files(plan, os.path.dirname(path), stores) as here:
+        _write_directory(here, path, options, progress, stores)
     return path
 
 
-def _write_directory(plan: Plan, path: str, options: Options, progress: Progress) -> None:
+def _write_directory(
+    plan: Plan, path: str, options: Options, progress: Progress, stores: Stores
+) -> None:
     layout = _layout(plan, options)
     untouched = [file.name for file in layout.carried]
-    finish = _finish(plan, untouched, layout.shards, layout.texts, options, _now())
+    finish = _finish(plan, untouched, layout.shards, layout.texts, options, _now(), stores)
     commit.write_directory(
         plan, layout, path, finish, link=options.link, check=options.check, progress=progress
     )
@@ -121,6 +111,7 @@ def apply_in_place(
     *,
     options: Options = Options(check=True),
     progress: Progress = no_progress,
+    stores: Stores | None = None,
 ) -> str:
     """Make the base of ``plan`` what the plan makes of it, where it is, or leave it as it was.
 
@@ -130,18 +121,19 @@ def apply_in_place(
     another surgery of the base is under way, CastError where a conversion would lose a value,
     OutputError if the disk fails.
     """
+    stores = Stores() if stores is None else stores
     _check_here(plan)
-    with fetched_tensors(plan, plan.base.root) as here:
-        return _apply_in_place(here, options, progress)
+    with fetched_tensors(plan, plan.base.root, stores) as here:
+        return _apply_in_place(here, options, progress, stores)
 
 
-def _apply_in_place(plan: Plan, options: Options, progress: Progress) -> str:
+def _apply_in_place(plan: Plan, options: Options, progress: Progress, stores: Stores) -> str:
     if os.path.isdir(plan.base.root):
         sweep(os.path.realpath(plan.base.root))  # second names of weights among it
     layout = lay_out_in_place(plan)
     if _is_idle(layout, options):
         return plan.base.root
-    known = current_manifest(plan.base)
+    known = current_manifest(plan.base, stores)
     now = _now()
     shards: tuple[PatchedShard | WrittenShard, ...] = (*layout.patched, *layout.shards)
     changed = {part.name for part in (*shards, *layout.texts)} | {*layout.removed}
@@ -151,7 +143,7 @@ def _apply_in_place(plan: Plan, options: Options, progress: Progress) -> str:
     write_in_place(
         plan,
         layout,
-        _finish(plan, untouched, shards, layout.texts, options, now),
+        _finish(plan, untouched, shards, layout.texts, options, now, stores),
         time=now,
         check=options.check,
         known=known.files if known is not None else None,
@@ -215,12 +207,13 @@ def _finish(
     texts: Sequence[WrittenText],
     options: Options,
     now: str,
+    stores: Stores,
 ) -> Finish:
     """Return what makes lineage, model card and manifest once digests are known."""
     if plan.record is None:
         return lambda _digests: ()
-    known = current_manifest(plan.base)
-    card = read_model_card(plan.base) if options.model_card else None
+    known = current_manifest(plan.base, stores)
+    card = read_model_card(plan.base, stores) if options.model_card else None
 
     def finish(digests: Mapping[str, str]) -> tuple[WrittenText, ...]:
         written = Written(digests, {text.name: digest(text.data) for text in texts})
@@ -265,9 +258,9 @@ def check_output(plan: Plan, out: StrPath) -> str:
     return path
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: Plan, *, stores: Stores | None = None) -> None:
     """Raise what :func:`apply` would raise for the values: a conversion that overflows."""
-    with fetched_casts(plan) as here:
+    with fetched_casts(plan, Stores() if stores is None else stores) as here:
         commit.check_casts(here)
 
 
@@ -285,17 +278,19 @@ def save_plan(plan: Plan, path: StrPath) -> None:
 def base_of(path: StrPath) -> str:
     """Return the path of the base of a saved plan. Raises InputError if the file is no plan."""
     with _named(path):
-        return input_paths(read_json_object(local(path))[0])[0]
+        return input_paths(read_json(LOCAL, local(path))[0])[0]
 
 
-def load_plan(path: StrPath) -> Plan:
+def load_plan(path: StrPath, *, stores: Stores | None = None) -> Plan:
     """Load a plan that :func:`save_plan` wrote, and open its inputs again.
 
     Raises StaleInputError if one of them is not what the plan was computed from.
     """
-    data, _ = read_json_object(local(path))
+    data, _ = read_json(LOCAL, local(path))
     with _named(path):
-        inputs = list(map(reopen, input_paths(data), input_revisions(data)))
+        stores = Stores() if stores is None else stores
+        pairs = zip(input_paths(data), input_revisions(data), strict=True)
+        inputs = [reopen(root, revision, stores) for root, revision in pairs]
         plan = plan_from_json(data, inputs)
     if plan.record is None and plan.operation not in _EXTRACTIONS:
         raise InputError(
@@ -315,7 +310,7 @@ def _named(path: StrPath) -> Iterator[None]:
         yield
     except VitaCkptError as error:
         if error.code == "invalid-plan":
-            error.subject = os.fspath(path)
+            raise error.with_subject(os.fspath(path)) from error
         raise
 
 

@@ -14,7 +14,7 @@ from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import PACKED
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.storage.hub.content_hash import same_content
-from vita_ckpt.storage.reading.paths import reading
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.tensors import compare
 
 Pairs = dict[str, compare.Pair]
@@ -27,6 +27,7 @@ def diff(
     values: bool = False,
     only: Sequence[str] = (),
     fetch: bool = False,
+    stores: Stores | None = None,
 ) -> Difference:
     """Compare ``b`` with ``a``: config keys, files, and tensors, byte by byte.
 
@@ -41,9 +42,10 @@ def diff(
     tensors are the same; the others are ``unread`` in the result. ``fetch`` and ``only`` fetch
     them, ``values`` downloads both sides.
     """
-    first, second = as_checkpoint(a), as_checkpoint(b)
+    stores = Stores() if stores is None else stores
+    first, second = as_checkpoint(a, stores), as_checkpoint(b, stores)
     if values:
-        first, second = downloaded(first), downloaded(second)
+        first, second = downloaded(first, stores), downloaded(second, stores)
     shared = {n: (t, second.tensors[n]) for n, t in first.tensors.items() if n in second.tensors}
     alike = {
         name: (old, new)
@@ -51,8 +53,8 @@ def diff(
         if (old.dtype, old.shape) == (new.dtype, new.shape)
     }
     fetch = fetch or bool(only)
-    other_tensors, unread_tensors = _differing(alike, fetch)
-    other_files, unread_files = _other_files(first, second, fetch)
+    other_tensors, unread_tensors = _differing(alike, fetch, stores)
+    other_files, unread_files = _other_files(first, second, fetch, stores)
     changed = other_tensors | (shared.keys() - alike.keys())
     return compare_checkpoints(
         first,
@@ -65,7 +67,7 @@ def diff(
     )
 
 
-def _differing(pairs: Pairs, fetch: bool) -> tuple[frozenset[str], frozenset[str]]:
+def _differing(pairs: Pairs, fetch: bool, stores: Stores) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the pairs that differ, and of those that only ``fetch`` could decide."""
     far = {name: pair for name, pair in pairs.items() if remote_refs(_sides(pair))}
     near = {name: pair for name, pair in pairs.items() if name not in far}
@@ -75,7 +77,7 @@ def _differing(pairs: Pairs, fetch: bool) -> tuple[frozenset[str], frozenset[str
     if not fetch or not unknown:
         return differ | compare.differing(near), unknown
     refs = frozenset().union(*(remote_refs(_sides(pairs[name])) for name in unknown))
-    with fetched(refs) as here:
+    with fetched(refs, stores) as here:
         near |= {n: (here.tensor(pairs[n][0]), here.tensor(pairs[n][1])) for n in unknown}
         return differ | compare.differing(near), frozenset()
 
@@ -119,7 +121,7 @@ def _distances(shared: Pairs, changed: frozenset[str]) -> dict[str, Distance]:
 
 
 def _other_files(
-    a: Checkpoint, b: Checkpoint, fetch: bool
+    a: Checkpoint, b: Checkpoint, fetch: bool, stores: Stores
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the files of both that differ, and of those that were not compared.
 
@@ -131,13 +133,13 @@ def _other_files(
     for name in old.keys() & new.keys():
         before, after = old[name], new[name]
         if isinstance(before, str) or isinstance(after, str):
-            if _content(before) != _content(after):
+            if _content(before, stores) != _content(after, stores):
                 found |= {name}
         elif before.size != after.size:
             found |= {name}
         else:
             pairs[name] = _bytes_of(before), _bytes_of(after)
-    differ, unread = _differing(pairs, fetch)
+    differ, unread = _differing(pairs, fetch, stores)
     return found | differ, unread
 
 
@@ -145,8 +147,8 @@ def _bytes_of(file: File) -> TensorRef:
     return TensorRef(file, 0, "U8", (file.size,))
 
 
-def _content(file: File | str) -> bytes:
+def _content(file: File | str, stores: Stores) -> bytes:
     if isinstance(file, str):
         return file.encode()
-    with reading(file.path) as source:
+    with stores.open(file.path) as source:
         return source.read(source.file.size, 0)

@@ -10,11 +10,12 @@ from dataclasses import replace
 from vita_ckpt.core.checkpoint import Cast, Checkpoint, RemoteFile, TensorRef
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.relocation import Relocation, remote_refs
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.system.owner import stage_name
 
 
 @contextmanager
-def fetched_files(plan: Plan, beside: str) -> Iterator[Plan]:
+def fetched_files(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
     """``plan``, which makes a directory, with all that it reads of the hub on the disk.
 
     Of the base the files that are carried or rewritten are downloaded to the cache; of adapters
@@ -31,27 +32,27 @@ def fetched_files(plan: Plan, beside: str) -> Iterator[Plan]:
     of_base = {f for f in plan.base.fingerprint if isinstance(f, RemoteFile)}
     whole = {f.source for f in layout.carried if isinstance(f.source, RemoteFile)}
     whole |= {ref.source for ref in refs if ref.source in of_base}
-    files = download(whole)
-    with fetched(frozenset(ref for ref in refs if ref.source not in files), beside) as here:
+    files = download(stores.hub, whole)
+    with fetched(frozenset(ref for ref in refs if ref.source not in files), stores, beside) as here:
         yield replace(here, files=files).plan(plan)
 
 
 @contextmanager
-def fetched_tensors(plan: Plan, beside: str) -> Iterator[Plan]:
+def fetched_tensors(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
     """``plan`` with the tensors of its target on the disk: of the hub only their bytes."""
-    with fetched(remote_refs(plan.target().tensors), beside) as here:
+    with fetched(remote_refs(plan.target().tensors), stores, beside) as here:
         yield here.plan(plan)
 
 
 @contextmanager
-def fetched_casts(plan: Plan) -> Iterator[Plan]:
+def fetched_casts(plan: Plan, stores: Stores) -> Iterator[Plan]:
     """``plan`` with the tensors of the hub that it converts on the disk."""
     casts = {n: t for n, t in plan.target().tensors.items() if isinstance(t, Cast)}
-    with fetched(remote_refs(casts)) as here:
+    with fetched(remote_refs(casts), stores) as here:
         yield here.plan(plan)
 
 
-def downloaded(checkpoint: Checkpoint) -> Checkpoint:
+def downloaded(checkpoint: Checkpoint, stores: Stores) -> Checkpoint:
     """``checkpoint`` with all its files that are on the hub in huggingface_hub's cache."""
     files = {ref.source for ref in remote_refs(checkpoint.tensors)} | {*checkpoint.files.values()}
     far = {file for file in files if isinstance(file, RemoteFile)}
@@ -59,11 +60,13 @@ def downloaded(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
 
-    return Relocation(download(far)).checkpoint(checkpoint)
+    return Relocation(download(stores.hub, far)).checkpoint(checkpoint)
 
 
 @contextmanager
-def fetched(refs: Collection[TensorRef], beside: str | None = None) -> Iterator[Relocation]:
+def fetched(
+    refs: Collection[TensorRef], stores: Stores, beside: str | None = None
+) -> Iterator[Relocation]:
     """Where tensors of the hub lie on the disk, in a folder that is removed at the end."""
     if not refs:
         yield Relocation()
@@ -77,7 +80,7 @@ def fetched(refs: Collection[TensorRef], beside: str | None = None) -> Iterator[
     with disk_errors(folder):
         os.mkdir(folder, 0o700)
     try:
-        yield Relocation(tensors=fetch_tensors(refs, folder))
+        yield Relocation(tensors=fetch_tensors(stores.hub, refs, folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -14,30 +14,38 @@ from vita_ckpt.checks.inspect import (
     tensor_rows,
 )
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower
 
 
-def inspect(checkpoint: Checkpoint | StrPath) -> Inspection:
+def inspect(checkpoint: Checkpoint | StrPath, *, stores: Stores | None = None) -> Inspection:
     """Describe a checkpoint, adapter, run or tower, and compare its config with its weights.
 
     Headers and configs only. A vision tower directory that is not reachable from here is reported,
     not an error. Raises InputError if the checkpoint itself cannot be read.
     """
-    opened = as_checkpoint(checkpoint)
-    return inspect_checkpoint(opened, find_tower(opened))
+    stores = Stores() if stores is None else stores
+    opened = as_checkpoint(checkpoint, stores)
+    return inspect_checkpoint(opened, find_tower(opened, stores))
 
 
-def list_tensors(checkpoint: Checkpoint | StrPath, pattern: str = "*") -> list[TensorRow]:
+def list_tensors(
+    checkpoint: Checkpoint | StrPath, pattern: str = "*", *, stores: Stores | None = None
+) -> list[TensorRow]:
     """List name, dtype, shape, shard and bytes of the tensors whose names match a glob, by name."""
-    opened = as_checkpoint(checkpoint)
+    opened = as_checkpoint(checkpoint, stores)
     return tensor_rows(opened, sorted(n for n in opened.tensors if fnmatchcase(n, pattern)))
 
 
-def module_tree(checkpoint: Checkpoint | StrPath, depth: int) -> list[ModuleRow]:
+def module_tree(
+    checkpoint: Checkpoint | StrPath, depth: int, *, stores: Stores | None = None
+) -> list[ModuleRow]:
     """List tensors, parameters and bytes of every module, down to ``depth`` parts of a name."""
-    return module_rows(as_checkpoint(checkpoint), depth)
+    return module_rows(as_checkpoint(checkpoint, stores), depth)
 
 
-def as_checkpoint(checkpoint: Checkpoint | StrPath) -> Checkpoint:
+def as_checkpoint(checkpoint: Checkpoint | StrPath, stores: Stores | None) -> Checkpoint:
     """Return a checkpoint as it is; open a path."""
-    return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    return open_checkpoint(checkpoint, stores=stores)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 from vita_ckpt.api.locate import StrPath, local, open_checkpoint
-from vita_ckpt.core.checkpoint import MANIFEST
+from vita_ckpt.core.filenames import MANIFEST
 from vita_ckpt.core.outcomes import History, PutBack, Undoable
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.in_place import journal, rollback
 from vita_ckpt.storage.in_place.leftovers import Leftover, leftovers_in, leftovers_of, remove
-from vita_ckpt.storage.reading.paths import listing
+from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.stores.local import LOCAL
 
 
 def undo(path: StrPath, *, force: bool = False) -> PutBack:
@@ -43,12 +44,12 @@ def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
     return PutBack(root, found.operation, found.time, recovered=True)
 
 
-def history(path: StrPath) -> History:
+def history(path: StrPath, *, stores: Stores | None = None) -> History:
     """Return what was done to a checkpoint, and whether the last of it can be undone.
 
     Raises InputError if the checkpoint cannot be read.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, stores=stores)
     known = tuple(entry for entry in operations(checkpoint) if isinstance(entry, dict))
     return History(
         checkpoint.root,
@@ -135,5 +136,5 @@ def _directory(path: StrPath) -> str:
             got="a file" if os.path.lexists(root) else "nothing",
             hint="check the path",
         )
-    listing(root)  # what cannot be read is not whole
+    LOCAL.listing(root)  # what cannot be read is not whole
     return root

@@ -15,27 +15,30 @@ from vita_ckpt.core.address import (
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint
 from vita_ckpt.errors import HubError, InputError, StaleInputError, UsageError
 from vita_ckpt.storage.reading import checkpoint as directory
+from vita_ckpt.storage.reading.paths import Stores
 
 StrPath = str | os.PathLike[str]
 
 
-def open_checkpoint(path: StrPath) -> Checkpoint:
+def open_checkpoint(path: StrPath, *, stores: Stores | None = None) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
     run, a folder of steps), a lone ``.safetensors``/``.bin``/``.pt`` file, or one of these on the
     hub: ``hf://org/name[@revision][/subfolder]``, or ``org/name`` if no such path exists. Raises
     InputError (or a subclass) naming the file, and the tensor where one is concerned, if it cannot
-    be read, breaks a rule of its format, or leads out of the directory.
+    be read, breaks a rule of its format, or leads out of the directory. ``stores`` shares a session
+    with the hub between calls.
     """
+    stores = Stores() if stores is None else stores
     address = _address(path)
     if address is None:
-        return directory.open_checkpoint(path)
-    opened = directory.open_checkpoint(_pinned(address, path))
+        return directory.open_checkpoint(path, stores)
+    opened = directory.open_checkpoint(_pinned(address, path, stores), stores)
     return replace(opened, revision="" if address.is_pinned else address.revision or "main")
 
 
-def locate(path: StrPath) -> str:
+def locate(path: StrPath, stores: Stores) -> str:
     """``path`` as it is if it is one, or the address on the hub that it means, with its commit.
 
     A path that exists wins, ``hf://`` forces the hub, and nothing else but ``org/name`` is looked
@@ -43,7 +46,7 @@ def locate(path: StrPath) -> str:
     ``org/name`` where ``org`` is a directory here, and HubError if the hub has none.
     """
     address = _address(path)
-    return os.fspath(path) if address is None else _pinned(address, path)
+    return os.fspath(path) if address is None else _pinned(address, path, stores)
 
 
 def given(path: StrPath) -> str:
@@ -74,7 +77,7 @@ def local(path: StrPath) -> str:
     return text
 
 
-def reopen(root: str, revision: str) -> Checkpoint:
+def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
     """An input of a saved plan: its root, empty for none, and the branch or tag that led there.
 
     Raises StaleInputError if that branch or tag is another commit now.
@@ -82,12 +85,10 @@ def reopen(root: str, revision: str) -> Checkpoint:
     if not root:
         return EMPTY
     if not is_remote(root):
-        return directory.open_checkpoint(root)
-    from vita_ckpt.storage.hub.repository import hub  # noqa: PLC0415 - only for what is remote
-
+        return directory.open_checkpoint(root, stores)
     pinned = parse_address(root)
     if revision:
-        now = hub().pin(Address(pinned.repository, revision, pinned.below), anew=True)
+        now = stores.hub.pin(Address(pinned.repository, revision, pinned.below), anew=True)
         if now != pinned:
             raise StaleInputError(
                 "input-changed",
@@ -96,7 +97,7 @@ def reopen(root: str, revision: str) -> Checkpoint:
                 got=now.revision,
                 hint="compute the plan again, or from the commit: hf://org/name@commit",
             )
-    return replace(directory.open_checkpoint(root), revision=revision)
+    return replace(directory.open_checkpoint(root, stores), revision=revision)
 
 
 def _address(path: StrPath) -> Address | None:
@@ -125,16 +126,15 @@ def _address(path: StrPath) -> Address | None:
     )
 
 
-def _pinned(address: Address, path: StrPath) -> str:
-    from vita_ckpt.storage.hub.repository import hub  # noqa: PLC0415 - only for what is remote
-
+def _pinned(address: Address, path: StrPath, stores: Stores) -> str:
     if not is_remote(os.fspath(path)):
         _say(f"Looking on the hub for {address.repository} …")
     try:
-        return str(hub().pin(address))
+        return str(stores.hub.pin(address))
     except HubError as error:
         if error.code == "repository-not-found" and not is_remote(os.fspath(path)):
-            error.expected = "a path that exists, or a repository that can be seen from here"
+            wanted = "a path that exists, or a repository that can be seen from here"
+            raise error.replaced(expected=wanted) from error
         raise
 
 

@@ -19,6 +19,7 @@ from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import (
     find_tower,
     read_given_config,
@@ -30,14 +31,16 @@ from vita_ckpt.surgery import projector as projector_surgery
 from vita_ckpt.surgery.vision_modules import VisionModelArgs
 
 
-def plan_extract_projector(checkpoint: Checkpoint | StrPath, *, bare: bool = False) -> Plan:
+def plan_extract_projector(
+    checkpoint: Checkpoint | StrPath, *, bare: bool = False, stores: Stores | None = None
+) -> Plan:
     """Plan a file that holds the projector of ``checkpoint`` alone.
 
     ``checkpoint`` is anything that holds one: a checkpoint, the trainer's file or run, a LoRA run.
     Tensors are named as upstream does, ``model.mm_projector.0.weight``, or ``0.weight`` if
     ``bare``. Raises InputError if it cannot be read and AdapterError if it has no projector.
     """
-    return projector_surgery.plan_extract_projector(as_checkpoint(checkpoint), bare=bare)
+    return projector_surgery.plan_extract_projector(as_checkpoint(checkpoint, stores), bare=bare)
 
 
 def plan_merge_projector(
@@ -47,6 +50,7 @@ def plan_merge_projector(
     dtype: str | None = None,
     extras: Collection[str] = (),
     tower: Checkpoint | StrPath | None = None,
+    stores: Stores | None = None,
 ) -> Plan:
     """Plan to put the projector of ``adapter`` into ``base``, and leave all else as it is.
 
@@ -61,7 +65,8 @@ def plan_merge_projector(
     Raises InputError, AdapterError or CastError where these do not go together, and UsageError for
     an unknown dtype or an extra that is not there.
     """
-    base, adapter = as_checkpoint(base), as_checkpoint(adapter)
+    stores = Stores() if stores is None else stores
+    base, adapter = as_checkpoint(base, stores), as_checkpoint(adapter, stores)
     if tower is not None or _is_plain(base):
         if dtype is not None or extras:
             raise UsageError(
@@ -70,7 +75,7 @@ def plan_merge_projector(
                 expected="a base that has its vision tower already",
                 hint="make the checkpoint first, then merge into it",
             )
-        return _plan_assemble(base, adapter, tower)
+        return _plan_assemble(base, adapter, tower, stores)
     return projector_surgery.plan_merge_projector(
         base,
         adapter,
@@ -90,6 +95,7 @@ def plan_swap_tower(
     seed: int = 0,
     use_s2: bool | None = None,
     s2_scales: str | None = None,
+    stores: Stores | None = None,
 ) -> Plan:
     """Plan to give ``base``, a VITA checkpoint or a plain language model, another tower.
 
@@ -103,27 +109,31 @@ def plan_swap_tower(
     Raises InputError, AdapterError or CastError where these do not go together, UsageError where
     a choice is needed.
     """
-    donor = as_checkpoint(tower)
+    stores = Stores() if stores is None else stores
+    donor = as_checkpoint(tower, stores)
     choice = projector if projector in ("keep", "reinit") else None
     args = VisionModelArgs(
         vision_tower=donor,
         mm_vision_tower=tower_path if tower_path is not None else _path_for_config(tower, donor),
-        tower_config=_config_of(donor, tower_config),
-        processor=read_processor(donor),
+        tower_config=_config_of(donor, tower_config, stores),
+        processor=read_processor(donor, stores),
         mm_projector_type=projector_type,
         pretrain_mm_mlp_adapter=None
         if projector is None or choice is not None
-        else as_checkpoint(projector),
+        else as_checkpoint(projector, stores),
         projector=choice,  # type: ignore[arg-type]
         seed=seed,
         use_s2=use_s2,
         s2_scales=s2_scales,
     )
-    return vision_modules.initialize_vision_modules(as_checkpoint(base), args)
+    return vision_modules.initialize_vision_modules(as_checkpoint(base, stores), args)
 
 
 def plan_extract_tower(
-    checkpoint: Checkpoint | StrPath, *, tower_config: StrPath | None = None
+    checkpoint: Checkpoint | StrPath,
+    *,
+    tower_config: StrPath | None = None,
+    stores: Stores | None = None,
 ) -> Plan:
     """Plan a directory that holds the vision tower of ``checkpoint`` alone.
 
@@ -131,24 +141,36 @@ def plan_extract_tower(
     tower's ``config.json`` or its directory, by default what the checkpoint leads to. Raises
     InputError if there is no tower, or no config for it.
     """
-    opened = as_checkpoint(checkpoint)
+    stores = Stores() if stores is None else stores
+    opened = as_checkpoint(checkpoint, stores)
     return vision_modules.plan_extract_tower(
-        opened, _config_of(opened, tower_config), read_processor(opened)
+        opened, _config_of(opened, tower_config, stores), read_processor(opened, stores)
     )
 
 
-def plan_set(checkpoint: Checkpoint | StrPath, values: Mapping[str, Any]) -> Plan:
+def plan_set(
+    checkpoint: Checkpoint | StrPath, values: Mapping[str, Any], *, stores: Stores | None = None
+) -> Plan:
     """Plan to set keys of a checkpoint's vision config, and touch no weight.
 
     Raises UsageError for a key or a value that is none. What then disagrees with the weights and
     did not before is said in the plan's notes.
     """
-    plan = config.plan_set(as_checkpoint(checkpoint), values)
+    stores = Stores() if stores is None else stores
+    plan = config.plan_set(as_checkpoint(checkpoint, stores), values)
     before, after = (
-        inspect_checkpoint(side, find_tower(side)).disagreements
+        inspect_checkpoint(side, find_tower(side, stores)).disagreements
         for side in (plan.base, plan.target())
     )
     return replace(plan, notes=tuple(s for s in after if s not in before))
+
+
+def parse_value(key: str, text: str) -> Any:
+    """Return the value that ``text`` means for a config key, as :func:`plan_set` takes it.
+
+    Raises UsageError for a key that no surgery sets, or a text of another type.
+    """
+    return config.parse_value(key, text)
 
 
 def _is_plain(base: Checkpoint) -> bool:
@@ -156,7 +178,7 @@ def _is_plain(base: Checkpoint) -> bool:
 
 
 def _plan_assemble(
-    base: Checkpoint, adapter: Checkpoint, tower: Checkpoint | StrPath | None
+    base: Checkpoint, adapter: Checkpoint, tower: Checkpoint | StrPath | None, stores: Stores
 ) -> Plan:
     """Plan a VITA checkpoint from a base without a tower, a run, and the run's tower.
 
@@ -172,7 +194,11 @@ def _plan_assemble(
         )
     run = adapter.config or {}
     named = run.get("mm_vision_tower")
-    if tower is None and (near := find_tower(adapter)) is not None and near.tower is not None:
+    if (
+        tower is None
+        and (near := find_tower(adapter, stores)) is not None
+        and near.tower is not None
+    ):
         tower = near.path
     missing = [] if adapter.config is not None else ["config.json in the adapter's run"]
     if tower is None:
@@ -187,15 +213,15 @@ def _plan_assemble(
             hint="give the run's directory as --adapter",
         )
     _check_sizes(base, adapter)
-    donor = as_checkpoint(tower)
+    donor = as_checkpoint(tower, stores)
     kind, scales, use_s2 = (run.get(key) for key in ("mm_projector_type", "s2_scales", "use_s2"))
     args = VisionModelArgs(
         vision_tower=donor,
         mm_vision_tower=named
         if isinstance(named, str) and named
         else _path_for_config(tower, donor),
-        tower_config=_config_of(donor, None),
-        processor=read_processor(donor),
+        tower_config=_config_of(donor, None, stores),
+        processor=read_processor(donor, stores),
         mm_projector_type=kind if isinstance(kind, str) else None,
         pretrain_mm_mlp_adapter=adapter,
         use_s2=use_s2 is True,
@@ -241,12 +267,14 @@ def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
     return path
 
 
-def _config_of(donor: Checkpoint, tower_config: StrPath | None) -> Mapping[str, Any] | None:
+def _config_of(
+    donor: Checkpoint, tower_config: StrPath | None, stores: Stores
+) -> Mapping[str, Any] | None:
     """Return the config of a tower, standalone or in a VITA checkpoint."""
     if tower_config is not None:
-        return read_given_config(locate(tower_config))
+        return read_given_config(locate(tower_config, stores), stores)
     if any(name.startswith(TOWER_PREFIX) for name in donor.tensors):
-        return read_tower_config(donor)
+        return read_tower_config(donor, stores)
     own = donor.config
     return own if own is not None and tower_of_config(own) is not None else None
 

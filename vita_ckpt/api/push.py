@@ -9,9 +9,10 @@ from vita_ckpt.api.locate import StrPath, local
 from vita_ckpt.api.validate import report_on
 from vita_ckpt.core.address import is_inside, looks_like_repository
 from vita_ckpt.core.checkpoint import Checkpoint, File
-from vita_ckpt.core.filenames import ADAPTER_CONFIG, counts_as_weights, index_of
+from vita_ckpt.core.filenames import ADAPTER_CONFIG, MODEL_CARD, counts_as_weights, index_of
 from vita_ckpt.core.hub_card import hub_card
-from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.provenance import operations
 from vita_ckpt.core.report import has_errors
@@ -20,9 +21,10 @@ from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import weight_map_of
 from vita_ckpt.storage.reading.model_card import read_model_card
-from vita_ckpt.storage.reading.paths import find, listing, look
+from vita_ckpt.storage.reading.paths import Stores, find
 from vita_ckpt.storage.reading.shards import check_unchanged
 from vita_ckpt.storage.reading.survey import Survey, is_partial, survey
+from vita_ckpt.storage.stores.local import LOCAL
 
 _KEPT_HIDDEN = (".gitattributes",)
 
@@ -36,6 +38,7 @@ def push(
     create_pr: bool = False,
     force: bool = False,
     message: str | None = None,
+    stores: Stores | None = None,
 ) -> Push:
     """Upload the directory of a checkpoint, adapter or tower to the model repository ``org/name``.
 
@@ -58,27 +61,29 @@ def push(
         got = revision or "no name"
         raise UsageError("invalid-revision", "--revision", expected="a branch", got=got)
     root = _directory(path)
-    surveyed = survey(root)
+    stores = Stores() if stores is None else stores
+    surveyed = survey(root, stores)
     checkpoint = surveyed.checkpoint
-    report = report_on(surveyed)
+    report = report_on(surveyed, stores)
     files, left_out = _sorted_out(surveyed)
     if has_errors(report.findings) and not force:
         return Push(report, None, tuple(files), left_out)
     from vita_ckpt.storage.hub.upload import upload  # noqa: PLC0415 - only for what is remote
 
     def check() -> None:
-        check_whole(root)
+        check_whole(LOCAL, root)
         check_unchanged(files.values())
 
-    check_whole(root)
+    check_whole(LOCAL, root)
     known = operations(checkpoint)
-    card = read_model_card(checkpoint) if MODEL_CARD in files else b""
+    card = read_model_card(checkpoint, stores) if MODEL_CARD in files else b""
     card = card or hub_card(repository, checkpoint.config or {}, known).encode()
     if known:
         card = with_lineage(card, {**(checkpoint.provenance or {}), "operations": known})
     contents: dict[str, str | bytes] = {name: file.path for name, file in files.items()}
     contents[MODEL_CARD] = card
     done = upload(
+        stores.hub.session,
         repository,
         contents,
         check,
@@ -91,7 +96,7 @@ def push(
 
 
 def _directory(path: StrPath) -> str:
-    root, entry = find(local(path))
+    root, entry = find(LOCAL, local(path))
     if not entry.is_directory:
         raise UsageError(
             "not-a-directory",
@@ -102,7 +107,7 @@ def _directory(path: StrPath) -> str:
     return root
 
 
-def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
+def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, LeftOut]]:
     """Return the files to upload, as they were surveyed, and why each other one is left out."""
     checkpoint = surveyed.checkpoint
     root = checkpoint.root
@@ -116,15 +121,15 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
     files: dict[str, File] = {}
     for name, path in _walk(root, left_out):
         if is_partial(path) and name not in parts:
-            left_out[name] = "what an interrupted download or copy left"
+            left_out[name] = LeftOut.PARTIAL_DOWNLOAD
             continue
         if os.path.islink(path) and name not in parts and not _stays_inside(root, path):
-            left_out[name] = "a link out of the directory"
+            left_out[name] = LeftOut.OUTSIDE_LINK
             continue
-        entry = look(path)
+        entry = LOCAL.look(path)
         file = known.get(name) or (entry.file if entry is not None else None)
         if file is None:
-            left_out[name] = "not readable"
+            left_out[name] = LeftOut.UNREADABLE
         else:
             files[name] = file
     for shard in checkpoint.shards:
@@ -138,16 +143,16 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
     return files, left_out
 
 
-def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _walk(root: str, left_out: dict[str, LeftOut]) -> Iterator[tuple[str, str]]:
     """Yield names and paths of the other files; add hidden ones and those not in UTF-8."""
     for folder, folders, names in os.walk(root):
         below = os.path.relpath(folder, root)
         relative = {n: n if below == os.curdir else f"{below}/{n}" for n in (*folders, *names)}
         for name in sorted(relative):
             if name.startswith(".") and name not in _KEPT_HIDDEN:
-                left_out[relative[name]] = "hidden"
+                left_out[relative[name]] = LeftOut.HIDDEN
             elif not _is_utf8(name):
-                left_out[relative[name]] = "a name that is not UTF-8"
+                left_out[relative[name]] = LeftOut.NOT_UTF8
         for name in sorted(names):
             if relative[name] not in left_out:
                 yield relative[name], os.path.join(folder, name)
@@ -157,11 +162,11 @@ def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
 def _parts(checkpoint: Checkpoint) -> set[str]:
     """Return the weight files that the index or the layout promises, broken ones too."""
     root = checkpoint.root
-    names = listing(root)
+    names = LOCAL.listing(root)
     index = index_of(names)
     try:
         if index is None:
-            parts = set(choose_weights(root, names)[1])
+            parts = set(choose_weights(LOCAL, root, names)[1])
         else:
             parts = {index, *weight_map_of(checkpoint.index or {}, index).values()}
     except InputError:  # nothing that can be read promises anything

@@ -11,8 +11,9 @@ from vita_ckpt.api.validate import validate
 from vita_ckpt.checks import kinds
 from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, VitaCkptError
+from vita_ckpt.storage.reading.paths import Stores
 
-_One = Callable[[str], Report | VitaCkptError]
+_One = Callable[..., Report | VitaCkptError]
 
 
 def validate_all(
@@ -24,29 +25,37 @@ def validate_all(
     verify: bool = False,
     golden: StrPath | None = None,
     jobs: int = 1,
+    stores: Stores | None = None,
 ) -> Iterator[Report | VitaCkptError]:
-    """The report of each path in order, or the error why there is none; ``jobs`` at a time."""
+    """Yield the report of each path, or the error that prevented it, in order; ``jobs`` at once."""
     one = partial(
         _report_or_error, kind=kind, values=values, deep=deep, verify=verify, golden=golden
     )
+    stores = Stores() if stores is None else stores
     if jobs == 1 or len(paths) == 1:
-        yield from map(one, paths)
+        for path in paths:
+            yield one(path, stores=stores)
         return
     # Whether to say what is looked for on the hub is known in this process only.
-    located = [_located(path) for path in paths]
+    located = [_located(path, stores) for path in paths]
     results = _by_processes(one, [p for p in located if isinstance(p, str)], jobs)
-    for path in located:
-        yield next(results) if isinstance(path, str) else path
+    for place in located:
+        if isinstance(place, str):
+            report, nbytes = next(results)
+            stores.count_downloaded(nbytes)
+            yield report
+        else:
+            yield place
 
 
-def _by_processes(one: _One, paths: Sequence[str], jobs: int) -> Iterator[Report | VitaCkptError]:
-    """``one`` of each path, by several processes: threads would take turns at parsing headers."""
+def _by_processes(
+    one: _One, paths: Sequence[str], jobs: int
+) -> Iterator[tuple[Report | VitaCkptError, int]]:
+    """Call ``one`` with each path in several processes: threads would take turns at parsing."""
     import logging  # noqa: PLC0415 - slow, seldom needed
     import multiprocessing  # noqa: PLC0415
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
     from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
-
-    from vita_ckpt.storage.hub.repository import count_moved  # noqa: PLC0415
 
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
@@ -56,9 +65,7 @@ def _by_processes(one: _One, paths: Sequence[str], jobs: int) -> Iterator[Report
         (logging.getLogger("vita_ckpt").level,),
     )
     try:
-        for result, nbytes in pool.map(partial(_counted, one), paths):
-            count_moved(nbytes)
-            yield result
+        yield from pool.map(partial(_counted, one), paths)
         pool.shutdown()
     except BaseException as error:
         # Nobody waits for what they do: the hub may have left them hanging.
@@ -83,17 +90,15 @@ def _set_level(level: int) -> None:
 
 
 def _counted(one: _One, path: str) -> tuple[Report | VitaCkptError, int]:
-    """What ``one`` says of a path, and the bytes that came from the hub for it."""
-    from vita_ckpt.storage.hub.repository import moved  # noqa: PLC0415 - slow, seldom needed
-
-    before = moved()
-    return one(path), moved() - before
+    """Return the result for a path, and the number of bytes that came from the hub for it."""
+    stores = Stores()
+    return one(path, stores=stores), stores.bytes_downloaded
 
 
-def _located(path: StrPath) -> str | VitaCkptError:
+def _located(path: StrPath, stores: Stores) -> str | VitaCkptError:
     """Return where ``path`` leads, or the error for it."""
     try:
-        return locate(path)
+        return locate(path, stores)
     except VitaCkptError as error:
         return error
 
@@ -106,14 +111,15 @@ def _report_or_error(
     deep: bool,
     verify: bool,
     golden: StrPath | None,
+    stores: Stores,
 ) -> Report | VitaCkptError:
     """Return the report on one path, or the error that kept it from being made."""
     try:
-        report = validate(path, kind=kind, values=values, deep=deep)
+        report = validate(path, kind=kind, values=values, deep=deep, stores=stores)
         if verify and report.kind == kinds.VITA and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 
-            found = run(path, golden=golden).findings
+            found = run(path, golden=golden, stores=stores).findings
             known = {(f.rule, f.subject) for f in report.findings}
             more = [f for f in found if (f.rule, f.subject) not in known]
             report = replace(report, findings=worst_first([*report.findings, *more]))

@@ -15,7 +15,8 @@ from vita_ckpt.api.locate import StrPath, local, locate
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
-from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.storage.reading.paths import Stores, read_json
+from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.writing.atomic_file import check_new, write_new
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def load_model(
     tower: StrPath | None = None,
     attn: str | None = None,
     max_memory: MaxMemory | None = None,
+    stores: Stores | None = None,
 ) -> VitaModel:
     """Load the model of a VITA checkpoint, ready to run: text and images, no audio.
 
@@ -61,15 +63,17 @@ def load_model(
     _need_the_extra()
     from vita_ckpt.model import load  # noqa: PLC0415 - torch
 
-    checkpoint = downloaded(as_checkpoint(path))
+    stores = Stores() if stores is None else stores
+    checkpoint = downloaded(as_checkpoint(path, stores), stores)
     with _memory_errors(checkpoint.root):
         return load.load_model(
             checkpoint,
             device=device,
             dtype=dtype,
-            tower=None if tower is None else locate(tower),
+            tower=None if tower is None else locate(tower, stores),
             attn=attn,
             max_memory=max_memory,
+            stores=stores,
         )
 
 
@@ -87,6 +91,7 @@ def verify(
     image: StrPath | None = None,
     prompt: str | None = None,
     max_new_tokens: int | None = None,
+    stores: Stores | None = None,
 ) -> Verification:
     """Build a checkpoint strictly, run it once, and say what is wrong as findings.
 
@@ -119,17 +124,19 @@ def verify(
         check_new(os.fspath(save_golden))
     from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
 
-    checkpoint = downloaded(as_checkpoint(path))
-    base = None if against is None else downloaded(as_checkpoint(against))
+    stores = Stores() if stores is None else stores
+    checkpoint = downloaded(as_checkpoint(path, stores), stores)
+    base = None if against is None else downloaded(as_checkpoint(against, stores), stores)
     earlier = None if golden is None else _read_golden(os.fspath(golden))
     with _memory_errors(checkpoint.root):
         verification = forward.verify_checkpoint(
             checkpoint,
             device=device,
             dtype=dtype,
-            tower=None if tower is None else locate(tower),
+            tower=None if tower is None else locate(tower, stores),
             attn=attn,
             max_memory=max_memory,
+            stores=stores,
             against=base,
             golden=earlier,
             image=image,
@@ -160,7 +167,7 @@ def _memory_errors(path: str) -> Iterator[None]:
 
 
 def _read_golden(path: str) -> Mapping[str, Any]:
-    data, _ = read_json_object(path)
+    data, _ = read_json(LOCAL, path)
     rows = data.get("rows")
     if data.get("format") != "vita-ckpt-golden" or data.get("version") != 1 or not _are_rows(rows):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The rules: every id that a finding can have, with its severity and what it means."""
+"""List the rules: every id that a finding can have, with its severity and meaning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Rule:
 
 
 def finding(rule: str, subject: str, message: str, *, hint: str = "", file: str = "") -> Finding:
-    """A violation of ``rule``, as severe as the table says. Raises KeyError for an unknown rule."""
+    """Return a violation of ``rule`` with its severity. Raises KeyError for an unknown rule."""
     return Finding(rule, RULES[rule].severity, subject, message, hint, file)
 
 

@@ -1,4 +1,4 @@
-"""Names and shapes: what the config demands, part by part, against what is there."""
+"""Check names and shapes, part by part, against what the config demands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MODELS = (kinds.VITA, kinds.LANGUAGE_MODEL)
 
 
 def check_structure(subject: Subject) -> Iterator[Finding]:
-    """Every rule about the names, shapes and dtypes of tensors."""
+    """Check the names, shapes and dtypes of tensors by every rule about them."""
     checkpoint = subject.checkpoint
     yield from _empty(checkpoint)
     if subject.kind in _MODELS:
@@ -60,7 +60,7 @@ def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _prefixes(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """A model saved inside a wrapper, whole or beside the model itself."""
+    """Check for a model saved inside a wrapper, whole or beside the model itself."""
     names = checkpoint.tensors.keys()
     for prefix in _WRAPPERS:
         found = [name for name in names if name.startswith(prefix)]
@@ -126,7 +126,7 @@ def _language_model(subject: Subject) -> Iterator[Finding]:
 
 
 def _strangers(subject: Subject) -> Iterator[Finding]:
-    """Tensors that belong to no part of the model."""
+    """Check for tensors that belong to no part of the model."""
     known = {parts.OTHER, parts.LORA}
     if subject.config.get("model_type") != "vita-fo-Qwen2":
         known.add(parts.STATE_PREDICTOR)
@@ -169,7 +169,7 @@ def _standalone_tower(subject: Subject) -> Iterator[Finding]:
 
 
 def _tower(subject: Subject, shapes: Mapping[str, Shape], place: str) -> Iterator[Finding]:
-    """A tower against its config, or against itself where there is none."""
+    """Check a tower against its config, or against itself if there is none."""
     own = towers.own_names(shapes)
     if not own:
         yield finding(
@@ -321,7 +321,7 @@ def _misfits(
 
 
 def _named(findings: Iterable[Finding], total: int, rule: str) -> Iterator[Finding]:
-    """The first of many findings, and how many more there are."""
+    """Shorten many findings to the first ones and the number of the others."""
     for number, one in enumerate(findings):
         if number == _NAMED:
             yield finding(rule, "…", f"and {total - _NAMED} more tensors")

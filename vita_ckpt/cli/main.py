@@ -8,18 +8,21 @@ import signal
 import sys
 import traceback
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
 from vita_ckpt import __version__
 from vita_ckpt.errors import VitaCkptError, printable
 
+if TYPE_CHECKING:
+    from vita_ckpt import Stores
+
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
-_REPOSITORY: Final = "vita_ckpt.storage.hub.repository"
 
 # Imported only when they are run: a command costs what it needs.
 _COMMANDS: Final = {
@@ -43,12 +46,19 @@ _COMMANDS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """The options of the root command, for the commands below it."""
 
     quiet: bool
     debug: bool
+
+    @cached_property
+    def stores(self) -> Stores:
+        """The stores of this run: one session with the hub."""
+        from vita_ckpt import Stores  # noqa: PLC0415 - start-up
+
+        return Stores()
 
     def note(self, text: str) -> None:
         """Say something beside the data: to stderr, unless quiet."""
@@ -120,14 +130,12 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
 
 @cli.result_callback()
 @click.pass_obj
-def _note_downloaded(settings: Settings, /, result: Any, **_options: object) -> Any:
-    """Say how much came from the hub, if anything was asked there."""
-    if _REPOSITORY in sys.modules:
+def _report_downloads(settings: Settings, /, result: Any, **_options: object) -> Any:
+    """Note how much came from the hub, if anything did."""
+    if settings.stores.bytes_downloaded:
         from vita_ckpt.cli import render  # noqa: PLC0415 - only for what is remote
 
-        moved = sys.modules[_REPOSITORY].moved()
-        if moved:
-            settings.note(f"{render.size(moved)} moved from the hub")
+        settings.note(f"{render.size(settings.stores.bytes_downloaded)} moved from the hub")
     return result
 
 

@@ -11,12 +11,12 @@ from typing import Any, Final
 import click
 
 from vita_ckpt.api.locate import local
+from vita_ckpt.api.reports import write_report
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import FORMATS, renderer
 from vita_ckpt.cli.main import forget_stdout
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import UsageError
-from vita_ckpt.storage.writing.atomic_file import append, write_over
 
 _Command = Callable[..., Any]
 
@@ -113,8 +113,11 @@ def deliver(
         return own[name]() if own and name in own else renderer(name)(reports, rules)
 
     for output in outputs:
-        write = append if output.path == os.environ.get(_JOB_SUMMARY) else write_over
-        write(os.path.realpath(output.path), rendered(output.format))
+        write_report(
+            os.path.realpath(output.path),
+            rendered(output.format),
+            append=output.path == os.environ.get(_JOB_SUMMARY),
+        )
     try:
         click.echo(rendered(report_format), nl=False)
         sys.stdout.flush()

@@ -18,11 +18,11 @@ from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Tensor
+from vita_ckpt.core.options import LINKS, Link, Options
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.core.summary import PlannedTensor, Summary
 from vita_ckpt.errors import UsageError, printable
-from vita_ckpt.storage.writing.outputs import LINKS, Link
 
 _Command = Callable[..., Any]
 
@@ -119,7 +119,7 @@ def run_plan(
 
     With ``verify_first`` its target is verified by a forward pass before anything is written.
     """
-    options = api.Options(link, in_place if check is None else check, digest, model_card)
+    options = Options(link, in_place if check is None else check, digest, model_card)
     _check_options(options, out=out, plan_out=plan_out, dry_run=dry_run, in_place=in_place)
     summary = api.summarize(plan, in_place=in_place, options=options)
     written = None
@@ -130,14 +130,18 @@ def run_plan(
     if verify_first and not _works(settings, plan):
         return 1
     if dry_run or (out is None and not in_place):
-        api.check_plan(plan)
+        api.check_plan(plan, stores=settings.stores)
     else:
         with render.progress(summary.bytes_to_write, settings.quiet) as step:
             if in_place:
-                written = api.apply_in_place(plan, options=options, progress=step)
+                written = api.apply_in_place(
+                    plan, options=options, progress=step, stores=settings.stores
+                )
             else:
                 assert out is not None  # noqa: S101 - one of the two, or a dry run
-                written = api.apply(plan, out, options=options, progress=step)
+                written = api.apply(
+                    plan, out, options=options, progress=step, stores=settings.stores
+                )
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
@@ -154,7 +158,7 @@ def run_plan(
 
 
 def _check_options(
-    options: api.Options, *, out: str | None, plan_out: str | None, dry_run: bool, in_place: bool
+    options: Options, *, out: str | None, plan_out: str | None, dry_run: bool, in_place: bool
 ) -> None:
     """Raise UsageError for options that do not go together."""
     if in_place:
@@ -174,7 +178,7 @@ def _check_options(
             expected="a path to write",
             hint="or use --in-place, --dry-run or --plan-out, where the command has it",
         )
-    elif out is None and not dry_run and options != api.Options():
+    elif out is None and not dry_run and options != Options():
         raise UsageError(
             "options-exclude-each-other",
             "--plan-out",
@@ -198,10 +202,10 @@ def _note_leftovers(settings: Settings, out: str) -> None:
 
 
 def _works(settings: Settings, plan: Plan) -> bool:
-    """Verify the target of a plan by a forward pass; print the result to stderr."""
-    verification = verify(plan.target())
-    _base, *results = verification_lines(verification)
-    for line in ("the result, which is not written yet", *results):
+    """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
+    verification = verify(plan.target(), stores=settings.stores)
+    _base, *said = verification_lines(verification)
+    for line in ("the result, which is not written yet", *said):
         settings.note(line)
     if has_errors(verification.findings):
         click.echo("error: verification-failed: nothing was written", err=True)

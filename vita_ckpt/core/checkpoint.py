@@ -6,17 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.dtype import BITS, nbytes
+from vita_ckpt.core.left_out import LeftOut
 
 Shape = tuple[int, ...]
 Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
-
-# Files of ours beside a config: what was done, and the digests of all files.
-PROVENANCE: Final = "vita_ckpt.json"
-MANIFEST: Final = "vita_ckpt.manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,7 @@ File = LocalFile | RemoteFile
 
 
 def on_disk(file: File) -> LocalFile:
-    """``file``, whose bytes are about to be read: what is remote was to be fetched before."""
+    """Return ``file`` for reading its bytes. Raises TypeError for one that was not fetched."""
     if isinstance(file, RemoteFile):
         raise TypeError(f"{file.path} was not fetched")
     return file
@@ -157,8 +154,8 @@ class Checkpoint(Displayed):
     that led to the commit. ``tensors`` maps on-disk names to tensors, ``shards`` are the weight
     files they come from, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the
     other regular files, by their path below ``root``; ``texts`` are files of a target whose content
-    is known and not on the disk yet. ``left_out`` says of everything else in the directory why it
-    is not part of the checkpoint. ``provenance`` is what earlier surgeries left to be known.
+    is known and not on the disk yet. ``left_out`` maps everything else in the directory to the
+    reason why it is not part of the checkpoint. ``provenance`` is the record of earlier surgeries.
     """
 
     root: str
@@ -170,7 +167,7 @@ class Checkpoint(Displayed):
     index: Mapping[str, Any] | None = None
     files: Mapping[str, File] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
     revision: str = ""
 
@@ -208,7 +205,7 @@ class Checkpoint(Displayed):
 
 
 def files_read(checkpoint: Checkpoint) -> tuple[File, ...]:
-    """The files whose content says what a checkpoint is: shards, configs, an index."""
+    """Return the files whose content defines a checkpoint: shards, configs, an index."""
     return tuple(file for file in checkpoint.fingerprint if file.digest)
 
 
@@ -216,5 +213,5 @@ EMPTY = Checkpoint(root="", layout="none", tensors={})
 
 
 def parameters(tensor: Tensor) -> int:
-    """Number of elements of a tensor (1 for a scalar)."""
+    """Return the number of elements of a tensor (1 for a scalar)."""
     return prod(tensor.shape)

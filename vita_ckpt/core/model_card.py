@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from vita_ckpt.errors import printable
 
-MODEL_CARD: Final = "README.md"
-
 _BEGIN: Final = b"<!-- vita-ckpt: lineage -->\n"
 _END: Final = b"<!-- vita-ckpt: end of lineage -->\n"
 

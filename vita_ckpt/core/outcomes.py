@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.display import Displayed
-from vita_ckpt.core.left_out import left_out_to_json
+from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.report import Report
 
 HISTORY_VERSION: Final = 1
@@ -81,7 +81,7 @@ class Push(Displayed):
     report: Report
     url: str | None
     files: tuple[str, ...]
-    left_out: dict[str, str]
+    left_out: dict[str, LeftOut]
     removed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import (
-    MANIFEST,
-    PROVENANCE,
     Cast,
     Checkpoint,
     File,
@@ -21,12 +19,12 @@ from vita_ckpt.core.checkpoint import (
 )
 from vita_ckpt.core.display import Displayed, count_by_type
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast, nbytes
+from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE
 from vita_ckpt.errors import InputError, StaleInputError
 
 FORMAT: Final = "vita-ckpt-plan"
 VERSION: Final = 2
 
-_CONFIG: Final = "config.json"
 
 # The files that a surgery writes beside the weights are small JSON files in the directory itself.
 _FILE: Final = re.compile(r"[a-z_]{1,64}\.json", re.ASCII)
@@ -134,8 +132,8 @@ class Plan(Displayed):
             if isinstance(edit, PutFile | DropFile) and edit.name in (PROVENANCE, MANIFEST):
                 raise ValueError(f"an edit of {edit.name}, which follows from what is done")
             if isinstance(edit, SetConfig | PutFile):
-                if subject == ("file", _CONFIG) and self.base.config is not None:
-                    raise ValueError(f"another {_CONFIG}, whose keys are what is set")
+                if subject == ("file", CONFIG) and self.base.config is not None:
+                    raise ValueError(f"another {CONFIG}, whose keys are what is set")
                 continue
             there = self.base.files if isinstance(edit, DropFile) else self.base.tensors
             if isinstance(edit, AddTensor) == (edit.name in there):

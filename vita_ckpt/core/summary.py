@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.core.checkpoint import Tensor
 from vita_ckpt.core.display import Displayed
-from vita_ckpt.core.left_out import left_out_to_json
+from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 
 SUMMARY_VERSION: Final = 1
 
@@ -99,7 +99,7 @@ class Summary(Displayed):
     patched: tuple[FileSize, ...] = ()
     rewritten: tuple[FileSize, ...] = ()
     carried: tuple[FileSize, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     bytes_to_write: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import PROCESSOR
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.load import StrPath
 from vita_ckpt.model.vita import tower_of
 from vita_ckpt.model.weights import on_meta
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import read_processor, read_tower_config
 from vita_ckpt.storage.stores.local import opened
 
@@ -144,7 +146,9 @@ class Processor:
         return square
 
 
-def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Processor:
+def processor_of(
+    checkpoint: Checkpoint, tower: StrPath | None = None, *, stores: Stores | None = None
+) -> Processor:
     """The processor of a checkpoint's images.
 
     Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`; EVA-CLIP, which
@@ -153,7 +157,8 @@ def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Proces
     such file.
     """
     config = checkpoint.config or {}
-    sizes = read_tower_config(checkpoint, tower)
+    stores = Stores() if stores is None else stores
+    sizes = read_tower_config(checkpoint, stores, tower)
     if sizes is None:
         raise UsageError(
             "no-vision-modules", checkpoint.root, expected="a vision tower, for an image"
@@ -161,7 +166,7 @@ def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Proces
     with on_meta(torch.float32):
         eyes = tower_of(config, sizes)
     side = {"height": eyes.image_size, "width": eyes.image_size}
-    found = read_processor(checkpoint, tower)
+    found = read_processor(checkpoint, stores, tower)
     keys: dict[str, Any]
     if found is not None:
         keys = dict(found)
@@ -171,7 +176,7 @@ def processor_of(checkpoint: Checkpoint, tower: StrPath | None = None) -> Proces
         raise InputError(
             "processor-config-unknown",
             checkpoint.root,
-            expected=f"a {towers.PROCESSOR} in it or in its tower's directory",
+            expected=f"a {PROCESSOR} in it or in its tower's directory",
             got="none",
             hint="give the tower's directory with --tower",
         )
@@ -265,7 +270,7 @@ def _numbers(key: str, value: Any, count: int) -> tuple[float, ...]:
 def _unsupported(key: str, expected: str, got: object) -> InputError:
     return InputError(
         "unsupported-processor-config",
-        f"{towers.PROCESSOR}: {key}",
+        f"{PROCESSOR}: {key}",
         expected=expected,
         got=f"{got}",
     )

@@ -17,6 +17,7 @@ from vita_ckpt.model.placement import dispatch, free_memory, offered, place
 from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import read_tower_config
 
 StrPath = str | os.PathLike[str]
@@ -35,6 +36,7 @@ def load_model(
     max_memory: Mapping[Any, int | str] | None = None,
     observe: Observer | None = None,
     strict: bool = True,
+    stores: Stores | None = None,
 ) -> VitaModel:
     """The model of a VITA checkpoint, ready to run: text and images, no audio.
 
@@ -47,16 +49,17 @@ def load_model(
     where it names some), and otherwise stream from the checkpoint's own files, module by module.
     ``observe`` is called with every stored name and tensor that a module is given; while streaming
     ``model.observe_rest()`` shows it the others. With ``strict=False`` a checkpoint that does not
-    fit gives a model without weights.
+    fit gives a model without weights. ``stores`` are those that paths lead to.
 
     Raises InputError if the checkpoint cannot be read, is of no known kind, or its tensors are not
     exactly those of the model; UsageError for a device that is not there.
     """
-    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    stores = Stores() if stores is None else stores
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path, stores)
     vita_config(checkpoint)
     devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
     kind = _dtype(dtype, checkpoint)
-    model = build(checkpoint, read_tower_config(checkpoint, tower), kind, attn)
+    model = build(checkpoint, read_tower_config(checkpoint, stores, tower), kind, attn)
     mismatch = fit(model, checkpoint)
     if strict:
         mismatch.refuse(

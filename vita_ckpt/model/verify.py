@@ -22,6 +22,7 @@ from vita_ckpt.model.answer import ask
 from vita_ckpt.model.image import processor_of, read_image
 from vita_ckpt.model.load import StrPath, fit, load_model
 from vita_ckpt.model.vita import VitaModel
+from vita_ckpt.storage.reading.paths import Stores
 
 # The largest value of float16, into which upstream's loader casts everything.
 FLOAT16_MAX: Final = 65504.0
@@ -52,6 +53,7 @@ def verify_checkpoint(
     image: StrPath | None = None,
     prompt: str | None = None,
     max_new_tokens: int = 1,
+    stores: Stores | None = None,
 ) -> Verification:
     """Build the model strictly, run it once on synthetic inputs, and say what is wrong.
 
@@ -65,12 +67,13 @@ def verify_checkpoint(
     vita_config(checkpoint)
     pixels = None
     if image is not None:
-        pixels = processor_of(checkpoint, tower).pixels(read_image(image))[None]
+        pixels = processor_of(checkpoint, tower, stores=stores).pixels(read_image(image))[None]
     question = None if prompt is None else ask(checkpoint, prompt, with_image=pixels is not None)
     findings: list[Finding] = []
     watch = _Watch()
     started = time.perf_counter()
     options: dict[str, Any] = {"device": device, "dtype": dtype, "tower": tower, "attn": attn}
+    options["stores"] = stores
     model = load_model(checkpoint, max_memory=max_memory, observe=watch, strict=False, **options)
     findings += _misfits(model, checkpoint)
     broken = bool(findings)

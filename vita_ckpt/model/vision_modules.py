@@ -20,6 +20,7 @@ from vita_ckpt.model.towers import VisionTower
 from vita_ckpt.model.vita import VitaModel, tower_of
 from vita_ckpt.model.weights import Weights, load_resident, on_meta
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import open_tower
 from vita_ckpt.surgery.projector import KEYWORD, get_w
 
@@ -66,7 +67,7 @@ def initialize_vision_modules(
         projector = built.to(model.device, model.dtype)
     adapter = _argument(model_args, "pretrain_mm_mlp_adapter", None)
     if adapter is not None:
-        _load_adapter(projector, open_checkpoint(os.fspath(adapter)), new)
+        _load_adapter(projector, open_checkpoint(os.fspath(adapter), Stores()), new)
     # Everything fits: only now is the model changed.
     model.vision_tower = tower.requires_grad_(False)
     model.mm_projector = projector.requires_grad_(True)
@@ -83,8 +84,8 @@ def _tower(
     config: Mapping[str, Any], path: str, dtype: torch.dtype, device: torch.device, delay: bool
 ) -> VisionTower:
     """The tower at ``path``, which upstream's rule must take for what it is."""
-    found = open_tower(os.path.abspath(path))
-    checkpoint = open_checkpoint(path)
+    found = open_tower(os.path.abspath(path), Stores())
+    checkpoint = open_checkpoint(path, Stores())
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     described = found.config or towers.config_of_shapes(shapes)
     by_path = towers.dispatch(path, config["use_s2"])

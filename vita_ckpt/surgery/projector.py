@@ -271,8 +271,8 @@ def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
     try:
         stored = get_w({name: name for name in refs}, KEYWORD)
     except AdapterError as error:
-        error.subject = f"{refs[error.subject].source.path}: {error.subject}"
-        raise
+        file = refs[error.subject].source.path
+        raise error.with_subject(f"{file}: {error.subject}") from error
     weights = {name: refs[origin] for name, origin in stored.items()}
     if not weights:
         counts = Counter(parts.LABELS[parts.part_of(name)] for name in checkpoint.tensors)

@@ -12,8 +12,9 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, Tower
+from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape
+from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.core.plan import (
     AddTensor,
     DropFile,

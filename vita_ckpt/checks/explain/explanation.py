@@ -1,4 +1,4 @@
-"""An explanation as a value: what every loader does with a directory, and where they part."""
+"""Hold what every loader would do with a directory, and where loaders disagree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from vita_ckpt.checks.explain.disagreements import Divergence
 from vita_ckpt.checks.explain.loaders import LOADERS
-from vita_ckpt.checks.explain.trace import LoaderStory
+from vita_ckpt.checks.explain.trace import LoaderTrace
 from vita_ckpt.core.display import Displayed
 
 REPORT_VERSION: Final = 1
@@ -19,7 +19,7 @@ class Explanation(Displayed):
     """What every loader would do with ``path``, and the questions they answer differently."""
 
     path: str
-    stories: tuple[LoaderStory, ...]
+    traces: tuple[LoaderTrace, ...]
     divergences: tuple[Divergence, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -28,7 +28,7 @@ class Explanation(Displayed):
             "format": "vita-ckpt-explain",
             "version": REPORT_VERSION,
             "path": self.path,
-            "loaders": [_story_to_dict(story) for story in self.stories],
+            "loaders": [_trace_to_dict(trace) for trace in self.traces],
             "divergences": [
                 {
                     "question": divergence.question,
@@ -44,14 +44,16 @@ class Explanation(Displayed):
     def display_rows(self) -> Iterator[tuple[str, object]]:
         """Yield the path, how each loader ends, and the questions they answer differently."""
         yield "path", self.path
-        for story in self.stories:
-            yield story.loader, f"stops: {story.stopped_by}" if story.stopped_by else story.outcome
+        for trace in self.traces:
+            yield trace.loader, f"stops: {trace.stopped_by}" if trace.stopped_by else trace.outcome
         yield from (("diverge in", divergence.question) for divergence in self.divergences)
 
 
-def _story_to_dict(story: LoaderStory) -> dict[str, Any]:
-    values: dict[str, Any] = asdict(story)
-    values["renamed"] = [{"stored": stored, "built": built} for stored, built in story.renamed]
-    values["steps"] = [asdict(step) for step in story.steps]
+def _trace_to_dict(trace: LoaderTrace) -> dict[str, Any]:
+    values: dict[str, Any] = asdict(trace)
+    for part in ("tower", "projector"):
+        values[part] = None if values[part] is None else str(values[part])
+    values["renamed"] = [{"stored": stored, "built": built} for stored, built in trace.renamed]
+    values["steps"] = [asdict(step) for step in trace.steps]
     lists = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-    return {"title": LOADERS[story.loader][0], **lists}
+    return {"title": LOADERS[trace.loader][0], **lists}

@@ -19,4 +19,4 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
 def command(settings: Settings, /, plan_file: str, **run: Any) -> int:
     """Run a plan that --plan-out saved; refused if one of its inputs has changed since."""
     begin(settings, api.base_of(plan_file), run)
-    return run_plan(settings, api.load_plan(plan_file), **run)
+    return run_plan(settings, api.load_plan(plan_file, stores=settings.stores), **run)

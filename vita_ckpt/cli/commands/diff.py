@@ -86,7 +86,7 @@ def command(
             got="both",
         )
     check_outputs(outputs, (a, b))
-    found = diff(a, b, values=values, only=only, fetch=fetch)
+    found = diff(a, b, values=values, only=only, fetch=fetch, stores=settings.stores)
     if found.tensors_only:
         settings.note("config and files are not compared: one side is a lone weight file")
     if found.left_out:

@@ -11,8 +11,9 @@ from vita_ckpt.api.explain import explain
 from vita_ckpt.checks.explain.disagreements import Divergence
 from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import LOADERS
-from vita_ckpt.checks.explain.trace import LoaderStory, some_files
+from vita_ckpt.checks.explain.trace import LoaderTrace, some_files
 from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.errors import printable
 
@@ -27,7 +28,10 @@ from vita_ckpt.errors import printable
     help="Only this loader; may be given several times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema explain-v1).")
-def command(checkpoint: str, loaders: tuple[str, ...], as_json: bool) -> None:
+@click.pass_obj
+def command(
+    settings: Settings, /, checkpoint: str, loaders: tuple[str, ...], as_json: bool
+) -> None:
     """Replay what each loader would do with CHECKPOINT, without loading it.
 
     VITA-1.5's loader and VITA-1.0's, plain transformers before and after 5.6, and huggingface_hub:
@@ -35,11 +39,11 @@ def command(checkpoint: str, loaders: tuple[str, ...], as_json: bool) -> None:
     from, what is missing, left out or drawn at random, in which dtype it ends, and where the
     loaders diverge. A broken checkpoint is explained up to where a loader stops.
     """
-    explanation = explain(checkpoint)
+    explanation = explain(checkpoint, stores=settings.stores)
     if loaders:
         explanation = replace(
             explanation,
-            stories=tuple(story for story in explanation.stories if story.loader in loaders),
+            traces=tuple(trace for trace in explanation.traces if trace.loader in loaders),
             divergences=(),
         )
     if as_json:
@@ -50,9 +54,9 @@ def command(checkpoint: str, loaders: tuple[str, ...], as_json: bool) -> None:
 
 def _lines(explanation: Explanation) -> Iterator[str]:
     yield render.path(explanation.path)
-    for story in explanation.stories:
+    for trace in explanation.traces:
         yield ""
-        yield from _story(story)
+        yield from _trace(trace)
     if explanation.divergences:
         yield ""
         yield "where they diverge"
@@ -60,17 +64,17 @@ def _lines(explanation: Explanation) -> Iterator[str]:
             yield from _divergence(divergence)
 
 
-def _story(story: LoaderStory) -> Iterator[str]:
-    outcome = f"stops: {story.stopped_by}" if story.stopped_by else story.outcome
-    words = [outcome, *filter(None, (story.model_class, story.dtype))]
-    yield f"{story.loader} · {' · '.join(words)}"
-    rows = [(step.action, step.detail) for step in story.steps]
-    if story.stopped_by and story.files_read:
-        rows.insert(-1, ("reads", f"{some_files(story.files_read)}, then"))
-    if story.tower is not None:
-        rows.append(("ends with", f"tower: {story.tower}; projector: {story.projector or 'none'}"))
-    if story.lm_head is not None:
-        rows.append(("", f"lm_head: {story.lm_head}"))
+def _trace(trace: LoaderTrace) -> Iterator[str]:
+    outcome = f"stops: {trace.stopped_by}" if trace.stopped_by else trace.outcome
+    words = [outcome, *filter(None, (trace.model_class, trace.dtype))]
+    yield f"{trace.loader} · {' · '.join(words)}"
+    rows = [(step.action, step.detail) for step in trace.steps]
+    if trace.stopped_by and trace.files_read:
+        rows.insert(-1, ("reads", f"{some_files(trace.files_read)}, then"))
+    if trace.tower is not None:
+        rows.append(("ends with", f"tower: {trace.tower}; projector: {trace.projector or 'none'}"))
+    if trace.lm_head is not None:
+        rows.append(("", f"lm_head: {trace.lm_head}"))
     width = max((len(action) for action, _ in rows), default=0)
     for action, detail in rows:
         yield f"  {action.ljust(width)}  {detail}"

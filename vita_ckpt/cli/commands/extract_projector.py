@@ -38,5 +38,5 @@ def command(
     The .bin is what the trainer writes: it loads with torch.load(weights_only=True) and as
     upstream's pretrain_mm_mlp_adapter. Only the projector is read.
     """
-    plan = plans.plan_extract_projector(source, bare=bare)
+    plan = plans.plan_extract_projector(source, bare=bare, stores=settings.stores)
     run_plan(settings, plan, **run)

@@ -41,5 +41,5 @@ def command(
     Its config.json comes from the tower's directory, from a copy that the checkpoint carries, or
     from the tensors where they determine it. EVA-CLIP has none: upstream opens its weights file.
     """
-    plan = plans.plan_extract_tower(source, tower_config=tower_config)
+    plan = plans.plan_extract_tower(source, tower_config=tower_config, stores=settings.stores)
     run_plan(settings, plan, **run)

@@ -9,6 +9,7 @@ import click
 
 from vita_ckpt.api.lifecycle import history
 from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.outcomes import History
 from vita_ckpt.errors import printable
@@ -17,13 +18,14 @@ from vita_ckpt.errors import printable
 @click.command("history")
 @click.argument("checkpoint", type=ANYWHERE)
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema history-v1).")
-def command(checkpoint: str, as_json: bool) -> None:
+@click.pass_obj
+def command(settings: Settings, /, checkpoint: str, as_json: bool) -> None:
     """Say what was done to CHECKPOINT, by its vita_ckpt.json, and whether it can be undone.
 
     Each operation with its inputs (by name and digest), what was asked for, and how many tensors
     and files it wrote.
     """
-    found = history(checkpoint)
+    found = history(checkpoint, stores=settings.stores)
     if as_json:
         render.echo_json(found.to_dict())
     else:

@@ -10,6 +10,7 @@ import click
 from vita_ckpt.api.inspect import as_checkpoint, inspect, list_tensors, module_tree
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
 from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.errors import printable
@@ -39,15 +40,19 @@ _KINDS = {
 @click.option(
     "--depth", type=click.IntRange(1, 64), metavar="N", help="A module tree, N name parts deep."
 )
-def command(checkpoint: str, as_json: bool, pattern: str | None, depth: int | None) -> None:
+@click.pass_obj
+def command(
+    settings: Settings, /, checkpoint: str, as_json: bool, pattern: str | None, depth: int | None
+) -> None:
     """Say what CHECKPOINT is, without loading it.
 
     CHECKPOINT is a checkpoint directory, an adapter or its run, a LoRA run, a vision tower, or a
     lone weight file. Every key of the vision config is shown beside what the weights themselves
     say; a tower directory that is not reachable from here is said, not an error.
     """
-    opened = as_checkpoint(checkpoint)
-    inspection = inspect(opened)
+    stores = settings.stores
+    opened = as_checkpoint(checkpoint, stores)
+    inspection = inspect(opened, stores=stores)
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None
     if as_json:

@@ -71,5 +71,7 @@ def command(
     tower are needed then.
     """
     begin(settings, base, run)
-    plan = plans.plan_merge_projector(base, adapter, dtype=dtype, extras=extras, tower=tower)
+    plan = plans.plan_merge_projector(
+        base, adapter, dtype=dtype, extras=extras, tower=tower, stores=settings.stores
+    )
     return run_plan(settings, plan, verify_first=verify, **run)

@@ -47,6 +47,7 @@ def command(
         create_pr=create_pr,
         force=force,
         message=message,
+        stores=settings.stores,
     )
     if done.url is None:
         deliver((done.report,), RULES, "text", ())

@@ -11,7 +11,6 @@ from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
 from vita_ckpt.errors import UsageError
-from vita_ckpt.surgery.config import parse_value
 
 
 @click.command("set")
@@ -26,7 +25,9 @@ def command(settings: Settings, /, checkpoint: str, pairs: tuple[str, ...], **ru
     The weights are not touched; what then disagrees with them is said.
     """
     begin(settings, checkpoint, run)
-    return run_plan(settings, plans.plan_set(checkpoint, _values(pairs)), **run)
+    return run_plan(
+        settings, plans.plan_set(checkpoint, _values(pairs), stores=settings.stores), **run
+    )
 
 
 def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -40,5 +41,5 @@ def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
                 expected="KEY=VALUE, each key once",
                 hint="vita-ckpt set CKPT mm_vision_tower=path/to/tower --out DIR",
             )
-        values[key] = parse_value(key, text)
+        values[key] = plans.parse_value(key, text)
     return values

@@ -93,5 +93,6 @@ def command(
         seed=seed,
         use_s2=use_s2,
         s2_scales=s2_scales,
+        stores=settings.stores,
     )
     return run_plan(settings, plan, verify_first=verify, **run)

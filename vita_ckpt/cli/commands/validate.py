@@ -11,6 +11,7 @@ import click
 from vita_ckpt.api.validate import KINDS, holds_checkpoints
 from vita_ckpt.api.validate_many import validate_all
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.policy import read_policy
@@ -40,7 +41,10 @@ from vita_ckpt.errors import VitaCkptError, printable
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
 )
 @report_options
+@click.pass_obj
 def command(
+    settings: Settings,
+    /,
     paths: tuple[str, ...],
     kind: str | None,
     values: bool,
@@ -74,6 +78,7 @@ def command(
         verify=verify or golden is not None,
         golden=golden,
         jobs=jobs,
+        stores=settings.stores,
     ):
         if isinstance(result, Report):
             reports.append(policy.applied(result))

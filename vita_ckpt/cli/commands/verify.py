@@ -97,6 +97,7 @@ def command(
         image=image,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
+        stores=settings.stores,
     )
     if verification.skipped_audio_tensors:
         settings.note(f"{verification.skipped_audio_tensors} audio tensors are not run")

@@ -9,28 +9,28 @@ from typing import Any, NoReturn
 from vita_ckpt.core.checkpoint import File
 from vita_ckpt.core.digest import digest
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.reading.paths import reading
+from vita_ckpt.storage.stores.base import Source
 
 _LARGEST_JSON = 64 << 20
 # No config nests as deeply; what does is more than who copies or writes it has stack for.
 _DEEPEST_JSON = 100
 
 
-def read_json_object(path: str) -> tuple[dict[str, Any], File]:
-    """A JSON file that holds an object, with its identity; ``path`` as for :func:`reading`.
+def read_json_object(source: Source) -> tuple[dict[str, Any], File]:
+    """Return the object that a JSON file holds, and the file's identity with its digest.
 
-    Raises InputError if it cannot be read and MalformedFileError if it is not such a file.
+    Raises MalformedFileError if the file is too large, nested too deeply, or holds no JSON object.
     """
-    with reading(path) as source:
-        file = source.file
-        if file.size > _LARGEST_JSON:
-            raise MalformedFileError(
-                "json-too-large",
-                path,
-                expected=f"at most {_LARGEST_JSON} bytes",
-                got=str(file.size),
-            )
-        data = source.read(file.size, 0)
+    file = source.file
+    path = file.path
+    if file.size > _LARGEST_JSON:
+        raise MalformedFileError(
+            "json-too-large",
+            path,
+            expected=f"at most {_LARGEST_JSON} bytes",
+            got=str(file.size),
+        )
+    data = source.read(file.size, 0)
     if data.startswith(b"version https://git-lfs"):
         raise_lfs_pointer(path)
     try:

@@ -13,7 +13,7 @@ from vita_ckpt.core.digest import digest
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import raise_lfs_pointer
-from vita_ckpt.storage.reading.paths import reading
+from vita_ckpt.storage.stores.base import Source
 
 # The format's own limit on the header, and where the nesting of ignored values ends.
 LARGEST_HEADER = 100_000_000
@@ -31,44 +31,44 @@ class SafetensorsFile:
     metadata: Mapping[str, str]
 
 
-def read_safetensors(path: str) -> SafetensorsFile:
-    """Names, dtypes, shapes and byte ranges of a safetensors file.
+def read_safetensors(source: Source) -> SafetensorsFile:
+    """Return names, dtypes, shapes and byte ranges of a safetensors file.
 
     Raises MalformedFileError, with one code per rule of the format, where the file breaks it: what
     the safetensors library refuses is refused here, and so are duplicate names, which the format
     forbids and the library lets through.
     """
-    with reading(path) as source:
-        seen = source.file
-        start = source.read(min(seen.size, 40), 0)
-        if start.startswith(b"version https://git-lfs"):
-            raise_lfs_pointer(path)
-        if seen.size < 8:
-            raise MalformedFileError(
-                "header-too-small",
-                path,
-                expected="at least 8 bytes",
-                got=f"{seen.size} bytes",
-                hint="the file is empty or cut off: copy or download it again",
-            )
-        length = int.from_bytes(start[:8], "little")
-        if length > LARGEST_HEADER:
-            raise MalformedFileError(
-                "header-too-large",
-                path,
-                expected=f"a header of at most {LARGEST_HEADER} bytes",
-                got=f"{length} bytes",
-                hint="this is not a safetensors file",
-            )
-        if 8 + length > seen.size:
-            raise MalformedFileError(
-                "invalid-header-length",
-                path,
-                expected=f"a header of {length} bytes",
-                got=f"a file of {seen.size} bytes",
-                hint="the file is cut off: copy it again",
-            )
-        raw = source.read(length, 8)
+    path = source.file.path
+    seen = source.file
+    start = source.read(min(seen.size, 40), 0)
+    if start.startswith(b"version https://git-lfs"):
+        raise_lfs_pointer(path)
+    if seen.size < 8:
+        raise MalformedFileError(
+            "header-too-small",
+            path,
+            expected="at least 8 bytes",
+            got=f"{seen.size} bytes",
+            hint="the file is empty or cut off: copy or download it again",
+        )
+    length = int.from_bytes(start[:8], "little")
+    if length > LARGEST_HEADER:
+        raise MalformedFileError(
+            "header-too-large",
+            path,
+            expected=f"a header of at most {LARGEST_HEADER} bytes",
+            got=f"{length} bytes",
+            hint="this is not a safetensors file",
+        )
+    if 8 + length > seen.size:
+        raise MalformedFileError(
+            "invalid-header-length",
+            path,
+            expected=f"a header of {length} bytes",
+            got=f"a file of {seen.size} bytes",
+            hint="the file is cut off: copy it again",
+        )
+    raw = source.read(length, 8)
     file = replace(seen, digest=digest(raw))
     header = _parse(raw, path)
     metadata = _metadata(header.pop(_METADATA, None), path)

@@ -22,7 +22,6 @@ from vita_ckpt.storage.formats.unpickler import (
     read_pickle,
     state_dict_of,
 )
-from vita_ckpt.storage.reading.paths import reading
 from vita_ckpt.storage.stores.base import Source
 
 if TYPE_CHECKING:
@@ -49,24 +48,22 @@ class TorchFile:
     tensors: Mapping[str, TensorRef]
 
 
-def read_torch(path: str) -> TorchFile:
-    """Names, dtypes, shapes and byte ranges of a state dict saved by torch, zip or legacy.
+def read_torch(source: Source) -> TorchFile:
+    """Return names, dtypes, shapes and byte ranges of a state dict saved by torch, zip or legacy.
 
     Raises UnsafePickleError for a pickle that holds more than a state dict and MalformedFileError
     for a file that is damaged or of another kind. Nothing of the file is executed.
     """
-    with reading(path) as source:
-        start = source.read(min(source.file.size, 40), 0)
-        if start.startswith(b"version https://git-lfs"):
-            raise_lfs_pointer(path)
-        if not start:
-            raise MalformedFileError(
-                "empty-file", path, expected="a file of torch.save", got="0 bytes"
-            )
-        if start.startswith(_ZIP_MAGIC):
-            return _read_zip(source)
-        if start.startswith(b"\x80"):
-            return _read_legacy(source)
+    path = source.file.path
+    start = source.read(min(source.file.size, 40), 0)
+    if start.startswith(b"version https://git-lfs"):
+        raise_lfs_pointer(path)
+    if not start:
+        raise MalformedFileError("empty-file", path, expected="a file of torch.save", got="0 bytes")
+    if start.startswith(_ZIP_MAGIC):
+        return _read_zip(source)
+    if start.startswith(b"\x80"):
+        return _read_legacy(source)
     raise MalformedFileError(
         "not-a-torch-file",
         path,

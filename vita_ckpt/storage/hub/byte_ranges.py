@@ -90,7 +90,7 @@ def _fetch_to(put: Put, session: Session, file: RemoteFile, span: Span) -> None:
             error = _wrong_range(file, f"{stop - before} bytes", f"{position - before}")
             raise PassingError(error)
 
-    session.patiently(attempt, lambda: position > before)
+    session.retry(attempt, lambda: position > before)
 
 
 def _url(session: Session, file: RemoteFile) -> str:

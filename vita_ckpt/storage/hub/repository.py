@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, partial
-from threading import Lock
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
-from vita_ckpt.core.address import Address, is_inside, parse_address
+from vita_ckpt.core.address import Address, is_inside
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError, InputError, MalformedFileError
 from vita_ckpt.storage.hub.byte_ranges import fetch_bytes
-from vita_ckpt.storage.hub.cache import cache_folder, cached
+from vita_ckpt.storage.hub.cache import cached, cached_commit, cached_files
 from vita_ckpt.storage.hub.concurrency import at_once
 from vita_ckpt.storage.hub.errors import offline
 from vita_ckpt.storage.hub.session import Session
-from vita_ckpt.storage.stores.base import Entry, Range
+from vita_ckpt.storage.stores.base import Entry, Kind, Range
 from vita_ckpt.storage.stores.local import opened, read_at
 
 _LARGEST_LISTING: Final = 64 << 20
@@ -49,8 +47,8 @@ class Repository:
     def look(self, below: str) -> Entry | None:
         """What lies at a path in the repository."""
         if below in self.files:
-            return Entry("file", self.files[below])
-        return Entry("directory") if next(self._names(below), None) is not None else None
+            return Entry(Kind.FILE, self.files[below])
+        return Entry(Kind.DIRECTORY) if next(self._names(below), None) is not None else None
 
     def listing(self, below: str) -> list[str]:
         """The names in a directory, sorted."""
@@ -84,69 +82,8 @@ class Repository:
         at_once([partial(self.read, file, size, offset) for offset, size in ranges])
 
 
-class Hub:
-    """The repositories that this process has looked into."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._repositories: dict[tuple[str, str], Repository] = {}
-        self._lock = Lock()
-
-    def pin(self, address: Address, *, anew: bool = False) -> Address:
-        """``address`` with the commit in place of the revision: of the first contact, or ``anew``.
-
-        Raises HubError if there is no such repository or revision, or no way to the hub.
-        """
-        revision = address.revision or "main"
-        if anew:
-            self._repositories.pop((address.repository, revision), None)
-        repository = self._find(address.repository, revision)
-        return Address(address.repository, repository.commit, address.below)
-
-    def at(self, path: str) -> tuple[Repository, str]:
-        """The repository of an address pinned to a commit, and the path in it."""
-        address = parse_address(path)
-        if not address.is_pinned:
-            raise HubError("revision-not-found", path, expected="an address with a commit")
-        return self._find(address.repository, address.revision), address.below
-
-    def revisions(self, name: str, commit: str) -> list[str]:
-        """The branches and tags of a repository that were found to be a commit."""
-        return [
-            revision
-            for (known, revision), repository in self._repositories.items()
-            if known == name and repository.commit == commit != revision
-        ]
-
-    def _find(self, name: str, revision: str) -> Repository:
-        with self._lock:
-            known = self._repositories.get((name, revision))
-            if known is None:
-                known = _list(self.session, name, revision)
-                self._repositories[name, revision] = known
-                self._repositories[name, known.commit] = known
-            return known
-
-
-@cache
-def hub() -> Hub:
-    """The one of this process: its settings are those of huggingface_hub, read once."""
-    return Hub(Session())
-
-
-def moved() -> int:
-    """The bytes that came from the hub so far; 0 if nothing was asked there."""
-    return hub().session.moved if hub.cache_info().currsize else 0
-
-
-def count_moved(nbytes: int) -> None:
-    """Add what came to another process, for this one."""
-    if nbytes:
-        hub().session.count(nbytes)
-
-
-def _list(session: Session, name: str, revision: str) -> Repository:
-    """The files of a revision, from the hub, or, offline, from what was downloaded of it."""
+def list_repository(session: Session, name: str, revision: str) -> Repository:
+    """Return the files of a revision, from the hub, or, offline, from what was downloaded of it."""
     if session.is_offline:
         return _list_cached(session, name, revision)
     subject = f"{name}@{revision}" if revision != "main" else name
@@ -164,11 +101,11 @@ def _list(session: Session, name: str, revision: str) -> Repository:
         return b"".join(parts)
 
     try:
-        told = json.loads(session.patiently(attempt))
+        answered = json.loads(session.retry(attempt))
     except (ValueError, RecursionError) as error:
         raise _no_listing(subject, str(error)) from error
-    commit = told.get("sha") if isinstance(told, dict) else None
-    siblings = told.get("siblings") if isinstance(told, dict) else None
+    commit = answered.get("sha") if isinstance(answered, dict) else None
+    siblings = answered.get("siblings") if isinstance(answered, dict) else None
     if not isinstance(commit, str) or not Address(name, commit).is_pinned:
         raise _no_listing(subject, f"the commit {commit!r}")
     if Address(name, revision).is_pinned and commit != revision:
@@ -180,11 +117,11 @@ def _list(session: Session, name: str, revision: str) -> Repository:
 
 
 def _file(repository: str, commit: str, sibling: Any, subject: str) -> RemoteFile:
-    told = sibling if isinstance(sibling, dict) else {}
-    lfs = told.get("lfs")
+    answered = sibling if isinstance(sibling, dict) else {}
+    lfs = answered.get("lfs")
     large = lfs if isinstance(lfs, dict) else {}
-    name, size = told.get("rfilename"), large.get("size", told.get("size"))
-    etag = large.get("sha256", told.get("blobId"))
+    name, size = answered.get("rfilename"), large.get("size", answered.get("size"))
+    etag = large.get("sha256", answered.get("blobId"))
     if not isinstance(name, str) or not name or not is_inside(name):
         raise MalformedFileError(
             "path-outside-checkpoint",
@@ -208,34 +145,13 @@ def _no_listing(subject: str, got: str) -> HubError:
 
 
 def _list_cached(session: Session, name: str, revision: str) -> Repository:
-    """What the cache has of a revision: in it, a file is a link to a blob named by its etag."""
+    """Return what the cache holds of a revision."""
     subject = f"{name}@{revision}" if revision != "main" else name
-    folder = cache_folder(name)
-    commit = revision
-    if not Address(name, revision).is_pinned:
-        if not is_inside(revision):
-            raise offline(subject)
-        try:
-            with open(os.path.join(folder, "refs", revision), encoding="utf-8") as file:
-                commit = file.read(64).strip()
-        except (OSError, ValueError) as error:
-            raise offline(subject) from error
-    root = os.path.join(folder, "snapshots", commit)
-    files = {f.name: f for f in _files_below(root, name, commit)}
-    if not Address(name, commit).is_pinned or not files:
+    commit = cached_commit(name, revision)
+    files = {f.name: f for f in cached_files(name, commit)} if commit is not None else {}
+    if commit is None or not files:
         raise offline(subject)
     if commit != revision:
         seen = f"of {subject}, what the cache has of commit {commit[:8]} is seen"
         logging.getLogger("vita_ckpt").warning(f"HF_HUB_OFFLINE is set: {seen}")
     return Repository(session, name, commit, files)
-
-
-def _files_below(root: str, repository: str, commit: str) -> Iterator[RemoteFile]:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = os.path.join(folder, name)
-            below = os.path.relpath(path, root)
-            blob = os.path.realpath(path)
-            if os.path.isfile(blob):
-                etag = os.path.basename(blob) if os.path.islink(path) else ""
-                yield RemoteFile(repository, commit, below, os.stat(blob).st_size, etag)

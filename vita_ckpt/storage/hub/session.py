@@ -23,6 +23,7 @@ from urllib.parse import urljoin, urlsplit
 from vita_ckpt import __version__
 from vita_ckpt.errors import HubError, OutputError, printable
 from vita_ckpt.storage.hub.errors import offline, refusal, unreachable, unusable_token
+from vita_ckpt.storage.system.os_errors import CODES, code_of
 
 _T = TypeVar("_T")
 
@@ -37,12 +38,8 @@ _SILENT_WAIT: Final = 3.0  # what nobody wonders about
 # What may be over soon: a server that is busy or fails.
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_OF_THE_DISK: Final = {
-    errno.ENOSPC: "no-space",
-    errno.EDQUOT: "no-space",
-    errno.EROFS: "read-only-output",
-    errno.EACCES: "output-not-allowed",
-}
+# What only a disk refuses: EPERM is also a firewall's answer.
+_OF_THE_DISK: Final = CODES.keys() - {errno.EPERM}
 # Seconds until more may be asked, where nothing is left now: the hub says it in every answer.
 _LIMIT_RESETS: Final = re.compile(r"\br=0;t=([0-9]{1,6})\b", re.ASCII)
 _TOKEN: Final = re.compile(r"Bearer [!-~]+", re.ASCII)
@@ -72,7 +69,7 @@ class Answer:
 
 
 class Session:
-    """The way to the hub, for all threads of a process. ``moved`` counts the bytes of bodies."""
+    """The way to the hub, for all threads of a process. ``bytes_downloaded`` counts bodies."""
 
     def __init__(
         self, endpoint: str | None = None, sleep: Callable[[float], None] = time.sleep
@@ -81,7 +78,7 @@ class Session:
 
         self.endpoint: str = endpoint or constants.ENDPOINT
         self.is_offline = constants.HF_HUB_OFFLINE
-        self.moved = 0
+        self.bytes_downloaded = 0
         self._sleep = sleep
         self._said_until = 0.0
         self._lock = Lock()
@@ -89,9 +86,9 @@ class Session:
     def count(self, size: int) -> None:
         """Add to the bytes moved."""
         with self._lock:
-            self.moved += size
+            self.bytes_downloaded += size
 
-    def patiently(self, attempt: Callable[[], _T], advanced: Callable[[], bool] = bool) -> _T:
+    def retry(self, attempt: Callable[[], _T], advanced: Callable[[], bool] = bool) -> _T:
         """The result of ``attempt``, tried again a few times while what it meets may pass.
 
         After an attempt for which ``advanced`` says that it got further, counting starts anew. What
@@ -223,7 +220,7 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
         if code is None or (code not in _OF_THE_DISK and not path):
             raise unreachable(subject, cause) from error
         raise OutputError(
-            _OF_THE_DISK.get(code, "write-failed"),
+            code_of(code),
             path or "the cache of huggingface_hub",
             got=os.strerror(code),
             hint="free some space, or let HF_HOME name another disk",

@@ -1,23 +1,172 @@
-"""Answer for a repository on the hub what a store answers."""
+"""Answer for repositories on the hub what a store answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import posixpath
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 
-from vita_ckpt.core.address import is_inside
+from vita_ckpt.core.address import Address, is_inside, parse_address
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError, InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.hub.concurrency import at_once
 from vita_ckpt.storage.hub.errors import offline
-from vita_ckpt.storage.hub.repository import Repository, hub
-from vita_ckpt.storage.stores.base import Entry, Range
+from vita_ckpt.storage.hub.repository import Repository, list_repository
+from vita_ckpt.storage.hub.session import Session
+from vita_ckpt.storage.stores.base import Entry, Kind, Range, Source
+
+
+class HubStore:
+    """Repositories on the hub, each pinned to a commit and listed once.
+
+    Paths are addresses, ``hf://org/name@commit/…``. ``session`` makes all requests.
+    """
+
+    def __init__(self, session: Session | None = None) -> None:
+        self.session = Session() if session is None else session
+        self._repositories: dict[tuple[str, str], Repository] = {}
+        self._lock = Lock()
+
+    @property
+    def is_local(self) -> bool:
+        """Return False: paths are addresses."""
+        return False
+
+    def pin(self, address: Address, *, anew: bool = False) -> Address:
+        """Return ``address`` with its revision resolved to a commit.
+
+        The commit is that of the first contact, or the present one with ``anew``. Raises HubError
+        if there is no such repository or revision, or no way to the hub.
+        """
+        revision = address.revision or "main"
+        if anew:
+            self._repositories.pop((address.repository, revision), None)
+        repository = self._find(address.repository, revision)
+        return Address(address.repository, repository.commit, address.below)
+
+    def revisions(self, name: str, commit: str) -> list[str]:
+        """Return the branches and tags of a repository that were resolved to ``commit``."""
+        return [
+            revision
+            for (known, revision), repository in self._repositories.items()
+            if known == name and repository.commit == commit != revision
+        ]
+
+    def absolute(self, path: str) -> str:
+        """Return ``path``: an address is absolute."""
+        return path
+
+    def look(self, path: str) -> Entry | None:
+        """Return what lies at an address pinned to a commit."""
+        repository, below = self._at(path)
+        return repository.look(below)
+
+    def listing(self, path: str) -> list[str]:
+        """Return the names in a directory of a repository, sorted."""
+        repository, below = self._at(path)
+        return repository.listing(below)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[Source]:
+        """Open the file at an address pinned to a commit.
+
+        Raises InputError if there is none, and what :meth:`prefetch` met for it.
+        """
+        repository, below = self._at(path)
+        if below not in repository.files:
+            there = repository.look(below)
+            if there is None:
+                self.check_known(path)
+            code = "not-on-hub" if there is None else "not-a-regular-file"
+            raise InputError(code, path, expected="a regular file")
+        error = repository.failed.pop(below, None)
+        if error is not None:
+            raise error
+        yield _RemoteFile(repository, repository.files[below])
+
+    def prefetch(self, paths: Collection[str], read: Callable[[str], object]) -> None:
+        """Call ``read`` with each of ``paths`` now, several at a time.
+
+        What the hub refuses is raised when the file is opened. A file that is damaged is read again
+        then, from what was received. Raises HubError for a file of which it is not known whether
+        there is one.
+        """
+        places = {path: self._at(path) for path in paths}
+        for path, (repository, below) in places.items():
+            if repository.look(below) is None:
+                self.check_known(path)
+
+        def warm(path: str, repository: Repository, below: str) -> None:
+            repository.failed.pop(below, None)  # of an earlier announcement
+            try:
+                read(path)
+            except (HubError, StaleInputError) as error:
+                repository.failed[below] = error
+            except InputError:
+                pass
+
+        at_once([partial(warm, path, *place) for path, place in places.items()])
+
+    def check_known(self, path: str) -> None:
+        """Raise HubError offline: what is not in the cache may be on the hub all the same."""
+        if self.session.is_offline:
+            raise offline(path)
+
+    def why_absent(self, path: str) -> str:
+        """Return that nothing is there: the listing of a commit is complete."""
+        return "nothing there"
+
+    def folder_of(self, path: str) -> str:
+        """Return the directory that a file lies in: there are no links."""
+        return posixpath.dirname(path)
+
+    def stays_below(self, root: str, name: str) -> bool:
+        """Return whether ``name`` is that of a file below ``root``: there are no links."""
+        return bool(name) and is_inside(name)
+
+    def reached_from(self, root: str, path: str) -> str | None:
+        """Return where a path that a config names leads; None if to nothing.
+
+        It is looked up beside the checkpoint's directory and in it, and only in its own commit: a
+        repository leads to no other repository, and not to this machine.
+        """
+        address = parse_address(root)
+        entry = self.look(root)
+        is_file = entry is not None and entry.kind is Kind.FILE
+        folder = posixpath.dirname(address.below) if is_file else address.below
+        for start in (posixpath.dirname(folder), folder):
+            below = posixpath.normpath(posixpath.join(start, path))
+            below = "" if below == "." else below
+            # An absolute path, or one with more steps up than there are, is none in a repository.
+            if is_inside(below):
+                found = str(replace(address, below=below))
+                if self.look(found) is not None:
+                    return found
+        return None
+
+    def _at(self, path: str) -> tuple[Repository, str]:
+        """Return the repository of an address pinned to a commit, and the path in it."""
+        address = parse_address(path)
+        if not address.is_pinned:
+            raise HubError("revision-not-found", path, expected="an address with a commit")
+        return self._find(address.repository, address.revision), address.below
+
+    def _find(self, name: str, revision: str) -> Repository:
+        with self._lock:
+            known = self._repositories.get((name, revision))
+            if known is None:
+                known = list_repository(self.session, name, revision)
+                self._repositories[name, revision] = known
+                self._repositories[name, known.commit] = known
+            return known
 
 
 @dataclass(frozen=True, slots=True)
-class _RemoteSource:
-    """A file of a repository, for reading here and there."""
+class _RemoteFile:
+    """A file of a repository, read by range."""
 
     repository: Repository
     file: RemoteFile
@@ -35,62 +184,3 @@ class _RemoteSource:
 
     def expect(self, ranges: Iterable[Range]) -> None:
         self.repository.expect(self.file, ranges)
-
-
-def open_remote(path: str) -> _RemoteSource:
-    """The file at an address pinned to a commit, as a source."""
-    repository, below = hub().at(path)
-    if below not in repository.files:
-        if repository.look(below) is None:
-            check_known(path)
-        code = "not-a-regular-file" if repository.look(below) else "not-on-hub"
-        raise InputError(code, path, expected="a regular file")
-    error = repository.failed.pop(below, None)
-    if error is not None:
-        raise error
-    return _RemoteSource(repository, repository.files[below])
-
-
-def look(path: str) -> Entry | None:
-    """What lies at an address pinned to a commit."""
-    repository, below = hub().at(path)
-    return repository.look(below)
-
-
-def listing(path: str) -> list[str]:
-    """The names in a directory of a repository, sorted."""
-    repository, below = hub().at(path)
-    return repository.listing(below)
-
-
-def expect_headers(root: str, names: list[str]) -> None:
-    """Fetch the headers of the weight files ``names`` below ``root``, several at a time.
-
-    What fails is said when the file is opened; a name that leads out of the repository is refused
-    by whoever looks at it, and nothing is opened for it. Raises HubError for a file of which it
-    cannot be known whether there is one.
-    """
-    from vita_ckpt.storage.reading.shards import read_shard  # noqa: PLC0415 - it imports the places
-
-    repository, below = hub().at(root)
-    paths = {n: f"{below}/{n}" if below else n for n in names if n and is_inside(n)}
-    for name, path in paths.items():
-        if repository.look(path) is None:
-            check_known(f"{root}/{name}")
-
-    def warm(name: str, path: str) -> None:
-        repository.failed.pop(path, None)  # of an earlier time, when nobody asked for it any more
-        try:
-            read_shard(root, name)
-        except (HubError, StaleInputError) as error:
-            repository.failed[path] = error
-        except InputError:
-            pass  # of what was received, and is kept
-
-    at_once([partial(warm, *one) for one in paths.items()])
-
-
-def check_known(path: str) -> None:
-    """Raise HubError if what is not listed may be on the hub all the same: offline, who knows."""
-    if hub().session.is_offline:
-        raise offline(path)

@@ -12,8 +12,7 @@ from vita_ckpt import __version__
 from vita_ckpt.core.filenames import counts_as_weights
 from vita_ckpt.errors import HubError, UsageError
 from vita_ckpt.storage.hub.errors import offline
-from vita_ckpt.storage.hub.repository import hub
-from vita_ckpt.storage.hub.session import PassingError, attempted, path_of, response_of
+from vita_ckpt.storage.hub.session import PassingError, Session, attempted, path_of, response_of
 from vita_ckpt.storage.stores.local import opened, read_at
 
 _BY_ITSELF: Final = 1 << 20
@@ -32,6 +31,7 @@ class Uploaded(NamedTuple):
 
 
 def upload(
+    session: Session,
     repository: str,
     files: Mapping[str, str | bytes],
     check: Callable[[], None],
@@ -51,9 +51,9 @@ def upload(
     all of them have been read, and whenever something fails. Raises HubError where the hub refuses
     or cannot be reached, UsageError if ``private`` is asked for and the repository is public.
     """
-    if hub().session.is_offline:
+    if session.is_offline:
         raise offline(repository)
-    hub().session.check_token(repository)
+    session.check_token(repository)
     from huggingface_hub import (  # noqa: PLC0415 - slow
         CommitOperationAdd,
         CommitOperationDelete,
@@ -62,13 +62,13 @@ def upload(
 
     api: Any = HfApi(library_name="vita-ckpt", library_version=__version__)
 
-    def patiently(call: Callable[[], Any]) -> Any:
-        return hub().session.patiently(lambda: _attempt(repository, call))
+    def retry(call: Callable[[], Any]) -> Any:
+        return session.retry(lambda: _attempt(repository, call))
 
     if create_pr and revision is not None:  # a repository is not made for one that cannot be
-        patiently(lambda: api.model_info(repository, revision=revision))
-    patiently(lambda: api.create_repo(repository, private=private, exist_ok=True))
-    if private and not patiently(lambda: api.model_info(repository)).private:
+        retry(lambda: api.model_info(repository, revision=revision))
+    retry(lambda: api.create_repo(repository, private=private, exist_ok=True))
+    if private and not retry(lambda: api.model_info(repository)).private:
         raise UsageError(
             "repository-is-public",
             repository,
@@ -77,8 +77,8 @@ def upload(
             hint="make it private on its page, or leave --private out",
         )
     if revision is not None and not create_pr and not revision.startswith("refs/"):
-        patiently(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
-    there = patiently(lambda: list(api.list_repo_files(repository, revision=revision)))
+        retry(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
+    there = retry(lambda: list(api.list_repo_files(repository, revision=revision)))
     removed = tuple(
         sorted(n for n in there if "/" not in n and n not in files and counts_as_weights(n))
     )
@@ -92,17 +92,15 @@ def upload(
             # threads of huggingface_hub, which are waited for.
             is_weights = counts_as_weights(name.rpartition("/")[2])
             if is_weights or addition.upload_info.size >= _BY_ITSELF:
-                patiently(partial(api.preupload_lfs_files, additions=[addition], **where))
+                retry(partial(api.preupload_lfs_files, additions=[addition], **where))
     except Exception:
         check()  # what changed under the upload is the reason, whatever it led to
         raise
     check()
     operations = [*additions, *removals]
-    done = patiently(
-        lambda: api.create_commit(operations=operations, commit_message=message, **where)
-    )
+    done = retry(lambda: api.create_commit(operations=operations, commit_message=message, **where))
     if _IGNORED in there:
-        committed = patiently(lambda: {*api.list_repo_files(repository, revision=done.oid)})
+        committed = retry(lambda: {*api.list_repo_files(repository, revision=done.oid)})
         _check_complete(repository, sorted(files.keys() - committed))
     return Uploaded(str(done.pr_url or done.commit_url), removed)
 
@@ -130,8 +128,8 @@ def _attempt(subject: str, call: Callable[[], Any]) -> Any:
         error, response = passing.error, response_of(passing.error)
         unheard = response is not None and response.status_code == _NOT_HEARD
         if not unheard and _COMMITS.search(path_of(error)):
-            error.hint = "it may be committed all the same: look at its page, then run it again"
-            raise error from passing
+            hint = "it may be committed all the same: look at its page, then run it again"
+            raise error.replaced(hint=hint) from passing
         raise
 
 

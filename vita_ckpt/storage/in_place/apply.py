@@ -27,7 +27,7 @@ from vita_ckpt.storage.in_place.journal import Journal, PatchedFile, ReplacedFil
 from vita_ckpt.storage.in_place.rollback import remove, retire, roll_back, sweep, taken
 from vita_ckpt.storage.reading.in_progress import active, check_whole, home
 from vita_ckpt.storage.reading.shards import check_unchanged
-from vita_ckpt.storage.stores.local import opened
+from vita_ckpt.storage.stores.local import LOCAL, opened
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error, require_space
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
@@ -79,7 +79,7 @@ def write_in_place(
     where a conversion loses a value, OutputError if the disk fails.
     """
     root = os.path.realpath(plan.base.root)
-    check_whole(root)
+    check_whole(LOCAL, root)
     sweep(root)
     surgery = _Surgery(plan, layout, root, dict(known or {}), progress)
     with _said(plan.base.root, "the checkpoint is as it was"):
@@ -202,7 +202,8 @@ class _Surgery:
         )
 
     def _digest_of_shard(self, folder: str, name: str, digests: Mapping[str, str]) -> FileDigest:
-        found = read_safetensors(os.path.join(folder, name))
+        with LOCAL.open(os.path.join(folder, name)) as source:
+            found = read_safetensors(source)
         known = {n: digests[n] for n in found.tensors if n in digests}
         return FileDigest(found.file.size, found.file.digest, known)
 

@@ -26,7 +26,7 @@ from vita_ckpt.storage.in_place.byte_ranges import (
 )
 from vita_ckpt.storage.in_place.journal import Journal, PatchedFile
 from vita_ckpt.storage.reading.in_progress import HOME, active, check_whole, home, is_mid_surgery
-from vita_ckpt.storage.stores.local import identify, opened
+from vita_ckpt.storage.stores.local import LOCAL, identify, opened
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error, os_reason
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
@@ -43,7 +43,7 @@ def undo(root: str, *, force: bool = False) -> Journal:
     fails.
     """
     root = os.path.realpath(root)
-    check_whole(root)
+    check_whole(LOCAL, root)
     kept = journals.undo_data(root)
     if kept is None:
         raise InputError(
@@ -74,7 +74,7 @@ def recover(root: str, *, force: bool = False) -> Journal | None:
     InputError, MalformedFileError and OutputError as :func:`undo` does.
     """
     root = os.path.realpath(root)
-    if not is_mid_surgery(root):
+    if not is_mid_surgery(LOCAL, root):
         return None
     sweep(root)
     path = active(root)
@@ -336,7 +336,8 @@ def _is_like(path: str, digest: FileDigest, *, deep: bool) -> bool:
             return identify(path).size == digest.size
         if digest.tensors is None:
             return file_digests({path: path})[path] == digest
-        found = read_safetensors(path)
+        with LOCAL.open(path) as source:
+            found = read_safetensors(source)
         if (found.file.size, found.file.digest) != (digest.size, digest.sha256):
             return False
         known = digest.tensors if deep else {}

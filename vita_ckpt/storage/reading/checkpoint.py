@@ -6,17 +6,13 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from vita_ckpt.core.checkpoint import (
-    PROVENANCE,
-    Checkpoint,
-    File,
-    Layout,
-)
+from vita_ckpt.core.checkpoint import Checkpoint, File, Layout
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
     LORA_FILES,
     NON_LORA,
+    PROVENANCE,
     RUN_FILES,
     SAFETENSORS_INDEX,
     SHARD,
@@ -31,8 +27,8 @@ from vita_ckpt.core.filenames import (
     index_of,
     what_it_looks_like,
 )
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.reading.in_progress import HOME, check_whole
 from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
@@ -41,28 +37,20 @@ from vita_ckpt.storage.reading.index import (
     tensors_by_shard,
     weight_map_of,
 )
-from vita_ckpt.storage.reading.paths import (
-    check_known,
-    expect_headers,
-    find,
-    folder_of,
-    is_directory,
-    is_file,
-    listing,
-    look,
-)
-from vita_ckpt.storage.reading.shards import Weights
+from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
+from vita_ckpt.storage.reading.shards import Weights, prefetch_shards
+from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
 _DEEPEST: Final = 16
-_WHY_LEFT_OUT: Final = {
-    "broken link": "a broken link",
-    "link to a directory": "a link to a directory",
-    "other": "not a regular file",
+_LEFT_OUT_KINDS: Final = {
+    Kind.BROKEN_LINK: LeftOut.BROKEN_LINK,
+    Kind.DIRECTORY_LINK: LeftOut.DIRECTORY_LINK,
+    Kind.OTHER: LeftOut.NOT_REGULAR,
 }
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], stores: Stores) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
@@ -71,27 +59,28 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     tensor where one is concerned, if it cannot be read, breaks a rule of its format, or leads out
     of the directory.
     """
-    root, entry = find(path)
+    store = stores.store_of(os.fspath(path))
+    root, entry = find(store, path)
     # A file is part of the checkpoint that it lies in, by whatever name it was reached.
-    folder = root if entry.is_directory else folder_of(root)
-    check_whole(folder)
-    opened = _open_directory(root) if entry.is_directory else open_file(root)
-    check_whole(folder)  # a surgery may have begun while it was read
+    folder = root if entry.is_directory else store.folder_of(root)
+    check_whole(store, folder)
+    opened = _open_directory(store, root) if entry.is_directory else open_file(store, root)
+    check_whole(store, folder)  # a surgery may have begun while it was read
     return opened
 
 
-def open_file(path: str) -> Checkpoint:
+def open_file(store: Store, path: str) -> Checkpoint:
     """A lone weight file as a checkpoint, with the config beside it."""
     check_no_json(path)
     weights = Weights()
-    weights.read(path, "")
+    weights.read(store, path, "")
     weights.check(path)
     folder, name = os.path.split(path)
     is_step = STEP_FILE.fullmatch(name) and os.path.basename(folder) == STEPS
     config: dict[str, Any] | None = None
     files: dict[str, File] = {}
     if not SHARD.search(name):  # a shard is a part of what the config beside it describes
-        config, files = read_optional(os.path.dirname(folder) if is_step else folder, CONFIG)
+        config, files = read_optional(store, os.path.dirname(folder) if is_step else folder, CONFIG)
     return Checkpoint(
         path, "file", weights.tensors, tuple(weights.shards), config=config, files=files
     )
@@ -108,32 +97,34 @@ def check_no_json(path: str) -> None:
         )
 
 
-def _open_directory(root: str) -> Checkpoint:
-    names = listing(root)
+def _open_directory(store: Store, root: str) -> Checkpoint:
+    names = store.listing(root)
     weights = Weights()
     index: dict[str, Any] | None = None
     layout: Layout
     files: dict[str, File] = {}
     index_name = index_of(names)
     if index_name is not None:
-        index, index_file = read_json_object(os.path.join(root, index_name))
+        index, index_file = read_json(store, os.path.join(root, index_name))
         files[index_name] = index_file
-        _read_indexed(root, index_name, index, names, weights)
+        _read_indexed(store, root, index_name, index, names, weights)
         layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
     else:
-        layout, weight_files = choose_weights(root, names)
+        layout, weight_files = choose_weights(store, root, names)
         for name in weight_files:
-            weights.read(root, name)
+            weights.read(store, root, name)
     weights.check(root)
-    config, config_files = read_optional(home_of_config(root, weights.shards[0].name), CONFIG)
+    config, config_files = read_optional(
+        store, home_of_config(root, weights.shards[0].name), CONFIG
+    )
     adapter_config, adapter_files = (
-        read_optional(root, ADAPTER_CONFIG) if layout == "lora" else (None, {})
+        read_optional(store, root, ADAPTER_CONFIG) if layout == "lora" else (None, {})
     )
     files |= config_files | adapter_files
-    provenance = _read_provenance(root, files)
-    left_out: dict[str, str] = {}
+    provenance = _read_provenance(store, root, files)
+    left_out: dict[str, LeftOut] = {}
     used = {shard.name for shard in weights.shards} | files.keys()
-    collect_files(root, "", used, files, left_out, 0)
+    collect_files(store, root, "", used, files, left_out, 0)
     return Checkpoint(
         root,
         layout,
@@ -160,24 +151,29 @@ def home_of_config(root: str, weight_file: str) -> str:
 
 
 def _read_indexed(
-    root: str, index_name: str, index: Mapping[str, Any], names: Iterable[str], weights: Weights
+    store: Store,
+    root: str,
+    index_name: str,
+    index: Mapping[str, Any],
+    names: Iterable[str],
+    weights: Weights,
 ) -> None:
     path = os.path.join(root, index_name)
     weight_map = weight_map_of(index, path)
     shards = tensors_by_shard(weight_map)
     for shard in shards:
-        check_inside(root, shard, path)
+        check_inside(store, root, shard, path)
     both = ambiguous_weights(root, index_name, names, shards)
     if both is not None:
         raise both
-    expect_headers(root, list(shards))
+    prefetch_shards(store, root, shards)
     for shard, promised in shards.items():
-        found = weights.read(root, shard)
+        found = weights.read(store, root, shard)
         for error in index_mismatches(path, weight_map, shard, promised, found):
             raise error
 
 
-def choose_weights(root: str, names: list[str]) -> tuple[Layout, list[str]]:
+def choose_weights(store: Store, root: str, names: list[str]) -> tuple[Layout, list[str]]:
     """What a directory without an index is, and its weight files.
 
     Raises InputError if it holds no weights, or several and nothing says which count.
@@ -190,23 +186,23 @@ def choose_weights(root: str, names: list[str]) -> tuple[Layout, list[str]]:
         return "lora", lora + ([NON_LORA] if NON_LORA in names else [])
     run: str | None = next((name for name in RUN_FILES if name in names), None)
     if run is None:
-        run = _step_or_lone_file(root, names)
+        run = _step_or_lone_file(store, root, names)
     is_run = run in RUN_FILES or STEP_FILE.fullmatch(os.path.basename(run)) is not None
     return "run" if is_run else "file", [run]
 
 
-def _step_or_lone_file(root: str, names: list[str]) -> str:
+def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
     """The only weight file of a directory without one of the known names."""
     steps = [name for name in names if STEP_FILE.fullmatch(name)]
     folder = os.path.join(root, STEPS)
-    if not steps and is_directory(folder):
-        steps = [f"{STEPS}/{n}" for n in listing(folder) if STEP_FILE.fullmatch(n)]
+    if not steps and is_directory(store, folder):
+        steps = [f"{STEPS}/{n}" for n in store.listing(folder) if STEP_FILE.fullmatch(n)]
     steps += [
         f"{name}/{file}"
         for name in names
         if STEP.fullmatch(name)
         for file in RUN_FILES
-        if is_file(os.path.join(root, name, file))
+        if is_file(store, os.path.join(root, name, file))
     ]
     lone = [
         name
@@ -232,7 +228,7 @@ def _step_or_lone_file(root: str, names: list[str]) -> str:
             got=", ".join(lone[:8]),
             hint="copy the index too, or name one of the files",
         )
-    check_known(f"{root}: weights")
+    store.check_known(f"{root}: weights")
     raise InputError(
         "not-a-checkpoint",
         root,
@@ -241,63 +237,66 @@ def _step_or_lone_file(root: str, names: list[str]) -> str:
     )
 
 
-def _read_provenance(root: str, files: dict[str, File]) -> dict[str, Any] | None:
+def _read_provenance(store: Store, root: str, files: dict[str, File]) -> dict[str, Any] | None:
     """What earlier surgeries noted. It decides nothing about a tensor, so one that is no JSON
     object stops nobody: it counts as absent, and validate says that it is broken.
     """
     try:
-        provenance, found = read_optional(root, PROVENANCE)
+        provenance, found = read_optional(store, root, PROVENANCE)
     except MalformedFileError:
         return None
     files |= found
     return provenance
 
 
-def read_optional(root: str, name: str) -> tuple[dict[str, Any] | None, dict[str, File]]:
+def read_optional(
+    store: Store, root: str, name: str
+) -> tuple[dict[str, Any] | None, dict[str, File]]:
     """A JSON file that may be there, and its identity by name."""
     path = os.path.join(root, name)
-    if look(path) is None:
+    if store.look(path) is None:
         return None, {}
-    value, file = read_json_object(path)
+    value, file = read_json(store, path)
     return value, {name: file}
 
 
 def collect_files(
+    store: Store,
     root: str,
     below: str,
     used: set[str],
     files: dict[str, File],
-    left_out: dict[str, str],
+    left_out: dict[str, LeftOut],
     depth: int,
 ) -> None:
-    """Sort what else the directory holds into files to carry and what is left out, with why."""
-    for name in listing(os.path.join(root, below)):
+    """Sort what else the directory holds into files to carry and what is left out."""
+    for name in store.listing(os.path.join(root, below)):
         relative = f"{below}{name}"
         if relative in used or relative == HOME:  # how to undo what was done is no part of it
             continue
-        entry = look(os.path.join(root, relative))
+        entry = store.look(os.path.join(root, relative))
         if entry is None:  # removed just now, or not to be reached
-            left_out[relative] = "not readable"
+            left_out[relative] = LeftOut.UNREADABLE
         elif entry.file is not None:
             reason = None if below else _why_left_out(name)
             if reason is not None:
                 left_out[relative] = reason
             else:
                 files[relative] = entry.file
-        elif entry.kind != "directory":
-            left_out[relative] = _WHY_LEFT_OUT[entry.kind]
+        elif entry.kind is not Kind.DIRECTORY:
+            left_out[relative] = _LEFT_OUT_KINDS[entry.kind]
         elif (not below and name == STEPS) or STALE_DIRECTORIES.fullmatch(name):
-            left_out[relative] = "a directory of other checkpoints or hidden"
+            left_out[relative] = LeftOut.OTHER_CHECKPOINTS
         elif depth >= _DEEPEST:
-            left_out[relative] = "nested too deeply"
+            left_out[relative] = LeftOut.TOO_DEEP
         else:
-            collect_files(root, f"{relative}/", used, files, left_out, depth + 1)
+            collect_files(store, root, f"{relative}/", used, files, left_out, depth + 1)
 
 
-def _why_left_out(name: str) -> str | None:
-    """Why a regular file in the directory itself is no part of the checkpoint; None if it is."""
+def _why_left_out(name: str) -> LeftOut | None:
+    """Return why a regular file at the top is not part of the checkpoint; None if it is."""
     if TRAINING_STATE.fullmatch(name):
-        return "state of the run that trained the checkpoint"
+        return LeftOut.TRAINING_STATE
     if WEIGHTS_OR_INDEX.fullmatch(name):
-        return "a weight file that is not part of the checkpoint"
-    return "left by a run that was killed" if is_stage(name) else None
+        return LeftOut.OTHER_WEIGHTS
+    return LeftOut.KILLED_RUN if is_stage(name) else None

@@ -12,18 +12,18 @@ from typing import Any
 
 from vita_ckpt.core.checkpoint import LocalFile, RemoteFile, TensorRef
 from vita_ckpt.errors import HubError, StaleInputError
-from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.hub.byte_ranges import Put, Span, coalesced, fetch
-from vita_ckpt.storage.hub.cache import cache_folder, cached
+from vita_ckpt.storage.hub.cache import cached, is_blob_cached, note_revision
 from vita_ckpt.storage.hub.concurrency import at_once
-from vita_ckpt.storage.hub.repository import hub
 from vita_ckpt.storage.hub.session import attempted
+from vita_ckpt.storage.hub.store import HubStore
+from vita_ckpt.storage.reading.paths import read_json
 from vita_ckpt.storage.reading.shards import read_shard
-from vita_ckpt.storage.stores.local import identify
+from vita_ckpt.storage.stores.local import LOCAL, identify
 from vita_ckpt.storage.system.os_errors import io_error
 
 
-def download(files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
+def download(store: HubStore, files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
     """Whole files, from huggingface_hub's cache, to which those that it lacks are downloaded.
 
     Raises HubError if that fails, OutputError if the disk refuses, StaleInputError if what came is
@@ -36,13 +36,15 @@ def download(files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
     for (repository, commit), wanted in commits.items():
         missing = [file for file in wanted if cached(file) is None]
         if missing:
-            _download(repository, commit, missing)
+            _download(store, repository, commit, missing)
         for file in wanted:
             found[file] = _checked(file)
     return found
 
 
-def fetch_tensors(refs: Collection[TensorRef], folder: str) -> dict[TensorRef, TensorRef]:
+def fetch_tensors(
+    store: HubStore, refs: Collection[TensorRef], folder: str
+) -> dict[TensorRef, TensorRef]:
     """The same tensors in files on the disk: those in the cache there, of others only their bytes.
 
     What is fetched goes to new files in ``folder``: each has the length of the one on the hub, and
@@ -60,13 +62,15 @@ def fetch_tensors(refs: Collection[TensorRef], folder: str) -> dict[TensorRef, T
             places[file] = _checked(file)
         else:
             missing[file] = list(coalesced((ref.offset, ref.offset + ref.span) for ref in parts))
-    places |= _fetch(missing, folder)
+    places |= _fetch(store, missing, folder)
     return {
         ref: replace(ref, source=places[file]) for file, parts in of_file.items() for ref in parts
     }
 
 
-def _fetch(missing: dict[RemoteFile, list[Span]], folder: str) -> dict[RemoteFile, LocalFile]:
+def _fetch(
+    store: HubStore, missing: dict[RemoteFile, list[Span]], folder: str
+) -> dict[RemoteFile, LocalFile]:
     paths = {file: os.path.join(folder, f"{n}.part") for n, file in enumerate(missing)}
     size = sum(stop - start for spans in missing.values() for start, stop in spans)
     with disk_errors(folder), _bar(size) as step:
@@ -80,7 +84,7 @@ def _fetch(missing: dict[RemoteFile, list[Span]], folder: str) -> dict[RemoteFil
             finally:
                 os.close(descriptor)
         fetch(
-            hub().session,
+            store.session,
             (
                 (file, span, partial(_opened, paths[file], step))
                 for file, spans in missing.items()
@@ -131,36 +135,28 @@ def disk_errors(path: str) -> Iterator[None]:
         raise io_error(error, path, "nothing of it was kept") from error
 
 
-def _download(repository: str, commit: str, files: Collection[RemoteFile]) -> None:
+def _download(store: HubStore, repository: str, commit: str, files: Collection[RemoteFile]) -> None:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow
 
     def download_one(file: RemoteFile) -> None:
         # One of another commit may have the same content: then only a link is made.
-        moves = not _is_blob_cached(file)
+        moves = not is_blob_cached(file)
         get = partial(hf_hub_download, repository, file.name, revision=commit)
-        hub().session.patiently(partial(attempted, f"{repository}@{commit}", get))
-        hub().session.count(file.size if moves else 0)
+        store.session.retry(partial(attempted, f"{repository}@{commit}", get))
+        store.session.count(file.size if moves else 0)
 
     at_once([partial(download_one, file) for file in files])
-    _note_revisions(repository, commit)
+    _note_revisions(store, repository, commit)
 
 
-def _note_revisions(repository: str, commit: str) -> None:
+def _note_revisions(store: HubStore, repository: str, commit: str) -> None:
     """Let the cache know which commit a branch is, as it does when it is asked for the branch.
 
     Offline it is found by that alone.
     """
-    for revision in hub().revisions(repository, commit):
-        path = os.path.join(cache_folder(repository), "refs", revision)
-        with disk_errors(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w", encoding="ascii") as file:
-                file.write(commit)
-
-
-def _is_blob_cached(file: RemoteFile) -> bool:
-    blobs = os.path.join(cache_folder(file.repository), "blobs")
-    return bool(file.etag) and os.path.exists(os.path.join(blobs, file.etag))
+    for revision in store.revisions(repository, commit):
+        with disk_errors(revision):
+            note_revision(repository, revision, commit)
 
 
 def _checked(file: RemoteFile) -> LocalFile:
@@ -173,7 +169,7 @@ def _checked(file: RemoteFile) -> LocalFile:
     found = identify(path)
     if file.digest:
         is_json = file.name.endswith(".json")
-        read = read_json_object(path)[1] if is_json else read_shard(path, "")[0].file
+        read = read_json(LOCAL, path)[1] if is_json else read_shard(LOCAL, path, "")[0].file
         if read.digest != file.digest:
             raise StaleInputError(
                 "input-changed",

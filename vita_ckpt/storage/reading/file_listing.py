@@ -15,19 +15,12 @@ from vita_ckpt.core.filenames import (
     TRAINING_STATE,
 )
 from vita_ckpt.errors import INCONCLUSIVE, InputError
-from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.reading.checkpoint import check_no_json, read_optional
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import check_inside, weight_map_of
-from vita_ckpt.storage.reading.paths import (
-    check_known,
-    expect_headers,
-    find,
-    folder_of,
-    is_file,
-    listing,
-)
-from vita_ckpt.storage.reading.shards import read_shard
+from vita_ckpt.storage.reading.paths import Stores, find, is_file, read_json
+from vita_ckpt.storage.reading.shards import prefetch_shards, read_shard
+from vita_ckpt.storage.stores.base import Store
 
 _T = TypeVar("_T")
 
@@ -35,39 +28,40 @@ _INDEXES: Final[tuple[str, ...]] = (SAFETENSORS_INDEX, TORCH_INDEX)
 _SUFFIXES: Final = (".safetensors", ".bin", ".pt")
 
 
-def read_weight_files(path: str | os.PathLike[str]) -> WeightFiles:
+def read_weight_files(path: str | os.PathLike[str], stores: Stores) -> WeightFiles:
     """The directory, or the lone weight file, at ``path``; nothing in it is chosen or refused.
 
     Names in an index that lead out of the directory are not followed. Raises InputError if nothing
     is there, or if it is in the middle of an in-place surgery.
     """
-    root, entry = find(path)
-    check_whole(root if entry.is_directory else folder_of(root))
+    store = stores.store_of(os.fspath(path))
+    root, entry = find(store, path)
+    check_whole(store, root if entry.is_directory else store.folder_of(root))
     if not entry.is_directory:
         check_no_json(root)
         name = os.path.basename(root)
         folder = os.path.dirname(root)
-        return WeightFiles(root, (name,), {name: _weight_file(folder, name)}, {}, lone=True)
-    names = tuple(n for n in listing(root) if is_file(os.path.join(root, n)))
-    indexes = {n: _index(root, n) for n in _INDEXES if n in names}
+        return WeightFiles(root, (name,), {name: _weight_file(store, folder, name)}, {}, lone=True)
+    names = tuple(n for n in store.listing(root) if is_file(store, os.path.join(root, n)))
+    indexes = {n: _index(store, root, n) for n in _INDEXES if n in names}
     weights = {n for n in names if n.endswith(_SUFFIXES) and not TRAINING_STATE.fullmatch(n)}
-    expect_headers(root, sorted(weights))
-    files = {name: _weight_file(root, name) for name in sorted(weights)}
+    prefetch_shards(store, root, sorted(weights))
+    files = {name: _weight_file(store, root, name) for name in sorted(weights)}
     for index in indexes.values():
         for name in sorted(set(index.weight_map.values()) - files.keys()):
-            files[name] = _indexed(root, name, index.name)
+            files[name] = _indexed(store, root, name, index.name)
     if not files:
-        check_known(f"{root}: weights")
-    config, trouble = _attempt(lambda: read_optional(root, CONFIG)[0])
-    adapter, _ = _attempt(lambda: read_optional(root, ADAPTER_CONFIG)[0])
+        store.check_known(f"{root}: weights")
+    config, trouble = _attempt(lambda: read_optional(store, root, CONFIG)[0])
+    adapter, _ = _attempt(lambda: read_optional(store, root, ADAPTER_CONFIG)[0])
     return WeightFiles(root, names, files, indexes, config, trouble, adapter)
 
 
-def _index(root: str, name: str) -> Index:
+def _index(store: Store, root: str, name: str) -> Index:
     path = os.path.join(root, name)
 
     def read() -> tuple[dict[str, Any], dict[str, str]]:
-        value = read_json_object(path)[0]
+        value = read_json(store, path)[0]
         return value, {} if value.get("weight_map") == {} else weight_map_of(value, path)
 
     result, trouble = _attempt(read)
@@ -78,22 +72,22 @@ def _index(root: str, name: str) -> Index:
     return Index(name, weight_map, metadata if isinstance(metadata, dict) else None)
 
 
-def _indexed(root: str, name: str, index: str) -> WeightFile:
+def _indexed(store: Store, root: str, name: str, index: str) -> WeightFile:
     """A file that only an index names: in a subdirectory, outside, or not there at all."""
-    _, outside = _attempt(lambda: check_inside(root, name, os.path.join(root, index)))
+    _, outside = _attempt(lambda: check_inside(store, root, name, os.path.join(root, index)))
     if outside is not None:
         return WeightFile(name, trouble=outside)
-    if not is_file(os.path.join(root, name)):
-        check_known(os.path.join(root, name))
+    if not is_file(store, os.path.join(root, name)):
+        store.check_known(os.path.join(root, name))
         error = InputError(
             "missing-shard", os.path.join(root, name), expected=f"the file that {index} names"
         )
         return WeightFile(name, trouble=Trouble(error.code, str(error)))
-    return _weight_file(root, name)
+    return _weight_file(store, root, name)
 
 
-def _weight_file(root: str, name: str) -> WeightFile:
-    result, trouble = _attempt(lambda: read_shard(root, name))
+def _weight_file(store: Store, root: str, name: str) -> WeightFile:
+    result, trouble = _attempt(lambda: read_shard(store, root, name))
     if result is None:
         return WeightFile(name, trouble=trouble)
     shard, tensors = result

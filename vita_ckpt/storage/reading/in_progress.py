@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from vita_ckpt.core.address import is_remote
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.reading.paths import exists
+from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.os_errors import unreadable_directory
 from vita_ckpt.storage.system.owner import parse
 
@@ -30,23 +29,27 @@ def active(root: str) -> str:
     return os.path.join(root, HOME, _ACTIVE)
 
 
-def is_mid_surgery(root: str) -> bool:
-    """Whether an in-place surgery of this directory is under way, or died."""
-    if is_remote(root):  # one that was uploaded in the middle of it
-        return exists(active(root))
-    return not os.path.islink(home(root)) and os.path.lexists(active(root))
+def is_mid_surgery(store: Store, root: str) -> bool:
+    """Return whether an in-place surgery of this directory is under way, or died.
+
+    On the hub that is a directory which was uploaded in the middle of one.
+    """
+    entry = store.look(home(root))
+    return (
+        entry is not None and entry.kind is Kind.DIRECTORY and store.look(active(root)) is not None
+    )
 
 
-def check_whole(root: str) -> None:
+def check_whole(store: Store, root: str) -> None:
     """Raise InputError if the directory is in the middle of an in-place surgery."""
-    if is_mid_surgery(root):
+    if is_mid_surgery(store, root):
         raise InputError(
             "mid-surgery",
             root,
             expected="a checkpoint that is whole",
             got=who(root),
             hint=f"vita-ckpt recover {root}"
-            if not is_remote(root)
+            if store.is_local
             else "recover it where it was uploaded from, and push it again",
         )
 

@@ -8,9 +8,7 @@ from typing import Any
 
 from vita_ckpt.core.filenames import SAFETENSORS, SAFETENSORS_INDEX, TORCH
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.reading.paths import (
-    stays_below,
-)
+from vita_ckpt.storage.stores.base import Store
 
 
 def weight_map_of(index: Mapping[str, Any], path: str) -> dict[str, str]:
@@ -78,9 +76,9 @@ def index_mismatches(
             )
 
 
-def check_inside(root: str, name: str, index_path: str) -> None:
+def check_inside(store: Store, root: str, name: str, index_path: str) -> None:
     """A name in an index stays in the directory; the file itself may be a link (the hub cache)."""
-    if stays_below(root, name):
+    if store.stays_below(root, name):
         return
     raise MalformedFileError(
         "path-outside-checkpoint",

@@ -15,21 +15,30 @@ from vita_ckpt.core.checkpoint import (
     on_disk,
 )
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
-from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.formats.safetensors import read_safetensors
-from vita_ckpt.storage.stores.local import check_same, identify
+from vita_ckpt.storage.reading.paths import read_json
+from vita_ckpt.storage.stores.base import Store
+from vita_ckpt.storage.stores.local import LOCAL, check_same, identify
 
 
-def read_shard(root: str, name: str) -> tuple[Shard, Mapping[str, TensorRef]]:
-    """One weight file below ``root`` (``root`` itself if ``name`` is empty) with its tensors."""
+def read_shard(store: Store, root: str, name: str) -> tuple[Shard, Mapping[str, TensorRef]]:
+    """Return one weight file below ``root``, or ``root`` itself for an empty ``name``."""
     path = os.path.join(root, name) if name else root
     if path.endswith(".safetensors"):
-        opened = read_safetensors(path)
+        with store.open(path) as source:
+            opened = read_safetensors(source)
         return Shard(name, opened.file, "safetensors", opened.metadata), opened.tensors
     from vita_ckpt.storage.formats.torch_reader import read_torch  # noqa: PLC0415 - zipfile, pickletools
 
-    saved = read_torch(path)
+    with store.open(path) as source:
+        saved = read_torch(source)
     return Shard(name, saved.file, "torch"), saved.tensors
+
+
+def prefetch_shards(store: Store, root: str, names: Iterable[str]) -> None:
+    """Announce weight files below ``root`` that will be read; names that lead out are left out."""
+    paths = [os.path.join(root, name) for name in names if store.stays_below(root, name)]
+    store.prefetch(paths, lambda path: read_shard(store, path, ""))
 
 
 def duplicate(tensor: str, shard: Shard, other: TensorRef) -> MalformedFileError:
@@ -64,8 +73,8 @@ def _identify(file: LocalFile) -> LocalFile:
     if not file.digest:
         return identify(file.path)
     if file.path.endswith(".json"):
-        return on_disk(read_json_object(file.path)[1])
-    return on_disk(read_shard(file.path, "")[0].file)
+        return on_disk(read_json(LOCAL, file.path)[1])
+    return on_disk(read_shard(LOCAL, file.path, "")[0].file)
 
 
 @dataclass(slots=True)
@@ -75,9 +84,9 @@ class Weights:
     shards: list[Shard] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
 
-    def read(self, root: str, name: str) -> Mapping[str, TensorRef]:
+    def read(self, store: Store, root: str, name: str) -> Mapping[str, TensorRef]:
         """Read one more shard and return its tensors."""
-        shard, tensors = read_shard(root, name)
+        shard, tensors = read_shard(store, root, name)
         for tensor in tensors:
             if tensor in self.tensors:
                 raise duplicate(tensor, shard, self.tensors[tensor])

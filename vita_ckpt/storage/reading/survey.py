@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, File, Layout, Shard, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, Shard, TensorRef
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
+    HUB_DOWNLOADS,
+    PARTIAL_DOWNLOAD,
+    PICKLE_SUFFIXES,
+    PROVENANCE,
     SAFETENSORS_INDEX,
     TRAINING_STATE,
     foreign_kind,
     index_of,
 )
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
-from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.reading.checkpoint import (
     choose_weights,
     collect_files,
@@ -34,24 +37,12 @@ from vita_ckpt.storage.reading.index import (
     tensors_by_shard,
     weight_map_of,
 )
-from vita_ckpt.storage.reading.paths import (
-    expect_headers,
-    find,
-    folder_of,
-    is_directory,
-    listing,
-    look,
-)
-from vita_ckpt.storage.reading.shards import duplicate, read_shard
+from vita_ckpt.storage.reading.paths import Stores, find, is_directory, read_json
+from vita_ckpt.storage.reading.shards import duplicate, prefetch_shards, read_shard
+from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
 _T = TypeVar("_T")
-
-_PARTIAL: Final = re.compile(
-    r".*\.(incomplete|part|partial|crdownload|download|aria2|tmp)", re.ASCII | re.IGNORECASE
-)
-_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
-_HUB_DOWNLOADS: Final = os.path.join(".cache", "huggingface", "download")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +65,21 @@ class Survey:
     unread: frozenset[str] = frozenset()
 
 
-def survey(path: str | os.PathLike[str]) -> Survey:
+def survey(path: str | os.PathLike[str], stores: Stores) -> Survey:
     """Read what there is at ``path``: headers only, one problem for each thing that is wrong.
 
     Raises InputError if nothing is there, or no weights of any known kind, HubError if the hub does
     not give what is asked for, StaleInputError for a file that changes meanwhile.
     """
-    root, entry = find(path)
-    surveyor = _Surveyor(root)
+    store = stores.store_of(os.fspath(path))
+    root, entry = find(store, path)
+    surveyor = _Surveyor(store, root)
     return surveyor.directory() if entry.is_directory else surveyor.file()
 
 
 @dataclass(slots=True)
 class _Surveyor:
+    store: Store
     root: str
     problems: list[Problem] = field(default_factory=list)
     shards: list[Shard] = field(default_factory=list)
@@ -96,16 +89,16 @@ class _Surveyor:
 
     def file(self) -> Survey:
         """A lone weight file."""
-        folder = folder_of(self.root)
-        self._passes(self.root, lambda: check_whole(folder))
-        opened = self._attempt(self.root, lambda: open_file(self.root))
+        folder = self.store.folder_of(self.root)
+        self._passes(self.root, lambda: check_whole(self.store, folder))
+        opened = self._attempt(self.root, lambda: open_file(self.store, self.root))
         empty = Checkpoint(self.root, "file", {})
         return Survey(opened or empty, tuple(self.problems))
 
     def directory(self) -> Survey:
         """A directory of any layout."""
-        names = listing(self.root)
-        self._passes(self.root, lambda: check_whole(self.root))
+        names = self.store.listing(self.root)
+        self._passes(self.root, lambda: check_whole(self.store, self.root))
         index_name = index_of(names)
         index: dict[str, Any] | None = None
         files: dict[str, File] = {}
@@ -113,7 +106,7 @@ class _Surveyor:
         if index_name is not None:
             layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
             path = os.path.join(self.root, index_name)
-            read = self._attempt(path, lambda: read_json_object(path))
+            read = self._attempt(path, lambda: read_json(self.store, path))
             if read is not None:
                 index, files[index_name] = read
                 self._indexed(index_name, index, names)
@@ -125,10 +118,10 @@ class _Surveyor:
         config = self._json(home_of_config(self.root, first), CONFIG, files)
         adapter = self._json(self.root, ADAPTER_CONFIG, files) if layout == "lora" else None
         provenance = self._json(self.root, PROVENANCE, files)
-        left_out: dict[str, str] = {}
+        left_out: dict[str, LeftOut] = {}
         # What was chosen and is broken is no left-over: nobody should be told to remove it.
         used = self.chosen | files.keys()
-        collect_files(self.root, "", used, files, left_out, 0)
+        collect_files(self.store, self.root, "", used, files, left_out, 0)
         checkpoint = Checkpoint(
             self.root,
             layout,
@@ -154,7 +147,7 @@ class _Surveyor:
         if both is not None:
             self._note(self.root, both)
         complete = True
-        expect_headers(self.root, list(shards))
+        prefetch_shards(self.store, self.root, shards)
         for name, promised in shards.items():
             found = self._shard(name, path)
             if found is None:
@@ -169,10 +162,12 @@ class _Surveyor:
     def _shard(self, name: str, index_path: str) -> Mapping[str, TensorRef] | None:
         """The tensors of a file that the index names; None if they cannot be read."""
         path = os.path.join(self.root, name)
-        if not self._passes(index_path, lambda: check_inside(self.root, name, index_path)):
+        if not self._passes(
+            index_path, lambda: check_inside(self.store, self.root, name, index_path)
+        ):
             return None
-        entry = look(path)
-        if entry is None or entry.kind == "broken link":
+        entry = self.store.look(path)
+        if entry is None or entry.kind is Kind.BROKEN_LINK:
             link = " (a broken link)" if entry is not None else ""
             error = InputError(
                 "missing-shard",
@@ -187,7 +182,9 @@ class _Surveyor:
 
     def _weights(self, name: str) -> Mapping[str, TensorRef] | None:
         self.chosen.add(name)
-        read = self._attempt(os.path.join(self.root, name), lambda: read_shard(self.root, name))
+        read = self._attempt(
+            os.path.join(self.root, name), lambda: read_shard(self.store, self.root, name)
+        )
         if read is None:
             return None
         shard, tensors = read
@@ -199,7 +196,7 @@ class _Surveyor:
 
     def _unindexed(self, names: list[str]) -> Layout:
         try:
-            layout, chosen = choose_weights(self.root, names)
+            layout, chosen = choose_weights(self.store, self.root, names)
         except INCONCLUSIVE:
             raise
         except InputError as error:
@@ -229,9 +226,12 @@ class _Surveyor:
             )
             self._note(path, error)
 
-    def _beside(self, names: list[str], left_out: Mapping[str, str]) -> None:
+    def _beside(self, names: list[str], left_out: Mapping[str, LeftOut]) -> None:
         """Files beside the weights: left-overs of downloads, pickles that are not tensors."""
-        for path in (*(os.path.join(self.root, n) for n in names), *_hub_left_overs(self.root)):
+        for path in (
+            *(os.path.join(self.root, n) for n in names),
+            *_hub_left_overs(self.store, self.root),
+        ):
             if is_partial(path):
                 error = InputError(
                     "partial-download",
@@ -242,10 +242,10 @@ class _Surveyor:
                 )
                 self._note(path, error)
         for name in left_out:
-            if name.endswith(_PICKLES) and not TRAINING_STATE.fullmatch(name):
+            if name.endswith(PICKLE_SUFFIXES) and not TRAINING_STATE.fullmatch(name):
                 path = os.path.join(self.root, name)
                 try:
-                    read_shard(self.root, name)
+                    read_shard(self.store, self.root, name)
                 except INCONCLUSIVE:
                     raise
                 except InputError as error:
@@ -253,7 +253,9 @@ class _Surveyor:
                         self._note(path, error)
 
     def _json(self, folder: str, name: str, files: dict[str, File]) -> dict[str, Any] | None:
-        read = self._attempt(os.path.join(folder, name), lambda: read_optional(folder, name))
+        read = self._attempt(
+            os.path.join(folder, name), lambda: read_optional(self.store, folder, name)
+        )
         if read is None:
             return None
         value, found = read
@@ -295,10 +297,10 @@ def _no_tensors(root: str) -> InputError:
 def is_partial(path: str) -> bool:
     """Whether a file's name says that an interrupted download or copy left it."""
     name = os.path.basename(path)
-    return _PARTIAL.fullmatch(name) is not None and not is_stage(name)
+    return PARTIAL_DOWNLOAD.fullmatch(name) is not None and not is_stage(name)
 
 
-def _hub_left_overs(root: str) -> Iterator[str]:
-    folder = os.path.join(root, _HUB_DOWNLOADS)
-    if is_directory(folder):
-        yield from (os.path.join(folder, name) for name in listing(folder))
+def _hub_left_overs(store: Store, root: str) -> Iterator[str]:
+    folder = os.path.join(root, HUB_DOWNLOADS)
+    if is_directory(store, folder):
+        yield from (os.path.join(folder, name) for name in store.listing(folder))

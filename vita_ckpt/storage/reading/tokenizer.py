@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.storage.formats.json_file import read_json_object
+from vita_ckpt.core.filenames import ADDED_TOKENS, TOKENIZER, VOCABULARY
+from vita_ckpt.storage.reading.paths import Stores, read_json
 
 
-def count_tokens(checkpoint: Checkpoint) -> int | None:
+def count_tokens(checkpoint: Checkpoint, stores: Stores) -> int | None:
     """What ``len(tokenizer)`` will be; None where no file that can be read here says so.
 
     ``tokenizer.json`` knows all tokens, added ones included; ``vocab.json`` needs
     ``added_tokens.json`` beside it. A sentencepiece model alone is not read. Raises InputError for
     a file that is no JSON.
     """
-    tokenizer = _read(checkpoint, "tokenizer.json")
+    tokenizer = _read(stores, checkpoint, TOKENIZER)
     if tokenizer is not None:
         model = tokenizer.get("model")
         vocab = model.get("vocab") if isinstance(model, Mapping) else None
@@ -26,10 +27,10 @@ def count_tokens(checkpoint: Checkpoint) -> int | None:
             return None
         contents = [entry.get("content") for entry in added or [] if isinstance(entry, Mapping)]
         return len(known | {content for content in contents if isinstance(content, str)})
-    vocab = _read(checkpoint, "vocab.json")
+    vocab = _read(stores, checkpoint, VOCABULARY)
     if vocab is None:
         return None
-    return len(vocab.keys() | (_read(checkpoint, "added_tokens.json") or {}).keys())
+    return len(vocab.keys() | (_read(stores, checkpoint, ADDED_TOKENS) or {}).keys())
 
 
 def _vocabulary(vocab: Any) -> set[str] | None:
@@ -41,6 +42,6 @@ def _vocabulary(vocab: Any) -> set[str] | None:
     return None
 
 
-def _read(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+def _read(stores: Stores, checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
     file = checkpoint.files.get(name)
-    return read_json_object(file.path)[0] if file is not None else None
+    return read_json(stores, file.path)[0] if file is not None else None

@@ -9,15 +9,15 @@ from typing import Any
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, TowerDirectory
+from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.errors import INCONCLUSIVE, InputError
-from vita_ckpt.storage.formats.json_file import read_json_object
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
-from vita_ckpt.storage.reading.paths import find, is_directory, is_file, reached_from
+from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
 
 
-def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
+def find_tower(checkpoint: Checkpoint, stores: Stores) -> TowerDirectory | None:
     """What lies at ``mm_vision_tower``; None if the config names no tower.
 
     A relative path is looked up where the command runs, as upstream does, then beside the
@@ -31,30 +31,31 @@ def find_tower(checkpoint: Checkpoint) -> TowerDirectory | None:
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         return None
-    path = reached_from(checkpoint.root, name)
+    path = stores.store_of(checkpoint.root).reached_from(checkpoint.root, name)
     if path is None:
         return TowerDirectory(None, "not reachable from here", None)
     try:
-        return open_tower(path)
+        return open_tower(path, stores)
     except INCONCLUSIVE:
         raise
     except InputError as error:
         return TowerDirectory(path, str(error), None)
 
 
-def open_tower(path: str) -> TowerDirectory:
+def open_tower(path: str, stores: Stores) -> TowerDirectory:
     """The tower at ``path``, by its config if it has one, else by its tensors."""
     config_path = os.path.join(path, CONFIG)
-    if is_file(config_path):
-        config, _ = read_json_object(config_path)
+    store = stores.store_of(path)
+    if is_file(store, config_path):
+        config, _ = read_json(store, config_path)
         return TowerDirectory(path, None, towers.tower_of_config(config), config)
-    tensors = open_checkpoint(path).tensors
+    tensors = open_checkpoint(path, stores).tensors
     tower = towers.tower_of_shapes({name: tensor.shape for name, tensor in tensors.items()})
     return TowerDirectory(path, None, tower)
 
 
 def read_tower_config(
-    checkpoint: Checkpoint, tower: str | os.PathLike[str] | None = None
+    checkpoint: Checkpoint, stores: Stores, tower: str | os.PathLike[str] | None = None
 ) -> Mapping[str, Any] | None:
     """The config of the tower in a VITA checkpoint; None if the checkpoint has no tower.
 
@@ -78,35 +79,36 @@ def read_tower_config(
     if found is not None and found.family == towers.EVA:
         return _sizes_of_shapes(checkpoint, own)
     if tower is not None:
-        return read_given_config(tower)
-    if (carried := read_carried_config(checkpoint)) is not None:
+        return read_given_config(tower, stores)
+    if (carried := read_carried_config(checkpoint, stores)) is not None:
         return carried
-    if (near := find_tower(checkpoint)) is not None and near.config is not None:
+    if (near := find_tower(checkpoint, stores)) is not None and near.config is not None:
         return near.config
     return _sizes_of_shapes(checkpoint, own)
 
 
-def read_carried_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+def read_carried_config(checkpoint: Checkpoint, stores: Stores) -> Mapping[str, Any] | None:
     """The tower's config that a checkpoint, or the target of a plan, carries beside its own."""
     if CARRIED_CONFIG in checkpoint.texts:
         carried: Mapping[str, Any] = json.loads(checkpoint.texts[CARRIED_CONFIG])
         return carried
     if CARRIED_CONFIG in checkpoint.files:
-        return read_json_object(checkpoint.files[CARRIED_CONFIG].path)[0]
+        return read_json(stores, checkpoint.files[CARRIED_CONFIG].path)[0]
     return None
 
 
-def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+def read_given_config(path: str | os.PathLike[str], stores: Stores) -> Mapping[str, Any]:
     """The tower's config at ``path``: a tower directory, a checkpoint's, or a ``config.json``.
 
     Raises InputError if it describes no tower.
     """
-    given = find(path)[0]
+    store = stores.store_of(os.fspath(path))
+    given = find(store, path)[0]
     config: Mapping[str, Any] | None
-    if is_file(given) and given.endswith(".json"):
-        config = read_json_object(given)[0]
+    if is_file(store, given) and given.endswith(".json"):
+        config = read_json(store, given)[0]
     else:
-        config = open_tower(given).config
+        config = open_tower(given, stores).config
     if config is None or towers.tower_of_config(config) is None:
         raise InputError(
             "tower-config-unknown",
@@ -119,27 +121,32 @@ def read_given_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def read_processor(
-    checkpoint: Checkpoint, tower: str | os.PathLike[str] | None = None
+    checkpoint: Checkpoint, stores: Stores, tower: str | os.PathLike[str] | None = None
 ) -> Mapping[str, Any] | None:
     """The ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
 
     In this order: beside what ``tower`` names, in the checkpoint, in the tower that it names.
     """
-    if tower is not None and (given := _processor_at(os.fspath(tower))) is not None:
+    if tower is not None and (given := _processor_at(os.fspath(tower), stores)) is not None:
         return given
     if PROCESSOR in checkpoint.texts:
         carried: Mapping[str, Any] = json.loads(checkpoint.texts[PROCESSOR])
         return carried
     if PROCESSOR in checkpoint.files:
-        return read_json_object(checkpoint.files[PROCESSOR].path)[0]
-    near = find_tower(checkpoint)
-    return _processor_at(checkpoint.root if near is None or near.path is None else near.path)
+        return read_json(stores, checkpoint.files[PROCESSOR].path)[0]
+    near = find_tower(checkpoint, stores)
+    return _processor_at(
+        checkpoint.root if near is None or near.path is None else near.path, stores
+    )
 
 
-def _processor_at(place: str) -> Mapping[str, Any] | None:
-    folder = place if is_directory(place) else os.path.dirname(place)  # a lone file of weights
+def _processor_at(place: str, stores: Stores) -> Mapping[str, Any] | None:
+    store = stores.store_of(place)
+    folder = (
+        place if is_directory(store, place) else os.path.dirname(place)
+    )  # a lone file of weights
     path = os.path.join(folder, PROCESSOR)
-    return read_json_object(path)[0] if is_file(path) else None
+    return read_json(store, path)[0] if is_file(store, path) else None
 
 
 def _sizes_of_shapes(checkpoint: Checkpoint, shapes: towers.Shapes) -> Mapping[str, Any]:

@@ -1,17 +1,104 @@
-"""Opening input files: regular ones only, bounded reads, the identity of what was seen."""
+"""Read the local disk: regular files only, bounded reads, the identity of what was seen."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
+from vita_ckpt.core.address import is_inside
 from vita_ckpt.core.checkpoint import LocalFile
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
-from vita_ckpt.storage.stores.base import Range
-from vita_ckpt.storage.system.os_errors import unreadable
+from vita_ckpt.storage.stores.base import Entry, Kind, Range, Source
+from vita_ckpt.storage.system.os_errors import os_reason, unreadable, unreadable_directory
+
+
+class LocalStore:
+    """The local disk. It holds nothing: :data:`LOCAL` serves everyone."""
+
+    @property
+    def is_local(self) -> bool:
+        """Return True: paths are those of the operating system."""
+        return True
+
+    def absolute(self, path: str) -> str:
+        """Return ``path`` from the root of the file system."""
+        return os.path.abspath(path)
+
+    def look(self, path: str) -> Entry | None:
+        """Return what lies at ``path``; None for nothing, or nothing that can be reached."""
+        try:
+            is_link = os.path.islink(path)
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return Entry(Kind.BROKEN_LINK) if os.path.islink(path) else None
+        if stat.S_ISREG(status.st_mode):
+            return Entry(Kind.FILE, LocalFile(path, status.st_size, status.st_mtime_ns))
+        if not stat.S_ISDIR(status.st_mode):
+            return Entry(Kind.OTHER)
+        return Entry(Kind.DIRECTORY_LINK if is_link else Kind.DIRECTORY)
+
+    def listing(self, path: str) -> list[str]:
+        """Return the names in a directory, sorted. Raises InputError if it cannot be listed."""
+        try:
+            return sorted(os.listdir(path))
+        except OSError as error:
+            raise unreadable_directory(path, error) from error
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[Source]:
+        """Open the regular file at ``path``, as :func:`opened` does."""
+        with opened(path) as (descriptor, file):
+            yield _OpenFile(descriptor, file)
+
+    def prefetch(self, paths: Collection[str], read: Callable[[str], object]) -> None:
+        """Do nothing: reading from the disk later costs no more."""
+
+    def check_known(self, path: str) -> None:
+        """Do nothing: the disk tells what it holds."""
+
+    def why_absent(self, path: str) -> str:
+        """Return the system's reason why nothing was found at ``path``."""
+        try:
+            os.stat(path)
+        except OSError as error:
+            return os_reason(error)
+        except ValueError as error:
+            return str(error)
+        return "nothing there"
+
+    def folder_of(self, path: str) -> str:
+        """Return the directory that a file lies in, its links resolved."""
+        return os.path.dirname(os.path.realpath(path))
+
+    def stays_below(self, root: str, name: str) -> bool:
+        """Return whether ``name`` is that of a file below ``root``, its links resolved."""
+        if not name or not is_inside(name):
+            return False
+        top = os.path.realpath(root)
+        folder = os.path.realpath(os.path.join(root, *name.split("/")[:-1]))
+        return os.path.commonpath([top, folder]) == top
+
+    def reached_from(self, root: str, path: str) -> str | None:
+        """Return where a path that a config names leads; None if to nothing.
+
+        ``root`` is the config's directory or a file beside it. The path is looked up in the working
+        directory, as upstream does, then beside the checkpoint's directory, then in it.
+        """
+        if "\0" in path:
+            return None
+        folder = os.path.dirname(root) if os.path.isfile(root) else root
+        for start in ("", os.path.dirname(folder), folder):
+            found = os.path.abspath(os.path.join(start, path))
+            if os.path.exists(found):
+                return found
+        return None
+
+
+LOCAL: Final = LocalStore()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +112,7 @@ class _OpenFile:
         return read_at(self.descriptor, size, offset, self.file.path)
 
     def expect(self, ranges: Iterable[Range]) -> None:
-        """Nothing to do: the disk is near."""
+        """Do nothing: the disk is near."""
 
 
 @contextmanager

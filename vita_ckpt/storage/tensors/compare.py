@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Final, TypeGuard, TypeVar
@@ -14,6 +13,7 @@ from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import MalformedFileError
 from vita_ckpt.storage.stores.local import check_same, opened, read_into
+from vita_ckpt.storage.system.threads import run_all
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 Pair = tuple[Tensor, Tensor]
@@ -41,7 +41,7 @@ def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
         _check_size(name, before, after)
         for start, stop in _spans(before, after, before.nbytes, _SPAN):
             jobs.append(partial(_look, name, (before, after), start, stop, found))
-    _run(jobs)
+    run_all(jobs, _THREADS)
     return frozenset(found)
 
 
@@ -56,7 +56,7 @@ def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
             jobs.append(partial(_measure, name, (before, after), start, stop, repeats))
             names.append(name)
     totals = dict.fromkeys(pairs, Distance())
-    for name, distance in zip(names, _run(jobs), strict=True):
+    for name, distance in zip(names, run_all(jobs, _THREADS), strict=True):
         totals[name] += distance
     return totals
 
@@ -199,14 +199,3 @@ class _SameFile:
                 status = os.fstat(descriptor)
             self._nodes[file] = status.st_dev, status.st_ino
         return self._nodes[file]
-
-
-def _run(jobs: Iterable[Callable[[], _Result]]) -> list[_Result]:
-    """The results of all jobs in their order; the first error ends those that wait."""
-    with ThreadPoolExecutor(_THREADS) as threads:
-        futures = [threads.submit(job) for job in jobs]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()

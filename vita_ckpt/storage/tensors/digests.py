@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from vita_ckpt.core.checkpoint import Tensor
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.storage.stores.local import opened, read_at
+from vita_ckpt.storage.system.threads import run_all
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 _THREADS: Final = 2
@@ -56,14 +57,5 @@ def _file_digest(path: str) -> FileDigest:
 
 
 def _all(jobs: Mapping[_Key, Callable[[], _Value]]) -> dict[_Key, _Value]:
-    if len(jobs) < _THREADS:
-        return {key: job() for key, job in jobs.items()}
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow, for large parts
-
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        futures = {key: pool.submit(job) for key, job in jobs.items()}
-        try:
-            return {key: future.result() for key, future in futures.items()}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    results = run_all(jobs.values(), min(_THREADS, os.cpu_count() or 1))
+    return dict(zip(jobs, results, strict=True))

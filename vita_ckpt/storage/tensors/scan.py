@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from mmap import mmap
-from threading import Lock, Thread
+from threading import Lock
 from typing import Final
 
 from vita_ckpt.core.checkpoint import LocalFile, TensorRef, on_disk
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.storage.stores.local import check_same, identify, opened, read_into
+from vita_ckpt.storage.system.threads import run_all
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
 # A tensor, the bytes of some whole elements of it as they lie in the file, and the number of the
@@ -102,32 +103,24 @@ class _Scan:
         self._visit = visit
         self._progress = progress
         self._lock = Lock()
-        self._errors: list[BaseException] = []
         self._stopped = False
         self._unreported = 0
         self._reported_at = time.monotonic()
 
     def run(self, threads: int) -> None:
-        """Work with this thread and ``threads`` - 1 others; raise the first error of any."""
-        helpers = [Thread(target=self._help, daemon=True) for _ in range(threads - 1)]
+        """Work with ``threads`` threads; raise the first error of any."""
         try:
-            for helper in helpers:
-                helper.start()
-            self._work()
+            run_all([self._work_or_stop] * threads, threads)
         finally:
             self._stopped = True
-            for helper in helpers:
-                helper.join()
-        if self._errors:
-            raise self._errors[0]
         self._report()
 
-    def _help(self) -> None:
+    def _work_or_stop(self) -> None:
         try:
             self._work()
-        except BaseException as error:  # noqa: BLE001 - raised again by run()
+        except BaseException:
             self._stopped = True
-            self._errors.append(error)
+            raise
 
     def _work(self) -> None:
         buffer = memoryview(mmap(-1, _PAGE + _BLOCK))

@@ -11,6 +11,7 @@ from typing import IO
 
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Cast, Checkpoint
+from vita_ckpt.core.options import Link
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.formats.torch_writer import check_writable, write_state_dict
@@ -21,7 +22,7 @@ from vita_ckpt.storage.system.owner import stage_name
 from vita_ckpt.storage.system.syscalls import rename_new, sync, sync_directory
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
 from vita_ckpt.storage.writing.layout import DirectoryLayout, WrittenShard, storage_order
-from vita_ckpt.storage.writing.outputs import Finish, Job, Link, Outputs
+from vita_ckpt.storage.writing.outputs import Finish, Job, Outputs
 from vita_ckpt.storage.writing.verify_written import check_saved, check_staged
 
 

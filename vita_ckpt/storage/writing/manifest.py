@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from vita_ckpt.core.checkpoint import MANIFEST, Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.digest import digest
+from vita_ckpt.core.filenames import MANIFEST
 from vita_ckpt.core.manifest import FileDigest, Manifest, decode
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import MalformedFileError, StaleInputError
 from vita_ckpt.storage.formats.safetensors import encode_header
-from vita_ckpt.storage.reading.paths import reading
+from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
 from vita_ckpt.storage.writing.layout import PatchedShard, WrittenShard, WrittenText
 
 _LARGEST_MANIFEST: Final = 64 << 20
 
 
-def read_manifest(checkpoint: Checkpoint) -> Manifest | None:
+def read_manifest(checkpoint: Checkpoint, stores: Stores) -> Manifest | None:
     """The manifest of a checkpoint; None if it has none.
 
     Raises MalformedFileError for one that is not, byte for byte, as it was written.
@@ -26,7 +27,7 @@ def read_manifest(checkpoint: Checkpoint) -> Manifest | None:
     file = checkpoint.files.get(MANIFEST)
     if file is None:
         return None
-    with reading(file.path) as source:
+    with stores.open(file.path) as source:
         data = source.read(min(source.file.size, _LARGEST_MANIFEST), 0)
     try:
         return decode(data)
@@ -40,13 +41,13 @@ def read_manifest(checkpoint: Checkpoint) -> Manifest | None:
         ) from error
 
 
-def current_manifest(checkpoint: Checkpoint) -> Manifest | None:
+def current_manifest(checkpoint: Checkpoint, stores: Stores) -> Manifest | None:
     """The manifest of a checkpoint that a surgery carries on; None if it has none.
 
     Raises MalformedFileError as :func:`read_manifest`, and StaleInputError if sizes, headers or
     configs show that it is of other files: its digests would then say that the result is damaged.
     """
-    manifest = read_manifest(checkpoint)
+    manifest = read_manifest(checkpoint, stores)
     if manifest is None:
         return None
     shards = {shard.name: shard.file for shard in checkpoint.shards}

@@ -9,17 +9,15 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Event, Lock, Thread
-from typing import Final, Literal
+from typing import Final
 
+from vita_ckpt.core.options import Link
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.formats.safetensors import encode_header
 from vita_ckpt.storage.system.os_errors import require_space
 from vita_ckpt.storage.system.syscalls import clone, sync, sync_directory
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, write_tensor
 from vita_ckpt.storage.writing.layout import CarriedFile, WrittenShard, WrittenText
-
-Link = Literal["auto", "reflink", "hardlink", "symlink", "copy"]
-LINKS: Final[tuple[Link, ...]] = ("auto", "reflink", "hardlink", "symlink", "copy")
 
 # Files that are written but not yet synced are kept open, so that no error of theirs is missed.
 _MOST_OPEN: Final = 128

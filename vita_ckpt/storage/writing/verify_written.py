@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from vita_ckpt.core.checkpoint import File, Tensor, TensorRef
 from vita_ckpt.errors import InputError, OutputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
-from vita_ckpt.storage.stores.local import identify, opened, read_at
+from vita_ckpt.storage.stores.local import LOCAL, identify, opened, read_at
 from vita_ckpt.storage.system.syscalls import forget_cached
 from vita_ckpt.storage.tensors.compare import Pair, differing
 from vita_ckpt.storage.writing.layout import CarriedFile, PatchedShard, WrittenShard, WrittenText
@@ -49,7 +49,8 @@ def check_saved(path: str, tensors: Mapping[str, Tensor]) -> None:
 
     _forget(path)
     try:
-        found = read_torch(path).tensors
+        with LOCAL.open(path) as source:
+            found = read_torch(source).tensors
     except InputError as error:
         raise _failed(path, error.code) from error
     _compare(_pairs(path, tensors, found))
@@ -81,7 +82,8 @@ def _pairs(
 
 def _read(path: str) -> dict[str, TensorRef]:
     try:
-        return dict(read_safetensors(path).tensors)
+        with LOCAL.open(path) as source:
+            return dict(read_safetensors(source).tensors)
     except InputError as error:
         raise _failed(path, error.code) from error
 

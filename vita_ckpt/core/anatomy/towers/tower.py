@@ -23,9 +23,6 @@ LABELS: Final[dict[str, str]] = {
 }
 
 # In a tower's directory, and the name under which a swapped checkpoint carries the config.
-CONFIG: Final = "config.json"
-PROCESSOR: Final = "preprocessor_config.json"
-CARRIED_CONFIG: Final = "vision_tower_config.json"
 
 # Upstream's default when the config asks for S2 and names no scales.
 DEFAULT_S2_SCALES: Final = "384,768,1152"

@@ -1,0 +1,22 @@
+"""Open files of the disk as sources, for tests of what reads a format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vita_ckpt.storage.formats import safetensors, torch_reader
+from vita_ckpt.storage.formats.safetensors import SafetensorsFile
+from vita_ckpt.storage.formats.torch_reader import TorchFile
+from vita_ckpt.storage.stores.local import LOCAL
+
+
+def read_safetensors(path: str | Path) -> SafetensorsFile:
+    """Return what the header of a safetensors file says."""
+    with LOCAL.open(str(path)) as source:
+        return safetensors.read_safetensors(source)
+
+
+def read_torch(path: str | Path) -> TorchFile:
+    """Return what the pickle of a file of torch.save says."""
+    with LOCAL.open(str(path)) as source:
+        return torch_reader.read_torch(source)

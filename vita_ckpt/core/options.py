@@ -1,0 +1,26 @@
+"""Say how a plan is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Link = Literal["auto", "reflink", "hardlink", "symlink", "copy"]
+LINKS: Final[tuple[Link, ...]] = ("auto", "reflink", "hardlink", "symlink", "copy")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a plan is run.
+
+    ``link`` is what becomes of shards that are carried: ``auto`` shares blocks where the file
+    system can (``reflink``) and copies where it cannot, ``hardlink`` and ``symlink`` make another
+    name for the base's file, ``copy`` copies. ``check`` reads what was written again and compares.
+    ``digest`` adds a manifest of every file; a base that has one keeps it in any case.
+    ``model_card`` adds a section to the README.
+    """
+
+    link: Link = "auto"
+    check: bool = False
+    digest: bool = False
+    model_card: bool = False
