@@ -55,14 +55,13 @@ def classes_in(hint: Any) -> Iterator[type]:
 
 
 def fields_of(class_: type) -> dict[str, Any]:
-    """The public fields of a class, and what its public properties and methods return."""
-    hints: dict[str, Any] = {}
-    if dataclasses.is_dataclass(class_) or typing.is_typeddict(class_):
-        hints |= {k: v for k, v in hints_of(class_).items() if not k.startswith("_")}
+    """The public fields and properties of a class."""
+    if not (dataclasses.is_dataclass(class_) or typing.is_typeddict(class_)):
+        return {}  # a class whose instances are only handed on
+    hints = {k: v for k, v in hints_of(class_).items() if not k.startswith("_")}
     for name, member in vars(class_).items():
-        function = member.fget if isinstance(member, property) else member
-        if not name.startswith("_") and inspect.isfunction(function):
-            hints |= {f"{name}()": v for k, v in hints_of(function).items() if k == "return"}
+        if isinstance(member, property) and not name.startswith("_"):
+            hints[name] = hints_of(member.fget).get("return")
     return hints
 
 
@@ -163,7 +162,7 @@ def changes(a: Checkpoint, b: Checkpoint) -> list[Change]:
 
 def steps(path: str) -> list[Step]:
     explanation: Explanation = explain(path)
-    return [step for story in explanation.stories for step in story.steps]
+    return [step for trace in explanation.traces for step in trace.steps]
 
 
 def surgery(base: str, adapter: str, out: str) -> tuple[Edit, ...]:

@@ -71,6 +71,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.checks.explain.trace import (
         LoaderTrace as LoaderTrace,
+        PartSource as PartSource,
         Step as Step,
     )
     from vita_ckpt.checks.inspect import (
@@ -101,6 +102,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.core.distance import (
         Distance as Distance,
+    )
+    from vita_ckpt.core.left_out import (
+        LeftOut as LeftOut,
     )
     from vita_ckpt.core.options import (
         Link as Link,
@@ -227,6 +231,7 @@ _HOMES = {
     "vita_ckpt.checks.explain.explanation": ("Explanation",),
     "vita_ckpt.checks.explain.trace": (
         "LoaderTrace",
+        "PartSource",
         "Step",
     ),
     "vita_ckpt.checks.inspect": (
@@ -256,6 +261,7 @@ _HOMES = {
         "TensorRef",
     ),
     "vita_ckpt.core.distance": ("Distance",),
+    "vita_ckpt.core.left_out": ("LeftOut",),
     "vita_ckpt.core.options": (
         "Link",
         "Options",
