@@ -44,6 +44,10 @@ def test_the_command_reference_is_the_commands_help() -> None:
     assert generate.REFERENCE.read_text() == generate.reference()
 
 
+def test_the_design_page_lists_every_module() -> None:
+    assert generate.DESIGN.read_text() == generate.design()
+
+
 def test_the_page_of_rules_is_the_table() -> None:
     assert generate.RULES_PAGE.read_text() == generate.rules_page()
 

@@ -1,4 +1,4 @@
-"""What a user calls a checkpoint, a path or a name on the hub, and where that is."""
+"""Tell paths from names on the hub, and open what they name."""
 
 from __future__ import annotations
 

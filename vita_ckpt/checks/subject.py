@@ -1,4 +1,4 @@
-"""Define what is validated: a checkpoint with everything around it that the rules need."""
+"""Hold what the rules judge: a checkpoint with everything around it that they need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a value: where each tensor's bytes lie, never the bytes themselves."""
+"""Represent a checkpoint as a value: where each tensor's bytes lie."""
 
 from __future__ import annotations
 

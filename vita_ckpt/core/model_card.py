@@ -1,4 +1,4 @@
-"""The section of a model card that says how a checkpoint was made."""
+"""Write the section of a model card that tells how a checkpoint was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operations on a checkpoint report: its history, what was undone, what was uploaded."""
+"""Report what was done to a checkpoint: its history, an undo, an upload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vita_ckpt.json``: what surgeries leave to be known about a checkpoint, beside its config."""
+"""Record in ``vita_ckpt.json`` how a checkpoint was made."""
 
 from __future__ import annotations
 

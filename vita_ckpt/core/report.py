@@ -1,4 +1,4 @@
-"""Findings: what is wrong with a checkpoint, as data; a report is what was found in one of them."""
+"""Represent findings about a checkpoint, and the report that holds them."""
 
 from __future__ import annotations
 

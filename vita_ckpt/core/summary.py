@@ -1,4 +1,4 @@
-"""What a plan will do: tensors, config and files before and after, and the bytes to write."""
+"""Summarise what a plan will do: tensors, config, files, and the bytes to write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a forward pass showed, as data: it can be read where torch is not installed."""
+"""Hold what a forward pass showed, as data that needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does this checkpoint really work? One forward pass, and what it shows, as findings."""
+"""Run one forward pass and report what it shows as findings."""
 
 from __future__ import annotations
 

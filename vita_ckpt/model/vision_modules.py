@@ -1,4 +1,4 @@
-"""Vision modules of a live model, and upstream's ``initialize_vision_modules`` on them."""
+"""Hold the vision modules of a live model, with upstream's ``initialize_vision_modules``."""
 
 from __future__ import annotations
 

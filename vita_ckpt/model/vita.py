@@ -1,4 +1,4 @@
-"""The composed model: vision tower, projector and language model, as upstream joins them."""
+"""Compose vision tower, projector and language model, as upstream joins them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Setting keys of the vision config: the weights stay as they are."""
+"""Plan changes of vision config keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The projector: ``get_w``, taking one out of a checkpoint, putting one into a checkpoint."""
+"""Plan extraction and merge of the projector, with upstream's ``get_w``."""
 
 from __future__ import annotations
 

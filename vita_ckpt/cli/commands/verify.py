@@ -1,4 +1,4 @@
-"""``vita-ckpt verify``: does this checkpoint really work?"""
+"""``vita-ckpt verify``: one forward pass, and what it shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the formats say alike: a finding in one line, the file it is about, and how many there are.
+"""Word what several formats need: a finding in one line, its file, the counts.
 
 Everything here is one printable line.
 """

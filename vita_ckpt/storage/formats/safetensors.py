@@ -1,4 +1,4 @@
-"""The safetensors format: a header read with the format's full validation, and its encoding."""
+"""Read and encode safetensors headers, with the format's full validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A repository pinned to a commit, as a directory: read by byte range, or from the cache."""
+"""List a repository at a commit, and read its files by range or from the cache."""
 
 from __future__ import annotations
 

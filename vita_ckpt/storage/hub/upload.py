@@ -1,4 +1,4 @@
-"""A directory to the hub: weights one after another, then one commit that holds everything."""
+"""Upload a directory to the hub in one commit."""
 
 from __future__ import annotations
 

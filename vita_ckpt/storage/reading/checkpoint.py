@@ -1,4 +1,4 @@
-"""The one way in: a directory or a file becomes a Checkpoint, read down to its headers."""
+"""Open a directory or a file as a Checkpoint, down to its headers."""
 
 from __future__ import annotations
 

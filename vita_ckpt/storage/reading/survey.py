@@ -1,4 +1,4 @@
-"""What is readable of a checkpoint, broken or not, and everything that is not."""
+"""Read what is readable of a broken checkpoint, and note everything that is not."""
 
 from __future__ import annotations
 

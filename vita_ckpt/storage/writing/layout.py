@@ -1,4 +1,4 @@
-"""Which file of a target stays, is patched, or is written anew: pure, from sizes alone."""
+"""Decide which file of a target stays, is patched, or is rewritten, from sizes alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upstream's choice of a tower class by the path of the tower."""
+"""Choose a tower class by the path of the tower, as upstream does."""
 
 from __future__ import annotations
 
