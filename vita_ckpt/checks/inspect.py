@@ -243,7 +243,7 @@ def module_rows(checkpoint: Checkpoint, depth: int) -> list[ModuleRow]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Facts:
     """The facts that weights and tower directory give, gathered once."""
 

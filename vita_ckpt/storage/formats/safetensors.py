@@ -22,7 +22,7 @@ _METADATA = "__metadata__"
 _U64 = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SafetensorsFile:
     """A safetensors file read down to its header."""
 

@@ -101,7 +101,7 @@ class LocalStore:
 LOCAL: Final = LocalStore()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _OpenFile:
     """A file on the disk."""
 

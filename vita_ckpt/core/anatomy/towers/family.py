@@ -14,7 +14,7 @@ def _no_options(shapes: Shapes) -> Mapping[str, Any]:
     return {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Family:
     """A family of vision towers.
 
