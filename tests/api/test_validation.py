@@ -307,7 +307,13 @@ NAMES: list[tuple[str, Change]] = [
     ("mixed-dtypes", put("model.norm.weight", 16, dtype=torch.bfloat16)),
     ("tower-absent", drop("vision_tower")),
     ("projector-absent", drop("mm_projector")),
-    ("unknown-tower", drop(f"{TOWER}embeddings.patch_embedding")),
+    (
+        "unknown-tower",
+        both(
+            config(mm_vision_tower="elsewhere/InternViT-300M"),
+            drop(f"{TOWER}embeddings.patch_embedding"),
+        ),
+    ),
     (
         "unknown-projector",
         both(config(mm_projector_type="???"), put("model.mm_projector.9.weight", 2, 2)),

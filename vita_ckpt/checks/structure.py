@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import finding
@@ -11,9 +12,10 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
+from vita_ckpt.core.binding import bind_tower, is_harmless
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
 from vita_ckpt.core.report import Finding
-from vita_ckpt.core.tensor_match import compare
+from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError
 
 # What wrappers put before every name of the model that they hold.
@@ -100,7 +102,7 @@ def _language_model(subject: Subject) -> Iterator[Finding]:
     found = {
         name: tensor.shape
         for name, tensor in checkpoint.tensors.items()
-        if parts.part_of(name) == parts.LANGUAGE_MODEL and not name.endswith(".inv_freq")
+        if parts.part_of(name) == parts.LANGUAGE_MODEL and not is_harmless(name)
     }
     tied = config.get("tie_word_embeddings") is True
     head = found.pop(parts.LM_HEAD, None) if tied else None
@@ -130,7 +132,7 @@ def _strangers(subject: Subject) -> Iterator[Finding]:
     if subject.config.get("model_type") != "vita-fo-Qwen2":
         known.add(parts.STATE_PREDICTOR)
     checkpoint = subject.checkpoint
-    names = [name for name in checkpoint.tensors if parts.part_of(name) in known]
+    names = [n for n in checkpoint.tensors if parts.part_of(n) in known and not is_harmless(n)]
     yield from _named(
         (
             finding(
@@ -147,10 +149,12 @@ def _strangers(subject: Subject) -> Iterator[Finding]:
 
 
 def _vision_tower(subject: Subject) -> Iterator[Finding]:
+    """Check the tower's tensors against those that the loader builds for the tower's path."""
     checkpoint = subject.checkpoint
-    shapes = _below(checkpoint, parts.TOWER_PREFIX)
-    if not shapes:
-        promised = any(name.startswith(parts.TOWER_PREFIX) for name in subject.unread)
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    stored = [name for name in shapes if parts.part_of(name) == parts.VISION_TOWER]
+    if not stored:
+        promised = any(parts.part_of(name) == parts.VISION_TOWER for name in subject.unread)
         if not promised:
             yield finding(
                 "tower-absent",
@@ -159,24 +163,67 @@ def _vision_tower(subject: Subject) -> Iterator[Finding]:
                 hint="vita-ckpt swap-tower puts them in",
             )
         return
-    yield from _tower(subject, shapes, parts.TOWER_PREFIX)
+    own = parts.below("model.vision_tower.", shapes)
+    recognised = towers.tower_of_shapes(own)
+    family = _family_of_path(subject.config) or (recognised.family if recognised else None)
+    if family is None or (recognised is not None and recognised.family != family):
+        # Another family than the path chooses is a rule of the config: one cause, one finding.
+        if recognised is None:
+            yield _unknown_tower("model.vision_tower", own)
+        return
+    prefix = towers.FAMILIES[family].stored_prefix
+    if recognised is not None and towers.tower_prefix(own) != prefix:
+        yield _tower_prefix(subject, own, prefix)
+        return
+    bound = bind_tower(family, shapes, _tower_configs(subject, recognised))
+    if not bound.wanted:
+        yield _unknown_tower("model.vision_tower", own)
+        return
+    yield from _report(subject, bound.wanted, bound.mismatch, "the tower of the config")
+
+
+def _family_of_path(config: Mapping[str, Any]) -> str | None:
+    path = config.get("mm_vision_tower")
+    return towers.dispatch(path, False).family if isinstance(path, str) else None
+
+
+def _tower_configs(subject: Subject, stored: towers.Tower | None) -> Iterator[Mapping[str, Any]]:
+    """Yield the tower's configs; one that describes another tower is a rule of the config."""
+    directory = subject.tower_directory.config if subject.tower_directory is not None else None
+    for config in (directory, subject.tower_config):
+        described = None if config is None else towers.tower_of_config(config)
+        if config is not None and (described is None or stored is None or described == stored):
+            yield config
+
+
+def _tower_prefix(subject: Subject, own: towers.Shapes, prefix: str) -> Finding:
+    """Report a whole tower under other names than the loader's: one cause, one finding."""
+    got = towers.tower_prefix(own)
+    place = "model.vision_tower."
+    return finding(
+        "foreign-prefix",
+        place + got + "*",
+        f"expected the tower's names to start with {place}{prefix}, got {place}{got}",
+        hint="rename the tensors: the loader would leave the tower uninitialised",
+        file=_file(subject.checkpoint, place + next(n for n in own if n.startswith(got))),
+    )
+
+
+def _unknown_tower(subject: str, shapes: towers.Shapes) -> Finding:
+    return finding(
+        "unknown-tower",
+        subject,
+        f"expected the tensors of {towers.listed(towers.KNOWN)}, got "
+        + ", ".join(list(shapes)[:3]),
+    )
 
 
 def _standalone_tower(subject: Subject) -> Iterator[Finding]:
+    """Check a lone tower against its config, or against itself if there is none."""
     shapes = {name: tensor.shape for name, tensor in subject.checkpoint.tensors.items()}
-    yield from _tower(subject, shapes, "")
-
-
-def _tower(subject: Subject, shapes: Mapping[str, Shape], place: str) -> Iterator[Finding]:
-    """Check a tower against its config, or against itself if there is none."""
     own = towers.own_names(shapes)
     if not own:
-        yield finding(
-            "unknown-tower",
-            place.rstrip(".") or subject.checkpoint.root,
-            f"expected the tensors of {towers.listed(towers.KNOWN)}, got "
-            + ", ".join(list(shapes)[:3]),
-        )
+        yield _unknown_tower(subject.checkpoint.root, shapes)
         return
     found = {bare: shapes[name] for name, bare in own.items()}
     described = towers.tower_of_shapes(shapes)
@@ -190,10 +237,10 @@ def _tower(subject: Subject, shapes: Mapping[str, Shape], place: str) -> Iterato
         wanted = tower_tensors.expected_shapes(config)
     except InputError as error:
         message = f"expected {error.expected} as {error.subject}, got {error.got}"
-        yield finding("unknown-tower", place.rstrip(".") or subject.checkpoint.root, message)
+        yield finding("unknown-tower", subject.checkpoint.root, message)
         return
-    stored = {bare: place + name for name, bare in own.items()}
-    prefix = place + towers.tower_prefix(shapes)
+    stored = {bare: name for name, bare in own.items()}
+    prefix = towers.tower_prefix(shapes)
     yield from _misfits(
         subject,
         {stored.get(name, prefix + name): shape for name, shape in wanted.items()},
@@ -279,7 +326,12 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _misfits(
     subject: Subject, wanted: Mapping[str, Shape], found: Mapping[str, Shape], what: str
 ) -> Iterator[Finding]:
-    misfit = compare(wanted, found)
+    yield from _report(subject, wanted, compare(wanted, found), what)
+
+
+def _report(
+    subject: Subject, wanted: Mapping[str, Shape], misfit: KeyMismatch, what: str
+) -> Iterator[Finding]:
     checkpoint = subject.checkpoint
     missing = [name for name in misfit.missing if name not in subject.unread]
     yield from _named(

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.binding import is_harmless
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
@@ -89,7 +90,7 @@ def fit(model: VitaModel, checkpoint: Checkpoint) -> KeyMismatch:
     found = {
         name: tensor.shape
         for name, tensor in checkpoint.tensors.items()
-        if parts.part_of(name) not in _NOT_RUN
+        if parts.part_of(name) not in _NOT_RUN and not is_harmless(name)
     }
     if model.config.get("tie_word_embeddings") is True:
         found.pop(parts.LM_HEAD, None)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part
-from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
+from vita_ckpt.core import binding
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
-from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, TensorRef
 from vita_ckpt.core.file_listing import WeightFiles
 from vita_ckpt.core.tensor_match import compare
-from vita_ckpt.errors import InputError
 
 # Stored tensors by name, each with the file that it is from.
 Found = Mapping[str, tuple[TensorRef, str]]
@@ -86,17 +85,10 @@ def expected_projector(
 
 
 def expected_tower(lookup: TowerLookup, found: Found, family: str) -> dict[str, Shape]:
-    """Return the tower's shapes by its directory's config, or those that are stored without one."""
-    stored = {n: t.shape for n, (t, _) in found.items() if n.startswith(TOWER_PREFIX)}
+    """Return the tower's shapes by its directory's config, or by the tensors without one."""
+    shapes = {name: tensor.shape for name, (tensor, _) in found.items()}
     config = lookup.tower.config if lookup.tower is not None else None
-    if config is None:
-        return stored
-    try:
-        shapes = tower_tensors.expected_shapes(config)
-    except InputError:
-        return stored
-    prefix = TOWER_PREFIX + towers.FAMILIES[family].stored_prefix
-    return {prefix + name: shape for name, shape in shapes.items()}
+    return binding.expected_tower(family, shapes, () if config is None else (config,))
 
 
 def match_audio(tracer: Tracer, config: Mapping[str, Any], found: Found) -> set[str]:
@@ -130,7 +122,7 @@ def match_tensors(
     if misfit.mismatched:
         tracer.stop("shape-mismatch", f"size mismatch: {describe_mismatch(misfit.mismatched[0])}")
     tracer.sources |= {stored: found[stored][1] for stored in placed}
-    ignored = [name for name in found if name not in placed]
+    ignored = [n for n in found if n not in placed and not binding.is_harmless(n)]
     tracer.missing += misfit.missing
     tracer.ignored += ignored
     if misfit.missing:

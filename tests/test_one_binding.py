@@ -1,0 +1,23 @@
+"""validate, explain and verify judge by the same binding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.mutants import MUTATIONS, holds, mutant
+
+
+@pytest.mark.parametrize("seed", range(len(MUTATIONS)))
+@pytest.mark.parametrize("case", ["A2", "A4", "A6"])
+def test_all_three_judge_alike(
+    case: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds(case, seed, tmp_path / "case", monkeypatch)
+
+
+def test_the_mutants_are_those_of_a_sound_checkpoint(tmp_path: Path) -> None:
+    base = mutant("A1", 0, tmp_path / "case")
+    assert json.loads((base / "config.json").read_text())["model_type"] == "vita-Qwen2"

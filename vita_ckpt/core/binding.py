@@ -1,0 +1,86 @@
+"""Bind a checkpoint's tensors to what VITA's loader builds: strictly, by whole names.
+
+The names and shapes follow from the config, the tower's own config and the tables of the anatomy
+(UPSTREAM §1, §3, §4). Nothing is recognised by guess here: a prefix too many makes a tensor
+unexpected, and the one it should be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
+from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.tensor_match import KeyMismatch, compare
+from vita_ckpt.errors import InputError
+
+Shapes = Mapping[str, Shape]
+
+# What every loader drops without harm: tables that are computed anew when the model is built.
+_HARMLESS: Final = (".rotary_emb.inv_freq", ".embeddings.position_ids")
+
+_TOWER: Final = "model.vision_tower."
+
+
+@dataclass(frozen=True, slots=True)
+class PartBinding:
+    """The tensors of one part, against those that a loader builds.
+
+    ``wanted`` is empty where nothing determines the part; ``mismatch`` then calls every stored
+    tensor unexpected.
+    """
+
+    wanted: Shapes
+    mismatch: KeyMismatch
+
+
+def is_harmless(name: str) -> bool:
+    """Return whether every loader drops a tensor of this name, and the model is the same."""
+    return name.endswith(_HARMLESS)
+
+
+def bind_tower(family: str, shapes: Shapes, configs: Iterable[Mapping[str, Any]]) -> PartBinding:
+    """Bind the vision tower of a family; ``shapes`` are those of all tensors of the checkpoint.
+
+    ``configs`` are the tower's own, the directory's before a carried one. The first that describes
+    a tower of the family decides its sizes; without one, the tensors under their exact names do.
+    """
+    wanted = expected_tower(family, shapes, configs)
+    found = {
+        name: shape
+        for name, shape in shapes.items()
+        if name.startswith(_TOWER) and not is_harmless(name)
+    }
+    return PartBinding(wanted, compare(wanted, found))
+
+
+def expected_tower(
+    family: str, shapes: Shapes, configs: Iterable[Mapping[str, Any]]
+) -> dict[str, Shape]:
+    """Return the tower's tensors that a loader builds, by the names of the checkpoint.
+
+    The arguments are those of :func:`bind_tower`. Empty where nothing determines them.
+    """
+    prefix = _TOWER + towers.FAMILIES[family].stored_prefix
+    own = parts.below(prefix, dict(shapes))
+    for config in (*configs, config_of_tensors(own)):
+        described = None if config is None else towers.family_of_config(config)
+        if config is None or described is None or described.name != family:
+            continue
+        try:
+            return {prefix + name: shape for name, shape in expected_shapes(config).items()}
+        except InputError:
+            continue
+    return {}
+
+
+def bind_projector(config: Mapping[str, Any], shapes: Shapes) -> PartBinding:
+    """Bind the projector that a VITA config describes; ``shapes`` as for :func:`bind_tower`."""
+    projector = projectors.of_config(config)
+    own = {n: s for n, s in shapes.items() if n.startswith(parts.PROJECTOR_PREFIX)}
+    wanted = {} if projector is None else projectors.expected_shapes(projector)
+    placed = {parts.PROJECTOR_PREFIX + name: shape for name, shape in wanted.items()}
+    return PartBinding(placed, compare(placed, own))
