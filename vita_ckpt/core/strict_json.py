@@ -1,4 +1,4 @@
-"""Encode reports as JSON that every parser takes: no NaN, no lone surrogates."""
+"""Encode reports as JSON that every parser accepts: no NaN, no lone surrogates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def json_text(value: Any) -> str:
-    """``value`` as indented JSON; numbers that JSON has no word for (1e999, NaN) stand as texts."""
+    """Return ``value`` as indented JSON; non-finite numbers (1e999, NaN) become strings."""
     try:
         return json.dumps(value, indent=2, allow_nan=False)
     except ValueError:
