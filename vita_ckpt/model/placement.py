@@ -69,12 +69,12 @@ def offered(
     count: int,
     free: Callable[[int], int],
 ) -> Iterator[tuple[torch.device, int]]:
-    """Yield the devices that ``device`` names, with the bytes that weights may take there.
+    """Return the devices that ``device`` names, with the bytes that weights may take there.
 
     ``"auto"`` and ``"cuda"`` are the GPUs that ``max_memory`` names, by default all ``count`` of
     them; ``"auto"`` is the CPU if there are no GPUs. ``free`` returns the free bytes of a GPU. It
-    is called as late as possible, because the call itself takes GPU memory. Raises UsageError for a
-    device that is not available and for invalid limits.
+    is called only when a device is drawn from the iterator, because the call itself takes GPU
+    memory. Raises UsageError for a device that is not available and for invalid limits.
     """
     limits = {key: _bytes(key, size) for key, size in max_memory.items()}
     name = str(device)
