@@ -159,7 +159,7 @@ def load_resident(
     dtype: torch.dtype,
     observe: Observer | None = None,
 ) -> None:
-    """Set every parameter and stored buffer to its tensor; floating ones are converted to ``dtype``.
+    """Set every parameter and stored buffer to its tensor, floating ones converted to ``dtype``.
 
     Names of one stored tensor (a tied ``lm_head``) share it if they are on one device. On the CPU a
     tensor that already has its dtype remains a view of the memory-mapped file. This takes no time,
@@ -219,14 +219,14 @@ class Streaming:
             owner.register_forward_hook(self._take_back(attributes))
 
     def rows(self, stored: str, ids: Tensor) -> Tensor:
-        """Return rows [..., width] of a table [n, width]; only the pages that hold them are read."""
+        """Return rows [..., width] of a table [n, width]; only their pages are read."""
         table = self._weights.view(stored)
         rows = table[ids.cpu()].to(self.device, self._dtype)
         self._weights.release(stored)
         return rows
 
     def linear(self, stored: str, hidden: Tensor, rows: int) -> Tensor:
-        """Multiply ``hidden`` [..., width] by a transposed matrix [n, width], ``rows`` at a time."""
+        """Multiply ``hidden`` [..., width] by the transpose of [n, width], ``rows`` at a time."""
         count = self._weights.tensors[stored].shape[0]
         result = hidden.new_empty((*hidden.shape[:-1], count))
         start = 0
@@ -252,7 +252,10 @@ class Streaming:
             self._observed.add(stored)
 
     def _converted(self, view: Tensor) -> Tensor:
-        """Return ``view`` in the computation's dtype and device; valid until its buffer is reused."""
+        """Return ``view`` in the computation's dtype, on its device.
+
+        The result is valid until its buffer is reused.
+        """
         if self.device.type != "cpu":
             return view.to(self.device, self._dtype if view.is_floating_point() else view.dtype)
         if view.dtype == self._dtype or not view.is_floating_point():

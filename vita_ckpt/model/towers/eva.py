@@ -136,7 +136,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention with biases on queries and values, not on keys, and a norm before the projection."""
+    """Attention with biases on queries and values only, and a norm before the projection."""
 
     def __init__(self, sizes: EvaSizes, grid: int, attn: str | None) -> None:
         super().__init__()
