@@ -63,7 +63,7 @@ class LibraryTower(VisionTower):
         self.vision_tower = model_class(full)
 
     def checkpoint_name(self, name: str) -> str:
-        """Return upstream's name, with the level ``vision_model.`` that transformers 5.6 dropped."""
+        """Return upstream's name, with the level ``vision_model.``; transformers 5.6 has none."""
         rest = name.removeprefix(_OWN)
         return name if rest.startswith(_LEVEL) else f"{_OWN}{_LEVEL}{rest}"
 

@@ -47,7 +47,10 @@ _URL: Final = re.compile(r"https?://[!-~]+", re.ASCII | re.IGNORECASE)
 
 
 class PassingError(Exception):
-    """A temporary failure: a broken connection or a busy server. ``wait`` is the requested delay."""
+    """A temporary failure: a broken connection or a busy server.
+
+    ``wait`` is the delay in seconds that the server asked for.
+    """
 
     def __init__(self, error: HubError, wait: float | None = None) -> None:
         super().__init__(str(error))
@@ -178,7 +181,7 @@ class Session:
                 yield chunk
 
     def check_token(self, subject: str) -> None:
-        """Raise HubError for a token that cannot be sent, such as one copied with other characters."""
+        """Raise HubError for a token that cannot be sent in a header."""
         self._headers(True, None, subject)
 
     def _headers(self, is_hub: bool, span: tuple[int, int] | None, subject: str) -> dict[str, str]:
@@ -275,7 +278,7 @@ def path_of(error: BaseException | None) -> str:
 
 
 def _library() -> Any:
-    """Return ``huggingface_hub.utils``, whose names exist in all versions but not in its types."""
+    """Return ``huggingface_hub.utils`` as Any: type checkers do not treat its names as public."""
     from huggingface_hub import utils  # noqa: PLC0415 - slow
 
     return utils
