@@ -66,7 +66,7 @@ class Repository:
             place = bisect_left(self._sorted, end, place) if is_folder else place + 1
 
     def read(self, file: RemoteFile, size: int, offset: int) -> bytes:
-        """Return bytes of a file and keep them, since headers and small files are read repeatedly."""
+        """Return bytes of a file and keep them: headers and small files are read repeatedly."""
         key = file.name, offset, size
         if key not in self._read:
             path = cached(file)

@@ -35,7 +35,7 @@ def tensors_by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
 def ambiguous_weights(
     root: str, index_name: str, names: Iterable[str], shards: Iterable[str]
 ) -> InputError | None:
-    """Return the error for a single weight file beside an index that does not name it, else None."""
+    """Return the error for a single weight file beside an index without it; None if there is none."""
     single = SAFETENSORS if index_name == SAFETENSORS_INDEX else TORCH
     if single not in names or single in shards:
         return None
