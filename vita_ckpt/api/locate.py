@@ -135,7 +135,7 @@ def _address(path: StrPath) -> Address | None:
 
 def _pinned(address: Address, path: StrPath, stores: Stores) -> str:
     if not is_remote(os.fspath(path)):
-        _say(f"Looking on the hub for {address.repository} …")
+        _log(f"Looking on the hub for {address.repository} …")
     try:
         return str(stores.hub.pin(address))
     except HubError as error:
@@ -145,7 +145,7 @@ def _pinned(address: Address, path: StrPath, stores: Stores) -> str:
         raise
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     """Log a warning for the caller. It goes to stderr unless logging is configured."""
     import logging  # noqa: PLC0415 - only for what is remote
 

@@ -12,12 +12,12 @@ def json_text(value: Any) -> str:
     try:
         return json.dumps(value, indent=2, allow_nan=False)
     except ValueError:
-        return json.dumps(_spelt(value), indent=2, allow_nan=False)
+        return json.dumps(_nonfinite_as_text(value), indent=2, allow_nan=False)
 
 
-def _spelt(value: Any) -> Any:
+def _nonfinite_as_text(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _spelt(item) for key, item in value.items()}
+        return {key: _nonfinite_as_text(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_spelt(item) for item in value]
+        return [_nonfinite_as_text(item) for item in value]
     return str(value) if isinstance(value, float) and not isfinite(value) else value

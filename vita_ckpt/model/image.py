@@ -168,14 +168,14 @@ def processor_of(
             "no-vision-modules", checkpoint.root, expected="a vision tower, for an image"
         )
     with on_meta(torch.float32):
-        eyes = tower_of(config, sizes)
-    side = {"height": eyes.image_size, "width": eyes.image_size}
+        vision_tower = tower_of(config, sizes)
+    side = {"height": vision_tower.image_size, "width": vision_tower.image_size}
     found = read_processor(checkpoint, stores, tower)
     keys: dict[str, Any]
     if found is not None:
         keys = dict(found)
-    elif towers.FAMILIES[eyes.family].lone_file:
-        keys = {"size": {"shortest_edge": eyes.image_size}, "crop_size": side}
+    elif towers.FAMILIES[vision_tower.family].lone_file:
+        keys = {"size": {"shortest_edge": vision_tower.image_size}, "crop_size": side}
     else:
         raise InputError(
             "processor-config-unknown",
@@ -186,7 +186,7 @@ def processor_of(
         )
     if config.get("use_s2") is True:
         keys["size"] = side
-    return Processor.of(eyes.family, keys, pad=config.get("image_aspect_ratio") == "pad")
+    return Processor.of(vision_tower.family, keys, pad=config.get("image_aspect_ratio") == "pad")
 
 
 def read_image(path: StrPath) -> Image.Image:

@@ -231,7 +231,7 @@ class Streaming:
         result = hidden.new_empty((*hidden.shape[:-1], count))
         start = 0
         for part in self._weights.slices(stored, rows):
-            self._see(stored, part)
+            self._notify(stored, part)
             end = start + len(part)
             result[..., start:end] = nn.functional.linear(hidden, self._converted(part))
             start = end
@@ -244,9 +244,9 @@ class Streaming:
         for stored in dict.fromkeys(names):
             if stored not in self._observed:
                 for part in self._weights.slices(stored):
-                    self._see(stored, part)
+                    self._notify(stored, part)
 
-    def _see(self, stored: str, view: Tensor) -> None:
+    def _notify(self, stored: str, view: Tensor) -> None:
         if self._observe is not None:
             self._observe(stored, view)
             self._observed.add(stored)
@@ -270,7 +270,7 @@ class Streaming:
         def hook(module: nn.Module, _arguments: Any) -> None:
             for attribute, stored in attributes.items():
                 view = self._weights.view(stored)
-                self._see(stored, view)
+                self._notify(stored, view)
                 _put(module, attribute, self._converted(view))
                 self._lent += 1
 

@@ -183,16 +183,16 @@ class _Widths:
     ) -> None:
         """Raise AdapterError unless the projector fits."""
         name, tensor = next((n, t) for n, t in weights.items() if len(t.shape) > 1)
-        for side, got, said in (
+        for side, got, by_source in (
             ("in", found.in_width, self.in_widths),
             ("out", found.out_width, self.out_widths),
         ):
-            if said and got not in said.values():
-                who = " and ".join(f"{width} ({source})" for source, width in said.items())
+            if by_source and got not in by_source.values():
+                sources = " and ".join(f"{width} ({source})" for source, width in by_source.items())
                 raise AdapterError(
                     "projector-width-mismatch",
                     adapter.root,
-                    expected=f"a projector with {side} width {who}",
+                    expected=f"a projector with {side} width {sources}",
                     got=f"{found} ({name} {list(tensor.shape)})",
                     hint="the adapter was trained for another tower or language model",
                 )
@@ -232,7 +232,7 @@ def _misfit(
     """Return the error for tensors that are not a complete projector of the config's type."""
     got = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:6])
     in_width, out_width = (
-        next(iter(said.values()), None) for said in (widths.in_widths, widths.out_widths)
+        next(iter(by_source.values()), None) for by_source in (widths.in_widths, widths.out_widths)
     )
     if not projectors.is_known(configured) or in_width is None or out_width is None:
         return AdapterError(

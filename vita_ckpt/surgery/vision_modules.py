@@ -438,7 +438,7 @@ def _projector(
     # Types that store the same tensors may compute different functions.
     same_type = kind == (base.config or {}).get("mm_projector_type", projectors.DEFAULT_TYPE)
     if not fits or not (same_type or args.projector == "keep"):
-        raise _choice_needed(base, new, shapes, said=args.projector == "keep")
+        raise _choice_needed(base, new, shapes, keep=args.projector == "keep")
     note = f"projector: {new}, kept: it was trained with the tower it was with"
     return [], (note,), not needs_alignment(base)
 
@@ -460,12 +460,12 @@ def _check_type(args: VisionModelArgs, edits: list[Edit], kind: str) -> None:
 
 
 def _choice_needed(
-    base: Checkpoint, new: Projector, shapes: Mapping[str, Shape], *, said: bool
+    base: Checkpoint, new: Projector, shapes: Mapping[str, Shape], *, keep: bool
 ) -> UsageError:
     found = projectors.candidates(shapes)
     old = " or ".join(map(str, found)) if found else "no projector" if not shapes else "another one"
     return UsageError(
-        "projector-does-not-fit" if said else "projector-choice-needed",
+        "projector-does-not-fit" if keep else "projector-choice-needed",
         base.root,
         expected=f"a {new} projector for this tower",
         got=old,

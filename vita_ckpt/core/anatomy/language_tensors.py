@@ -57,7 +57,7 @@ DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 }
 
 # Upper limits, to reject implausible configs: no language model has more layers or experts.
-_MOST: Final = 1024
+_MOST_LAYERS: Final = 1024
 _MOST_EXPERTS: Final = 1 << 14
 _LARGEST: Final = 1 << 24
 
@@ -127,5 +127,5 @@ _SIZES: Final = (
 
 
 def _is_size(value: Any, key: str) -> bool:
-    most = _MOST if key in ("num_hidden_layers", "num_local_experts") else _LARGEST
+    most = _MOST_LAYERS if key in ("num_hidden_layers", "num_local_experts") else _LARGEST
     return type(value) is int and 0 < value <= most

@@ -78,8 +78,8 @@ def _fetch_to(put: Put, session: Session, file: RemoteFile, span: Span) -> None:
         before = position
         # Servers without range support can still send whole files.
         is_whole = (position, stop) == (0, file.size)
-        asked = None if is_whole else (position, stop)
-        with session.get(_url(session, file), file.path, asked) as answer:
+        requested = None if is_whole else (position, stop)
+        with session.get(_url(session, file), file.path, requested) as answer:
             _check(answer, file, (position, stop), is_whole)
             for chunk in answer.chunks:
                 if position + len(chunk) > stop:
@@ -112,11 +112,11 @@ def _check(answer: Answer, file: RemoteFile, span: Span, is_whole: bool) -> None
             got="200 with the whole file",
             hint=f"the server gives no ranges: hf download {file.repository}, then use the files",
         )
-    said = answer.headers.get("content-range")
-    if said is not None or answer.status == 206:
-        found = _CONTENT_RANGE.fullmatch(said or "")
+    content_range = answer.headers.get("content-range")
+    if content_range is not None or answer.status == 206:
+        found = _CONTENT_RANGE.fullmatch(content_range or "")
         if found is None or tuple(map(int, found.groups())) != (start, stop - 1, file.size):
-            raise _wrong_range(file, wanted, said or "no Content-Range")
+            raise _wrong_range(file, wanted, content_range or "no Content-Range")
     length = answer.headers.get("content-length")
     if length is not None and length != str(stop - start):
         raise _wrong_range(file, f"{stop - start} bytes", f"Content-Length {length}")
@@ -125,8 +125,11 @@ def _check(answer: Answer, file: RemoteFile, span: Span, is_whole: bool) -> None
 def _check_same(answer: Answer, file: RemoteFile) -> None:
     """Raise StaleInputError if the hub reports another commit or another content."""
     # The etag of another server is ignored: the hub has sent the digest before redirecting.
-    told = answer.on_the_way or {"x-linked-etag": answer.headers.get("etag", ""), **answer.headers}
-    commit, etag = told.get("x-repo-commit", ""), _plain(told.get("x-linked-etag", ""))
+    headers = answer.on_the_way or {
+        "x-linked-etag": answer.headers.get("etag", ""),
+        **answer.headers,
+    }
+    commit, etag = headers.get("x-repo-commit", ""), _plain(headers.get("x-linked-etag", ""))
     if not commit and not etag:
         raise HubError(
             "hub-failed",

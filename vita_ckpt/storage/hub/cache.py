@@ -82,7 +82,7 @@ def newest_snapshot(name: str) -> str | None:
     try:
         folder = os.path.join(_folder(name), "snapshots")
         found = [os.path.join(folder, entry) for entry in os.listdir(folder)]
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # an invalid file name
         return None
     return max(found, key=os.path.getmtime, default=None)
 

@@ -56,12 +56,12 @@ def refusal(
     status: int, headers: Mapping[str, str], subject: str, *, writing: bool = False
 ) -> HubError:
     """Return the error for a response of the hub; names in ``headers`` are lower-case."""
-    said = headers.get("x-error-message", "")
+    message = headers.get("x-error-message", "")
     code = _OF_CODE.get(headers.get("x-error-code", "")) or _OF_STATUS.get(status, "hub-failed")
-    if status == 401 and (writing or "credentials" in said.lower()):
+    if status == 401 and (writing or "credentials" in message.lower()):
         code = "token-refused"
     expected, hint = MEANINGS[code]
-    return HubError(code, subject, expected=expected, got=said or f"status {status}", hint=hint)
+    return HubError(code, subject, expected=expected, got=message or f"status {status}", hint=hint)
 
 
 def unusable_token(subject: str) -> HubError:

@@ -27,19 +27,19 @@ from vita_ckpt.storage.system.os_errors import CODES, code_of
 
 _T = TypeVar("_T")
 
-_TIMEOUT: Final = 20.0  # seconds to connect, and between two pieces of an answer
+_TIMEOUT: Final = 20.0  # seconds to connect, and between two pieces of a response
 _CHUNK: Final = 1 << 14  # bytes per piece, which is what a broken connection loses
 _MOST_REDIRECTS: Final = 5
 _MOST_TRIES: Final = 5
-_END_IS_NEAR: Final = 8  # pieces of a body that are read before a redirect
+_MOST_DRAINED: Final = 8  # pieces of a body that are read before following a redirect
 _FIRST_WAIT: Final = 0.25  # seconds; doubled each time
 _LONGEST_WAIT: Final = 60.0
-_SILENT_WAIT: Final = 3.0  # seconds without a message
+_UNLOGGED_WAIT: Final = 3.0  # seconds; longer waits are logged
 # Status codes that may be temporary: the server is busy or fails.
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 # Errors that only a disk raises; EPERM may also come from a firewall.
-_OF_THE_DISK: Final = CODES.keys() - {errno.EPERM}
+_DISK_ERRORS: Final = CODES.keys() - {errno.EPERM}
 # Seconds until the rate limit resets, if it is used up: the hub sends it in every response.
 _LIMIT_RESETS: Final = re.compile(r"\br=0;t=([0-9]{1,6})\b", re.ASCII)
 _TOKEN: Final = re.compile(r"Bearer [!-~]+", re.ASCII)
@@ -83,7 +83,7 @@ class Session:
         self.is_offline = constants.HF_HUB_OFFLINE
         self.bytes_downloaded = 0
         self._sleep = sleep
-        self._said_until = 0.0
+        self._logged_until = 0.0
         self._lock = Lock()
 
     def count(self, size: int) -> None:
@@ -107,18 +107,18 @@ class Session:
                 wait = _FIRST_WAIT * 2 ** (tries - 1) if passing.wait is None else passing.wait
                 if tries >= _MOST_TRIES or wait > _LONGEST_WAIT:
                     raise passing.error from passing
-                self._say(passing.error, wait, time.monotonic() - began)
+                self._log_wait(passing.error, wait, time.monotonic() - began)
                 self._sleep(wait)
 
-    def _say(self, error: HubError, wait: float, waited: float) -> None:
+    def _log_wait(self, error: HubError, wait: float, waited: float) -> None:
         """Log why the session is waiting, once for all threads that wait for the same reason."""
-        if wait + waited <= _SILENT_WAIT:
+        if wait + waited <= _UNLOGGED_WAIT:
             return
         now = time.monotonic()
         with self._lock:
-            is_said = now < self._said_until
-            self._said_until = max(self._said_until, now + wait)
-        if not is_said:
+            is_logged = now < self._logged_until
+            self._logged_until = max(self._logged_until, now + wait)
+        if not is_logged:
             import logging  # noqa: PLC0415 - seldom needed
 
             text = f"{error.code}: {error.subject}: {error.got}; trying again in {wait:.2g} s"
@@ -145,7 +145,7 @@ class Session:
                     return
                 passed |= answer.headers if is_hub else {}
                 # Once the short body is read to its end, the connection can be reused.
-                deque(islice(answer.chunks, _END_IS_NEAR), maxlen=0)
+                deque(islice(answer.chunks, _MOST_DRAINED), maxlen=0)
                 target = _joined(url, answer.headers.get("location", ""), subject)
             if urlsplit(url).scheme == "https" != urlsplit(target).scheme:
                 raise HubError(
@@ -220,7 +220,7 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
             raise refusal(response.status_code, headers, subject, writing=writing) from error
         code: int | None = getattr(cause, "errno", None)
         path = getattr(cause, "filename", None)
-        if code is None or (code not in _OF_THE_DISK and not path):
+        if code is None or (code not in _DISK_ERRORS and not path):
             raise unreachable(subject, cause) from error
         raise OutputError(
             code_of(code),

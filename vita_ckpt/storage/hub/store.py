@@ -78,10 +78,10 @@ class HubStore:
         """
         repository, below = self._at(path)
         if below not in repository.files:
-            there = repository.look(below)
-            if there is None:
+            entry = repository.look(below)
+            if entry is None:
                 self.check_known(path)
-            code = "not-on-hub" if there is None else "not-a-regular-file"
+            code = "not-on-hub" if entry is None else "not-a-regular-file"
             raise InputError(code, path, expected="a regular file")
         error = repository.failed.pop(below, None)
         if error is not None:

@@ -15,11 +15,13 @@ from vita_ckpt.storage.hub.errors import offline
 from vita_ckpt.storage.hub.session import PassingError, Session, attempted, path_of, response_of
 from vita_ckpt.storage.stores.local import opened, read_at
 
-_BY_ITSELF: Final = 1 << 20
+_SEPARATE_UPLOAD: Final = 1 << 20
 # Larger files are uploaded by their digest; the hub may ask for smaller ones in the commit.
 _LARGEST_CONTENT: Final = 10 << 20
 _IGNORED: Final = ".gitignore"  # huggingface_hub skips the files that it names
-_NOT_HEARD: Final = 429  # the only temporary status of a request surely not done
+_TOO_MANY_REQUESTS: Final = (
+    429  # the only temporary status after which a commit was surely not made
+)
 _COMMITS: Final = re.compile(r"/commit/[^/]+$")
 
 
@@ -78,9 +80,9 @@ def upload(
         )
     if revision is not None and not create_pr and not revision.startswith("refs/"):
         retry(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
-    there = retry(lambda: list(api.list_repo_files(repository, revision=revision)))
+    existing = retry(lambda: list(api.list_repo_files(repository, revision=revision)))
     removed = tuple(
-        sorted(n for n in there if "/" not in n and n not in files and counts_as_weights(n))
+        sorted(n for n in existing if "/" not in n and n not in files and counts_as_weights(n))
     )
     removals = [CommitOperationDelete(name, is_folder=False) for name in removed]
     where = {"repo_id": repository, "revision": revision, "create_pr": create_pr}
@@ -91,7 +93,7 @@ def upload(
             # One file at a time, so that an interruption loses one file only. huggingface_hub sends
             # several files in threads, and waits for all of them.
             is_weights = counts_as_weights(name.rpartition("/")[2])
-            if is_weights or addition.upload_info.size >= _BY_ITSELF:
+            if is_weights or addition.upload_info.size >= _SEPARATE_UPLOAD:
                 retry(partial(api.preupload_lfs_files, additions=[addition], **where))
     except Exception:
         check()  # a file that changed meanwhile is the cause of the error
@@ -99,7 +101,7 @@ def upload(
     check()
     operations = [*additions, *removals]
     done = retry(lambda: api.create_commit(operations=operations, commit_message=message, **where))
-    if _IGNORED in there:
+    if _IGNORED in existing:
         committed = retry(lambda: {*api.list_repo_files(repository, revision=done.oid)})
         _check_complete(repository, sorted(files.keys() - committed))
     return Uploaded(str(done.pr_url or done.commit_url), removed)
@@ -126,8 +128,8 @@ def _attempt(subject: str, call: Callable[[], Any]) -> Any:
         return attempted(subject, call, writing=True)
     except PassingError as passing:
         error, response = passing.error, response_of(passing.error)
-        unheard = response is not None and response.status_code == _NOT_HEARD
-        if not unheard and _COMMITS.search(path_of(error)):
+        is_rejected = response is not None and response.status_code == _TOO_MANY_REQUESTS
+        if not is_rejected and _COMMITS.search(path_of(error)):
             hint = "it may be committed all the same: look at its page, then run it again"
             raise error.replaced(hint=hint) from passing
         raise

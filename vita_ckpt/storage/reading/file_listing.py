@@ -91,8 +91,8 @@ def _weight_file(store: Store, root: str, name: str) -> WeightFile:
     if result is None:
         return WeightFile(name, trouble=trouble)
     shard, tensors = result
-    said = shard.metadata.get("format", "") if shard.metadata else None
-    return WeightFile(name, tensors, said)
+    declared_format = shard.metadata.get("format", "") if shard.metadata else None
+    return WeightFile(name, tensors, declared_format)
 
 
 def _attempt(read: Callable[[], _T]) -> tuple[_T | None, Trouble | None]:

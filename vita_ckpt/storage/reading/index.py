@@ -35,7 +35,7 @@ def tensors_by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
 def ambiguous_weights(
     root: str, index_name: str, names: Iterable[str], shards: Iterable[str]
 ) -> InputError | None:
-    """Return the error for a single weight file beside an index without it; None if there is none."""
+    """Return the error for a single weight file that an index beside it does not name, or None."""
     single = SAFETENSORS if index_name == SAFETENSORS_INDEX else TORCH
     if single not in names or single in shards:
         return None
@@ -60,8 +60,8 @@ def index_mismatches(
     ``promised`` are the tensors that the index lists for the shard, ``found`` those in it.
     """
     folder, index_name = os.path.split(index_path)
-    there = dict.fromkeys(found)
-    for tensor in there:
+    present = dict.fromkeys(found)
+    for tensor in present:
         if weight_map.get(tensor) != shard:
             yield MalformedFileError(
                 "index-mismatch",
@@ -70,7 +70,7 @@ def index_mismatches(
                 got=repr(weight_map.get(tensor, "nothing")),
             )
     for tensor in promised:
-        if tensor not in there:
+        if tensor not in present:
             yield MalformedFileError(
                 "index-mismatch",
                 f"{index_path}: {tensor}",

@@ -81,8 +81,8 @@ def read_tower_config(
         return read_given_config(tower, stores)
     if (carried := read_carried_config(checkpoint, stores)) is not None:
         return carried
-    if (near := find_tower(checkpoint, stores)) is not None and near.config is not None:
-        return near.config
+    if (directory := find_tower(checkpoint, stores)) is not None and directory.config is not None:
+        return directory.config
     return _sizes_of_shapes(checkpoint, own)
 
 
@@ -134,9 +134,9 @@ def read_processor(
         return carried
     if PROCESSOR in checkpoint.files:
         return read_json(stores, checkpoint.files[PROCESSOR].path)[0]
-    near = find_tower(checkpoint, stores)
+    directory = find_tower(checkpoint, stores)
     return _processor_at(
-        checkpoint.root if near is None or near.path is None else near.path, stores
+        checkpoint.root if directory is None or directory.path is None else directory.path, stores
     )
 
 

@@ -40,7 +40,7 @@ def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
             continue
         _check_size(name, before, after)
         for start, stop in _spans(before, after, before.nbytes, _SPAN):
-            jobs.append(partial(_look, name, (before, after), start, stop, found))
+            jobs.append(partial(_compare_range, name, (before, after), start, stop, found))
     run_all(jobs, _THREADS)
     return frozenset(found)
 
@@ -61,7 +61,7 @@ def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
     return totals
 
 
-def _look(name: str, pair: Pair, start: int, stop: int, found: set[str]) -> None:
+def _compare_range(name: str, pair: Pair, start: int, stop: int, found: set[str]) -> None:
     """Add ``name`` to ``found`` if bytes ``start`` to ``stop`` of the pair differ."""
     with Inputs() as inputs:
         before, after = (_blocks(tensor, inputs, name, start, stop, _STEP) for tensor in pair)

@@ -52,7 +52,7 @@ class Meter:
     def distance(
         self, before: bytes | bytearray, after: bytes | bytearray, dtypes: tuple[str, str]
     ) -> Distance:
-        """Return the distance of ``after`` from ``before``, elements of the two ``dtypes`` in C order."""
+        """Return the distance of ``after`` from ``before``, elements of ``dtypes`` in C order."""
         if dtypes[0] == dtypes[1] and before == after:
             return self._same(before, dtypes[0])
         with np.errstate(all="ignore"):

@@ -163,11 +163,11 @@ def plan_in_place(plan: Plan, layout: DirectoryLayout, shared: Collection[str]) 
     lead to the bytes of these files, so they are rewritten, as are shards whose tensors move.
     """
     base = plan.base
-    there = {shard.name: shard for shard in base.shards}
+    base_shards = {shard.name: shard for shard in base.shards}
     patched: list[PatchedShard] = []
     written: list[WrittenShard] = []
     for shard in layout.shards:
-        old = there.get(shard.name)
+        old = base_shards.get(shard.name)
         patch = _patch(base, old, shard) if old is not None and shard.name not in shared else None
         if patch is None:
             written.append(shard)
@@ -175,7 +175,7 @@ def plan_in_place(plan: Plan, layout: DirectoryLayout, shared: Collection[str]) 
             patched.append(patch)
     kept = {file.name for file in layout.carried}
     kept |= {shard.name for shard in layout.shards} | {text.name for text in layout.texts}
-    gone = (there.keys() | base.files.keys()) - kept - {PROVENANCE, MANIFEST}
+    gone = (base_shards.keys() | base.files.keys()) - kept - {PROVENANCE, MANIFEST}
     return InPlaceLayout(tuple(patched), tuple(written), layout.texts, tuple(sorted(gone)))
 
 
