@@ -1,4 +1,4 @@
-"""Bring to the disk what a plan or a check reads from the hub, and nothing else."""
+"""Fetch what a plan or a check reads from the hub to the disk, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vita_ckpt.storage.system.owner import stage_name
 
 @contextmanager
 def fetched_files(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
-    """``plan``, which makes a directory, with all that it reads of the hub on the disk.
+    """Yield ``plan``, which makes a directory, with everything it reads from the hub on the disk.
 
-    Of the base the files that are carried or rewritten are downloaded to the cache; of adapters
-    and towers only the tensors are fetched, to a folder in ``beside`` that is removed at the end.
+    Files of the base that are carried or rewritten are downloaded to the cache. Of adapters and
+    towers only the tensors are fetched, to a folder in ``beside`` that is removed at the end.
     """
     if not _is_remote(plan):
         yield plan
@@ -39,21 +39,21 @@ def fetched_files(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
 
 @contextmanager
 def fetched_tensors(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
-    """``plan`` with the tensors of its target on the disk: of the hub only their bytes."""
+    """Yield ``plan`` with the tensors of its target on the disk; from the hub, only their bytes."""
     with fetched(remote_refs(plan.target().tensors), stores, beside) as here:
         yield here.plan(plan)
 
 
 @contextmanager
 def fetched_casts(plan: Plan, stores: Stores) -> Iterator[Plan]:
-    """``plan`` with the tensors of the hub that it converts on the disk."""
+    """Yield ``plan`` with the remote tensors that it converts on the disk."""
     casts = {n: t for n, t in plan.target().tensors.items() if isinstance(t, Cast)}
     with fetched(remote_refs(casts), stores) as here:
         yield here.plan(plan)
 
 
 def downloaded(checkpoint: Checkpoint, stores: Stores) -> Checkpoint:
-    """``checkpoint`` with all its files that are on the hub in huggingface_hub's cache."""
+    """Return ``checkpoint`` with all its remote files in huggingface_hub's cache."""
     files = {ref.source for ref in remote_refs(checkpoint.tensors)} | {*checkpoint.files.values()}
     far = {file for file in files if isinstance(file, RemoteFile)}
     if not far:
@@ -67,7 +67,11 @@ def downloaded(checkpoint: Checkpoint, stores: Stores) -> Checkpoint:
 def fetched(
     refs: Collection[TensorRef], stores: Stores, beside: str | None = None
 ) -> Iterator[Relocation]:
-    """Where tensors of the hub lie on the disk, in a folder that is removed at the end."""
+    """Fetch remote tensors, and yield where they are on the disk.
+
+    They are in a folder below ``beside``, by default the system's temporary directory, which is
+    removed at the end.
+    """
     if not refs:
         yield Relocation()
         return

@@ -1,4 +1,4 @@
-"""Tell paths from names on the hub, and open what they name."""
+"""Distinguish local paths from repositories on the hub, and open them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ StrPath = str | os.PathLike[str]
 
 
 def open_checkpoint(path: StrPath, *, stores: Stores | None = None) -> Checkpoint:
-    """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
+    """Open a checkpoint, adapter, run or tower; read only headers, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
     run, a folder of steps), a lone ``.safetensors``/``.bin``/``.pt`` file, or one of these on the
-    hub: ``hf://org/name[@revision][/subfolder]``, or ``org/name`` if no such path exists. Raises
-    InputError (or a subclass) naming the file, and the tensor where one is concerned, if it cannot
-    be read, breaks a rule of its format, or leads out of the directory. ``stores`` shares a session
-    with the hub between calls.
+    hub: ``hf://org/name[@revision][/subfolder]``, or ``org/name`` if no such path exists.
+    ``stores`` shares a session with the hub between calls.
+
+    Raises InputError (or a subclass) if the checkpoint cannot be read, breaks a rule of its format,
+    or refers to files outside its directory. The error names the file, and the tensor where one is
+    concerned.
     """
     stores = Stores() if stores is None else stores
     address = _address(path)
@@ -39,18 +41,22 @@ def open_checkpoint(path: StrPath, *, stores: Stores | None = None) -> Checkpoin
 
 
 def locate(path: StrPath, stores: Stores) -> str:
-    """``path`` as it is if it is one, or the address on the hub that it means, with its commit.
+    """Return ``path`` if it is local, or its address on the hub, pinned to a commit.
 
-    A path that exists wins, ``hf://`` forces the hub, and nothing else but ``org/name`` is looked
-    for there. Goes online for an address that is not pinned to a commit. Raises InputError for
-    ``org/name`` where ``org`` is a directory here, and HubError if the hub has none.
+    An existing path takes precedence. ``hf://`` forces the hub; otherwise only ``org/name`` is
+    looked up there. Goes online for an address that is not pinned to a commit. Raises InputError
+    for ``org/name`` where ``org`` is a local directory, and HubError if the hub has no such
+    repository.
     """
     address = _address(path)
     return os.fspath(path) if address is None else _pinned(address, path, stores)
 
 
 def given(path: StrPath) -> str:
-    """``path`` as it is: UsageError for an empty one, which would mean the working directory."""
+    """Return ``path`` as text.
+
+    Raises UsageError for an empty path, which would otherwise mean the working directory.
+    """
     text = os.fspath(path)
     if not text:
         raise UsageError(
@@ -64,7 +70,7 @@ def given(path: StrPath) -> str:
 
 
 def local(path: StrPath) -> str:
-    """``path`` as it is, where only one on this machine will do: else UsageError."""
+    """Return ``path`` as text if it is local. Raises UsageError for an address on the hub."""
     text = given(path)
     if is_remote(text):
         raise UsageError(
@@ -78,9 +84,10 @@ def local(path: StrPath) -> str:
 
 
 def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
-    """An input of a saved plan: its root, empty for none, and the branch or tag that led there.
+    """Open an input of a saved plan from its root and the branch or tag it was resolved from.
 
-    Raises StaleInputError if that branch or tag is another commit now.
+    An empty root stands for no input. Raises StaleInputError if the branch or tag points to another
+    commit now.
     """
     if not root:
         return EMPTY
@@ -101,13 +108,13 @@ def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
 
 
 def _address(path: StrPath) -> Address | None:
-    """The address on the hub that ``path`` means; None for a path."""
+    """Return the address on the hub that ``path`` refers to; None for a local path."""
     text = given(path)
     if is_remote(text):
         return parse_address(text)
     if os.path.lexists(text.rstrip("/")):  # a file too, as it is opened
         return None
-    # Where huggingface_hub looks for its name: it is imported only to go there.
+    # huggingface_hub reads this variable too, but it is imported only for requests.
     meant = address_meant(text, os.environ.get("HF_ENDPOINT", ""))
     if meant is None:
         return None
@@ -128,7 +135,7 @@ def _address(path: StrPath) -> Address | None:
 
 def _pinned(address: Address, path: StrPath, stores: Stores) -> str:
     if not is_remote(os.fspath(path)):
-        _say(f"Looking on the hub for {address.repository} …")
+        _log(f"Looking on the hub for {address.repository} …")
     try:
         return str(stores.hub.pin(address))
     except HubError as error:
@@ -138,8 +145,8 @@ def _pinned(address: Address, path: StrPath, stores: Stores) -> str:
         raise
 
 
-def _say(text: str) -> None:
-    """Say something that whoever called should know: to stderr, if they set up nothing else."""
+def _log(text: str) -> None:
+    """Log a warning for the caller. It goes to stderr unless logging is configured."""
     import logging  # noqa: PLC0415 - only for what is remote
 
     logging.getLogger("vita_ckpt").warning(text)

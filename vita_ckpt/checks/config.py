@@ -16,16 +16,16 @@ from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding
 
-# Keys that describe the checkpoint and decide nothing: a loader casts and builds all the same.
+# Keys that only describe the checkpoint: loaders ignore them.
 _STALE: Final = ("torch_dtype", "use_mm_proj")
 
-# What has a rule of its own, or shows as tensors that do not fit.
+# Keys with a rule of their own, or whose errors show as tensors that do not fit.
 _ELSEWHERE: Final = ("mm_vision_tower", "mm_hidden_size", "tie_word_embeddings", "use_s2")
 _WITH_CONFIG: Final = (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.PROJECTOR)
 
 
 def check_config(subject: Subject) -> Iterator[Finding]:
-    """Check ``config.json`` and what stands beside it by every rule about them."""
+    """Check ``config.json`` and the files beside it against every rule about them."""
     if subject.checkpoint.config is None:
         yield from _missing(subject)
         return
@@ -74,9 +74,9 @@ def _keys(subject: Subject) -> Iterator[Finding]:
             if key == "mm_projector_type" and not projectors.is_known(
                 str(line.value or projectors.DEFAULT_TYPE)
             ):
-                continue  # a rule of its own
+                continue  # reported by its own rule
             if key in ("mm_projector_type", "use_mm_proj") and not has_projector:
-                continue  # the projector is absent: a rule of its own
+                continue  # the projector is absent: reported by its own rule
             if key == "num_hidden_layers" and any(
                 name.startswith(parts.LAYERS_PREFIX) for name in subject.unread
             ):
@@ -88,7 +88,7 @@ def _keys(subject: Subject) -> Iterator[Finding]:
 def _hidden_size(subject: Subject) -> Iterator[Finding]:
     value = subject.config.get("mm_hidden_size")
     if value is not None and type(value) is not int:
-        return  # its type is wrong: a finding of its own
+        return  # its type is wrong: reported by its own rule
     tower, projector = subject.inspection.tower, subject.inspection.projector
     widths: dict[str, Any] = {"in the config": value}
     if tower is not None:
@@ -193,7 +193,7 @@ def _paths(subject: Subject) -> Iterator[Finding]:
 
 
 def _s2_raises(config: Mapping[str, Any], path: str) -> bool:
-    """Return whether the path is right and upstream fails over S2, which has its own rule."""
+    """Return whether the path is right and upstream fails because of S2, which has its own rule."""
     return config.get("use_s2") is True and towers.dispatch(path, False).family is not None
 
 
@@ -306,7 +306,7 @@ def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:
 
 
 def _processor_size(processor: Mapping[str, Any]) -> int | None:
-    """Return the side in pixels of the images that a processor makes; None if it has none."""
+    """Return the side in pixels of the images that a processor makes; None if not specified."""
     crops = processor.get("do_center_crop") is not False and "crop_size" in processor
     size = processor.get("crop_size" if crops else "size")
     if isinstance(size, Mapping):

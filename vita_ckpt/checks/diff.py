@@ -1,4 +1,4 @@
-"""Compare two checkpoints, whatever files their tensors lie in, and apply ``--only``."""
+"""Compare two checkpoints, however their tensors are split into files; apply ``--only``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vita_ckpt.errors import printable
 
 REPORT_VERSION: Final = 1
 
-# What became of something from one checkpoint to the other.
+# How an item differs from one checkpoint to the other.
 Change = Literal["added", "removed", "changed"]
 
-# The config is compared key by key. Indexes, which tell where tensors lie, and the records of how a
+# The config is compared key by key. Indexes, which map tensors to files, and records of how a
 # checkpoint was made are not compared.
 _NOT_BY_BYTES: Final = (
     CONFIG,
@@ -38,7 +38,7 @@ _ANY: Final = tuple(f"{kind}:*" for kind in _KINDS)
 
 @dataclass(frozen=True, slots=True)
 class TensorDifference:
-    """A tensor that one side lacks, or that has another shape, dtype or other bytes on the other.
+    """A tensor that is missing on one side, or whose shape, dtype or bytes differ.
 
     ``distance`` is set where the values were compared.
     """
@@ -50,12 +50,12 @@ class TensorDifference:
 
     @property
     def change(self) -> Change:
-        """How it changed: added, removed or changed."""
+        """The kind of change: added, removed or changed."""
         return _change(self.before, self.after)
 
     @property
     def what(self) -> tuple[str, ...]:
-        """What changed: ``shape`` and ``dtype``, or ``bytes``; nothing where one side lacks it."""
+        """What differs: ``shape`` and ``dtype``, or ``bytes``; empty if one side is missing."""
         if self.before is None or self.after is None:
             return ()
         shape = ("shape",) if self.before.shape != self.after.shape else ()
@@ -71,10 +71,10 @@ class TensorDifference:
 
 @dataclass(frozen=True, slots=True)
 class PartDifference:
-    """How many tensors of a part are as they were and how many are not, with their bytes.
+    """The numbers of changed and unchanged tensors of a part, with the bytes of the changed ones.
 
-    ``distance`` is over all tensors whose values can be compared, changed or not; its counts of
-    NaN and infinities are those of the changed ones. None where values were not compared.
+    ``distance`` covers all tensors whose values can be compared, changed or not; its counts of NaN
+    and infinities are those of the changed ones. It is None where values were not compared.
     """
 
     name: str
@@ -88,7 +88,7 @@ class PartDifference:
 
 @dataclass(frozen=True, slots=True)
 class ConfigDifference:
-    """A key of ``config.json`` with its values; None on a side that does not have it."""
+    """A key of ``config.json`` with its values; None on the side that lacks it."""
 
     key: str
     change: Change
@@ -98,7 +98,7 @@ class ConfigDifference:
 
 @dataclass(frozen=True, slots=True)
 class FileDifference:
-    """A file beside the weights with its sizes in bytes; None on a side that does not have it."""
+    """A file beside the weights with its sizes in bytes; None on the side that lacks it."""
 
     name: str
     before: int | None
@@ -106,19 +106,19 @@ class FileDifference:
 
     @property
     def change(self) -> Change:
-        """How it changed: added, removed or changed."""
+        """The kind of change: added, removed or changed."""
         return _change(self.before, self.after)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Difference(Displayed):
-    """Everything that distinguishes the checkpoint at the path ``b`` from the one at ``a``.
+    """All differences between the checkpoint at the path ``a`` and the one at ``b``.
 
-    ``values`` is set if values were compared, ``tensors_only`` if config and files were not: a lone
-    weight file has none. ``only`` is the contract: globs of what may change, and of
-    which something must. ``left_out`` are files and directories beside the checkpoints that are
-    not part of them: not compared. ``unread`` are tensors and files of the same shape and size
-    whose bytes were not fetched from the hub: nothing is known of them.
+    ``values`` is set if values were compared. ``tensors_only`` is set if config and files were not
+    compared, because a lone weight file has none. ``only`` holds globs of what may change; at least
+    one match must change. ``left_out`` are files and directories beside the checkpoints that are
+    not part of them and are not compared. ``unread`` are tensors and files of the same shape and
+    size whose bytes were not fetched from the hub, so that it is not known whether they differ.
     """
 
     a: str
@@ -135,12 +135,12 @@ class Difference(Displayed):
 
     @property
     def identical(self) -> bool:
-        """Whether nothing distinguishes them, and everything was compared."""
+        """Whether everything was compared and no difference was found."""
         return not (self.tensors or self.config or self.files or self.unread)
 
     @property
     def breaches(self) -> tuple[Finding, ...]:
-        """The violations of ``only``, as errors; none if it is kept or empty."""
+        """The violations of ``only``, as errors; empty if there are none or ``only`` is empty."""
         if not self.only:
             return ()
         notes = list(_notes(self))
@@ -169,7 +169,7 @@ class Difference(Displayed):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form (schema diff-v1): figures that are not defined are null."""
+        """Return the JSON form (schema diff-v1); undefined figures are null."""
         report = {
             "format": "vita-ckpt-diff",
             "version": REPORT_VERSION,
@@ -230,10 +230,10 @@ class Difference(Displayed):
 
 
 def covered(subject: str, only: Sequence[str]) -> bool:
-    """Return whether one of the globs names ``subject``.
+    """Return whether one of the globs matches ``subject``.
 
     A subject is ``tensor:NAME``, ``config:KEY`` or ``file:PATH``. A glob without one of these
-    prefixes is one of tensor names.
+    prefixes matches tensor names.
     """
     kind, _, name = subject.partition(":")
     for glob in only:
@@ -246,7 +246,7 @@ def covered(subject: str, only: Sequence[str]) -> bool:
 
 
 def compared_files(checkpoint: Checkpoint) -> dict[str, File | str]:
-    """Return the files to compare byte by byte, by name; some of a target's are texts."""
+    """Return the files to compare byte by byte, by name; some of a target's files are texts."""
     files: dict[str, File | str] = {**checkpoint.files, **checkpoint.texts}
     return {name: file for name, file in files.items() if name not in _NOT_BY_BYTES}
 
@@ -263,9 +263,10 @@ def compare_checkpoints(
 ) -> Difference:
     """Return the differences of ``b`` from ``a``.
 
-    ``other_tensors`` and ``other_files`` are the names of what both have and whose bytes differ;
-    ``distances`` those of the tensors whose values can be compared, None where they were not. A
-    lone weight file has neither config nor files, so they are not compared with it.
+    ``other_tensors`` and ``other_files`` name the tensors and files that both have but whose bytes
+    differ. ``distances`` holds the distances of the tensors whose values can be compared, or None
+    where values were not compared. A lone weight file has neither config nor files, so these are
+    not compared with it.
     """
     tensors = tuple(_tensors(a, b, other_tensors, distances or {}))
     whole = not (_is_lone(a) or _is_lone(b))
@@ -285,13 +286,13 @@ def compare_checkpoints(
 
 
 def difference_report(found: Difference) -> Report:
-    """Return the differences as notes, and those that ``only`` forbids as errors."""
+    """Return the differences as notes, and those that violate ``only`` as errors."""
     inside = (note for subject, note in _notes(found) if covered(subject, found.only or _ANY))
     return Report(found.b, "diff", worst_first((*found.breaches, *inside)))
 
 
 def figures(distance: Distance) -> tuple[str, str, str]:
-    """Format max |Δ|, relative L2 and cosine for a report; a dash if one is not defined."""
+    """Format max |Δ|, relative L2 and cosine for a report; an undefined figure is a dash."""
     values = distance.max_abs, distance.relative_l2, distance.cosine
     largest, relative, cosine = ("–" if value is None else f"{value:.6g}" for value in values)
     return largest, relative, cosine
@@ -304,7 +305,7 @@ def _change(before: object, after: object) -> Change:
 
 
 def _is_lone(checkpoint: Checkpoint) -> bool:
-    """Return whether a checkpoint is one weight file, not the directory around it."""
+    """Return whether a checkpoint is a single weight file rather than a directory."""
     return any(not shard.name for shard in checkpoint.shards)
 
 
@@ -348,7 +349,7 @@ def _parts(
 
 
 def _config(a: Checkpoint, b: Checkpoint) -> Iterator[ConfigDifference]:
-    """List the keys whose values differ: types of values matter, the order of keys does not."""
+    """Yield the keys whose values differ: types of values matter, the order of keys does not."""
     old, new = _canonical(a), _canonical(b)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):

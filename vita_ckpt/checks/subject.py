@@ -1,4 +1,4 @@
-"""Hold what the rules judge: a checkpoint with everything around it that they need."""
+"""Define the subject of a check: a checkpoint with its surroundings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ class Subject:
     """A checkpoint as it was read, and what was found around it.
 
     ``unread`` names tensors in files that could not be read. ``tower_config`` is the tower's own
-    config, ``processor`` the ``preprocessor_config.json`` that goes with it, ``tokens`` the number
-    of tokens that the tokenizer knows; each None where there is none to be found.
-    ``audio_reachable`` is set if ``mm_audio_encoder`` leads somewhere, ``base`` is the
-    checkpoint that a LoRA run was trained on.
+    config, ``processor`` its ``preprocessor_config.json``, and ``tokens`` the number of tokens in
+    the tokenizer; each is None if it was not found. ``audio_reachable`` is set if
+    ``mm_audio_encoder`` can be resolved. ``base`` is the checkpoint that a LoRA run was trained on.
     """
 
     checkpoint: Checkpoint
@@ -35,7 +34,7 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        """The kind that the checkpoint was taken for."""
+        """The detected kind of the checkpoint."""
         return self.inspection.kind
 
     @property
@@ -45,6 +44,6 @@ class Subject:
 
     @property
     def config_path(self) -> str:
-        """The path of the config, for a finding; empty if there is none."""
+        """The path of the config, for a finding; empty if there is no config."""
         file = self.checkpoint.files.get(CONFIG)
         return file.path if file is not None else ""

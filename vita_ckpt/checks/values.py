@@ -1,10 +1,10 @@
-"""Find values that no sound checkpoint has: NaN, infinities, what float16 cannot hold, zeros.
+"""Find values that no sound checkpoint has: NaN, infinities, float16 overflows, constants.
 
-Arithmetic on integers, over pieces of a tensor's bytes. In every floating format the highest bit
-of the exponent is set from 2.0 on, in infinity and in NaN: where no element has it, as in most
-pieces of most weights, all is well after one look at the bits. Else the largest pattern decides:
-without its sign, the pattern of a number grows with its magnitude, infinity stands above every
-number and NaN above infinity. Only where it says that something is wrong are elements counted.
+The checks use integer arithmetic on pieces of a tensor's bytes. In every floating format the
+highest bit of the exponent is set for magnitudes from 2.0 on, infinity and NaN. If it is clear in
+every element, as in most pieces of most weights, the piece is valid. Otherwise the largest bit
+pattern decides. Without the sign bit, patterns grow with magnitude; infinity is above every finite
+number and NaN above infinity. Elements are counted only if that pattern shows a problem.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """Bytes of a number, and the first patterns that are above 65504, infinite, and NaN."""
+    """The width of a number in bytes, and its first patterns above 65504, infinite and NaN."""
 
     width: int
     large: int
@@ -38,8 +38,8 @@ class _Format:
 
 _F32: Final = _Format(4, 0x477FE001, 0x7F800000, 0x7F800001)
 
-# Numbers of other dtypes are not judged: integers and booleans are positions and masks, and the
-# formats of 4 and 6 bits, FNUZ and E8M0 occur in quantised models only.
+# Other dtypes are not checked: integers and booleans are positions and masks, and the 4-bit, 6-bit,
+# FNUZ and E8M0 formats occur only in quantised models.
 _FORMATS: Final = {
     "F64": _Format(8, 0x40EFFC0000000001, 0x7FF0000000000000, 0x7FF0000000000001),
     "F32": _F32,
@@ -54,7 +54,7 @@ _TRAINING: Final = "training broke down, or the file is damaged: take an earlier
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many elements are of a kind; of the first its position and bits, without the sign."""
+    """The number of elements of a kind; position and bits (without the sign) of the first one."""
 
     count: int = 0
     position: int = 0
@@ -72,10 +72,10 @@ _NONE: Final = Tally()
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What is known of the values of some elements of a tensor; sums are of disjoint pieces.
+    """A summary of the values of some elements of a tensor. Sums combine disjoint pieces.
 
-    ``zero``: all of them are zero, of either sign. ``constant``: the bits that all of them have,
-    None if they differ.
+    ``zero`` is set if all elements are zero, of either sign. ``constant`` holds the bits that all
+    elements share, None if they differ.
     """
 
     count: int = 0
@@ -99,10 +99,10 @@ class Values:
 
 
 def values_of(tensor: TensorRef, data: memoryview, position: int) -> Values:
-    """Summarise the elements that ``data`` holds, little-endian, as they lie in the file.
+    """Summarise the elements in ``data``, little-endian, in file order.
 
-    ``position`` is that of the first, counted from the tensor's element 0. Of a strided tensor
-    ``data`` also holds what lies between its elements: that does not count.
+    ``position`` is the position of the first element, counted from the tensor's element 0. For a
+    strided tensor ``data`` also holds the bytes between its elements, which are ignored.
     """
     kind = _FORMATS.get(tensor.dtype)
     if kind is None:
@@ -152,7 +152,7 @@ def check_tensor(name: str, tensor: TensorRef, values: Values) -> Iterator[Findi
         message = f"expected |x| ≤ 65504, got {size} {_where(tensor, values.large)}"
         hint = "run it in bfloat16 or float32, not with upstream's loader"
         yield finding("value-float16-overflow", name, message, hint=hint, file=tensor.source.path)
-    # Biases start at zero, norms and scales at one value: only what has rows and columns is judged.
+    # Biases start at zero, norms and scales at one value: only matrices are checked.
     if len(tensor.shape) < 2 or prod(tensor.shape) < 2:
         return
     if values.zero:
@@ -168,10 +168,10 @@ def check_tensor(name: str, tensor: TensorRef, values: Values) -> Iterator[Findi
 
 
 def _peak(bits: Array, sign: int) -> int:
-    """Return the largest pattern without its sign, from two maxima, without a copy.
+    """Return the largest pattern without its sign, from two maxima and without a copy.
 
-    Among signed integers every number without the sign bit is above every one with it; among
-    unsigned ones it is the other way round.
+    As signed integers, patterns without the sign bit are larger than those with it; as unsigned
+    integers it is the reverse.
     """
     positive = int(np.maximum.reduce(bits.view(f"<i{bits.itemsize}")))
     negative = int(np.maximum.reduce(bits)) - sign
@@ -198,9 +198,10 @@ def _where(tensor: TensorRef, tally: Tally) -> str:
 
 
 def _places(tensor: TensorRef, position: int, count: int) -> Array | None:
-    """Return which of ``count`` elements in the file are the tensor's; None if all of them are.
+    """Return the indices of the tensor's elements among ``count`` in the file; None for all.
 
-    Exact where no element is reached in two ways, as in every slice, transposition and expansion.
+    The result is exact unless strides reach an element in two ways, which no slice, transposition
+    or expansion does.
     """
     if tensor.strides is None:
         return None
@@ -217,7 +218,7 @@ def _places(tensor: TensorRef, position: int, count: int) -> Array | None:
 
 
 def _axes(tensor: TensorRef) -> list[tuple[int, int, int]]:
-    """Return stride, size and number of the axes that lead to other elements, widest first."""
+    """Return stride, size and number of axes that reach other elements, largest stride first."""
     strides = tensor.strides
     if strides is None:
         strides = tuple(prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
@@ -226,7 +227,7 @@ def _axes(tensor: TensorRef) -> list[tuple[int, int, int]]:
 
 
 def _number(dtype: str, bits: int) -> str:
-    """Format the number of a bit pattern, as bits if Python does not know the dtype."""
+    """Format the number that a bit pattern encodes; the bits if Python does not know the dtype."""
     kinds = {"F64": ("<Q", "<d", 0), "F32": ("<I", "<f", 0), "BF16": ("<I", "<f", 16)}
     kinds |= {"F16": ("<H", "<e", 0), "F8_E5M2": ("<H", "<e", 8)}
     if dtype not in kinds:

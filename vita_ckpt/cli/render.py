@@ -1,4 +1,4 @@
-"""Numbers, tables and progress as a person reads them."""
+"""Format numbers, tables and progress for people."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _THOUSAND: Final = 1000
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units, as disks are sold: ``15.9 GB``."""
+    """Format bytes in decimal units: ``15.9 GB``."""
     return _scaled(count, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def count(number: int) -> str:
-    """A number of parameters: ``7.62 B``, ``313 M``, ``12,352``."""
+    """Format a number of parameters: ``7.62 B``, ``313 M``, ``12,352``."""
     return _scaled(number, ("", "k", "M", "B", "T")) if number >= 1_000_000 else f"{number:,}"
 
 
 def counted(number: int, noun: str) -> str:
-    """How many there are of something: ``1 file``, ``2,048 files``."""
+    """Format a count with its noun: ``1 file``, ``2,048 files``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def path(name: str) -> str:
-    """A path as a person would type it: relative if it lies below the working directory."""
+    """Return a path relative to the working directory if it lies below it, else unchanged."""
     if is_remote(name):
         return name
     below = os.path.relpath(name)
@@ -46,7 +46,7 @@ def path(name: str) -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = "") -> str:
-    """A plain table; ``right`` has a character ``r`` for each column that is aligned right."""
+    """Return a plain table; ``right`` has the character ``r`` for each right-aligned column."""
     from tabulate import tabulate  # noqa: PLC0415 - slow to import, and JSON does not need it
 
     align = [("right" if flag == "r" else "left") for flag in right.ljust(len(headers))]
@@ -55,13 +55,16 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = ""
 
 
 def echo_json(value: Any) -> None:
-    """JSON to stdout, in ASCII: whatever a name contains is escaped."""
+    """Print ``value`` to stdout as ASCII JSON, with other characters escaped."""
     click.echo(json_text(value))
 
 
 @contextmanager
 def progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr when that is a terminal and the work takes its time."""
+    """Show a progress bar on stderr if it is a terminal and the work takes longer than 0.5 s.
+
+    Yields a function that takes the bytes written since its last call.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda _count: None
         return

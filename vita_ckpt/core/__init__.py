@@ -1,1 +1,1 @@
-"""Values and rules: no disk, no terminal, no torch."""
+"""Define values and rules, without disk, terminal or torch."""

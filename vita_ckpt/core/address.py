@@ -13,24 +13,25 @@ SCHEME: Final = "hf://"
 _NAME: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY: Final = re.compile(f"{_NAME}/{_NAME}", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}", re.ASCII)
-# Revisions with a slash that the hub makes itself; in any other it is written as %2F.
+# Revisions with a slash that the hub creates itself; in other revisions a slash is written as %2F.
 _REVISION_NAME: Final = "refs/pr/[0-9]+|refs/convert/[^/]+|[^/]+"
 _REVISION: Final = re.compile(f"@({_REVISION_NAME})", re.ASCII)
 _HUBS: Final = ("huggingface.co", "hf.co")
-# The page of a repository, of a directory or a file in it, and where a file is downloaded.
+# Pages of a repository, of a directory or a file in it, and the download URL of a file.
 _PAGE: Final = re.compile(
     f"({_NAME}/{_NAME})(?:/(?:tree|blob|resolve)/({_REVISION_NAME})(?:/(.+))?)?", re.ASCII
 )
-_LONGEST_NAME: Final = 4096  # what a path on a disk may have
+_LONGEST_NAME: Final = 4096  # bytes of a path on a disk
 _OTHER_KINDS: Final = ("datasets", "spaces", "kernels", "buckets")
 _FILES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf", ".toml")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A place in a model repository; ``revision`` is a branch, a tag or a commit, empty for main.
+    """A place in a model repository.
 
-    ``below`` is a directory or a file in the repository, empty for all of it.
+    ``revision`` is a branch, a tag or a commit, empty for main. ``below`` is a directory or a file
+    in the repository, empty for the whole repository.
     """
 
     repository: str
@@ -39,7 +40,7 @@ class Address:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit, which always means the same files."""
+        """Whether the revision is a commit, whose files never change."""
         return _COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
@@ -50,12 +51,12 @@ class Address:
 
 
 def is_remote(path: str) -> bool:
-    """Whether ``path`` is an address on the hub, not a path on the disk."""
+    """Return whether ``path`` is an address on the hub, not a path on the disk."""
     return path.startswith(SCHEME)
 
 
 def parse_address(text: str) -> Address:
-    """The address that ``text`` (``hf://…``) says; UsageError if it says none."""
+    """Parse the address ``text`` (``hf://…``). Raises UsageError if it is invalid."""
     rest = text.removeprefix(SCHEME).removeprefix("models/").rstrip("/")
     kind = rest.partition("/")[0]
     found = re.match(r"[^/@]+/[^/@]+", rest)
@@ -70,16 +71,16 @@ def parse_address(text: str) -> Address:
     if (rest and not rest.startswith("/")) or not is_inside(below):
         raise _invalid(text, rest)
     name = unquote(revision[1]) if revision is not None else ""
-    if not is_inside(name):  # a step in the path that is asked for, or no text
+    if not is_inside(name):  # could change the request path, or cannot be encoded
         raise _invalid(text, f"the revision {name}")
     return Address(found[0], name, below)
 
 
 def address_meant(text: str, endpoint: str = "") -> Address | None:
-    """The address that ``text``, which says none, may be meant for; None where nobody can tell.
+    """Return the address that ``text`` without ``hf://`` may refer to; None if there is none.
 
-    It is ``org/name``, also with ``/`` at its end or with ``@revision[/subfolder]``, or the URL of
-    a page of the hub, or of the one at ``endpoint``.
+    ``text`` is ``org/name``, also with a trailing ``/`` or with ``@revision[/subfolder]``, or the
+    URL of a page of the hub or of the server at ``endpoint``.
     """
     page = _page(text, endpoint)
     if page is not None:
@@ -96,23 +97,23 @@ def address_meant(text: str, endpoint: str = "") -> Address | None:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a path in a repository (empty for all of it) leads nowhere else."""
+    """Return whether a path in a repository (empty for the root) stays inside it."""
     if not name:
         return True
     try:
         is_name = "\0" not in name and len(name.encode()) <= _LONGEST_NAME
-    except UnicodeEncodeError:  # half of a character
+    except UnicodeEncodeError:  # a lone surrogate
         return False
     return is_name and {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
 def looks_like_repository(text: str) -> bool:
-    """Whether ``text`` could be ``org/name``, and is no file's name."""
+    """Return whether ``text`` could be ``org/name`` and does not look like a file name."""
     return _REPOSITORY.fullmatch(text) is not None and not text.endswith(_FILES)
 
 
 def _page(text: str, endpoint: str) -> str | None:
-    """What follows the hub's own name in a URL, or in one without its ``https://``."""
+    """Return the path in a URL of the hub, with or without ``https://``; None for other URLs."""
     place = re.sub("^https?://", "", text)
     for hub in (re.sub("^https?://", "", endpoint).rstrip("/"), *_HUBS):
         if hub and place.startswith(f"{hub}/"):

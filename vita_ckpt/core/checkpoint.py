@@ -18,11 +18,11 @@ Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A regular file as it was when it was opened.
+    """The identity of a regular file when it was opened.
 
-    ``path`` is absolute, ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch; ``digest``
-    is the SHA-256 of what describes the file's content (a safetensors header, a pickle, the whole
-    of a config), empty for a file whose content was not read.
+    ``path`` is absolute, ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch. ``digest``
+    is the SHA-256 of the part that describes the content (a safetensors header, a pickle, a whole
+    config), empty for a file whose content was not read.
     """
 
     path: str
@@ -35,9 +35,9 @@ class LocalFile:
 class RemoteFile:
     """A file of a repository on the hub, pinned to a commit.
 
-    ``name`` is its path in the repository, ``commit`` a commit's whole hash, ``size`` in bytes.
-    ``etag`` is the hub's digest of the content: SHA-256 of a large file, git's object id of any
-    other, empty where it is not known. ``digest`` is that of a :class:`LocalFile`.
+    ``name`` is its path in the repository, ``commit`` a full commit hash, ``size`` in bytes.
+    ``etag`` is the hub's digest of the content: SHA-256 for a large file, git's object id for any
+    other, empty if unknown. ``digest`` is as in :class:`LocalFile`.
     """
 
     repository: str
@@ -49,16 +49,16 @@ class RemoteFile:
 
     @property
     def path(self) -> str:
-        """The whole address, as messages say it and as it can be opened again."""
+        """The full address, as messages show it and as it can be opened again."""
         return f"hf://{self.repository}@{self.commit}/{self.name}"
 
 
-# A file as it was when it was opened.
+# The identity of a file when it was opened.
 File = LocalFile | RemoteFile
 
 
 def on_disk(file: File) -> LocalFile:
-    """Return ``file`` for reading its bytes. Raises TypeError for one that was not fetched."""
+    """Return ``file`` as a local file. Raises TypeError for a remote file."""
     if isinstance(file, RemoteFile):
         raise TypeError(f"{file.path} was not fetched")
     return file
@@ -66,9 +66,9 @@ def on_disk(file: File) -> LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Bytes of one tensor inside a file.
+    """The location of one tensor's bytes in a file.
 
-    ``offset`` is the byte of element 0 from the start of the file, ``dtype`` a safetensors code.
+    ``offset`` is the position in bytes of element 0 in the file, ``dtype`` a safetensors code.
     ``strides``, in elements, is None for a contiguous (C order) tensor.
     """
 
@@ -80,12 +80,12 @@ class TensorRef:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor once written contiguously."""
+        """Bytes of the tensor when written contiguously."""
         return nbytes(self.dtype, self.shape)
 
     @property
     def span(self) -> int:
-        """Bytes of the file from element 0 to the end of the last: more than nbytes, or less."""
+        """Bytes in the file from element 0 to the end of the last; may differ from nbytes."""
         if self.strides is None or 0 in self.shape:
             return self.nbytes
         axes = zip(self.shape, self.strides, strict=True)
@@ -101,7 +101,7 @@ class Cast:
 
     @property
     def shape(self) -> Shape:
-        """Shape of the tensor: a conversion keeps it."""
+        """Shape of the tensor, which a conversion keeps."""
         return self.ref.shape
 
     @property
@@ -112,10 +112,10 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class RandomInit:
-    """A tensor drawn anew, as torch initialises a module, from a stream of its own.
+    """A tensor to draw at random, as torch initialises a module, from its own random stream.
 
-    ``bound`` is that of a uniform distribution on [-bound, bound), or None for a tensor that is
-    ``fill`` everywhere. The values follow from (``seed``, ``name``) alone, whatever else is drawn.
+    ``bound`` defines a uniform distribution on [-bound, bound); if None, every element is ``fill``.
+    The values depend only on (``seed``, ``name``).
     """
 
     dtype: str
@@ -137,7 +137,7 @@ Tensor = TensorRef | Cast | RandomInit
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One weight file: its name below the checkpoint, a safetensors ``__metadata__``."""
+    """One weight file: name below the checkpoint, identity and safetensors ``__metadata__``."""
 
     name: str
     file: File
@@ -149,12 +149,12 @@ class Shard:
 class Checkpoint(Displayed):
     """An opened checkpoint, adapter, run or tower; or the target of a plan.
 
-    ``root`` is the absolute path of the directory or the lone file, or the address of a remote one
-    pinned to a commit (empty for a value that has no place yet); ``revision`` is the branch or tag
-    that led to the commit. ``tensors`` maps on-disk names to tensors, ``shards`` are the weight
-    files they come from, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the
-    other regular files, by their path below ``root``; ``texts`` are files of a target whose content
-    is known and not on the disk yet. ``left_out`` maps everything else in the directory to the
+    ``root`` is the absolute path of the directory or the lone file, or a remote address pinned to a
+    commit (empty for a value without a location yet). ``revision`` is the branch or tag from which
+    the commit was resolved. ``tensors`` maps on-disk names to tensors, ``shards`` are the weight
+    files that hold them, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the
+    other regular files, by their path below ``root``. ``texts`` are files of a target whose content
+    is known but not yet on the disk. ``left_out`` maps everything else in the directory to the
     reason why it is not part of the checkpoint. ``provenance`` is the record of earlier surgeries.
     """
 
@@ -173,16 +173,16 @@ class Checkpoint(Displayed):
 
     @property
     def refs(self) -> dict[str, TensorRef]:
-        """The tensors that lie in files: all of an opened checkpoint."""
+        """The tensors stored in files; in an opened checkpoint, all of them."""
         return {name: t for name, t in self.tensors.items() if isinstance(t, TensorRef)}
 
     @property
     def fingerprint(self) -> tuple[File, ...]:
-        """Every file the checkpoint consists of, as it was seen."""
+        """The identities of all files that the checkpoint consists of."""
         return (*(shard.file for shard in self.shards), *self.files.values())
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
-        """Yield where the checkpoint is, how it is laid out, and how much of what it holds."""
+        """Yield the location, the layout and the amounts of what the checkpoint holds."""
         yield "path", self.root or "none yet"
         if self.revision:
             yield "revision", self.revision
@@ -205,7 +205,7 @@ class Checkpoint(Displayed):
 
 
 def files_read(checkpoint: Checkpoint) -> tuple[File, ...]:
-    """Return the files whose content defines a checkpoint: shards, configs, an index."""
+    """Return the files whose content defines a checkpoint: shards, configs and the index."""
     return tuple(file for file in checkpoint.fingerprint if file.digest)
 
 

@@ -1,4 +1,4 @@
-"""Encode JSON files that carry their own digest, so that any changed bit is found."""
+"""Encode JSON files that carry their own digest, so that any changed bit is detected."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def seal(kind: str, body: dict[str, Any]) -> bytes:
-    """``body`` as a file of this kind, with a digest of itself."""
+    """Return ``body`` encoded as a file of this kind, with its digest."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode("ascii")).hexdigest()
     content = {"format": kind, "version": 1, "digest": f"sha256:{digest}", "body": body}
     return (json.dumps(content, indent=1) + "\n").encode("ascii")
 
 
 def unseal(kind: str, data: bytes) -> dict[str, Any]:
-    """The body of ``data``; ValueError unless every byte is as :func:`seal` wrote it."""
+    """Return the body of ``data``. Raises ValueError if it differs from what :func:`seal` wrote."""
     try:
         value = json.loads(data.decode("ascii"))
         body = value.get("body") if isinstance(value, dict) else None

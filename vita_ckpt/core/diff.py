@@ -1,4 +1,4 @@
-"""List the changes of tensors and config keys from one checkpoint to another, sorted."""
+"""List the changes of tensors and config keys between two checkpoints, sorted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vita_ckpt.core.checkpoint import Checkpoint, Tensor
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """A tensor that one side lacks, or that comes from elsewhere on the other."""
+    """A tensor that is missing on one side, or that has different sources on the two sides."""
 
     name: str
     change: Literal["added", "removed", "replaced"]
@@ -20,7 +20,7 @@ class TensorChange:
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """A config key with another value; None where it is not set."""
+    """A config key whose value differs; None where it is not set."""
 
     key: str
     before: Any
@@ -28,7 +28,7 @@ class ConfigChange:
 
 
 def diff_tensors(before: Checkpoint, after: Checkpoint) -> tuple[TensorChange, ...]:
-    """The changes from one checkpoint to another, by name; where a tensor lies is its identity."""
+    """Return the tensor changes by name; tensors with the same location are the same."""
     changes: list[TensorChange] = []
     for name in sorted(before.tensors.keys() | after.tensors.keys()):
         old, new = before.tensors.get(name), after.tensors.get(name)
@@ -42,12 +42,12 @@ def diff_tensors(before: Checkpoint, after: Checkpoint) -> tuple[TensorChange, .
 
 
 def diff_config(before: Checkpoint, after: Checkpoint) -> tuple[ConfigChange, ...]:
-    """The config keys whose values differ."""
+    """Return the config keys whose values differ."""
     old, new = before.config or {}, after.config or {}
     return tuple(
         ConfigChange(key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
-        # Identity first: a NaN that nobody touched has not changed.
+        # Identity is compared first, so that an untouched NaN counts as unchanged.
         if (old.get(key) is not new.get(key) and old.get(key) != new.get(key))
         or (key in old) != (key in new)
     )

@@ -6,5 +6,5 @@ import hashlib
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 of ``data``, in hex."""
+    """Return the SHA-256 of ``data``, in hex."""
     return hashlib.sha256(data).hexdigest()

@@ -13,16 +13,16 @@ from vita_ckpt.errors import escaped
 MAX_LINES: Final = 24
 MAX_COLUMNS: Final = 100
 
-# How many texts of a sequence are joined at most; the line is cut anyway.
+# The number of texts of a sequence that are joined at most; the line is cut anyway.
 _MAX_JOINED: Final = 12
 
 
 class Displayed:
     """A base of dataclasses whose ``repr`` fits on one screen, however much they hold.
 
-    At most 24 lines of 100 printable characters. Subclasses are declared with
-    ``@dataclass(repr=False)`` and override :meth:`display_rows` where counts of their fields say
-    too little.
+    It has at most 24 lines of 100 printable characters. Subclasses are declared with
+    ``@dataclass(repr=False)`` and override :meth:`display_rows` where the sizes of their fields are
+    not informative enough.
     """
 
     __slots__ = ()
@@ -59,7 +59,7 @@ def count_by_type(values: Iterable[object]) -> str:
 
 
 def _cells(rows: Iterable[tuple[str, object]]) -> Iterator[tuple[str, str]]:
-    """Yield each row as two printable lines; leave out what would not fit on the screen."""
+    """Yield each row as two printable lines; skip rows that would not fit on the screen."""
     for label, value in islice(rows, MAX_LINES - 1):
         yield _cut(label), _cut(_text(value))
 
@@ -81,6 +81,6 @@ def _text(value: object) -> str:
 
 def _cut(text: str) -> str:
     """Escape ``text`` for a terminal and cut it to the width of the screen."""
-    # Escaping makes nothing shorter: what lies beyond need not be looked at.
+    # Escaping never shortens a text, so the rest need not be escaped.
     line = escaped(text[: MAX_COLUMNS + 1])
     return line if len(line) <= MAX_COLUMNS else f"{line[: MAX_COLUMNS - 1]}…"

@@ -8,13 +8,14 @@ from math import isfinite, sqrt
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """What was seen of pairs of elements, before and after.
+    """Statistics of pairs of elements, before and after.
 
-    ``changed`` counts the elements whose value is another one: a NaN equals a NaN, -0 equals 0.
-    ``nonfinite_before`` and ``nonfinite_after`` count NaN and infinities; a pair with one of them
-    takes no part in the figures below, which are of float64. ``max_abs`` is the largest
-    |after - before|; ``delta``, ``before`` and ``after`` are sums of squares, of the difference
-    and of the two sides, ``dot`` is the sum of their products. Sums grow by ``+``.
+    ``changed`` counts the elements whose value differs; a NaN equals a NaN, -0 equals 0.
+    ``nonfinite_before`` and ``nonfinite_after`` count NaN and infinities. Pairs with a non-finite
+    element are excluded from the following figures, which are in float64. ``max_abs`` is the
+    largest |after - before|. ``delta``, ``before`` and ``after`` are sums of squares: of the
+    difference and of the two sides. ``dot`` is the sum of the products of the two sides. ``+``
+    combines the statistics of disjoint sets of pairs.
     """
 
     elements: int = 0
@@ -41,7 +42,7 @@ class Distance:
         )
 
     def times(self, count: int) -> Distance:
-        """The same elements, ``count`` times over."""
+        """Return the distance of the same elements repeated ``count`` times."""
         return Distance(
             self.elements * count,
             self.changed * count,
@@ -63,7 +64,7 @@ class Distance:
 
     @property
     def cosine(self) -> float | None:
-        """Cosine of the angle between the two; None where one of them is all zero."""
+        """Cosine of the angle between the two sides; None where one of them is all zero."""
         if not self.max_abs:
             return 1.0
         length = sqrt(self.before) * sqrt(self.after)

@@ -29,7 +29,7 @@ BITS: dict[str, int] = {
     "U64": 64,
 }
 
-# What users and torch call the dtypes that a projector can be written in.
+# Names that users and torch give the dtypes in which a projector can be written.
 SPELLINGS: dict[str, str] = {
     "f32": "F32",
     "fp32": "F32",
@@ -43,26 +43,26 @@ SPELLINGS: dict[str, str] = {
     "bfloat16": "BF16",
 }
 
-# Between which dtypes a conversion is defined; the conversion itself is storage's.
+# The dtypes between which conversion is defined; ``storage.tensors.cast`` implements it.
 CAST_SOURCES = ("F64", "F32", "F16", "BF16")
 CAST_TARGETS = ("F32", "F16", "BF16")
 
-# Elements smaller than a byte: the format does not say in which order they fill it.
+# Dtypes smaller than a byte; the format does not define the order of elements in a byte.
 PACKED = ("F4", "F6_E2M3", "F6_E3M2")
 
 _U64 = 1 << 64
 
 
 def can_cast(source: str, target: str) -> bool:
-    """Whether a tensor of dtype ``source`` can become one of dtype ``target``."""
+    """Return whether a tensor of dtype ``source`` can be converted to dtype ``target``."""
     return source == target or (source in CAST_SOURCES and target in CAST_TARGETS)
 
 
 def nbytes(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a dense tensor.
+    """Return the bytes of a dense tensor.
 
-    Raises OverflowError where a 64-bit reader would overflow (whatever a later zero makes of the
-    product) and ValueError where a sub-byte tensor does not end on a byte.
+    Raises OverflowError where a 64-bit reader would overflow, even if a later dimension is zero,
+    and ValueError where a sub-byte tensor does not end on a byte boundary.
     """
     elements = 1
     for size in shape:

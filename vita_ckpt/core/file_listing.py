@@ -1,4 +1,4 @@
-"""Describe a directory as a loader meets it: its files, and what each holds."""
+"""Describe a directory as a loader sees it: its files, and what each holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vita_ckpt.core.checkpoint import TensorRef
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a file cannot be read: the code of the error and its one line."""
+    """The reason why a file cannot be read: error code and one-line message."""
 
     code: str
     message: str
@@ -19,10 +19,10 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A weight file read down to its header; ``trouble`` where that failed.
+    """A weight file of which only the header was read; ``trouble`` is set if that failed.
 
-    ``format`` is that of a safetensors file's ``__metadata__``: None where it has none, empty where
-    it has one that does not say.
+    ``format`` is the format that a safetensors file's ``__metadata__`` names: None without
+    ``__metadata__``, empty if it names no format.
     """
 
     name: str
@@ -33,7 +33,7 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index: which file it names for each tensor; ``metadata`` is None where it has none."""
+    """An index, which maps each tensor to a file; ``metadata`` is None if it is absent."""
 
     name: str
     weight_map: Mapping[str, str] = field(default_factory=dict)
@@ -43,11 +43,12 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """A directory, or a lone weight file: nothing was chosen yet.
+    """All weight files of a directory, or a lone weight file, before any is selected.
 
-    ``names`` are the regular files at its top, sorted; ``files`` the weight files among them and
-    those that an index names, ``indexes`` the indexes. ``config_trouble`` says why there is no
-    ``config``; ``lone`` is set where ``root`` is a weight file itself.
+    ``names`` are the regular files directly in the directory, sorted. ``files`` are the weight
+    files among them and those that an index names, ``indexes`` the indexes. ``config_trouble`` is
+    the reason why ``config`` could not be read. ``lone`` is set where ``root`` is itself a weight
+    file.
     """
 
     root: str
@@ -60,5 +61,5 @@ class WeightFiles:
     lone: bool = False
 
     def path_of(self, name: str) -> str:
-        """The whole path of one of the files."""
+        """Return the full path of one of the files."""
         return self.root if self.lone else f"{self.root}/{name}"

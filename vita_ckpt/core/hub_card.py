@@ -12,7 +12,7 @@ _KEYS: Final = ("model_type", "mm_vision_tower", "mm_projector_type")
 
 
 def hub_card(title: str, config: Mapping[str, Any], operations: Sequence[Any]) -> str:
-    """A card for a checkpoint without one: metadata, with what it was made of, and what it is.
+    """Return a model card for a checkpoint that lacks one: metadata, base models and description.
 
     ``operations`` are those of ``vita_ckpt.json``.
     """
@@ -26,7 +26,10 @@ def hub_card(title: str, config: Mapping[str, Any], operations: Sequence[Any]) -
 
 
 def _repositories(entry: Any) -> Iterator[str]:
-    """The repositories on the hub that an operation took its inputs from; whatever it says."""
+    """Yield the repositories on the hub that an operation took its inputs from.
+
+    Entries that are not well-formed are skipped.
+    """
     inputs = entry.get("inputs") if isinstance(entry, Mapping) else None
     for given in inputs.values() if isinstance(inputs, Mapping) else ():
         name = given.get("name") if isinstance(given, Mapping) else None

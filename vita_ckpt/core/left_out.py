@@ -1,4 +1,4 @@
-"""Tell why something in a checkpoint's directory is not part of the checkpoint."""
+"""Define the reasons why something in a checkpoint's directory is not part of the checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class LeftOut(Enum):
-    """Why something in a directory is not part of the checkpoint, or is not uploaded.
+    """A reason why something in a directory is not part of the checkpoint, or is not uploaded.
 
     Its string is the reason as reports word it.
     """

@@ -1,7 +1,7 @@
-"""``vita_ckpt.manifest.json``: the digest of every file of a checkpoint, of every tensor.
+"""Encode ``vita_ckpt.manifest.json``: the digests of all files and tensors of a checkpoint.
 
-Digests of tensors go with the tensors: a surgery keeps those of what it carries, so that it costs
-what it changes, and damage that was there before does not become the truth.
+A surgery keeps the digests of the tensors that it carries over. It therefore hashes only what it
+changes, and earlier damage to carried tensors remains detectable.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _KIND: Final = "vita-ckpt-manifest"
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """What a file was: its size in bytes, and SHA-256 digests in hex.
+    """The size of a file in bytes, and SHA-256 digests in hex.
 
-    ``sha256`` is that of the whole file, or, of a safetensors file, of its header (the JSON text);
-    ``tensors`` are then those of its tensors, as far as they are known.
+    ``sha256`` is the digest of the whole file or, for a safetensors file, of its header (the JSON
+    text). ``tensors`` are then the digests of its tensors, as far as they are known.
     """
 
     size: int
@@ -28,7 +28,7 @@ class FileDigest:
     tensors: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The digest as JSON."""
+        """Return the digest as JSON values."""
         if self.tensors is None:
             return {"size": self.size, "sha256": self.sha256}
         tensors = dict(sorted(self.tensors.items()))
@@ -36,7 +36,10 @@ class FileDigest:
 
     @classmethod
     def from_json(cls, entry: Any) -> FileDigest:
-        """The digest that :meth:`to_json` described; ValueError if ``entry`` is none."""
+        """Return the digest that :meth:`to_json` encoded.
+
+        Raises ValueError if ``entry`` is invalid.
+        """
         if isinstance(entry, dict) and type(entry.get("size")) is int:
             tensors = entry.get("tensors")
             digest = entry.get("sha256" if tensors is None else "header_sha256")
@@ -53,7 +56,7 @@ class Manifest:
 
     @property
     def tensors(self) -> dict[str, str]:
-        """The digests of all tensors that lie in safetensors files, by name."""
+        """The digests of all tensors in safetensors files, by name."""
         return {
             name: digest
             for file in self.files.values()
@@ -62,11 +65,14 @@ class Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as a file, with a digest of itself."""
+    """Return the manifest as the content of a file, with a digest of itself."""
     return seal(_KIND, {name: file.to_json() for name, file in sorted(manifest.files.items())})
 
 
 def decode(data: bytes) -> Manifest:
-    """The manifest in ``data``; ValueError unless every byte is as :func:`encode` wrote it."""
+    """Return the manifest in ``data``.
+
+    Raises ValueError if it differs from what :func:`encode` wrote.
+    """
     files = unseal(_KIND, data)
     return Manifest({name: FileDigest.from_json(entry) for name, entry in files.items()})

@@ -1,4 +1,4 @@
-"""Write the section of a model card that tells how a checkpoint was made."""
+"""Write the section of a model card that describes how a checkpoint was made."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _END: Final = b"<!-- vita-ckpt: end of lineage -->\n"
 
 
 def with_lineage(card: bytes, lineage: Mapping[str, Any]) -> bytes:
-    """A model card with the section on ``lineage``, the content of ``vita_ckpt.json``.
+    """Return a model card with a section on ``lineage``, the content of ``vita_ckpt.json``.
 
-    The section that an earlier surgery wrote is replaced; all else stays as it is.
+    A section written by an earlier surgery is replaced; everything else is kept.
     """
     section = _BEGIN + "".join(f"{line}\n" for line in _lines(lineage)).encode() + _END
     before, begin, rest = card.partition(_BEGIN)
@@ -58,6 +58,6 @@ def _cells(entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _code(value: object) -> str:
-    """Text that Markdown takes as it is, within a cell of a table."""
+    """Return text as Markdown code that is safe in a table cell; empty for empty text."""
     text = printable(value).replace("`", "'").replace("|", "\\|")
     return f"`{text}`" if text else ""

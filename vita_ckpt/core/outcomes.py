@@ -15,9 +15,9 @@ HISTORY_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """A checkpoint as it was before ``operation``, which was begun at ``time``.
+    """A checkpoint restored to its state before ``operation``, which began at ``time``.
 
-    ``recovered`` is set where the surgery, or an undo of it, had died in the middle.
+    ``recovered`` is set where the surgery, or an undo of it, had been interrupted.
     """
 
     path: str
@@ -32,23 +32,23 @@ class PutBack:
 
 @dataclass(frozen=True, slots=True)
 class Undoable:
-    """The last in-place surgery of a checkpoint, with the bytes that are kept to undo it."""
+    """The last in-place surgery of a checkpoint, with the number of bytes kept to undo it."""
 
     operation: str
     time: str
     nbytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; the size is ``bytes``."""
+        """Return the fields as JSON values; the size is called ``bytes``."""
         return {"operation": self.operation, "time": self.time, "bytes": self.nbytes}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class History(Displayed):
-    """What is known of how a checkpoint was made, the first operation first.
+    """The recorded operations by which a checkpoint was made, oldest first.
 
-    ``operations`` are those of ``vita_ckpt.json``, as they stand there; ``undoable`` is None where
-    nothing can be undone; ``has_manifest`` says whether digests of all files are there.
+    ``operations`` are those of ``vita_ckpt.json``, unchanged. ``undoable`` is None where nothing
+    can be undone. ``has_manifest`` is set where digests of all files exist.
     """
 
     path: str
@@ -72,10 +72,11 @@ class History(Displayed):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Push(Displayed):
-    """What validation found, and where the checkpoint is now; no ``url`` if it was refused.
+    """The validation report and the location of a pushed checkpoint; no ``url`` if it was refused.
 
-    ``files`` are the names of what is uploaded, ``left_out`` says of everything else why it is not,
-    ``removed`` are the weights of earlier pushes that are no longer in the repository.
+    ``files`` are the names of the uploaded files, ``left_out`` maps everything else to the reason
+    why it was not uploaded, ``removed`` are the weights of earlier pushes that were deleted from
+    the repository.
     """
 
     report: Report
@@ -95,7 +96,7 @@ class Push(Displayed):
         }
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
-        """Yield where it is now, what was uploaded, and what validation found."""
+        """Yield the location, the uploaded files, and the findings of the validation."""
         yield "url", self.url or "refused"
         yield "files", self.files
         yield "left out", self.left_out

@@ -19,23 +19,23 @@ from vita_ckpt.core.plan import AddTensor, Edit, Plan, ReplaceTensor
 
 @dataclass(frozen=True, slots=True)
 class Relocation:
-    """Where remote files, and tensors of files that were not fetched whole, lie on the disk."""
+    """Local copies of remote files, and of tensors whose files were not fetched whole."""
 
     files: Mapping[RemoteFile, LocalFile] = field(default_factory=dict)
     tensors: Mapping[TensorRef, TensorRef] = field(default_factory=dict)
 
     def file(self, file: File) -> File:
-        """The file on the disk; what was not fetched stays where it is."""
+        """Return the local copy of ``file``, or ``file`` itself if it was not fetched."""
         return self.files.get(file, file) if isinstance(file, RemoteFile) else file
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        """The tensor in its file on the disk."""
+        """Return ``tensor`` with its location in a local file."""
         if isinstance(tensor, Cast):
             return replace(tensor, ref=self._ref(tensor.ref))
         return self._ref(tensor) if isinstance(tensor, TensorRef) else tensor
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with everything that was fetched on the disk."""
+        """Return ``checkpoint`` with local copies of everything that was fetched."""
         return replace(
             checkpoint,
             tensors={name: self.tensor(tensor) for name, tensor in checkpoint.tensors.items()},
@@ -44,7 +44,7 @@ class Relocation:
         )
 
     def plan(self, plan: Plan) -> Plan:
-        """The plan with everything that was fetched on the disk."""
+        """Return ``plan`` with local copies of everything that was fetched."""
         edits = tuple(self._edit(edit) for edit in plan.edits)
         return replace(plan, base=self.checkpoint(plan.base), edits=edits)
 
@@ -58,7 +58,7 @@ class Relocation:
 
 
 def remote_refs(tensors: Mapping[str, Tensor]) -> frozenset[TensorRef]:
-    """The places of tensors, converted ones too, in files that are not on the disk."""
+    """Return the locations of the tensors, including converted ones, that are in remote files."""
     refs = (t.ref if isinstance(t, Cast) else t for t in tensors.values())
     return frozenset(
         ref for ref in refs if isinstance(ref, TensorRef) and isinstance(ref.source, RemoteFile)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.core.display import Displayed
 
-# How bad a finding is: only an error makes a checkpoint unsound.
+# The severity of a finding; only an error makes a checkpoint unsound.
 Severity = Literal["error", "warning", "note"]
 
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
@@ -16,11 +16,11 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong.
+    """A problem found in a checkpoint.
 
-    ``rule`` is a stable id, ``subject`` a tensor, config key or file; ``message`` is one line with
-    what was expected and what was found; ``file`` the path of the file that it is about, empty
-    where it is about the checkpoint as a whole.
+    ``rule`` is a stable id, ``subject`` a tensor, config key or file. ``message`` is one line with
+    what was expected and what was found. ``file`` is the path of the affected file, empty where the
+    finding is about the checkpoint as a whole.
     """
 
     rule: str
@@ -31,13 +31,13 @@ class Finding:
     file: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """Return the fields as JSON values; what is no Unicode is spelled out as ``\\udcff``."""
+        """Return the fields as JSON values; invalid Unicode is escaped as ``\\udcff``."""
         return {key: _unicode(value) for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Report(Displayed):
-    """What was found at ``path``, which was taken for a ``kind`` such as ``vita-checkpoint``."""
+    """The findings at ``path``, checked as a ``kind`` such as ``vita-checkpoint``."""
 
     path: str
     kind: str
@@ -57,7 +57,7 @@ class Report(Displayed):
         }
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
-        """Yield path and kind, how many findings there are, and the worst of them."""
+        """Yield path and kind, the number of findings, and the worst of them."""
         yield "path", self.path
         yield "kind", self.kind
         yield from finding_rows(self.findings)
@@ -71,7 +71,7 @@ def outcome(findings: Iterable[Finding]) -> dict[str, Any]:
 
 
 def finding_rows(findings: Iterable[Finding]) -> Iterator[tuple[str, object]]:
-    """Yield rows for a screen: how many findings of each severity, then each, the worst first."""
+    """Yield rows for a screen: the number of findings by severity, then each, worst first."""
     ordered = worst_first(findings)
     yield from ((key, count) for key, count in outcome(ordered).items() if count or key == "ok")
     for finding in ordered:
@@ -89,5 +89,5 @@ def has_errors(findings: Iterable[Finding]) -> bool:
 
 
 def _unicode(text: str) -> str:
-    # A lone surrogate is legal in JSON for Python, and an error for most other readers.
+    # Python accepts a lone surrogate in JSON; most other readers reject it.
     return text.encode("utf-8", "backslashreplace").decode()

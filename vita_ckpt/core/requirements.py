@@ -1,4 +1,4 @@
-"""Check what a checkpoint must be for a surgery or a forward pass."""
+"""Check the requirements that a surgery or a forward pass has of a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LAYOUTS: Final = {
 
 
 def vita_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The config of a VITA checkpoint: a directory of a model's weights, with vision in its config.
+    """Return the config of a VITA checkpoint: a directory with model weights and a vision config.
 
     Raises InputError for an adapter, a run, a lone file, a plain language model or a tower.
     """
@@ -39,10 +39,10 @@ def vita_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def plain_backbone(checkpoint: Checkpoint) -> Backbone | None:
-    """The VITA backbone that a plain language model becomes; None for a VITA checkpoint.
+    """Return the VITA backbone for a plain language model; None for a VITA checkpoint.
 
-    Where two share a language model it is the first, which is also the common one. Raises
-    InputError for what is neither.
+    Where two backbones share a language model it is the first, which is also the more common one.
+    Raises InputError for any other checkpoint.
     """
     config = _config(checkpoint)
     if "mm_vision_tower" not in config:

@@ -1,4 +1,4 @@
-"""Encode reports as JSON that every parser takes: no NaN, no lone surrogates."""
+"""Encode reports as JSON that every parser accepts: no NaN, no lone surrogates."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def json_text(value: Any) -> str:
-    """``value`` as indented JSON; numbers that JSON has no word for (1e999, NaN) stand as texts."""
+    """Return ``value`` as indented JSON; non-finite numbers (1e999, NaN) become strings."""
     try:
         return json.dumps(value, indent=2, allow_nan=False)
     except ValueError:
-        return json.dumps(_spelt(value), indent=2, allow_nan=False)
+        return json.dumps(_nonfinite_as_text(value), indent=2, allow_nan=False)
 
 
-def _spelt(value: Any) -> Any:
+def _nonfinite_as_text(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _spelt(item) for key, item in value.items()}
+        return {key: _nonfinite_as_text(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_spelt(item) for item in value]
+        return [_nonfinite_as_text(item) for item in value]
     return str(value) if isinstance(value, float) and not isfinite(value) else value

@@ -12,15 +12,15 @@ from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 
 SUMMARY_VERSION: Final = 1
 
-# What a plan does to a tensor or a file.
+# How a plan changes a tensor or a file.
 PlannedChange = Literal["added", "removed", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor that a plan changes, why, and what it is before and after; None on a side without.
+    """A tensor that a plan changes, with the reason and both sides; None where it is absent.
 
-    Of the two sides the JSON form keeps dtype and shape.
+    The JSON form keeps only dtype and shape of the two sides.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class PlannedKey:
-    """A key of ``config.json`` that a plan sets, and why; None where it is not set before."""
+    """A key of ``config.json`` that a plan sets, and why; ``before`` is None if it was not set."""
 
     key: str
     before: Any
@@ -69,7 +69,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class FileSize:
-    """The name of a file below the checkpoint, and bytes of it: all, or those that are written."""
+    """A file's name below the checkpoint, and its size in bytes or the number of bytes written."""
 
     name: str
     bytes: int
@@ -81,12 +81,12 @@ class FileSize:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Summary(Displayed):
-    """What a plan will do.
+    """A summary of what a plan will do.
 
-    ``base`` is None for a plan that starts from nothing. ``patched`` files are written in part,
-    ``rewritten`` ones whole, ``carried`` ones stay as they are; ``left_out`` says of what else lies
-    in the base's directory why it is not carried. ``bytes_to_write`` counts all but the files that
-    say what was done, whose size is not known before.
+    ``base`` is None for a plan without a base. ``patched`` files are written in part, ``rewritten``
+    ones whole, ``carried`` ones stay unchanged. ``left_out`` maps what else is in the base's
+    directory to the reason why it is not carried. ``bytes_to_write`` excludes the files that record
+    the operation, whose size is not known in advance.
     """
 
     operation: str
@@ -103,7 +103,7 @@ class Summary(Displayed):
     bytes_to_write: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary as JSON, in the form that ``--json`` prints of a surgery."""
+        """Return the summary as JSON, in the form that a surgery prints with ``--json``."""
         lists = {
             name: [item.to_dict() for item in getattr(self, name)]
             for name in ("tensors", "config", "files", "patched", "rewritten", "carried")

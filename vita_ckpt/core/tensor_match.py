@@ -1,4 +1,4 @@
-"""Compare the tensors that a model needs with those that are there."""
+"""Compare the tensors that a model expects with those that were found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class KeyMismatch:
-    """Names that are missing, names that are too many, and (name, wanted, found) shapes."""
+    """Missing names, unexpected names, and mismatched shapes as (name, expected, found)."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -41,7 +41,7 @@ class KeyMismatch:
 
 
 def compare(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> KeyMismatch:
-    """What distinguishes the tensors that a model wants from those that there are."""
+    """Return the differences between the tensors that a model expects and those that were found."""
     return KeyMismatch(
         tuple(name for name in wanted if name not in found),
         tuple(name for name in found if name not in wanted),

@@ -1,4 +1,4 @@
-"""Hold what a forward pass showed, as data that needs no torch."""
+"""Represent the result of a forward pass as data that needs no torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ VERIFICATION_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verification(Displayed):
-    """What a forward pass showed: findings, and what it cost.
+    """The result of a forward pass: findings, time and memory.
 
-    Times in seconds, ``peak_memory`` in bytes (of the GPU if there is one, else of this process);
-    ``tokens_per_image`` is what one image became; ``answer`` the one to the prompt, None without a
-    prompt or where the model does not get as far.
+    Times are in seconds, ``peak_memory`` in bytes (of the GPU if there is one, else of this
+    process). ``tokens_per_image`` is the number of tokens that one image produces. ``answer`` is
+    the answer to the prompt, None without a prompt or if the model does not generate one.
     """
 
     path: str
@@ -35,7 +35,7 @@ class Verification(Displayed):
     golden: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON, in the form of ``schemas/verify-v1.json``: no ``golden``."""
+        """Return the result as JSON, as in ``schemas/verify-v1.json``, without ``golden``."""
         report = asdict(self)
         del report["golden"]
         report["findings"] = [
@@ -50,7 +50,7 @@ class Verification(Displayed):
         }
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
-        """Yield every field that is not empty, the findings one by one at the end."""
+        """Yield every field that is not empty, with the findings one by one at the end."""
         for label, value in Displayed.display_rows(self):
             if label != "findings":
                 yield label, value

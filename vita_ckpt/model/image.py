@@ -26,9 +26,9 @@ from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import read_processor, read_tower_config
 from vita_ckpt.storage.stores.local import opened
 
-# Not all that PIL knows: some of its readers start other programs.
+# Only some of PIL's formats: some of its readers start other programs.
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# What PIL raises for a damaged file, by reader.
+# The errors that PIL's readers raise for a damaged file.
 _DAMAGED: Final = (
     OSError,
     EOFError,
@@ -41,10 +41,10 @@ _DAMAGED: Final = (
     struct.error,
     zlib.error,
 )
-# Pixels of an image at any stage of its preparation: PIL's own limit of what it opens.
+# The most pixels of an image at any stage of its preparation: PIL's own limit for opening.
 _LARGEST: Final = 178_956_970
 
-# What the library's processors do where a config leaves a key out.
+# Defaults of the library's processors for keys that a config omits.
 _CLIP_DEFAULTS: Final[dict[str, Any]] = {
     "do_resize": True,
     "size": {"shortest_edge": 224},
@@ -67,11 +67,12 @@ _SIGLIP_DEFAULTS: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Processor:
-    """How an image becomes pixels, in this order; None is a step that is left out.
+    """The steps that turn an image into pixels, in this order; None means that a step is skipped.
 
-    ``pad`` makes it square with the mean colour; ``resize`` is a shortest edge or (height, width)
-    in pixels, ``resample`` PIL's number of a filter, ``crop`` (height, width) around the centre;
-    then values are multiplied by ``factor``, and ``mean`` and ``std`` normalise each channel.
+    ``pad`` makes the image square with the mean colour. ``resize`` is a shortest edge or (height,
+    width) in pixels, ``resample`` the number of a PIL filter, ``crop`` the (height, width) around
+    the centre. Then values are multiplied by ``factor``, and ``mean`` and ``std`` normalise each
+    channel.
     """
 
     pad: bool
@@ -86,13 +87,13 @@ class Processor:
     def of(cls, family: str, config: Mapping[str, Any], *, pad: bool = False) -> Processor:
         """Return the processor of a family with the keys of a ``preprocessor_config.json``.
 
-        As upstream does, the family decides whether it is CLIP's or SigLIP's. ``pad`` is
-        ``image_aspect_ratio: pad``. Raises InputError ``unsupported-processor-config``.
+        As upstream does, the family decides whether it is CLIP's or SigLIP's. ``pad`` corresponds
+        to ``image_aspect_ratio: pad``. Raises InputError ``unsupported-processor-config``.
         """
         is_siglip = towers.FAMILIES[family].processor == "siglip"
         keys = dict(_SIGLIP_DEFAULTS if is_siglip else _CLIP_DEFAULTS)
         keys |= {key: config[key] for key in keys if config.get(key) is not None}
-        if is_siglip:  # whose processor has no such step
+        if is_siglip:  # its processor does not crop
             keys["do_center_crop"] = False
         for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if type(keys[key]) is not bool:
@@ -116,7 +117,10 @@ class Processor:
         )
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Return the pixels, float32 [3, H, W], of an RGB image; InputError ``image-too-large``."""
+        """Return the pixels of an RGB image, float32 [3, H, W].
+
+        Raises InputError ``image-too-large``.
+        """
         if self.pad:
             image = self._padded(image)
         if self.resize is not None:
@@ -130,7 +134,7 @@ class Processor:
             image = image.crop((left, top, left + width, top + height))
         flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         pixels = flat.reshape(image.height, image.width, 3).permute(2, 0, 1)
-        # Multiplied in double precision, then rounded: that is how the library does it.
+        # As in the library: multiplied in double precision, then rounded.
         values = (pixels.double() * self.factor).float()
         if self.std is None:
             return values
@@ -151,10 +155,10 @@ def processor_of(
 ) -> Processor:
     """Return the processor of a checkpoint's images.
 
-    Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`; EVA-CLIP, which
-    comes without one, has CLIP's at its own size. S2's images have the size of the largest scale.
-    Raises UsageError for a checkpoint without a tower, InputError naming ``--tower`` if there is no
-    such file.
+    Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`. EVA-CLIP, which
+    has no such config, uses CLIP's processor at its own size. With S2 the images have the size of
+    the largest scale. Raises UsageError for a checkpoint without a tower, and InputError naming
+    ``--tower`` if the config is missing.
     """
     config = checkpoint.config or {}
     stores = Stores() if stores is None else stores
@@ -164,14 +168,14 @@ def processor_of(
             "no-vision-modules", checkpoint.root, expected="a vision tower, for an image"
         )
     with on_meta(torch.float32):
-        eyes = tower_of(config, sizes)
-    side = {"height": eyes.image_size, "width": eyes.image_size}
+        vision_tower = tower_of(config, sizes)
+    side = {"height": vision_tower.image_size, "width": vision_tower.image_size}
     found = read_processor(checkpoint, stores, tower)
     keys: dict[str, Any]
     if found is not None:
         keys = dict(found)
-    elif towers.FAMILIES[eyes.family].lone_file:
-        keys = {"size": {"shortest_edge": eyes.image_size}, "crop_size": side}
+    elif towers.FAMILIES[vision_tower.family].lone_file:
+        keys = {"size": {"shortest_edge": vision_tower.image_size}, "crop_size": side}
     else:
         raise InputError(
             "processor-config-unknown",
@@ -182,11 +186,11 @@ def processor_of(
         )
     if config.get("use_s2") is True:
         keys["size"] = side
-    return Processor.of(eyes.family, keys, pad=config.get("image_aspect_ratio") == "pad")
+    return Processor.of(vision_tower.family, keys, pad=config.get("image_aspect_ratio") == "pad")
 
 
 def read_image(path: StrPath) -> Image.Image:
-    """Read the first frame of an image file, in RGB. Upstream ignores EXIF's rotation.
+    """Read the first frame of an image file, in RGB, without applying EXIF rotation, as upstream.
 
     Raises InputError: ``unreadable-file``, ``unreadable-image``, ``image-too-large``.
     """
@@ -214,7 +218,10 @@ def read_image(path: StrPath) -> Image.Image:
 
 
 def _target(size: int | tuple[int, int], image: Image.Image) -> tuple[int, int]:
-    """(height, width) of a resized image; the longer side of a shortest edge is rounded down."""
+    """Return (height, width) of a resized image.
+
+    For a shortest edge, the longer side is rounded down.
+    """
     if isinstance(size, tuple):
         return size
     short, long = sorted(image.size)
@@ -238,14 +245,14 @@ def _too_large(got: str) -> InputError:
 
 
 def _size(key: str, value: Any) -> int | tuple[int, int]:
-    """A shortest edge, or (height, width)."""
+    """Return a shortest edge, or (height, width)."""
     if isinstance(value, Mapping) and "shortest_edge" in value:
         value = value["shortest_edge"]
     return _pixels(key, value) if type(value) is int else _both(key, value)
 
 
 def _both(key: str, value: Any) -> tuple[int, int]:
-    """(height, width); a number is both."""
+    """Return (height, width); a single number is used for both."""
     if isinstance(value, Mapping):
         return _pixels(key, value.get("height")), _pixels(key, value.get("width"))
     return _pixels(key, value), _pixels(key, value)

@@ -15,16 +15,16 @@ from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
 from vita_ckpt.errors import InputError, UsageError
 
 # transformers 4.41 computes its rotary tables for this many positions in every layer, and extends
-# them when a text is longer: at a model's own maximum they would take a gigabyte.
+# them for longer texts. At a model's own maximum they would take a gigabyte.
 _ROTARY_TABLE: Final = 1024
 
 
 def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> Any:
-    """The ``…ForCausalLM`` of a VITA config, in the default dtype, its weights not set.
+    """Build the ``…ForCausalLM`` of a VITA config, in the default dtype, its weights not set.
 
     ``attn`` is the library's attention implementation (``"eager"``, ``"sdpa"`` …), by default
-    ``"sdpa"``. Raises InputError for a ``model_type`` that VITA does not have, UsageError for
-    an ``attn`` that the library does not have, or not here.
+    ``"sdpa"``. Raises InputError for a ``model_type`` that VITA does not have, UsageError for an
+    ``attn`` that the library does not have or that is not available here.
     """
     backbone = BACKBONES.get(str(config.get("model_type")))
     if backbone is None:
@@ -59,7 +59,7 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
 
 
 def stored_name(name: str) -> str:
-    """The checkpoint's name of a tensor of the language model: Mixtral's as 4.41 spells it."""
+    """Return the checkpoint's name of a language model tensor, with Mixtral's names as in 4.41."""
     return name.replace(".mlp.gate.", ".block_sparse_moe.gate.").replace(
         ".mlp.experts.", ".block_sparse_moe.experts."
     )
@@ -68,8 +68,9 @@ def stored_name(name: str) -> str:
 class SparseMoe(nn.Module):
     """Mixtral's mixture of experts under its stored names, one expert at a time.
 
-    The library's current module fuses all experts into two tensors, which are 4 GB in a layer of
-    8x7B; here only the experts that a token is routed to are touched. [B, T, hidden] in and out.
+    The library's current module fuses all experts into two tensors, which take 4 GB in a layer of
+    8x7B. Here only the experts that a token is routed to are read. Input and output are [B, T,
+    hidden].
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -82,7 +83,10 @@ class SparseMoe(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Any:
-        """[B, T, hidden] in and out, with the router's scores where the library expects them."""
+        """Map [B, T, hidden] to [B, T, hidden].
+
+        With transformers 4.41 the router's scores are returned too.
+        """
         flat = hidden.reshape(-1, hidden.shape[-1])
         scores = functional.softmax(self.gate(flat), dim=1, dtype=torch.float)
         weights, chosen = torch.topk(scores, self.top_k, dim=-1)
@@ -93,7 +97,7 @@ class SparseMoe(nn.Module):
             if tokens.numel():
                 result.index_add_(0, tokens, expert(flat[tokens]) * weights[tokens, rank, None])
         output = result.reshape(hidden.shape)
-        # The decoder layer of 4.41 takes the router's logits along.
+        # The decoder layer of 4.41 also expects the router's logits.
         return (output, scores) if _RETURNS_SCORES else output
 
 
@@ -107,7 +111,7 @@ class Expert(nn.Module):
         self.w3 = nn.Linear(width, inner, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[n, width] in and out."""
+        """Map [n, width] to [n, width]."""
         result: Tensor = self.w2(functional.silu(self.w1(hidden)) * self.w3(hidden))
         return result
 
@@ -120,7 +124,7 @@ def _moe_attribute(layer: nn.Module) -> str:
 
 
 def _rope(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
-    """The rotary settings as the installed library spells them."""
+    """Return the rotary settings under the installed library's names."""
     given = config.get("rope_parameters")
     scaling = config.get("rope_scaling")
     if isinstance(given, Mapping):  # a config written by transformers 5

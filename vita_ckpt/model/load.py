@@ -39,21 +39,23 @@ def load_model(
     strict: bool = True,
     stores: Stores | None = None,
 ) -> VitaModel:
-    """The model of a VITA checkpoint, ready to run: text and images, no audio.
+    """Load the model of a VITA checkpoint, ready to run: text and images, no audio.
 
-    ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
-    ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
-    directory, where the config's path does not lead to it; ``attn`` the library's attention
-    implementation. ``max_memory`` is what weights may take: bytes or ``"4GB"``, by GPU number or
-    ``"cpu"``; by default most of every GPU's free memory, half a gigabyte of a CPU's. Weights lie
-    on one GPU if they fit there, on several if they fit on those together (only ``max_memory``'s,
-    where it names some), and otherwise stream from the checkpoint's own files, module by module.
-    ``observe`` is called with every stored name and tensor that a module is given; while streaming
-    ``model.observe_rest()`` shows it the others. With ``strict=False`` a checkpoint that does not
-    fit gives a model without weights. ``stores`` are those that paths lead to.
+    ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    ``dtype`` is a torch dtype or its name, by default the checkpoint's. ``tower`` is the tower's
+    directory, needed if the config's path does not lead to it. ``attn`` is the library's attention
+    implementation. ``max_memory`` limits the memory for weights, in bytes or as ``"4GB"``, by GPU
+    number or ``"cpu"``. Its default is most of every GPU's free memory, and half a gigabyte on a
+    CPU. Weights are placed on one GPU if they fit, else on several GPUs if they fit on those
+    together (only the GPUs in ``max_memory``, if it names any). Otherwise they stream from the
+    checkpoint's own files, module by module.
 
-    Raises InputError if the checkpoint cannot be read, is of no known kind, or its tensors are not
-    exactly those of the model; UsageError for a device that is not there.
+    ``observe`` is called with every stored name and tensor that a module receives; while streaming,
+    ``model.observe_rest()`` calls it with the others. With ``strict=False`` a checkpoint that does
+    not fit gives a model without weights. ``stores`` resolves paths.
+
+    Raises InputError if the checkpoint cannot be read, is of an unknown kind, or its tensors are
+    not exactly those of the model; UsageError for a device that is not available.
     """
     stores = Stores() if stores is None else stores
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path, stores)
@@ -84,7 +86,7 @@ def load_model(
 
 
 def fit(model: VitaModel, checkpoint: Checkpoint) -> KeyMismatch:
-    """How the checkpoint's tensors differ from the model's; audio is left aside."""
+    """Return how the checkpoint's tensors differ from the model's, ignoring audio."""
     state = model.state_dict()
     wanted = {stored: tuple(state[name].shape) for name, stored in model.stored_names().items()}
     found = {
@@ -109,6 +111,6 @@ def _dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dty
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype of the language model, told by its last norm."""
+    """Return the dtype of the language model, taken from its last norm."""
     norm = checkpoint.tensors.get("model.norm.weight")
     return TORCH_DTYPES[norm.dtype] if norm is not None else torch.float32

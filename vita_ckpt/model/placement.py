@@ -16,15 +16,16 @@ from vita_ckpt.model.weights import DeviceMap, device_of
 
 # On the CPU a model of up to this many bytes is kept in memory; a larger one streams.
 _RESIDENT_ON_CPU: Final = 512 << 20
-# Of a GPU's free memory, what weights may take: the rest is for activations.
+# The share of a GPU's free memory that weights may take; the rest is for activations.
 _GPU_SHARE: Final = 0.9
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model runs: ``device_map`` places its weights, and is None if they stream.
+    """The devices of a model.
 
-    ``device`` is where streamed weights are taken to.
+    ``device_map`` places its weights, and is None if they stream. ``device`` is the device to which
+    streamed weights are moved.
     """
 
     device: torch.device
@@ -32,12 +33,12 @@ class Placement:
 
 
 def place(model: VitaModel, offered: Iterable[tuple[torch.device, int]]) -> Placement:
-    """Put a model on the first device that holds it whole, else on all of them together.
+    """Place a model on the first device that holds it whole, else on all of them together.
 
-    ``offered`` are devices with the bytes that weights may take there; of a later one nothing is
-    asked where an earlier one will do. Several are filled in the order in which the model runs, by
-    accelerate, which leaves room for one layer on the first: decoder layers, the vision tower and
-    the projector are never split.
+    ``offered`` yields devices with the bytes that weights may take there. Later devices are not
+    queried if an earlier one suffices. Several devices are filled by accelerate in the order in
+    which the model runs, with room for one layer left on the first. Decoder layers, the vision
+    tower and the projector are never split.
     """
     state = model.state_dict()
     needed = sum({s: state[n].nbytes for n, s in model.stored_names().items()}.values())
@@ -68,11 +69,12 @@ def offered(
     count: int,
     free: Callable[[int], int],
 ) -> Iterator[tuple[torch.device, int]]:
-    """Devices that ``device`` names, with the bytes that weights may take there.
+    """Return the devices that ``device`` names, with the bytes that weights may take there.
 
-    ``"auto"`` and ``"cuda"`` are the GPUs that ``max_memory`` names, by default all of ``count``;
-    ``"auto"`` is the CPU where there are none. ``free`` tells the free bytes of a GPU and is asked
-    last: it costs memory there. Raises UsageError for what is not there or makes no sense.
+    ``"auto"`` and ``"cuda"`` are the GPUs that ``max_memory`` names, by default all ``count`` of
+    them; ``"auto"`` is the CPU if there are no GPUs. ``free`` returns the free bytes of a GPU. It
+    is called only when a device is drawn from the iterator, because the call itself takes GPU
+    memory. Raises UsageError for a device that is not available and for invalid limits.
     """
     limits = {key: _bytes(key, size) for key, size in max_memory.items()}
     name = str(device)
@@ -107,15 +109,15 @@ def offered(
 
 
 def free_memory(index: int) -> int:
-    """Free bytes of a GPU."""
+    """Return the free bytes of a GPU."""
     return torch.cuda.mem_get_info(index)[0]
 
 
 def dispatch(model: VitaModel, device_map: DeviceMap) -> None:
-    """Let a model that lies on several devices run: every module's inputs follow its weights."""
+    """Add hooks that move every module's inputs to the device of its weights."""
     main = device_of("language_model.model.embed_tokens", device_map)
-    # Each layer's keys and values stay where that layer is. Forced: the hooks are wanted whatever
-    # the devices are.
+    # Each layer's keys and values stay on its device. The hooks are forced because they are needed
+    # on any devices.
     cache = ["past_key_values", "past_key_value"]
     dispatch_model(model, dict(device_map), main_device=main, skip_keys=cache, force_hooks=True)
 

@@ -10,9 +10,10 @@ import torch
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """cuDNN's convolutions without TF32, whose ten bits of mantissa are torch's default for them.
+    """Disable TF32 in cuDNN's convolutions, which torch enables by default.
 
-    Products of matrices are exact by torch's default. Nothing changes in other dtypes.
+    TF32 has a mantissa of only ten bits. Torch's matrix products are exact by default. Other dtypes
+    are not affected.
     """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""Projectors in torch: every type that upstream builds, under its stored names."""
+"""Implement the projectors in torch: every type that upstream builds, under its stored names."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from vita_ckpt.core.anatomy.projectors import Projector, expected_shapes
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.precision import exact_convolutions
 
-# Four consecutive tokens become one in the types that concatenate.
+# The number of consecutive tokens that the concatenating types join into one.
 _TOGETHER = 4
 
 
 def build_projector(projector_type: str, in_width: int, out_width: int) -> nn.Module:
     """Build a projector in eval mode and in the default dtype, its weights not set.
 
-    Its forward takes [N, tokens, in_width] to [N, tokens', out_width] in the dtype of the input
-    (UPSTREAM §4 says how many tokens each type leaves); ``identity`` leaves the width too. The
-    names of its ``state_dict()`` are upstream's below ``model.mm_projector.``.
+    Its forward maps [N, tokens, in_width] to [N, tokens', out_width] in the dtype of the input
+    (UPSTREAM §4 gives tokens' for each type); ``identity`` also keeps the width. The names of its
+    ``state_dict()`` are upstream's below ``model.mm_projector.``.
 
-    Raises InputError ``unknown-projector-type``; the forward raises InputError
-    ``tokens-do-not-fit-projector`` where the tokens are no square grid, or not whole fours.
+    Raises InputError ``unknown-projector-type``. The forward raises InputError
+    ``tokens-do-not-fit-projector`` where the tokens do not form a square grid, or their number is
+    not a multiple of four.
     """
     kind = projectors.find_type(projector_type)
     if kind is None:
@@ -53,10 +54,10 @@ def _mlp(projector_type: str, wide: int, out: int) -> nn.Module:
 
 
 class Spp(nn.Module):
-    """Linear layers around a 2x2 average pool, whose place the version decides.
+    """Linear layers around a 2x2 average pool, whose position depends on the version.
 
-    All three layers are stored in every version; v1 and v2 do not run ``linear_0``. An odd last
-    row and column of the grid are dropped.
+    All three layers are stored in every version; v1 and v2 do not run ``linear_0``. An odd last row
+    and column of the grid are dropped.
     """
 
     def __init__(self, wide: int, out: int, version: str) -> None:
@@ -67,7 +68,7 @@ class Spp(nn.Module):
         self.linear_2 = nn.Linear(out, out)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[N, side², in] → [N, (side // 2)², out]."""
+        """Map [N, side², in] to [N, (side // 2)², out]."""
         if self.version == "v1":
             return self._last(_pool(self.linear_1(tokens)))
         if self.version == "v2":
@@ -80,7 +81,7 @@ class Spp(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """Four consecutive tokens as one: feature by feature (vanilla) or one after the other."""
+    """Join four consecutive tokens into one, interleaved by feature (vanilla) or in sequence."""
 
     def __init__(self, wide: int, out: int, *, interleaved: bool) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class Concatenation(nn.Module):
         self.linear = nn.Linear(_TOGETHER * wide, out)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[N, tokens, in] → [N, tokens / 4, out]."""
+        """Map [N, tokens, in] to [N, tokens / 4, out]."""
         batch, count, width = tokens.shape
         if count % _TOGETHER:
             raise _misfit(count, "a multiple of 4")
@@ -107,14 +108,14 @@ class Ldp(nn.Module):
         self.model = _LdpBlock(wide, out)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[N, side², in] → [N, ((side + 1) // 2)², out]."""
+        """Map [N, side², in] to [N, ((side + 1) // 2)², out]."""
         with exact_convolutions():
             result: Tensor = self.model(tokens)
         return result
 
 
 class _LdpBlock(nn.Module):
-    """The identities keep upstream's numbering of the stored names."""
+    """The body of Ldp; the identities keep upstream's numbering of the stored names."""
 
     def __init__(self, wide: int, out: int) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class _LdpBlock(nn.Module):
 
 
 class _InvertedResidual(nn.Module):
-    """MobileNetV3's block (Howard et al. 2019) without expansion; the residual is in stride 1."""
+    """MobileNetV3's block (Howard et al. 2019) without expansion; residual only at stride 1."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -179,7 +180,7 @@ def _pool(tokens: Tensor) -> Tensor:
 
 
 def _grid(tokens: Tensor) -> Tensor:
-    """[N, side², C] → [N, C, side, side]."""
+    """Map [N, side², C] to [N, C, side, side]."""
     batch, count, width = tokens.shape
     side = isqrt(count)
     if side * side != count:
@@ -188,7 +189,7 @@ def _grid(tokens: Tensor) -> Tensor:
 
 
 def _tokens(grid: Tensor) -> Tensor:
-    """[N, C, H, W] → [N, H * W, C]."""
+    """Map [N, C, H, W] to [N, H * W, C]."""
     return torch.flatten(grid, 2).transpose(1, 2)
 
 
@@ -218,7 +219,7 @@ def _identity(_projector_type: str, _wide: int, _out: int) -> nn.Module:
     return nn.Identity()
 
 
-# How each row of the table of types is built, by its name.
+# The builder of each row of the table of types, by its name.
 MODULES: Final[dict[str, Callable[[str, int, int], nn.Module]]] = {
     "linear": _linear,
     "mlp": _mlp,

@@ -1,4 +1,4 @@
-"""Read tensors into pinned memory while earlier copies to the GPU go on."""
+"""Read tensors into pinned memory while earlier copies to the GPU proceed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vita_ckpt.storage.stores.local import read_into
 
-# One read and one copy: long enough to cost nothing, and memory that is pinned four times.
+# Bytes of one read and one copy: large enough to hide the overhead. Four such buffers are pinned.
 STEP: Final = 32 << 20
 _THREADS: Final = 2
 _BUFFERS: Final = 4
@@ -21,7 +21,7 @@ _BUFFERS: Final = 4
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor's bytes lie: an open descriptor, its path for errors, and the offset."""
+    """The location of a tensor's bytes: an open descriptor, its path for errors, and the offset."""
 
     descriptor: int
     path: str
@@ -29,10 +29,10 @@ class Source:
 
 
 def staged(wanted: Iterable[tuple[Source, Tensor]], step: int = STEP) -> Iterator[Tensor]:
-    """Fill every tensor with its bytes, ``step`` at a time, and yield it, in order.
+    """Fill every tensor with its bytes, ``step`` at a time, and yield the tensors in order.
 
-    The tensors are empty and contiguous; what is enqueued on their device's current stream after
-    they are yielded sees their values. Raises MalformedFileError if a file ends too early.
+    The tensors are empty and contiguous. Work enqueued on their device's current stream after they
+    are yielded sees their values. Raises MalformedFileError if a file ends too early.
     """
     buffers: list[_Buffer] = []
     reading: deque[tuple[_Piece, _Buffer, Future[None]]] = deque()
@@ -49,7 +49,7 @@ def staged(wanted: Iterable[tuple[Source, Tensor]], step: int = STEP) -> Iterato
 
 
 class _Buffer:
-    """Memory that is read into and copied from, in turn."""
+    """Memory that is alternately read into and copied from."""
 
     def __init__(self, size: int, *, pinned: bool) -> None:
         self.data = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
@@ -59,7 +59,7 @@ class _Buffer:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Bytes from ``start`` of a tensor; the last piece completes it."""
+    """A range of bytes from ``start`` of a tensor; the last piece completes it."""
 
     source: Source
     tensor: Tensor

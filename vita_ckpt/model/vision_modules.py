@@ -1,4 +1,4 @@
-"""Hold the vision modules of a live model, with upstream's ``initialize_vision_modules``."""
+"""Implement the vision modules of a live model, with upstream's ``initialize_vision_modules``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vita_ckpt.surgery.projector import KEYWORD, get_w
 
 
 class VisionModules(nn.Module):
-    """The vision tower and the projector of a composed model, as a mixin.
+    """A mixin with the vision tower and the projector of a composed model.
 
     ``config`` is the checkpoint's config, ``language_model`` the library's causal language model.
     Both are set before :meth:`build_vision_modules` is called.
@@ -48,7 +48,7 @@ class VisionModules(nn.Module):
 
     @property
     def streams(self) -> bool:
-        """Whether weights are taken from the files while running."""
+        """Whether weights are read from the files while running."""
         raise NotImplementedError
 
     def build_vision_modules(
@@ -56,7 +56,7 @@ class VisionModules(nn.Module):
     ) -> None:
         """Build the tower and the projector of ``config``, without weights.
 
-        ``tower_config`` is the tower's own config; without one there is no tower and no projector.
+        ``tower_config`` is the tower's own config; if it is None, neither is built.
         """
         self.vision_tower = None
         self.mm_projector = None
@@ -83,13 +83,15 @@ class VisionModules(nn.Module):
         Upstream itself keeps the old tower and the old projector.
 
         ``model_args`` has ``vision_tower`` (a path), ``mm_projector_type`` and
-        ``pretrain_mm_mlp_adapter`` (a file or None), and may have ``use_s2`` and ``s2_scales``.
-        The tower is replaced if another one is asked for, and frozen as upstream leaves it; the
-        projector is rebuilt if its type or widths change, and trainable; an adapter is read with
+        ``pretrain_mm_mlp_adapter`` (a file or None), and may have ``use_s2`` and ``s2_scales``. The
+        tower is replaced if another one is asked for, and frozen as upstream leaves it. The
+        projector is rebuilt if its type or widths change, and is trainable. An adapter is read with
         ``get_w`` into the model's dtype. ``config`` is updated. With ``delay_load`` the tower is
-        built without its weights. Raises InputError for a path that upstream would take for
-        another family, or a tower that does not fit its config, and AdapterError for an adapter
-        that does not fit the projector; the model is then as it was.
+        built without its weights.
+
+        Raises InputError for a path that upstream would take for another family, or a tower that
+        does not fit its config, and AdapterError for an adapter that does not fit the projector.
+        After an error the model is unchanged.
         """
         path = str(_argument(model_args, "vision_tower", ""))
         kind = str(_argument(model_args, "mm_projector_type", None) or projectors.DEFAULT_TYPE)
@@ -112,7 +114,7 @@ class VisionModules(nn.Module):
         projector = self.mm_projector
         if (
             projector is None
-            or self.streams  # what is streamed cannot be trained, nor loaded into
+            or self.streams  # a streamed module cannot be trained or loaded into
             or kind != self.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
             or _shapes(projector) != projectors.expected_shapes(new)
         ):
@@ -121,7 +123,7 @@ class VisionModules(nn.Module):
         adapter = _argument(model_args, "pretrain_mm_mlp_adapter", None)
         if adapter is not None:
             _load_adapter(projector, open_checkpoint(os.fspath(adapter), Stores()), new)
-        # Everything fits: only now is the model changed.
+        # The model is changed only after every check has passed.
         self.vision_tower = tower.requires_grad_(False)
         self.mm_projector = projector.requires_grad_(True)
         self.config = config
@@ -136,7 +138,7 @@ def _argument(model_args: object, name: str, default: Any) -> Any:
 def _tower(
     config: Mapping[str, Any], path: str, dtype: torch.dtype, device: torch.device, delay: bool
 ) -> VisionTower:
-    """Build the tower at ``path``, which upstream must take for what it is."""
+    """Build the tower at ``path``; upstream must choose the tower's own family from that path."""
     found = open_tower(os.path.abspath(path), Stores())
     checkpoint = open_checkpoint(path, Stores())
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}

@@ -1,4 +1,4 @@
-"""Compose vision tower, projector and language model, as upstream joins them."""
+"""Compose vision tower, projector and language model as upstream does."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from vita_ckpt.model.weights import Streaming, Weights, on_meta
 
 IMAGE_TOKEN: Final = -200
 AUDIO_TOKEN: Final = -500
-_STATES: Final = 3  # what the state predictor of vita-fo-Qwen2 tells apart
+_STATES: Final = 3  # classes of vita-fo-Qwen2's state predictor
 
-# Rows of lm_head that are multiplied at once while streaming.
+# The number of lm_head's rows that are multiplied at once while streaming.
 _HEAD_ROWS: Final = 16384
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass gives: ``logits`` [B, T', vocab], float32."""
+    """The result of a forward pass: ``logits`` [B, T', vocab], float32."""
 
     logits: Tensor
 
 
 class VitaModel(VisionModules):
-    """A VITA model for text and images; audio is not part of it.
+    """A VITA model for text and images, without audio.
 
-    Built by :func:`~vita_ckpt.model.load.load_model`. ``config`` is the checkpoint's config. T is
-    the number of tokens of a row with its placeholders, T' that after the images are spliced in.
+    It is built by :func:`~vita_ckpt.model.load.load_model`. ``config`` is the checkpoint's config.
+    T is the number of tokens of a row with its placeholders, T' the number after the images are
+    inserted.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class VitaModel(VisionModules):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs are taken to, and outputs come from, also where there are several."""
+        """The device of inputs and outputs, also if the model is spread over several devices."""
         if self._streaming is not None:
             return self._streaming.device
         table: Tensor = self.language_model.model.embed_tokens.weight
@@ -72,16 +73,16 @@ class VitaModel(VisionModules):
 
     @property
     def streams(self) -> bool:
-        """Whether weights are taken from the files while running."""
+        """Whether weights are read from the files while running."""
         return self._streaming is not None
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Output:
         """Return the logits of a batch.
 
-        ``input_ids`` int64 [B, T], -200 where an image stands; ``pixel_values`` float [N, 3, H, W],
-        one image (or tile) for each placeholder in the order of the rows, or None for plain text.
-        Padded positions are attended to, as upstream does when it is given no mask.
+        ``input_ids`` is int64 [B, T], with -200 for each image. ``pixel_values`` is float [N, 3, H,
+        W], one image (or tile) for each placeholder in the order of the rows, or None for plain
+        text. Padded positions are attended to, as upstream does without a mask.
         """
         if pixel_values is None:
             embeds = self.embed_tokens(input_ids)
@@ -92,8 +93,9 @@ class VitaModel(VisionModules):
     def logits_of(self, inputs_embeds: Tensor, cache: Any = None) -> Tensor:
         """Return the logits [B, T', vocab], float32, of embeddings [B, T', hidden].
 
-        ``cache`` is the library's (``DynamicCache``): it holds the keys and values of what came
-        before and takes up these; the logits are then those of the last position, [B, 1, vocab].
+        ``cache`` is the library's ``DynamicCache``. It holds the keys and values of earlier tokens,
+        and those of these tokens are added. With a cache only the logits of the last position are
+        returned, [B, 1, vocab].
         """
         hidden = self.language_model.model(
             inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=cache is not None
@@ -106,7 +108,7 @@ class VitaModel(VisionModules):
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings [..., hidden] of token ids [...].
 
-        Raises UsageError ``token-out-of-range`` for an id that the vocabulary does not have.
+        Raises UsageError ``token-out-of-range`` for an id outside the vocabulary.
         """
         ids = input_ids.to(self.device)
         rows = self.language_model.config.vocab_size
@@ -124,12 +126,13 @@ class VitaModel(VisionModules):
         return embeds
 
     def embed_multimodal(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-        """Return embeddings [B, T', hidden], each placeholder replaced by its image's tokens.
+        """Return embeddings [B, T', hidden], with each placeholder replaced by its image's tokens.
 
-        Rows are taken in order, each image once; a row without a placeholder uses up one image
-        too, as upstream's does. Rows are cut at ``tokenizer_model_max_length`` and then padded with
-        zero vectors to the longest, on the side of ``tokenizer_padding_side``. Raises UsageError
-        unless there are as many images as that takes.
+        Images are assigned to placeholders in row order, each image once. A row without a
+        placeholder also consumes one image, as upstream does. Rows are cut at
+        ``tokenizer_model_max_length`` and then padded with zero vectors to the longest row, on the
+        side given by ``tokenizer_padding_side``. Raises UsageError unless the number of images is
+        the one needed.
         """
         placeholders = [int((row == IMAGE_TOKEN).sum()) for row in input_ids]
         needed = sum(max(count, 1) for count in placeholders)
@@ -189,19 +192,19 @@ class VitaModel(VisionModules):
     def stream(
         self, weights: Weights, dtype: torch.dtype, device: torch.device, observe: Any = None
     ) -> None:
-        """Take the weights from the files while running, module by module."""
+        """Read the weights from the files while running, module by module."""
         names = self.stored_names()
         whole = (parts.EMBED_TOKENS, self._head_name)
         lent = {name: stored for name, stored in names.items() if stored not in whole}
         streaming = Streaming(self, lent, weights, dtype, device, observe)
-        # The two tables are never in memory whole.
+        # The two tables are never fully in memory.
         language_model = self.language_model
         language_model.model.embed_tokens.forward = partial(streaming.rows, parts.EMBED_TOKENS)
         language_model.lm_head.forward = partial(streaming.linear, self._head_name, rows=_HEAD_ROWS)
         self._streaming = streaming
 
     def observe_rest(self) -> None:
-        """Show the observer of a stream also those tensors that no pass has needed whole."""
+        """Call the observer of a stream with the tensors that no pass has read whole."""
         if self._streaming is not None:
             self._streaming.observe_rest(self.stored_names().values())
 
@@ -212,7 +215,7 @@ def build(
     dtype: torch.dtype,
     attn: str | None = None,
 ) -> VitaModel:
-    """Build the model of a checkpoint on the meta device, its unstored buffers real."""
+    """Build the model of a checkpoint on the meta device, with its unstored buffers real."""
     with on_meta(dtype):
         model = VitaModel(
             checkpoint.config or {},

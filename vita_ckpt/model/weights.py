@@ -1,4 +1,4 @@
-"""Move weights from a checkpoint's files into modules: all at once or as they run."""
+"""Move weights from a checkpoint's files into modules, all at once or while running."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
 }
 
 Observer = Callable[[str, Tensor], None]
-# Modules by name and where each goes, as accelerate has it; "" is the whole model.
+# The device of each module, by name, as in accelerate; "" is the whole model.
 DeviceMap = Mapping[str, torch.device]
 
-# Bytes of a large tensor that are looked at together.
+# The bytes of a large tensor that are processed at once.
 _SLICE: Final = 64 << 20
 
 
 class Weights(AbstractContextManager["Weights"]):
-    """The tensors of a checkpoint (or of a plan's target), read from where they lie.
+    """The tensors of a checkpoint (or of a plan's target), read from their files.
 
-    A contiguous tensor is a view of its mapped file: pages come in when they are read, and
-    :meth:`release` drops them. Anything else (a cast, a strided view) is materialised on request.
-    Raises StaleInputError if a file is not the one that was opened.
+    A contiguous tensor is a view of its memory-mapped file: pages are loaded when they are read,
+    and :meth:`release` drops them. Other tensors (casts, strided views) are materialised on
+    request. Raises StaleInputError if a file is not the one that was opened.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -56,7 +56,7 @@ class Weights(AbstractContextManager["Weights"]):
         self._inputs.close()
 
     def view(self, name: str) -> Tensor:
-        """The tensor ``name`` in its stored dtype, on the CPU; not to be written to."""
+        """Return the tensor ``name`` in its stored dtype, on the CPU. It must not be modified."""
         stored = self.tensors[name]
         dtype = TORCH_DTYPES[stored.dtype]
         if stored.nbytes == 0:
@@ -71,9 +71,9 @@ class Weights(AbstractContextManager["Weights"]):
         return flat.reshape(stored.shape)
 
     def slices(self, name: str, rows: int | None = None) -> Iterator[Tensor]:
-        """The tensor as views of ``rows`` rows, by default of some megabytes, one after another.
+        """Yield the tensor as successive views of ``rows`` rows, by default about 64 MiB each.
 
-        Each is released when the next is asked for.
+        Each view is released when the next one is requested.
         """
         view = self.view(name)
         if rows is None:
@@ -90,9 +90,9 @@ class Weights(AbstractContextManager["Weights"]):
     def on_devices(
         self, wanted: Iterable[tuple[str, torch.device]]
     ) -> Iterator[tuple[tuple[str, torch.device], Tensor]]:
-        """Each wanted tensor in its stored dtype, in any order; on the CPU it is a :meth:`view`.
+        """Yield each wanted tensor in its stored dtype, in any order; on the CPU as a :meth:`view`.
 
-        A view is released when the next tensor is asked for.
+        A view is released when the next tensor is requested.
         """
         far: list[tuple[TensorRef, tuple[str, torch.device]]] = []
         for name, device in wanted:
@@ -113,7 +113,7 @@ class Weights(AbstractContextManager["Weights"]):
         return Source(descriptor, stored.source.path, stored.offset)
 
     def release(self, name: str, rows: slice | None = None) -> None:
-        """Let go of the memory of a view, or of some of its rows; what is needed is read again."""
+        """Free the memory of a view, or of some of its rows; it is read again if needed."""
         stored = self.tensors[name]
         if not isinstance(stored, TensorRef) or stored.source not in self._maps:
             return
@@ -130,7 +130,7 @@ class Weights(AbstractContextManager["Weights"]):
     def _mapped(self, source: File) -> mmap.mmap:
         if source not in self._maps:
             descriptor = self._inputs.descriptor(source)
-            # Private and writable only because torch asks for a writable buffer: nobody writes.
+            # Copy-on-write, because torch requires a writable buffer; it is never written to.
             self._maps[source] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
         return self._maps[source]
 
@@ -139,8 +139,8 @@ class Weights(AbstractContextManager["Weights"]):
 def on_meta(dtype: torch.dtype) -> Iterator[None]:
     """Build modules without weights: parameters on the meta device in ``dtype``, buffers real.
 
-    The default dtype is set instead of converting afterwards: that would convert the rotary tables
-    too, which costs precision.
+    The default dtype is set, rather than converting afterwards, because a conversion would also
+    affect the rotary tables and lose precision.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -159,11 +159,11 @@ def load_resident(
     dtype: torch.dtype,
     observe: Observer | None = None,
 ) -> None:
-    """Give every parameter and stored buffer its tensor; floating ones become ``dtype``.
+    """Set every parameter and stored buffer to its tensor, floating ones converted to ``dtype``.
 
-    Names of one stored tensor (a tied ``lm_head``) share it where they are on one device. On the
-    CPU a tensor that already has its dtype stays a view of the mapped file: it costs no time, what
-    is written to it does not reach the file, but the file must not be overwritten meanwhile.
+    Names of one stored tensor (a tied ``lm_head``) share it if they are on one device. On the CPU a
+    tensor that already has its dtype remains a view of the memory-mapped file. This takes no time,
+    and writes to it do not reach the file, but the file must not be overwritten meanwhile.
     """
     state = model.state_dict()
     wanted: dict[tuple[str, torch.device], list[str]] = {}
@@ -179,19 +179,19 @@ def load_resident(
 
 
 def device_of(name: str, device_map: DeviceMap) -> torch.device:
-    """The device of a module or tensor: that of the nearest module that the map names."""
+    """Return the device of a module or tensor: that of its nearest ancestor in the map."""
     while name and name not in device_map:
         name = name.rpartition(".")[0]
     return device_map[name]
 
 
 class Streaming:
-    """Forward hooks that lend each module its tensors for the length of its own forward.
+    """Forward hooks that give each module its tensors for the duration of its forward.
 
     Between forwards the parameters are on the meta device. Tensors already in the wanted dtype are
-    views of the mapped files; others are converted into scratch buffers that are used again by the
-    next module, since fresh memory would cost more time than the arithmetic. The buffers are a
-    stack: a module that has children keeps its own while they run.
+    views of the memory-mapped files. Others are converted into scratch buffers that the next module
+    reuses, since fresh memory would take longer than the arithmetic. The buffers form a stack: a
+    module with children keeps its own while they run.
     """
 
     def __init__(
@@ -219,40 +219,43 @@ class Streaming:
             owner.register_forward_hook(self._take_back(attributes))
 
     def rows(self, stored: str, ids: Tensor) -> Tensor:
-        """Rows [..., width] of a table [n, width]: only the pages that hold them are read."""
+        """Return rows [..., width] of a table [n, width]; only their pages are read."""
         table = self._weights.view(stored)
         rows = table[ids.cpu()].to(self.device, self._dtype)
         self._weights.release(stored)
         return rows
 
     def linear(self, stored: str, hidden: Tensor, rows: int) -> Tensor:
-        """``hidden`` [..., width] times a matrix [n, width] transposed, ``rows`` at a time."""
+        """Multiply ``hidden`` [..., width] by the transpose of [n, width], ``rows`` at a time."""
         count = self._weights.tensors[stored].shape[0]
         result = hidden.new_empty((*hidden.shape[:-1], count))
         start = 0
         for part in self._weights.slices(stored, rows):
-            self._see(stored, part)
+            self._notify(stored, part)
             end = start + len(part)
             result[..., start:end] = nn.functional.linear(hidden, self._converted(part))
             start = end
         return result
 
     def observe_rest(self, names: Iterable[str]) -> None:
-        """Show the observer what no forward has used whole: each such tensor once, in slices."""
+        """Call the observer once with each tensor that no forward has read whole, in slices."""
         if self._observe is None:
             return
         for stored in dict.fromkeys(names):
             if stored not in self._observed:
                 for part in self._weights.slices(stored):
-                    self._see(stored, part)
+                    self._notify(stored, part)
 
-    def _see(self, stored: str, view: Tensor) -> None:
+    def _notify(self, stored: str, view: Tensor) -> None:
         if self._observe is not None:
             self._observe(stored, view)
             self._observed.add(stored)
 
     def _converted(self, view: Tensor) -> Tensor:
-        """``view`` as the computation wants it; valid until its place is used again."""
+        """Return ``view`` in the computation's dtype, on its device.
+
+        The result is valid until its buffer is reused.
+        """
         if self.device.type != "cpu":
             return view.to(self.device, self._dtype if view.is_floating_point() else view.dtype)
         if view.dtype == self._dtype or not view.is_floating_point():
@@ -267,7 +270,7 @@ class Streaming:
         def hook(module: nn.Module, _arguments: Any) -> None:
             for attribute, stored in attributes.items():
                 view = self._weights.view(stored)
-                self._see(stored, view)
+                self._notify(stored, view)
                 _put(module, attribute, self._converted(view))
                 self._lent += 1
 

@@ -1,1 +1,1 @@
-"""Planners: pure functions from checkpoints to plans, without disk or torch."""
+"""Plan surgeries: pure functions from checkpoints to plans, without disk or torch."""

@@ -24,26 +24,26 @@ _PATHS = ("mm_vision_tower", "mm_audio_encoder")
 
 
 def plan_set(checkpoint: Checkpoint, values: Mapping[str, Any]) -> Plan:
-    """A plan that sets keys of the vision config of a VITA checkpoint.
+    """Return a plan that sets keys of the vision config of a VITA checkpoint.
 
-    None stands for JSON's null. Raises UsageError for a key that is not one of the vision config
-    and for a value that the key cannot have, InputError for a checkpoint that is none.
+    None stands for JSON's null. Raises UsageError for a key that is not in the vision config and
+    for a value that is invalid for its key, InputError if it is not a VITA checkpoint.
     """
     vita_config(checkpoint)
     for key, value in values.items():
         _check(key, value)
     edits = tuple(SetConfig(key, value, "asked for") for key, value in values.items())
-    # Of a path, for the lineage, only what it leads to is worth knowing.
+    # The lineage records only the last component of a path.
     asked = {k: v.rpartition("/")[2] if k in _PATHS and v else v for k, v in values.items()}
     record = Record(arguments=asked, needs_alignment=needs_alignment(checkpoint))
     return Plan("set", checkpoint, edits, record=record)
 
 
 def parse_value(key: str, text: str) -> Any:
-    """The value that ``text`` stands for, by the type of ``key``; UsageError if it is none.
+    """Parse ``text`` by the type of ``key``. Raises UsageError if it is invalid.
 
-    ``null``, numbers and truth values are JSON's, the latter in any case; a string is taken as it
-    is.
+    ``null``, numbers and booleans are written as in JSON, booleans in any case. A string is taken
+    as it is.
     """
     types = _types(key)
     if text == "null":
@@ -68,7 +68,7 @@ def _check(key: str, value: Any) -> None:
 
 
 def _is_possible(key: str, value: Any) -> bool:
-    """Whether a value of the right type means something."""
+    """Return whether a value of the right type is valid."""
     if key in _CHOICES:
         return value in _CHOICES[key]
     if key == "mm_projector_type":

@@ -29,12 +29,12 @@ _T = TypeVar("_T")
 
 
 def get_w(weights: Mapping[str, _T], keyword: str) -> dict[str, _T]:
-    """The entries of ``weights`` whose names contain ``keyword``, named by what follows it.
+    """Return the entries of ``weights`` whose names contain ``keyword``, named by what follows it.
 
-    Equal to upstream's ``get_w`` on every well-formed file: the name is what stands behind
+    Equal to upstream's ``get_w`` on every well-formed file: the new name is the part after
     ``keyword + "."``. Raises AdapterError where upstream's would drop, mangle or overwrite an entry
-    or fail: the keyword twice in a name, not as a whole component of it, nothing behind it, or two
-    names that end alike.
+    or fail: if the keyword occurs twice in a name or is not a whole component of it, if nothing
+    follows it, or if two new names are equal.
     """
     found: dict[str, _T] = {}
     origins: dict[str, str] = {}
@@ -64,10 +64,10 @@ def get_w(weights: Mapping[str, _T], keyword: str) -> dict[str, _T]:
 
 
 def plan_extract_projector(checkpoint: Checkpoint, *, bare: bool = False) -> Plan:
-    """A plan for a file that holds the projector of ``checkpoint`` (any layout) and nothing else.
+    """Return a plan for a file that holds only the projector of ``checkpoint`` (any layout).
 
     Names are upstream's, ``model.mm_projector.0.weight``, or ``0.weight`` if ``bare``. Raises
-    AdapterError if there is no projector, an ambiguous one, or one with tensors of no elements.
+    AdapterError if there is no projector, an ambiguous one, or one with empty tensors.
     """
     weights = _projector_of(checkpoint)
     prefix = "" if bare else parts.PROJECTOR_PREFIX
@@ -91,17 +91,19 @@ def plan_merge_projector(
     dtype: str | None = None,
     extras: Collection[str] = (),
 ) -> Plan:
-    """A plan that puts the projector of ``adapter`` into ``base``, every other tensor as it is.
+    """Return a plan that puts the projector of ``adapter`` into ``base``; other tensors are kept.
 
     ``adapter`` is anything that holds ``mm_projector`` tensors: the trainer's file or run, a LoRA
     run (its deltas are not merged), a full checkpoint. Its names, read with :func:`get_w`, and
-    shapes must be those of a projector type that fits the widths of ``base``; a type other than the
-    config's is deduced from them and written to the config. ``dtype`` (a safetensors code) is what
-    the projector is written in, by default what the base's is. ``extras`` names other tensors of
-    the adapter to take along, by a component of their name such as ``embed_tokens``.
+    shapes must be those of a projector type that fits the widths of ``base``. If that type differs
+    from the config's, it is deduced from them and written to the config. ``dtype`` (a safetensors
+    code) is the dtype in which the projector is written, by default that of the base's projector.
+    ``extras`` names other tensors of the adapter to include, by a component of their name such as
+    ``embed_tokens``.
 
-    Raises InputError for a base that is no VITA checkpoint, AdapterError for an adapter that does
-    not fit, CastError for a conversion that is not defined and UsageError for extras not found.
+    Raises InputError for a base that is not a VITA checkpoint, AdapterError for an adapter that
+    does not fit, CastError for a conversion that is not defined and UsageError for extras not
+    found.
     """
     edits, notes = merge_edits(base, adapter, dtype=dtype, extras=extras)
     asked = {"dtype": dtype, "extras": sorted(extras)}
@@ -126,7 +128,7 @@ def merge_edits(
     dtype: str | None = None,
     extras: Collection[str] = (),
 ) -> tuple[list[Edit], tuple[str, ...]]:
-    """The edits of :func:`plan_merge_projector` and what to say of them."""
+    """Return the edits of :func:`plan_merge_projector`, and notes about them."""
     config = vita_config(base)
     weights = _projector_of(adapter)
     old = tensors_below(base, parts.PROJECTOR_PREFIX)
@@ -149,9 +151,9 @@ def merge_edits(
 
 @dataclass(frozen=True, slots=True)
 class _Widths:
-    """What the base says of the projector's widths; the tower's tensors outweigh the config."""
+    """The projector's widths according to the base; the tower's tensors override the config."""
 
-    in_widths: Mapping[str, int]  # by who says so, the weightiest first
+    in_widths: Mapping[str, int]  # by source, in order of precedence
     out_widths: Mapping[str, int]
 
     @classmethod
@@ -181,16 +183,16 @@ class _Widths:
     ) -> None:
         """Raise AdapterError unless the projector fits."""
         name, tensor = next((n, t) for n, t in weights.items() if len(t.shape) > 1)
-        for side, got, said in (
+        for side, got, by_source in (
             ("in", found.in_width, self.in_widths),
             ("out", found.out_width, self.out_widths),
         ):
-            if said and got not in said.values():
-                who = " and ".join(f"{width} ({source})" for source, width in said.items())
+            if by_source and got not in by_source.values():
+                sources = " and ".join(f"{width} ({source})" for source, width in by_source.items())
                 raise AdapterError(
                     "projector-width-mismatch",
                     adapter.root,
-                    expected=f"a projector with {side} width {who}",
+                    expected=f"a projector with {side} width {sources}",
                     got=f"{found} ({name} {list(tensor.shape)})",
                     hint="the adapter was trained for another tower or language model",
                 )
@@ -202,7 +204,7 @@ def _choose_type(
     config: Mapping[str, Any],
     widths: _Widths,
 ) -> Projector:
-    """The adapter's projector: the types its tensors can be, told apart by the configs."""
+    """Return the adapter's projector; if its tensors fit several types, the configs decide."""
     shapes = _shapes(weights)
     configured = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
     found = projectors.candidates(shapes)
@@ -227,10 +229,10 @@ def _choose_type(
 def _misfit(
     adapter: Checkpoint, shapes: Mapping[str, Shape], configured: str, widths: _Widths
 ) -> AdapterError:
-    """The error for tensors that are no complete projector: against the config's type."""
+    """Return the error for tensors that are not a complete projector of the config's type."""
     got = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:6])
     in_width, out_width = (
-        next(iter(said.values()), None) for said in (widths.in_widths, widths.out_widths)
+        next(iter(by_source.values()), None) for by_source in (widths.in_widths, widths.out_widths)
     )
     if not projectors.is_known(configured) or in_width is None or out_width is None:
         return AdapterError(
@@ -301,12 +303,12 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
 
 
 def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with ``prefix``."""
+    """Return the tensors whose names start with ``prefix``."""
     return {n: t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
 
 
 def put_tensor(base: Checkpoint, name: str, tensor: TensorRef, dtype: str, reason: str) -> Edit:
-    """The edit that gives ``base`` a donor's tensor in ``dtype``; raises CastError."""
+    """Return the edit that gives ``base`` a donor's tensor in ``dtype``. Raises CastError."""
     if not can_cast(tensor.dtype, dtype):
         raise CastError(
             "cast-not-defined",
@@ -391,7 +393,7 @@ def _left_out_notes(adapter: Checkpoint, left: Mapping[str, Tensor]) -> Sequence
 
 
 def dominant_dtype(tensors: Collection[Tensor]) -> str | None:
-    """The dtype of most of the bytes; None for no tensors."""
+    """Return the dtype of most of the bytes; None if there are no tensors."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts[tensor.dtype] += tensor.nbytes
@@ -399,7 +401,7 @@ def dominant_dtype(tensors: Collection[Tensor]) -> str | None:
 
 
 def language_dtype(base: Checkpoint) -> str:
-    """The dtype of most of the language model's bytes."""
+    """Return the dtype of most of the language model's bytes."""
     language = [t for n, t in base.tensors.items() if parts.part_of(n) == parts.LANGUAGE_MODEL]
     return dominant_dtype(language or list(base.tensors.values())) or "F32"
 

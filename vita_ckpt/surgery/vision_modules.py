@@ -1,4 +1,4 @@
-"""Plan upstream's ``initialize_vision_modules``: the functions here return a ``Plan``."""
+"""Plan the counterpart of upstream's ``initialize_vision_modules``."""
 
 from __future__ import annotations
 
@@ -42,17 +42,16 @@ _TOWER: Final = "model.vision_tower."
 
 @dataclass(frozen=True, slots=True)
 class VisionModelArgs:
-    """Upstream's ``model_args``, with what they name already opened.
+    """Upstream's ``model_args``, with the checkpoints that they name already opened.
 
     ``vision_tower`` is the tower's checkpoint in any of its forms, ``tower_config`` its config
-    (None if there is none to be found) and ``processor`` its ``preprocessor_config.json``;
-    ``mm_vision_tower`` is the string for the config, by which upstream will choose the class.
-
-    ``mm_projector_type`` is the base's if None. The projector is that of
-    ``pretrain_mm_mlp_adapter``, or is kept, or is drawn anew with ``seed``, as ``projector`` says;
-    None keeps it where it still fits and is an error where it does not. ``use_s2`` None leaves S2
-    as it is where the new tower has it. ``run_config`` is the config of a run whose other vision
-    keys the result takes over.
+    (None if there is none) and ``processor`` its ``preprocessor_config.json``. ``mm_vision_tower``
+    is the string for the config, by which upstream will choose the class. ``mm_projector_type`` is
+    the base's if None. The projector is taken from ``pretrain_mm_mlp_adapter``; without it,
+    ``projector`` decides whether it is kept or drawn at random with ``seed``. ``projector`` None
+    keeps it where it still fits and is an error where it does not. ``use_s2`` None leaves S2
+    unchanged where the new tower supports it. ``run_config`` is the config of a run whose other
+    vision keys are copied to the result.
     """
 
     vision_tower: Checkpoint
@@ -74,15 +73,15 @@ def initialize_vision_modules(
 ) -> Plan:
     """Return a :class:`Plan` that gives ``base`` the tower of ``args``, as upstream should.
 
-    The old tower goes, and a projector that no longer fits; the new tower comes under upstream's
-    names in the base's dtype; ``mm_vision_tower``, ``mm_hidden_size`` (the width of the tower's
-    output), ``mm_projector_type``, ``use_mm_proj``, ``use_s2`` and ``s2_scales`` are set. A base
-    that is a plain language model becomes a VITA checkpoint.
+    The old tower is removed, and so is a projector that no longer fits. The new tower is added
+    under upstream's names in the base's dtype. ``mm_vision_tower``, ``mm_hidden_size`` (the width
+    of the tower's output), ``mm_projector_type``, ``use_mm_proj``, ``use_s2`` and ``s2_scales`` are
+    set. A base that is a plain language model becomes a VITA checkpoint.
 
-    Raises InputError for a base or a tower that is none, a tower whose tensors are not those that
-    its config describes, one that upstream would take for another family by its path, or an odd
-    grid of patches for InternViT; AdapterError for an adapter that does not fit; UsageError where
-    a choice is needed or impossible.
+    Raises InputError for an invalid base or tower, a tower whose tensors are not those that its
+    config describes, one that upstream would take for another family by its path, or an odd grid of
+    patches for InternViT; AdapterError for an adapter that does not fit; UsageError where a choice
+    is needed or impossible.
     """
     tower = _DonorTower.of(args)
     config = {**(base.config or {}), **_backbone_keys(base, args), **_run_keys(args)}
@@ -100,7 +99,7 @@ def initialize_vision_modules(
         *_config_edits(base, config),
         *_files(base, tower, args.processor),
     ]
-    # What is done to the projector depends on the tower, so it is planned on the result so far.
+    # The projector's edits depend on the tower, so they are planned on the result so far.
     swapped = Plan(operation, base, tuple(edits), (args.vision_tower,)).target()
     projector_edits, projector_notes, aligned = _projector(base, swapped, config, args)
     edits += [e for e in projector_edits if not isinstance(e, SetConfig)]
@@ -130,11 +129,11 @@ def plan_extract_tower(
     tower_config: Mapping[str, Any] | None,
     processor: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Return a plan for a directory that holds the tower of ``checkpoint`` alone.
+    """Return a plan for a directory that holds only the tower of ``checkpoint``.
 
     Names are those that transformers 4.41 and upstream load. ``tower_config`` becomes its
-    ``config.json`` (a parent config gives its ``vision_config``), unless it is EVA-CLIP, which has
-    none. Raises InputError if there is no tower, or not the one that the config describes.
+    ``config.json`` (of a parent config, its ``vision_config``), unless it is EVA-CLIP, which has no
+    config. Raises InputError if there is no tower, or not the one that the config describes.
     """
     tower = _DonorTower.of(VisionModelArgs(checkpoint, "", tower_config, processor))
     names = towers.standalone_names(tower.shapes)
@@ -153,7 +152,7 @@ def plan_extract_tower(
 
 
 def _asked(args: VisionModelArgs) -> dict[str, Any]:
-    """Return what was asked for, for the lineage; of a path only its last component."""
+    """Return the given arguments, for the lineage, with only the last component of a path."""
     asked = {
         "mm_vision_tower": args.mm_vision_tower.rpartition("/")[2],
         "mm_projector_type": args.mm_projector_type,
@@ -166,13 +165,13 @@ def _asked(args: VisionModelArgs) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _DonorTower:
-    """A tower to put into a checkpoint: every tensor that its config asks for, and no other."""
+    """A tower to put into a checkpoint, with exactly the tensors that its config describes."""
 
     checkpoint: Checkpoint
-    shapes: Mapping[str, Shape]  # of the checkpoint's tensors, whatever else it holds
+    shapes: Mapping[str, Shape]  # of the checkpoint's tensors, including any others
     described: Tower
     config: Mapping[str, Any]
-    guessed: bool  # from the tensors: a lone file's always are
+    guessed: bool  # derived from the tensors, as for every lone file
 
     @classmethod
     def of(cls, args: VisionModelArgs) -> _DonorTower:
@@ -247,7 +246,7 @@ class _DonorTower:
             )
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """Return what the plan says of it."""
+        """Return the plan's notes about the tower."""
         tokens = self.described.tokens()
         width = config["mm_hidden_size"]
         notes = [f"vision tower: {self.described}, {tokens} tokens of {width} features per image"]
@@ -260,7 +259,10 @@ class _DonorTower:
 
 
 def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
-    """Return the keys that make a VITA config of a plain language model's, else none."""
+    """Return the keys that turn a plain language model's config into a VITA config.
+
+    The result is empty for a base that is already a VITA checkpoint.
+    """
     backbone = plain_backbone(base)
     if backbone is None:
         return {}
@@ -278,7 +280,7 @@ def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
     return {"model_type": backbone.model_type, "architectures": [backbone.architecture]}
 
 
-# Of a run's config, what the result of upstream's "base model + projector" load has too.
+# The keys of a run's config that upstream's "base model + projector" load keeps.
 _RUN_KEYS: Final = (
     "mm_audio_encoder",
     "unfreeze_vision_tower",
@@ -299,7 +301,7 @@ def _run_keys(args: VisionModelArgs) -> dict[str, Any]:
 
 
 def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[str, Any]:
-    """``use_s2`` and, where they are known, ``s2_scales`` of the result."""
+    """Return ``use_s2`` and, where they are known, ``s2_scales`` of the result."""
     if args.use_s2 is False and args.s2_scales is not None:
         raise UsageError(
             "options-exclude-each-other",
@@ -406,7 +408,7 @@ def _files(base: Checkpoint, tower: _DonorTower, processor: Mapping[str, Any] | 
 def _projector(
     base: Checkpoint, swapped: Checkpoint, config: Mapping[str, Any], args: VisionModelArgs
 ) -> tuple[list[Edit], tuple[str, ...], bool]:
-    """Return the edits of the projector, what to say of them, and whether it is trained."""
+    """Return the edits of the projector, notes about them, and whether it is trained."""
     kind, width = str(config["mm_projector_type"]), int(config["mm_hidden_size"])
     if not projectors.is_known(kind):
         raise UsageError(
@@ -433,16 +435,16 @@ def _projector(
     if args.projector == "reinit":
         note = f"projector: {new}, drawn anew (seed {args.seed}): it needs alignment training"
         return _reinit(base, new, args.seed), (note,), False
-    # Types that store the same tensors compute different things.
+    # Types that store the same tensors may compute different functions.
     same_type = kind == (base.config or {}).get("mm_projector_type", projectors.DEFAULT_TYPE)
     if not fits or not (same_type or args.projector == "keep"):
-        raise _choice_needed(base, new, shapes, said=args.projector == "keep")
+        raise _choice_needed(base, new, shapes, keep=args.projector == "keep")
     note = f"projector: {new}, kept: it was trained with the tower it was with"
     return [], (note,), not needs_alignment(base)
 
 
 def _check_type(args: VisionModelArgs, edits: list[Edit], kind: str) -> None:
-    """Raise UsageError if the adapter is of another type than the one that was asked for."""
+    """Raise UsageError if the adapter's type differs from the one that was asked for."""
     deduced = {e.key: e.value for e in edits if isinstance(e, SetConfig)}
     found = deduced.get("mm_projector_type", kind)
     if args.mm_projector_type is not None and found != args.mm_projector_type:
@@ -458,12 +460,12 @@ def _check_type(args: VisionModelArgs, edits: list[Edit], kind: str) -> None:
 
 
 def _choice_needed(
-    base: Checkpoint, new: Projector, shapes: Mapping[str, Shape], *, said: bool
+    base: Checkpoint, new: Projector, shapes: Mapping[str, Shape], *, keep: bool
 ) -> UsageError:
     found = projectors.candidates(shapes)
     old = " or ".join(map(str, found)) if found else "no projector" if not shapes else "another one"
     return UsageError(
-        "projector-does-not-fit" if said else "projector-choice-needed",
+        "projector-does-not-fit" if keep else "projector-choice-needed",
         base.root,
         expected=f"a {new} projector for this tower",
         got=old,

@@ -1,1 +1,1 @@
-"""Literal tables of the architecture: parts, backbones, towers, projectors, by name and shape."""
+"""Define the architecture as literal tables: parts, backbones, towers and projectors."""

@@ -1,4 +1,4 @@
-"""The language models that VITA is built on, by the ``model_type`` of their config."""
+"""List the language models that VITA is built on, by the ``model_type`` of their config."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Shape
 
-# The defaults of transformers 4.41, which its config.json leaves out; later versions changed some.
+# The defaults of transformers 4.41, which its config.json omits; later versions changed some.
 _SHARED: Final[dict[str, Any]] = {
     "hidden_act": "silu",
     "initializer_range": 0.02,
@@ -56,14 +56,14 @@ DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-# No language model has more layers or experts; a config that says so is not believed.
-_MOST: Final = 1024
+# Upper limits, to reject implausible configs: no language model has more layers or experts.
+_MOST_LAYERS: Final = 1024
 _MOST_EXPERTS: Final = 1 << 14
 _LARGEST: Final = 1 << 24
 
 
 def wrong_sizes(family: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys of a config that are no sizes of a language model."""
+    """Return the config keys whose values are not valid sizes of a language model."""
     keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
     wrong: list[str] = [key for key in _SIZES if key in keys and not _is_size(keys[key], key)]
     head = keys.get("head_dim")
@@ -77,10 +77,10 @@ def wrong_sizes(family: str, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def expected_shapes(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Every tensor of a Qwen2, Mixtral or Mistral of these sizes, under the names of 4.41.
+    """Return the shapes of all tensors of a Qwen2, Mixtral or Mistral, by their names in 4.41.
 
-    ``lm_head.weight`` is among them unless the config ties it to the embeddings. The config must
-    have no :func:`wrong_sizes`.
+    ``lm_head.weight`` is included unless the config ties it to the embeddings. The config must have
+    no :func:`wrong_sizes`.
     """
     keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
     width, inner, vocab = keys["hidden_size"], keys["intermediate_size"], keys["vocab_size"]
@@ -127,5 +127,5 @@ _SIZES: Final = (
 
 
 def _is_size(value: Any, key: str) -> bool:
-    most = _MOST if key in ("num_hidden_layers", "num_local_experts") else _LARGEST
+    most = _MOST_LAYERS if key in ("num_hidden_layers", "num_local_experts") else _LARGEST
     return type(value) is int and 0 < value <= most

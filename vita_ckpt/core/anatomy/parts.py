@@ -1,4 +1,4 @@
-"""Tell the parts of a VITA checkpoint by the prefixes of its tensor names."""
+"""Classify the tensors of a VITA checkpoint into parts by the prefixes of their names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYERS_PREFIX: Final = "model.layers."
 # PEFT writes every name of the model it wraps below this prefix.
 PEFT_PREFIX: Final = "base_model.model."
 
-# The first prefix that fits decides, so the audio adapter stands before the encoder around it.
+# The first matching prefix decides, so the audio adapter comes before the encoder that contains it.
 # "adpter" is how the checkpoints spell it.
 _PREFIXES: Final = (
     (PROJECTOR_PREFIX, MM_PROJECTOR),
@@ -54,7 +54,7 @@ _LORA_COMPONENTS: Final = frozenset(
 
 
 def part_of(name: str) -> str:
-    """The part that a tensor belongs to, by its on-disk name (PEFT's prefix is looked through)."""
+    """Return the part that a tensor belongs to, by its on-disk name; PEFT's prefix is ignored."""
     if not _LORA_COMPONENTS.isdisjoint(name.split(".")):
         return LORA
     bare = name.removeprefix(PEFT_PREFIX)
@@ -62,7 +62,7 @@ def part_of(name: str) -> str:
 
 
 def below(prefix: str, names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the names below ``prefix``, the prefix taken off."""
+    """Return the shapes of the names below ``prefix``, with the prefix removed."""
     return {
         name.removeprefix(prefix): shape for name, shape in names.items() if name.startswith(prefix)
     }

@@ -1,4 +1,4 @@
-"""Projector types: the names and shapes of each, and the types that given shapes may be."""
+"""Define the projector types: their tensor names and shapes, and which type given shapes fit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Shapes = Mapping[str, Shape]
 # What upstream builds when the config names no type.
 DEFAULT_TYPE: Final = "mlp2x_gelu"
 
-# No model is wider; a config that says so is not believed.
+# An upper limit, to reject implausible configs: no model is wider.
 _LARGEST_WIDTH: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Projector:
-    """A projector type with its widths: ``in_width`` features per token in, ``out_width`` out."""
+    """A projector type with its widths: features per token in (``in_width``) and out."""
 
     type: str
     in_width: int
@@ -32,17 +32,17 @@ class Projector:
 
 @dataclass(frozen=True, slots=True)
 class ProjectorType:
-    """Types that store tensors of the same names and shapes.
+    """Projector types that store tensors of the same names and shapes.
 
-    ``name`` identifies them in the table of modules, ``spellings`` is how messages list them.
-    ``layers`` gives the number of layers that a value of ``mm_projector_type`` asks for (1 where
-    it does not vary), and None for a value that is none of these types; ``shapes`` gives the
-    tensors by input width, output width and layers; ``tokens`` the tokens per image after the
-    projector, None where upstream cannot run it.
+    ``name`` identifies them in the table of modules, ``spellings`` are the names that messages
+    list. ``layers`` returns the number of layers that a value of ``mm_projector_type`` asks for (1
+    where it does not vary), or None for a value that is not one of these types. ``shapes`` returns
+    the tensors by input width, output width and layers. ``tokens`` returns the tokens per image
+    after the projector, or None where upstream cannot run it.
 
-    ``weight`` is the tensor [out, ``together`` * in] by which such projectors are recognised,
-    empty if they have none; ``together`` is the number of tokens that are concatenated.
-    ``types_of_tensors`` gives the types that a number of tensors can be.
+    ``weight`` is the tensor [out, ``together`` * in] by which such projectors are recognised, empty
+    if they have none. ``together`` is the number of tokens that are concatenated.
+    ``types_of_tensors`` returns the types that a number of tensors can be.
     """
 
     name: str
@@ -58,31 +58,31 @@ class ProjectorType:
 def is_known(projector_type: str) -> bool:
     """Return whether upstream builds a working projector from this type.
 
-    A type that starts with ``spp`` but names no v1, v2 or v3 is built upstream and then passes its
-    input through unprojected; here it is unknown.
+    A type that starts with ``spp`` but does not name v1, v2 or v3 is built upstream but passes its
+    input through unprojected. It counts as unknown here.
     """
     return find_type(projector_type) is not None
 
 
 def find_type(projector_type: str) -> ProjectorType | None:
-    """Return the row of the table that a value of ``mm_projector_type`` means, None for none."""
+    """Return the table row for a value of ``mm_projector_type``, None if there is none."""
     return next((kind for kind in TYPES if kind.layers(projector_type) is not None), None)
 
 
 def listed() -> str:
-    """Return all types as a sentence lists them."""
+    """Return all types, formatted for a sentence."""
     names = [spelling for kind in TYPES for spelling in kind.spellings]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def has_no_tensors(projector_type: str) -> bool:
-    """Return whether a projector of this type stores nothing, and so leaves the width as it is."""
+    """Return whether a projector of this type stores no tensors, and so keeps the width."""
     kind = find_type(projector_type)
     return kind is not None and not kind.weight
 
 
 def of_config(config: Mapping[str, Any]) -> Projector | None:
-    """Return the projector that a VITA config describes; None for an unknown type or no width."""
+    """Return the projector that a VITA config describes; None for an unknown type or width."""
     kind = config.get("mm_projector_type", DEFAULT_TYPE)
     wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
     known = isinstance(kind, str) and is_known(kind)
@@ -102,10 +102,10 @@ def expected_shapes(projector: Projector) -> dict[str, Shape]:
 
 
 def initial_values(shapes: Shapes) -> dict[str, tuple[float | None, float]]:
-    """Return how torch initialises each tensor: the bound of a uniform, or None and a fill.
+    """Return how torch initialises each tensor: a uniform bound, or None, and a fill value.
 
-    ``nn.Linear`` and ``nn.Conv2d`` draw weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); a
-    norm starts at weight 1 and bias 0.
+    ``nn.Linear`` and ``nn.Conv2d`` draw weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)). A
+    norm starts at weight 1 and bias 0; its bound is None.
     """
     values: dict[str, tuple[float | None, float]] = {}
     for name in shapes:
@@ -122,8 +122,8 @@ def candidates(shapes: Shapes) -> tuple[Projector, ...]:
     """Return every projector that tensors of these names and shapes can be.
 
     Names are those below the prefix. ``vanilla`` and ``minigpt`` store the same tensors, as do the
-    three ``spp`` types: those come together, and only the config can tell them apart. Empty when
-    nothing fits exactly.
+    three ``spp`` types; all of them are returned, since only the config can distinguish them. The
+    result is empty when nothing fits exactly.
     """
     guesses: list[Projector] = []
     for kind in TYPES:
@@ -149,8 +149,8 @@ def same_tensors(one: str, other: str) -> bool:
 def tokens_out(projector_type: str, tokens: int) -> int | None:
     """Return the tokens per image after a projector of this type, None if upstream cannot run it.
 
-    Pooling works on the square grid of the tower: ``spp`` drops an odd last row and column,
-    ``ldp`` halves rounding up; ``vanilla`` and ``minigpt`` take four consecutive tokens.
+    Pooling uses the square grid of the tower: ``spp`` drops an odd last row and column, ``ldp``
+    halves rounding up. ``vanilla`` and ``minigpt`` take four consecutive tokens.
     """
     kind = find_type(projector_type)
     return kind.tokens(tokens) if kind is not None else None
@@ -161,7 +161,7 @@ def _is_width(value: Any) -> TypeGuard[int]:
 
 
 def _named(*types: str) -> Callable[[str], int | None]:
-    """Match a few types by their whole names."""
+    """Return a function that matches a few types by their full names."""
     return lambda projector_type: 1 if projector_type in types else None
 
 
@@ -195,7 +195,7 @@ def _inverted_residual(prefix: str, width: int) -> dict[str, Shape]:
 
 
 def _make_divisible(value: int, divisor: int) -> int:
-    """Round a channel count as MobileNet does: to a multiple, but never below 90 % of it."""
+    """Round a channel count as MobileNet does: to a multiple, but not below 90 % of the count."""
     rounded = max(divisor, (value + divisor // 2) // divisor * divisor)
     return rounded + divisor if 10 * rounded < 9 * value else rounded
 

@@ -1,1 +1,1 @@
-"""Vision towers in torch: one module per family."""
+"""Implement the vision towers in torch: one module per family."""

@@ -1,4 +1,4 @@
-"""What all vision towers share: sizes, names, the dtype rule, attention without a mask."""
+"""Share code between vision towers: sizes, names, the dtype rule, attention without a mask."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from vita_ckpt.model.precision import exact_convolutions
 
 
 class VisionTower(nn.Module):
-    """A vision tower whose tensors stand below ``vision_tower.`` in its ``state_dict()``.
+    """A vision tower whose tensors are below ``vision_tower.`` in its ``state_dict()``.
 
-    ``family`` is the name of its family, ``label`` what messages call it; ``hidden_size`` the width
-    of its *output*, which the projector receives; ``tokens`` the tokens per image; ``image_size``
-    the side in pixels of the images that the processor makes for it. The ``state_dict()`` holds
-    exactly what upstream stores, including what no output depends on; that is never run.
+    ``family`` is the name of its family, ``label`` its name in messages. ``hidden_size`` is the
+    width of its *output*, which the projector receives. ``tokens`` is the number of tokens per
+    image, ``image_size`` the side in pixels of the images that the processor makes for it. The
+    ``state_dict()`` holds exactly what upstream stores, including modules that no output depends
+    on; those are never run.
 
-    A parameter is read only in the forward of the module that owns it, so that a forward
-    pre-hook on each owner can supply it.
+    A parameter is read only in the forward of the module that owns it, so that a forward pre-hook
+    on each owner can supply it.
     """
 
     vision_tower: nn.Module
@@ -41,11 +42,11 @@ class VisionTower(nn.Module):
         self.patch_size = sizes.patch_size
 
     def checkpoint_name(self, name: str) -> str:
-        """Return upstream's name, below ``model.vision_tower.``, of one of ``state_dict()``."""
+        """Return upstream's name, below ``model.vision_tower.``, for a name in ``state_dict()``."""
         return name
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] pixels → [N, tokens, hidden_size] features in the dtype of the pixels.
+        """Map pixels [N, 3, H, W] to features [N, tokens, hidden_size] in the dtype of the pixels.
 
         The tower computes in its own dtype. Raises InputError ``pixels-do-not-fit-tower``, or
         ``odd-patch-grid`` for an InternViT.
@@ -57,7 +58,7 @@ class VisionTower(nn.Module):
         return features.to(pixel_values.dtype)
 
     def check_pixels(self, pixel_values: Tensor) -> None:
-        """Raise InputError for images of another size than the position table's."""
+        """Raise InputError for images whose size differs from that of the position table."""
         if not self.accepts(*pixel_values.shape[-2:]):
             raise self.misfit(pixel_values, f"images of {self.image_size} x {self.image_size} px")
 
@@ -76,14 +77,14 @@ class VisionTower(nn.Module):
         )
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] in the tower's dtype → [N, tokens, hidden_size]."""
+        """Map [N, 3, H, W] in the tower's dtype to [N, tokens, hidden_size]."""
         raise NotImplementedError
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attn: str | None) -> Tensor:
     """Compute attention of all tokens to all: [N, heads, T, head width] each → [N, T, width].
 
-    ``attn="eager"`` is the written-out product, in the dtype of the input; anything else is
+    ``attn="eager"`` computes the explicit product in the dtype of the input; any other value uses
     torch's fused kernel.
     """
     mixed: Tensor
@@ -96,12 +97,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attn: str | None) -> Tenso
 
 
 def split_heads(hidden: Tensor, heads: int) -> Tensor:
-    """[N, T, width] → [N, heads, T, head width]."""
+    """Map [N, T, width] to [N, heads, T, head width]."""
     return hidden.view(*hidden.shape[:2], heads, -1).transpose(1, 2)
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
-    """Return a parameter of zeros, for the checkpoint's values."""
+    """Return a parameter of zeros, to be filled from the checkpoint."""
     return nn.Parameter(torch.zeros(*shape))
 
 
@@ -111,9 +112,10 @@ def unsupported(key: str, expected: str, got: object) -> InputError:
 
 
 def checked(key: str, value: Any, kind: type) -> Any:
-    """Return a config key's ``value`` of type ``kind``; an int is positive, and passes for a float.
+    """Return a config key's ``value`` if it is of type ``kind``.
 
-    Raises InputError ``unsupported-tower-config`` for any other value.
+    An int must be positive, and is accepted as a float. Raises InputError
+    ``unsupported-tower-config`` for any other value.
     """
     if kind is int and (type(value) is not int or value <= 0):
         raise unsupported(key, "a positive integer", value)
@@ -123,7 +125,7 @@ def checked(key: str, value: Any, kind: type) -> Any:
 
 
 def check_shape_of_layers(width: int, heads: int, hidden_act: str) -> None:
-    """Raise InputError ``unsupported-tower-config`` for layers that nothing can build."""
+    """Raise InputError ``unsupported-tower-config`` for layers that cannot be built."""
     if width % heads:
         raise unsupported("num_attention_heads", f"a divisor of {width}", heads)
     if hidden_act not in ACT2FN:

@@ -14,10 +14,10 @@ from vita_ckpt.model.towers.base import VisionTower
 def tower_of(
     config: Mapping[str, Any], tower_config: Mapping[str, Any], attn: str | None = None
 ) -> VisionTower:
-    """Build the tower that a VITA config asks for, its sizes from the tower's own config.
+    """Build the tower that a VITA config asks for, with the sizes in the tower's own config.
 
-    ``tower_config`` of a tower that is a lone file is what its tensors say of its sizes. Raises
-    InputError ``invalid-s2-scales``, and what :func:`build_tower` raises.
+    For a tower in a lone weight file, ``tower_config`` holds the sizes derived from its tensors.
+    Raises InputError ``invalid-s2-scales``, and the errors of :func:`build_tower`.
     """
     family = towers.family_of_config(tower_config) or _LONE_FILE
     scales = None
@@ -40,17 +40,16 @@ def build_tower(
 ) -> VisionTower:
     """Build a tower in eval mode and in the default dtype, its weights not set.
 
-    ``family`` is the name of a family and decides alone: upstream also builds what the path says,
-    whatever the config is. ``config`` is the tower directory's ``config.json`` (a parent's
-    ``vision_config`` is used); for EVA-CLIP, which has none, ``width``, ``layers``, ``mlp``,
-    ``heads``, ``patch_size``, ``image_size`` and ``head_out``, by default upstream's fixed sizes.
-    Keys that are left out have the defaults of the library (upstream's, for InternViT).
+    ``family`` is the name of a family and alone decides the class: upstream also builds what the
+    path says, whatever the config is. ``config`` is the tower directory's ``config.json`` (of a
+    parent config its ``vision_config`` is used). EVA-CLIP has no config file; its keys are
+    ``width``, ``layers``, ``mlp``, ``heads``, ``patch_size``, ``image_size`` and ``head_out``, by
+    default upstream's fixed sizes. Omitted keys have the defaults of the library (upstream's, for
+    InternViT). ``s2_scales`` are pixels, in any order, and ask for the family's S2 variant.
+    ``attn`` is ``"eager"`` or one of the library's other attention implementations; None is the
+    library's default. A family that supports no other implementation uses eager.
 
-    ``s2_scales`` are pixels, in any order, and ask for the family's S2 variant. ``attn`` is
-    ``"eager"`` or one of the library's other attention implementations; None is the library's
-    choice. Where a family knows no other it is eager.
-
-    Builds on the meta device too; keep buffers real there
+    The tower can be built on the meta device; keep buffers real there
     (``accelerate.init_empty_weights(include_buffers=False)``).
 
     Raises InputError: ``unknown-tower-family``, ``s2-needs-siglip``, ``odd-patch-grid``,
@@ -69,7 +68,7 @@ def build_tower(
             got=found.label,
             hint=f"set use_s2 to false, or swap in a {labels} tower",
         )
-    # Each family has a module of its name here, with TOWER and, for S2, S2_TOWER.
+    # Each family has a module of its name in this package, with TOWER and, for S2, S2_TOWER.
     module: Any = import_module(f"vita_ckpt.model.towers.{family}")
     sizes = towers.inner_config(config)
     tower: VisionTower = (
@@ -78,5 +77,5 @@ def build_tower(
     return tower.eval()
 
 
-# What a config that describes no family is taken for: the sizes of a tower without one.
+# The family assumed for a config that names none: it holds the sizes of a lone weight file.
 _LONE_FILE = next(family for family in towers.KNOWN if family.lone_file)

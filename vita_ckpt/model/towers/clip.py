@@ -1,4 +1,4 @@
-"""CLIP: the vision transformer of transformers, its CLS token dropped."""
+"""Run CLIP, the vision transformer of transformers, without its CLS token."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from vita_ckpt.model.towers.library import LibraryTower
 
 
 class ClipTower(LibraryTower):
-    """CLIP: the patches of hidden state -2, CLS dropped."""
+    """CLIP: the patches of hidden state -2, without CLS."""
 
     def __init__(self, config: Mapping[str, Any], attn: str | None) -> None:
         library = (transformers.CLIPVisionConfig, transformers.CLIPVisionModel)
         super().__init__(CLIP.name, library, config, attn)
 
     def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
-        """Return the embeddings after the pre-norm, in the library's spelling of its name."""
+        """Return the embeddings after the pre-norm, under the library's spelling of its name."""
         hidden: Tensor = body.pre_layrnorm(super().embed(body, pixel_values))
         return hidden
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] → [N, tokens, width]."""
+        """Map [N, 3, H, W] to [N, tokens, width]."""
         return self.hidden_state(pixel_values)[:, 1:]
 
 

@@ -1,4 +1,4 @@
-"""EVA-CLIP: the EVA-02 vision transformer with rotary positions, its last block stored, not run."""
+"""Run EVA-CLIP, the EVA-02 vision transformer with rotary positions, except its last block."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from vita_ckpt.model.towers.base import (
 
 _EPS: Final = 1e-6
 
-# The rotary positions run to this length over an image of any grid, as in pre-training.
+# Rotary positions are scaled to this length for any grid, as in pre-training.
 _ROTARY_LENGTH: Final = 16
 _ROTARY_THETA: Final = 10000.0
 
 
 @dataclass(frozen=True, slots=True)
 class EvaSizes:
-    """The sizes of an EVA tower; by default EVA02-L/14-336, the only one that upstream builds."""
+    """The sizes of an EVA tower, by default those of EVA02-L/14-336, which upstream builds."""
 
     width: int = 1024
     layers: int = 24
@@ -42,18 +42,18 @@ class EvaSizes:
 
 
 class EvaTower(VisionTower):
-    """EVA-CLIP: the patches after all blocks but the last, no final norm, CLS dropped."""
+    """EVA-CLIP: the patches after all blocks but the last, without final norm and CLS."""
 
     def __init__(self, config: Mapping[str, Any], attn: str | None) -> None:
         sizes = read_sizes(config)
         super().__init__(
             Tower(EVA.name, sizes.width, sizes.layers, sizes.patch_size, sizes.image_size)
         )
-        # Upstream's wrapper puts one more level, `model.`, before the tower's own names.
+        # Upstream's wrapper adds one more level, `model.`, before the tower's own names.
         self.vision_tower = nn.ModuleDict({"model": EvaViT(sizes, attn)})
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] → [N, patches, width]."""
+        """Map [N, 3, H, W] to [N, patches, width]."""
         towers: Any = self.vision_tower
         hidden: Tensor = towers["model"](pixel_values)
         return hidden[:, 1:]
@@ -69,7 +69,7 @@ class EvaViT(nn.Module):
         self.cls_token = empty_parameter(1, 1, sizes.width)
         self.pos_embed = empty_parameter(1, grid**2 + 1, sizes.width)
         self.patch_embed = _PatchEmbed(sizes)
-        # One buffer in upstream, stored once here and once in each block.
+        # Upstream has one buffer, which is stored once here and once in each block.
         self.rope = Rotary(grid, head_width)
         self.blocks = nn.ModuleList(_Block(sizes, grid, attn) for _ in range(sizes.layers))
         self.norm = _norm(sizes.width)
@@ -89,8 +89,8 @@ class Rotary(nn.Module):
     """Rotary positions in two dimensions: [N, heads, patches, head width] in and out.
 
     The tables ``freqs_cos`` and ``freqs_sin``, [patches, head width], belong to the checkpoint.
-    They start as upstream computes them: the first half of a head turns with the row of the
-    patch, the second with its column, each pair of neighbours by one angle.
+    Their initial values are computed as upstream does: the first half of a head is rotated by the
+    row of the patch, the second by its column, each pair of neighbours by one angle.
     """
 
     freqs_cos: Tensor
@@ -104,7 +104,7 @@ class Rotary(nn.Module):
         self.register_buffer("freqs_sin", angles.sin().to(dtype))
 
     def forward(self, heads: Tensor) -> Tensor:
-        """Turn (x, y) by its angle: (x cos - y sin, y cos + x sin)."""
+        """Rotate each pair (x, y) by its angle: (x cos - y sin, y cos + x sin)."""
         even, odd = heads[..., 0::2], heads[..., 1::2]
         turned = torch.stack([-odd, even], dim=-1).flatten(-2)
         return heads * self.freqs_cos + turned * self.freqs_sin
@@ -136,7 +136,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Biases on queries and values but not on keys, a norm before the output projection."""
+    """Attention with biases on queries and values only, and a norm before the projection."""
 
     def __init__(self, sizes: EvaSizes, grid: int, attn: str | None) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class _Attention(nn.Module):
         return result
 
     def _turn(self, heads: Tensor) -> Tensor:
-        """Apply the rotary positions to the patches; CLS has none."""
+        """Apply the rotary positions to the patches, but not to CLS."""
         first, patches = heads[:, :, :1], heads[:, :, 1:]
         return torch.cat([first, self.rope(patches).to(heads.dtype)], dim=2)
 
@@ -181,7 +181,7 @@ class _SwiGlu(nn.Module):
 
 
 def read_sizes(config: Mapping[str, Any]) -> EvaSizes:
-    """Read the sizes in ``config``; raises InputError ``unsupported-tower-config``."""
+    """Read the sizes in ``config``. Raises InputError ``unsupported-tower-config``."""
     names = [field.name for field in fields(EvaSizes)]
     sizes = EvaSizes(**{name: checked(name, config[name], int) for name in names if name in config})
     if sizes.width % (4 * sizes.heads):
@@ -194,7 +194,7 @@ def _norm(width: int) -> nn.LayerNorm:
 
 
 def _angles(grid: int, head_width: int) -> Tensor:
-    """[grid², head width] angles in radians (EVA-02, Fang et al.)."""
+    """Return the angles in radians, [grid², head width] (EVA-02, Fang et al.)."""
     half = head_width // 2
     speeds = _ROTARY_THETA ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)
     positions = torch.arange(grid, dtype=torch.float32) / grid * _ROTARY_LENGTH

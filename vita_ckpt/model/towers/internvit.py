@@ -1,4 +1,4 @@
-"""InternViT: its vision transformer, and the pixel shuffle that turns four patches into a token."""
+"""Run InternViT: its vision transformer, and the pixel shuffle of four patches into a token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vita_ckpt.model.towers.base import (
 
 @dataclass(frozen=True, slots=True)
 class InternViTConfig:
-    """The keys of an InternViT ``config.json`` that decide the architecture.
+    """The keys of an InternViT ``config.json`` that determine the architecture.
 
     The defaults are those of upstream's config class, which describe the 6B tower.
     """
@@ -49,7 +49,7 @@ class InternViTConfig:
 class InternViTTower(VisionTower):
     """InternViT: the last hidden state without CLS, halved, then shuffled (UPSTREAM §3).
 
-    There is no final norm. Square images of any size whose grid of patches is even can be run.
+    There is no final norm. Square images of any size with an even grid of patches are accepted.
     """
 
     def __init__(self, config: Mapping[str, Any], attn: str | None) -> None:
@@ -68,7 +68,7 @@ class InternViTTower(VisionTower):
         self.vision_tower = InternViT(options, attn)
 
     def check_pixels(self, pixel_values: Tensor) -> None:
-        """Raise InputError for images that are not square, or of an odd grid."""
+        """Raise InputError for images that are not square or have an odd grid of patches."""
         rows, columns = (side // self.patch_size for side in pixel_values.shape[-2:])
         if rows != columns or not rows:
             raise self.misfit(pixel_values, "square images")
@@ -76,7 +76,7 @@ class InternViTTower(VisionTower):
             raise _odd_grid("pixel_values", rows)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] → [N, patches / 4, 4 · width]."""
+        """Map [N, 3, H, W] to [N, patches / 4, 4 · width]."""
         patches = self.vision_tower(pixel_values)[:, 1:]
         return pixel_shuffle(patches * 0.5)
 
@@ -102,7 +102,7 @@ class InternViT(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, computed in float32; has a weight, no bias."""
+    """Root-mean-square norm over the last axis, computed in float32, with a weight and no bias."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[…, width] in and out."""
+        """Map […, width] to […, width]."""
         wide = hidden.to(torch.float32)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         result: Tensor = self.weight * (wide * scale).to(hidden.dtype)
@@ -133,7 +133,7 @@ class _Embeddings(nn.Module):
         return torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """Stretch the table of positions to the image's grid: [1, 1 + patches, width]."""
+        """Interpolate the position table to the image's grid: [1, 1 + patches, width]."""
         first, table = self.position_embedding[:, :1], self.position_embedding[:, 1:]
         square = table.to(torch.float32).transpose(1, 2).reshape(1, -1, self.grid, self.grid)
         stretched = functional.interpolate(
@@ -167,7 +167,7 @@ class _Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.proj = nn.Linear(width, width)
-        # Over all heads together, so before they are split.
+        # The norms cover all heads together, so they are applied before the heads are split.
         self.q_norm: nn.Module | None = None
         self.k_norm: nn.Module | None = None
         if config.qk_normalization:
@@ -196,10 +196,10 @@ class _Mlp(nn.Module):
 
 
 def pixel_shuffle(patches: Tensor) -> Tensor:
-    """[N, grid², C] → [N, (grid / 2)², 4 C]: each 2x2 square of patches becomes one token.
+    """Map [N, grid², C] to [N, (grid / 2)², 4 C]: each 2x2 square of patches becomes one token.
 
-    InternVL's pixel shuffle by 0.5 in its second version: squares stand in the order of the rows,
-    and in a token the upper two patches come before the lower two.
+    This is the second version of InternVL's pixel shuffle by 0.5. Squares are in row order, and
+    within a token the upper two patches come before the lower two.
     """
     count, _, width = patches.shape
     half = isqrt(patches.shape[1]) // 2
@@ -208,7 +208,7 @@ def pixel_shuffle(patches: Tensor) -> Tensor:
 
 
 def read_config(config: Mapping[str, Any]) -> InternViTConfig:
-    """Read the options of a ``config.json``; raises InputError ``unsupported-tower-config``."""
+    """Read the options of a ``config.json``. Raises InputError ``unsupported-tower-config``."""
     defaults = asdict(InternViTConfig())
     options = InternViTConfig(
         **{

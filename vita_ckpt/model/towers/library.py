@@ -1,4 +1,4 @@
-"""Run a tower of transformers, of which only what the features need is run."""
+"""Run a tower of transformers, limited to the layers that the features need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vita_ckpt.model.towers.base import VisionTower, check_shape_of_layers, chec
 _OWN: Final = "vision_tower."
 _LEVEL: Final = "vision_model."
 
-# What decides the architecture. The rest of a config.json (dtype, training) is left behind.
+# The keys that determine the architecture. Others (dtype, training) are ignored.
 _KEYS: Final[dict[str, type]] = {
     "hidden_size": int,
     "intermediate_size": int,
@@ -33,8 +33,8 @@ _LAYER_KEYS: Final = ("hidden_size", "num_attention_heads", "hidden_act")
 class LibraryTower(VisionTower):
     """A tower of transformers under upstream's names.
 
-    The output is hidden state -2 (UPSTREAM §3), the input of the last layer: neither that layer
-    nor what follows it is run.
+    The output is hidden state -2 (UPSTREAM §3), the input of the last layer. Neither that layer nor
+    anything after it is run.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class LibraryTower(VisionTower):
         # 4.41 has only eager attention in these towers, and raises when asked for another.
         known = getattr(model_class, "_supports_sdpa", False)
         defaults = config_class()
-        check_shape_of_layers(  # first: 5.x has a way of its own to refuse them
+        check_shape_of_layers(  # before 5.x raises an error of its own
             *(keys.get(key, getattr(defaults, key)) for key in _LAYER_KEYS)
         )
         full = config_class(**keys, attn_implementation=attn if known else "eager")
@@ -63,12 +63,12 @@ class LibraryTower(VisionTower):
         self.vision_tower = model_class(full)
 
     def checkpoint_name(self, name: str) -> str:
-        """Return upstream's name: transformers 5.6 dropped the level ``vision_model.``."""
+        """Return upstream's name, with the level ``vision_model.``; transformers 5.6 has none."""
         rest = name.removeprefix(_OWN)
         return name if rest.startswith(_LEVEL) else f"{_OWN}{_LEVEL}{rest}"
 
     def hidden_state(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] → hidden state -2, [N, tokens (with CLS, if there is one), width]."""
+        """Map [N, 3, H, W] to hidden state -2, [N, tokens (with CLS, if there is one), width]."""
         body: Any = getattr(self.vision_tower, _LEVEL.rstrip("."), self.vision_tower)
         hidden = self.embed(body, pixel_values)
         for layer in body.encoder.layers[:-1]:
@@ -76,13 +76,16 @@ class LibraryTower(VisionTower):
         return hidden
 
     def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
-        """Return what the first layer receives."""
+        """Return the input of the first layer."""
         hidden: Tensor = body.embeddings(pixel_values)
         return hidden
 
 
 def _run(layer: Any, hidden: Tensor) -> Tensor:
-    """Run one encoder layer without masks: 4.41 asks for two and returns a tuple, 5.x for one."""
+    """Run one encoder layer without masks.
+
+    The layer takes two masks and returns a tuple in 4.41; it takes one mask in 5.x.
+    """
     parameters = inspect.signature(type(layer).forward).parameters.values()
     required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     masks = [None] * (len(required) - 2)

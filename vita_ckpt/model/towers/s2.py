@@ -1,4 +1,4 @@
-"""S2: features at several scales of one image, side by side on the channels."""
+"""Run a tower with S2: at several scales of one image, concatenated along the channels."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from vita_ckpt.model.towers.base import VisionTower
 
 
 class S2Tower(VisionTower):
-    """A mixin that runs the tower it stands before at each of ``scales`` (pixels).
+    """A mixin that runs the tower class after it at each of ``scales`` (pixels).
 
-    An image of any size is resized to each scale and cut into a chessboard of tiles of about the
-    smallest scale; the tiles are run, their feature maps put together, pooled to one tile's grid,
-    and concatenated in ascending order of scale (UPSTREAM §3; Shi et al., "When Do We Not Need
-    Larger Vision Models?"). ``image_size`` is the largest scale, which upstream's processor makes.
+    An image of any size is resized to each scale and cut into a grid of tiles of about the smallest
+    scale. The tiles are run, and their feature maps are joined, pooled to one tile's grid and
+    concatenated in ascending order of scale (UPSTREAM §3; Shi et al., "When Do We Not Need Larger
+    Vision Models?"). ``image_size`` is the largest scale, which is the size that upstream's
+    processor makes.
     """
 
     def use_scales(self, scales: Sequence[int]) -> None:
-        """Set the scales; raises InputError ``s2-scales-do-not-fit-tower``."""
+        """Set the scales. Raises InputError ``s2-scales-do-not-fit-tower``."""
         self.tile_size = self.image_size
         self.scales = tuple(sorted(scales))
         self._check_scales()
         self.image_size = self.scales[-1]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] pixels → [N, tokens, width * scales] in the dtype of the pixels."""
+        """Map pixels [N, 3, H, W] to [N, tokens, width * scales] in the dtype of the pixels."""
         maps = [self._map_at(scale, pixel_values) for scale in self.scales]
         return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
 
@@ -68,7 +69,7 @@ class S2Tower(VisionTower):
 
 
 def _resize(images: Tensor, side: int, mode: str) -> Tensor:
-    """[N, C, H, W] → [N, C, side, side], computed in float32, in the dtype of the input."""
+    """Map [N, C, H, W] to [N, C, side, side], computed in float32, in the dtype of the input."""
     corners = False if mode == "bicubic" else None
     resized = functional.interpolate(
         images.to(torch.float32), size=(side, side), mode=mode, align_corners=corners
@@ -77,14 +78,14 @@ def _resize(images: Tensor, side: int, mode: str) -> Tensor:
 
 
 def _cut(images: Tensor, boards: int) -> Tensor:
-    """[N, C, H, W] → [N * boards², C, H / boards, W / boards], the tiles of an image in rows."""
+    """Map [N, C, H, W] to [N * boards², C, H / boards, W / boards], an image's tiles row by row."""
     count, channels, height, width = images.shape
     board = images.reshape(count, channels, boards, height // boards, boards, width // boards)
     return board.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def _join(tiles: Tensor, boards: int) -> Tensor:
-    """Undo ``_cut``."""
+    """Join tiles into images, the inverse of ``_cut``."""
     _, channels, height, width = tiles.shape
     board = tiles.reshape(-1, boards, boards, channels, height, width)
     joined = board.permute(0, 3, 1, 4, 2, 5)

@@ -1,4 +1,4 @@
-"""SigLIP: the vision transformer of transformers, alone or at the scales of S2."""
+"""Run SigLIP, the vision transformer of transformers, alone or at the scales of S2."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class SiglipTower(LibraryTower):
         super().__init__(SIGLIP.name, library, config, attn, scales)
 
     def accepts(self, height: int, width: int) -> bool:
-        """Return whether the grid fits; pixels beyond the last whole patch are never seen."""
+        """Return whether the grid fits; pixels beyond the last whole patch are ignored."""
         grid = self.image_size // self.patch_size
         return height // self.patch_size == width // self.patch_size == grid
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] → [N, tokens, width]."""
+        """Map [N, 3, H, W] to [N, tokens, width]."""
         return self.hidden_state(pixel_values)
 
 

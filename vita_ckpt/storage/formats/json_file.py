@@ -1,4 +1,4 @@
-"""Read JSON files that hold an object, within limits."""
+"""Read JSON files that hold an object, with limits on size and depth."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.stores.base import Source
 
 _LARGEST_JSON = 64 << 20
-# No config nests as deeply; what does is more than who copies or writes it has stack for.
+# No config is nested as deeply. A deeper value could overflow the stack when copied or written.
 _DEEPEST_JSON = 100
 
 
 def read_json_object(source: Source) -> tuple[dict[str, Any], File]:
-    """Return the object that a JSON file holds, and the file's identity with its digest.
+    """Return the object in a JSON file, and the file's identity with its digest.
 
     Raises MalformedFileError if the file is too large, nested too deeply, or holds no JSON object.
     """
@@ -63,7 +63,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def raise_lfs_pointer(path: str) -> NoReturn:
-    """A git-lfs pointer stands where the file should be."""
+    """Raise InputError for a git-lfs pointer in place of the file."""
     raise InputError(
         "git-lfs-pointer",
         path,

@@ -28,7 +28,7 @@ _STORAGES: Final = {
 
 # torch.save aligns the bytes of every storage in the file.
 _ALIGNMENT: Final = 64
-_FOLDER: Final = "mm_projector"  # torch takes whatever folder the zip has
+_FOLDER: Final = "mm_projector"  # torch accepts any folder name
 _LOCAL_HEADER: Final = 30
 _ZIP64_EXTRA: Final = 20
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -70,7 +70,10 @@ def write_state_dict(
 
 
 def _record(handle: IO[bytes], name: str, size: int) -> zipfile.ZipInfo:
-    """An entry whose data start at a multiple of 64, padded in its extra field as torch does."""
+    """Return an entry whose data start at a multiple of 64.
+
+    Its extra field is padded as torch does.
+    """
     info = zipfile.ZipInfo(name, _EPOCH)
     info.file_size = size
     start = handle.tell() + _LOCAL_HEADER + len(name) + 4
@@ -81,7 +84,7 @@ def _record(handle: IO[bytes], name: str, size: int) -> zipfile.ZipInfo:
 
 
 def _pickle(entries: Sequence[Entry]) -> bytes:
-    """A protocol 2 pickle of ``{name: torch._utils._rebuild_tensor_v2(...)}``."""
+    """Return a protocol 2 pickle of ``{name: torch._utils._rebuild_tensor_v2(...)}``."""
     out = [b"\x80\x02}("]
     for key, (name, dtype, shape) in enumerate(entries):
         storage = (

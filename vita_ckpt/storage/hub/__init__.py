@@ -1,1 +1,1 @@
-"""The hub: repositories pinned to a commit, read by byte range, downloaded, and pushed to."""
+"""Access repositories on the hub: pin, read by byte range, download and push."""

@@ -14,20 +14,20 @@ from vita_ckpt.errors import HubError, StaleInputError
 from vita_ckpt.storage.hub.concurrency import at_once
 from vita_ckpt.storage.hub.session import Answer, PassingError, Session
 
-Span = tuple[int, int]  # from a byte up to another, not included
-# What was received, and where in the file it belongs.
+Span = tuple[int, int]  # first byte, and the byte after the last
+# A function that takes received bytes and their offset in the file.
 Put = Callable[[bytes, int], None]
-# Where it is put is opened by the thread that fetches it, and is that one's alone.
+# A function that opens the destination. Each fetching thread opens its own.
 Opened = Callable[[], AbstractContextManager[Put]]
 
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})", re.ASCII)
-# A gap that costs less to receive than another request does, and what one request asks for.
+# The largest gap that is cheaper to receive than another request, and the bytes of one request.
 _GAP: Final = 4096
 _PIECE: Final = 16 << 20
 
 
 def coalesced(spans: Iterable[Span]) -> Iterator[Span]:
-    """The spans that cover ``spans``, with what lies in small gaps, in pieces of 16 MB."""
+    """Yield the spans that cover ``spans`` and small gaps between them, in pieces of 16 MB."""
     start = end = -1
     for first, last in sorted(span for span in spans if span[0] < span[1]):
         if start >= 0 and first <= end + _GAP:
@@ -39,16 +39,16 @@ def coalesced(spans: Iterable[Span]) -> Iterator[Span]:
 
 
 def fetch(session: Session, wanted: Iterable[tuple[RemoteFile, Span, Opened]]) -> None:
-    """Fetch spans of files, several at a time, and put what arrives where each one opens.
+    """Fetch spans of files, several at a time, and write them to the opened destinations.
 
-    Raises HubError where the hub, or the server that it leads to, does not give exactly what was
-    asked for, StaleInputError if a file is not the one of its commit any more.
+    Raises HubError where the hub, or the server that it redirects to, does not send exactly what
+    was requested, and StaleInputError if a file is no longer the one of its commit.
     """
     at_once([partial(_fetch, session, *one) for one in wanted])
 
 
 def fetch_bytes(session: Session, file: RemoteFile, start: int, stop: int) -> bytes:
-    """The bytes of a file from ``start`` up to ``stop``; raises as :func:`fetch` does."""
+    """Return the bytes of a file from ``start`` up to ``stop``; raises as :func:`fetch` does."""
     received = bytearray(stop - start)
 
     def put(data: bytes, offset: int) -> None:
@@ -64,7 +64,7 @@ def _pieces(start: int, end: int) -> Iterator[Span]:
 
 
 def _fetch(session: Session, file: RemoteFile, span: Span, opened: Opened) -> None:
-    """Fetch one span; after an interruption only what is still missing is asked for."""
+    """Fetch one span. After an interruption only the missing bytes are requested."""
     with opened() as put:
         _fetch_to(put, session, file, span)
 
@@ -76,10 +76,10 @@ def _fetch_to(put: Put, session: Session, file: RemoteFile, span: Span) -> None:
     def attempt() -> None:
         nonlocal position, before
         before = position
-        # A whole file is what every server gives, also one that knows no ranges.
+        # Servers without range support can still send whole files.
         is_whole = (position, stop) == (0, file.size)
-        asked = None if is_whole else (position, stop)
-        with session.get(_url(session, file), file.path, asked) as answer:
+        requested = None if is_whole else (position, stop)
+        with session.get(_url(session, file), file.path, requested) as answer:
             _check(answer, file, (position, stop), is_whole)
             for chunk in answer.chunks:
                 if position + len(chunk) > stop:
@@ -98,7 +98,7 @@ def _url(session: Session, file: RemoteFile) -> str:
 
 
 def _check(answer: Answer, file: RemoteFile, span: Span, is_whole: bool) -> None:
-    """Raise unless the answer is the span, of the file that was listed, and nothing else."""
+    """Raise unless the answer is exactly the span of the listed file."""
     _check_same(answer, file)
     start, stop = span
     wanted = f"bytes {start}-{stop - 1} of {file.size}"
@@ -112,21 +112,24 @@ def _check(answer: Answer, file: RemoteFile, span: Span, is_whole: bool) -> None
             got="200 with the whole file",
             hint=f"the server gives no ranges: hf download {file.repository}, then use the files",
         )
-    said = answer.headers.get("content-range")
-    if said is not None or answer.status == 206:
-        found = _CONTENT_RANGE.fullmatch(said or "")
+    content_range = answer.headers.get("content-range")
+    if content_range is not None or answer.status == 206:
+        found = _CONTENT_RANGE.fullmatch(content_range or "")
         if found is None or tuple(map(int, found.groups())) != (start, stop - 1, file.size):
-            raise _wrong_range(file, wanted, said or "no Content-Range")
+            raise _wrong_range(file, wanted, content_range or "no Content-Range")
     length = answer.headers.get("content-length")
     if length is not None and length != str(stop - start):
         raise _wrong_range(file, f"{stop - start} bytes", f"Content-Length {length}")
 
 
 def _check_same(answer: Answer, file: RemoteFile) -> None:
-    """Raise StaleInputError if the hub speaks of another commit, or of another content."""
-    # Another server's etag is its own matter: the hub has said the digest of what it leads to.
-    told = answer.on_the_way or {"x-linked-etag": answer.headers.get("etag", ""), **answer.headers}
-    commit, etag = told.get("x-repo-commit", ""), _plain(told.get("x-linked-etag", ""))
+    """Raise StaleInputError if the hub reports another commit or another content."""
+    # The etag of another server is ignored: the hub has sent the digest before redirecting.
+    headers = answer.on_the_way or {
+        "x-linked-etag": answer.headers.get("etag", ""),
+        **answer.headers,
+    }
+    commit, etag = headers.get("x-repo-commit", ""), _plain(headers.get("x-linked-etag", ""))
     if not commit and not etag:
         raise HubError(
             "hub-failed",

@@ -15,7 +15,7 @@ _COMMIT_LENGTH = 64
 def cached(file: RemoteFile) -> str | None:
     """Return the path of a file in the cache; None if it was not downloaded.
 
-    Raises HubError if what lies there has another size.
+    Raises HubError if the cached file has another size.
     """
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - slow
 
@@ -35,13 +35,13 @@ def cached(file: RemoteFile) -> str | None:
 
 
 def is_blob_cached(file: RemoteFile) -> bool:
-    """Return whether the content of a file is in the cache, under whichever commit."""
+    """Return whether the content of a file is in the cache, under any commit."""
     blobs = os.path.join(_folder(file.repository), "blobs")
     return bool(file.etag) and os.path.exists(os.path.join(blobs, file.etag))
 
 
 def cached_commit(repository: str, revision: str) -> str | None:
-    """Return the commit that a branch or tag was when it was downloaded; None if it was not."""
+    """Return the commit of a branch or tag when it was downloaded; None if it was not."""
     if Address(repository, revision).is_pinned:
         return revision
     if not is_inside(revision):
@@ -55,7 +55,7 @@ def cached_commit(repository: str, revision: str) -> str | None:
 
 
 def note_revision(repository: str, revision: str, commit: str) -> None:
-    """Record which commit a branch or tag is, as huggingface_hub does. Raises OSError."""
+    """Record the commit of a branch or tag, as huggingface_hub does. Raises OSError."""
     path = _ref(repository, revision)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="ascii") as file:
@@ -82,7 +82,7 @@ def newest_snapshot(name: str) -> str | None:
     try:
         folder = os.path.join(_folder(name), "snapshots")
         found = [os.path.join(folder, entry) for entry in os.listdir(folder)]
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # an invalid file name
         return None
     return max(found, key=os.path.getmtime, default=None)
 

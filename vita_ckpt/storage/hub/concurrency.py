@@ -1,4 +1,4 @@
-"""Make several calls to the hub at once, with an end that waits for none of them."""
+"""Make several calls to the hub at a time; stop promptly on an error or an interrupt."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vita_ckpt.storage.system.threads import run_all
 _T = TypeVar("_T")
 
 _THREADS: Final = 8
-_GRACE: Final = 0.5  # seconds for what is under way when the end comes
+_GRACE: Final = 0.5  # seconds to wait for calls in progress when stopping
 
 
 def at_once(calls: Iterable[Callable[[], _T]]) -> list[_T]:
-    """Return the results of ``calls`` in their order, several of them made at a time.
+    """Return the results of ``calls`` in their order, making several calls at a time.
 
-    An error or an interrupt ends them within a moment, whatever a server leaves hanging.
+    After an error or an interrupt it returns within a moment, even if a server does not respond.
     """
     return run_all(calls, _THREADS, grace=_GRACE)

@@ -1,4 +1,4 @@
-"""Compare files by the digests that the hub lists, without moving them."""
+"""Compare files by the digests that the hub lists, without transferring them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SHA256, _GIT = 64, 40  # digits of the two kinds of etags
 
 
 def same_content(a: File, b: File) -> bool | None:
-    """Whether two files, one of them on the hub, are the same byte for byte; None if unknown.
+    """Return whether two files, one of them remote, are equal byte for byte; None if unknown.
 
-    A file on the disk is read, and digested as the hub does.
+    A local file is read, and digested as the hub does.
     """
     if a.size != b.size:
         return False
@@ -32,7 +32,10 @@ def _etag(file: File, kind: int) -> str:
 
 @cache
 def _digest(file: LocalFile, kind: int) -> str:
-    """SHA-256 of a file, or git's object id of it: SHA-1, which is git's choice, not a safe one."""
+    """Return the SHA-256 of a file, or its git object id.
+
+    Git's id is a SHA-1, which is used here only because git uses it, not for security.
+    """
     if kind not in (_SHA256, _GIT):
         return ""
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Turn refusals of the hub into errors that say what to do."""
+"""Turn error responses of the hub into errors that say what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vita_ckpt.errors import HubError
 
 _LOG_IN: Final = "hf auth login, or HF_TOKEN"
 
-# What an answer means: what was expected, and what to do.
+# For each error code: what was expected, and what to do.
 MEANINGS: Final[Mapping[str, tuple[str, str]]] = {
     "repository-gated": (
         "access to it",
@@ -43,7 +43,7 @@ _OF_CODE: Final = {
     "RepoNotFound": "repository-not-found",
 }
 _OF_STATUS: Final = {
-    401: "repository-not-found",  # of what is private and of what is not there alike
+    401: "repository-not-found",  # for private and for missing repositories
     403: "hub-forbids",
     404: "repository-not-found",
     409: "branch-moved",
@@ -55,24 +55,24 @@ _OF_STATUS: Final = {
 def refusal(
     status: int, headers: Mapping[str, str], subject: str, *, writing: bool = False
 ) -> HubError:
-    """The error for an answer of the hub: ``headers`` by their lower-case names."""
-    said = headers.get("x-error-message", "")
+    """Return the error for a response of the hub; names in ``headers`` are lower-case."""
+    message = headers.get("x-error-message", "")
     code = _OF_CODE.get(headers.get("x-error-code", "")) or _OF_STATUS.get(status, "hub-failed")
-    if status == 401 and (writing or "credentials" in said.lower()):
+    if status == 401 and (writing or "credentials" in message.lower()):
         code = "token-refused"
     expected, hint = MEANINGS[code]
-    return HubError(code, subject, expected=expected, got=said or f"status {status}", hint=hint)
+    return HubError(code, subject, expected=expected, got=message or f"status {status}", hint=hint)
 
 
 def unusable_token(subject: str) -> HubError:
-    """The error for a token that no hub has given."""
+    """Return the error for a token that cannot be valid."""
     expected, hint = MEANINGS["token-refused"]
     got = "one with other characters than a token has"
     return HubError("token-refused", subject, expected=expected, got=got, hint=hint)
 
 
 def unreachable(subject: str, error: Exception) -> HubError:
-    """The error for a hub that cannot be reached."""
+    """Return the error for a hub that cannot be reached."""
     return HubError(
         "hub-unreachable",
         subject,
@@ -83,7 +83,7 @@ def unreachable(subject: str, error: Exception) -> HubError:
 
 
 def offline(subject: str) -> HubError:
-    """The error for what would have to be fetched while HF_HUB_OFFLINE is set."""
+    """Return the error for something not in the cache while HF_HUB_OFFLINE is set."""
     return HubError(
         "hub-offline",
         subject,

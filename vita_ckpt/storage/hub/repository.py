@@ -23,14 +23,14 @@ from vita_ckpt.storage.stores.base import Entry, Kind, Range
 from vita_ckpt.storage.stores.local import opened, read_at
 
 _LARGEST_LISTING: Final = 64 << 20
-_LARGEST_FILE: Final = (1 << 63) - 1  # what a file system has numbers for
+_LARGEST_FILE: Final = (1 << 63) - 1  # the largest size in a file system
 
 
 @dataclass(slots=True)
 class Repository:
-    """The files of one commit by their paths, and what was read of them so far.
+    """The files of one commit by their paths, with the bytes read so far.
 
-    ``failed`` are errors that were met before somebody waited for the file: it is theirs to hear.
+    ``failed`` holds errors of prefetched files, to be raised when the file is opened.
     """
 
     session: Session
@@ -45,28 +45,28 @@ class Repository:
         self._sorted = sorted(self.files)
 
     def look(self, below: str) -> Entry | None:
-        """What lies at a path in the repository."""
+        """Return what is at a path in the repository."""
         if below in self.files:
             return Entry(Kind.FILE, self.files[below])
         return Entry(Kind.DIRECTORY) if next(self._names(below), None) is not None else None
 
     def listing(self, below: str) -> list[str]:
-        """The names in a directory, sorted."""
+        """Return the names in a directory, sorted."""
         return sorted(set(self._names(below)))
 
     def _names(self, below: str) -> Iterator[str]:
-        """The names in a directory; in sorted paths, what lies in it stands together."""
+        """Yield the names in a directory; its contents are contiguous in the sorted paths."""
         folder = f"{below}/" if below else ""
         place = bisect_left(self._sorted, folder)
         while place < len(self._sorted) and self._sorted[place].startswith(folder):
             name, is_folder, _ = self._sorted[place][len(folder) :].partition("/")
             yield name
-            # "0" is what comes after "/".
+            # "0" is the character after "/".
             end = f"{folder}{name}0"
             place = bisect_left(self._sorted, end, place) if is_folder else place + 1
 
     def read(self, file: RemoteFile, size: int, offset: int) -> bytes:
-        """Bytes of a file, which are kept: headers and small files are read more than once."""
+        """Return bytes of a file and keep them: headers and small files are read repeatedly."""
         key = file.name, offset, size
         if key not in self._read:
             path = cached(file)
@@ -78,12 +78,12 @@ class Repository:
         return self._read[key]
 
     def expect(self, file: RemoteFile, ranges: Iterable[Range]) -> None:
-        """Fetch what will be read soon, several ranges at a time."""
+        """Fetch ranges that will be read soon, several at a time."""
         at_once([partial(self.read, file, size, offset) for offset, size in ranges])
 
 
 def list_repository(session: Session, name: str, revision: str) -> Repository:
-    """Return the files of a revision, from the hub, or, offline, from what was downloaded of it."""
+    """List the files of a revision, from the hub or, offline, from the cache."""
     if session.is_offline:
         return _list_cached(session, name, revision)
     subject = f"{name}@{revision}" if revision != "main" else name
@@ -145,7 +145,7 @@ def _no_listing(subject: str, got: str) -> HubError:
 
 
 def _list_cached(session: Session, name: str, revision: str) -> Repository:
-    """Return what the cache holds of a revision."""
+    """List the files of a revision that the cache holds."""
     subject = f"{name}@{revision}" if revision != "main" else name
     commit = cached_commit(name, revision)
     files = {f.name: f for f in cached_files(name, commit)} if commit is not None else {}

@@ -1,7 +1,7 @@
-"""Requests to the hub: its headers, redirects, patience with what passes, the bytes moved.
+"""Make requests to the hub: headers, redirects, retries, and a count of the bytes moved.
 
-Everything goes through the HTTP session of huggingface_hub (requests or httpx, as its version has
-it), so that proxies, certificates and whatever else its users have set up count here too.
+All requests use the HTTP session of huggingface_hub (requests or httpx, depending on its version),
+so that proxies, certificates and other settings of its users apply here too.
 """
 
 from __future__ import annotations
@@ -27,27 +27,30 @@ from vita_ckpt.storage.system.os_errors import CODES, code_of
 
 _T = TypeVar("_T")
 
-_TIMEOUT: Final = 20.0  # seconds to connect, and between two pieces of an answer
-_CHUNK: Final = 1 << 14  # what requests gives at once, and what a broken connection costs
+_TIMEOUT: Final = 20.0  # seconds to connect, and between two pieces of a response
+_CHUNK: Final = 1 << 14  # bytes per piece, which is what a broken connection loses
 _MOST_REDIRECTS: Final = 5
 _MOST_TRIES: Final = 5
-_END_IS_NEAR: Final = 8  # pieces of a body
+_MOST_DRAINED: Final = 8  # pieces of a body that are read before following a redirect
 _FIRST_WAIT: Final = 0.25  # seconds; doubled each time
 _LONGEST_WAIT: Final = 60.0
-_SILENT_WAIT: Final = 3.0  # what nobody wonders about
-# What may be over soon: a server that is busy or fails.
+_UNLOGGED_WAIT: Final = 3.0  # seconds; longer waits are logged
+# Status codes that may be temporary: the server is busy or fails.
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-# What only a disk refuses: EPERM is also a firewall's answer.
-_OF_THE_DISK: Final = CODES.keys() - {errno.EPERM}
-# Seconds until more may be asked, where nothing is left now: the hub says it in every answer.
+# Errors that only a disk raises; EPERM may also come from a firewall.
+_DISK_ERRORS: Final = CODES.keys() - {errno.EPERM}
+# Seconds until the rate limit resets, if it is used up: the hub sends it in every response.
 _LIMIT_RESETS: Final = re.compile(r"\br=0;t=([0-9]{1,6})\b", re.ASCII)
 _TOKEN: Final = re.compile(r"Bearer [!-~]+", re.ASCII)
 _URL: Final = re.compile(r"https?://[!-~]+", re.ASCII | re.IGNORECASE)
 
 
 class PassingError(Exception):
-    """What may be over soon: a broken connection, a busy server. ``wait`` is what it asked for."""
+    """A temporary failure: a broken connection or a busy server.
+
+    ``wait`` is the delay in seconds that the server asked for.
+    """
 
     def __init__(self, error: HubError, wait: float | None = None) -> None:
         super().__init__(str(error))
@@ -57,9 +60,9 @@ class PassingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer whose body was not read yet; names of headers are in lower case.
+    """A response whose body was not read yet; names of headers are in lower case.
 
-    ``on_the_way`` are headers of the hub's own answers that led to this one, on another server.
+    ``on_the_way`` are the headers of the hub's own responses that redirected to another server.
     """
 
     status: int
@@ -69,7 +72,7 @@ class Answer:
 
 
 class Session:
-    """The way to the hub, for all threads of a process. ``bytes_downloaded`` counts bodies."""
+    """A session with the hub, shared by all threads. ``bytes_downloaded`` counts bodies."""
 
     def __init__(
         self, endpoint: str | None = None, sleep: Callable[[float], None] = time.sleep
@@ -80,7 +83,7 @@ class Session:
         self.is_offline = constants.HF_HUB_OFFLINE
         self.bytes_downloaded = 0
         self._sleep = sleep
-        self._said_until = 0.0
+        self._logged_until = 0.0
         self._lock = Lock()
 
     def count(self, size: int) -> None:
@@ -89,10 +92,10 @@ class Session:
             self.bytes_downloaded += size
 
     def retry(self, attempt: Callable[[], _T], advanced: Callable[[], bool] = bool) -> _T:
-        """The result of ``attempt``, tried again a few times while what it meets may pass.
+        """Return the result of ``attempt``, retried a few times after temporary failures.
 
-        After an attempt for which ``advanced`` says that it got further, counting starts anew. What
-        takes its time is said.
+        The count of tries restarts after an attempt for which ``advanced`` returns true. Long waits
+        are logged.
         """
         tries = 0
         while True:
@@ -104,18 +107,18 @@ class Session:
                 wait = _FIRST_WAIT * 2 ** (tries - 1) if passing.wait is None else passing.wait
                 if tries >= _MOST_TRIES or wait > _LONGEST_WAIT:
                     raise passing.error from passing
-                self._say(passing.error, wait, time.monotonic() - began)
+                self._log_wait(passing.error, wait, time.monotonic() - began)
                 self._sleep(wait)
 
-    def _say(self, error: HubError, wait: float, waited: float) -> None:
-        """Say why nothing happens: once, however many threads wait for the same."""
-        if wait + waited <= _SILENT_WAIT:
+    def _log_wait(self, error: HubError, wait: float, waited: float) -> None:
+        """Log why the session is waiting, once for all threads that wait for the same reason."""
+        if wait + waited <= _UNLOGGED_WAIT:
             return
         now = time.monotonic()
         with self._lock:
-            is_said = now < self._said_until
-            self._said_until = max(self._said_until, now + wait)
-        if not is_said:
+            is_logged = now < self._logged_until
+            self._logged_until = max(self._logged_until, now + wait)
+        if not is_logged:
             import logging  # noqa: PLC0415 - seldom needed
 
             text = f"{error.code}: {error.subject}: {error.got}; trying again in {wait:.2g} s"
@@ -123,10 +126,10 @@ class Session:
 
     @contextmanager
     def get(self, url: str, subject: str, span: tuple[int, int] | None = None) -> Iterator[Answer]:
-        """The answer to a request for ``url``, or for its bytes from and up to those of ``span``.
+        """Yield the response to a request for ``url``, or for its bytes in ``span`` (start, stop).
 
-        Redirects are followed; the token goes to no other host than the hub. Raises HubError for a
-        refusal, PassingError for one that may pass, also while the body is read.
+        Redirects are followed; the token is sent only to the hub's own host. Raises HubError for a
+        permanent failure and PassingError for a temporary one, also while the body is read.
         """
         if self.is_offline:
             raise offline(subject)
@@ -141,8 +144,8 @@ class Session:
                     yield replace(answer, on_the_way={} if is_hub else passed)
                     return
                 passed |= answer.headers if is_hub else {}
-                # Read to its end, which is near, the connection serves the next request too.
-                deque(islice(answer.chunks, _END_IS_NEAR), maxlen=0)
+                # Once the short body is read to its end, the connection can be reused.
+                deque(islice(answer.chunks, _MOST_DRAINED), maxlen=0)
                 target = _joined(url, answer.headers.get("location", ""), subject)
             if urlsplit(url).scheme == "https" != urlsplit(target).scheme:
                 raise HubError(
@@ -178,7 +181,7 @@ class Session:
                 yield chunk
 
     def check_token(self, subject: str) -> None:
-        """Raise HubError for a token that no request can carry: copied with something else."""
+        """Raise HubError for a token that cannot be sent in a header."""
         self._headers(True, None, subject)
 
     def _headers(self, is_hub: bool, span: tuple[int, int] | None, subject: str) -> dict[str, str]:
@@ -189,7 +192,7 @@ class Session:
             raise unusable_token(subject)
         if not is_hub:
             headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
-        # Bytes of the file, not of something packed: what is counted and placed are its own.
+        # The bytes must be those of the file, not compressed, since they are counted and placed.
         headers["accept-encoding"] = "identity"
         if span is not None:
             headers["range"] = f"bytes={span[0]}-{span[1] - 1}"
@@ -198,16 +201,16 @@ class Session:
 
 @contextmanager
 def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
-    """What huggingface_hub's own calls raise about the hub, as errors of ours.
+    """Convert the errors that huggingface_hub's own calls raise into this package's errors.
 
-    Also what they raise about an answer, or about a file that they do not take.
+    This includes errors about a response, or about a file that huggingface_hub does not accept.
     """
     library = _library()
     known = (library.HfHubHTTPError, *_transport_errors(library.get_session()))
     try:
         yield
     except (*known, RuntimeError) as error:
-        # What fails while one of several files is uploaded is the cause of a RuntimeError.
+        # An error while one of several files is uploaded is the cause of a RuntimeError.
         cause = error if isinstance(error, known) else error.__cause__
         if not isinstance(cause, known):
             raise
@@ -217,7 +220,7 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
             raise refusal(response.status_code, headers, subject, writing=writing) from error
         code: int | None = getattr(cause, "errno", None)
         path = getattr(cause, "filename", None)
-        if code is None or (code not in _OF_THE_DISK and not path):
+        if code is None or (code not in _DISK_ERRORS and not path):
             raise unreachable(subject, cause) from error
         raise OutputError(
             code_of(code),
@@ -236,7 +239,10 @@ def translated(subject: str, *, writing: bool = False) -> Iterator[None]:
 
 
 def attempted(subject: str, call: Callable[[], _T], *, writing: bool = False) -> _T:
-    """What a call of huggingface_hub's returns; a PassingError for what may be tried again."""
+    """Return the result of a call of huggingface_hub's.
+
+    Raises PassingError if it may be retried.
+    """
     try:
         with translated(subject, writing=writing):
             return call()
@@ -251,7 +257,7 @@ def attempted(subject: str, call: Callable[[], _T], *, writing: bool = False) ->
 
 
 def response_of(error: BaseException | None) -> Any:
-    """The answer of a server that led to an error; None if there was none."""
+    """Return the server's response that led to an error; None if there was none."""
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:
@@ -261,9 +267,9 @@ def response_of(error: BaseException | None) -> Any:
 
 
 def path_of(error: BaseException | None) -> str:
-    """The path of the request that led to an error; empty if it was none."""
+    """Return the path of the request that led to an error; empty if there was no request."""
     while error is not None:
-        with suppress(RuntimeError):  # what httpx says where there was none
+        with suppress(RuntimeError):  # raised by httpx without a request
             request = getattr(error, "request", None)
             if request is not None:
                 return urlsplit(str(request.url)).path
@@ -272,7 +278,7 @@ def path_of(error: BaseException | None) -> str:
 
 
 def _library() -> Any:
-    """huggingface_hub's tools: not what any checker takes for public, and there in all versions."""
+    """Return ``huggingface_hub.utils`` as Any: type checkers do not treat its names as public."""
     from huggingface_hub import utils  # noqa: PLC0415 - slow
 
     return utils
@@ -293,7 +299,7 @@ def _check(answer: Answer, subject: str) -> None:
 
 
 def _check_plain(answer: Answer, subject: str) -> None:
-    """Raise for a body that was packed on the way: its bytes are not those of the file."""
+    """Raise for a compressed body, whose bytes are not those of the file."""
     encoding = answer.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise HubError(
@@ -313,7 +319,7 @@ def _joined(url: str, location: str, subject: str) -> str:
 
 
 def _check_url(url: str, subject: str) -> None:
-    """Raise for what is no address that can be asked: a redirect may say anything."""
+    """Raise for an invalid URL, since a redirect may contain any text."""
     try:
         parts = urlsplit(url)
         is_address = _URL.fullmatch(url) and parts.hostname and parts.port != 0
@@ -334,7 +340,10 @@ def _no_address(url: str, subject: str) -> HubError:
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: ``Retry-After``, or the hub's ``RateLimit`` header."""
+    """Return the seconds that a server asks to wait; None if it does not.
+
+    They are in ``Retry-After`` or in the hub's ``RateLimit`` header.
+    """
     after = headers.get("retry-after", "")
     if after.isdecimal() and len(after) < 7:
         return float(after)
@@ -344,7 +353,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def _passing(session: Any, subject: str) -> Iterator[None]:
-    """What the session's HTTP library raises about the connection is a PassingError."""
+    """Convert errors of the session's HTTP library about the connection to PassingError."""
     try:
         yield
     except _transport_errors(session) as error:
@@ -353,7 +362,7 @@ def _passing(session: Any, subject: str) -> Iterator[None]:
 
 @contextmanager
 def _addressed(session: Any, url: str, subject: str) -> Iterator[None]:
-    """What the library finds wrong with an address, also while it connects, will not pass."""
+    """Convert errors of the HTTP library about a URL to HubError; retrying does not help."""
     errors: tuple[type[Exception], ...] = (ValueError, *_errors_named("InvalidURL", session))
     try:
         yield
@@ -362,12 +371,12 @@ def _addressed(session: Any, url: str, subject: str) -> Iterator[None]:
 
 
 def _transport_errors(session: Any) -> tuple[type[Exception], ...]:
-    """requests raises errors of the system (OSError); httpx has a base class of its own."""
+    """Return the transport errors: OSError for requests, and httpx's own base class."""
     return OSError, *_errors_named("HTTPError", session)
 
 
 def _errors_named(name: str, session: Any) -> tuple[type[Exception], ...]:
-    """A class of errors of the HTTP library that a session belongs to."""
+    """Return the error class called ``name`` in the HTTP library of a session, if there is one."""
     for ancestor in type(session).__mro__:
         module = sys.modules.get(ancestor.__module__.partition(".")[0])
         found = getattr(module, name, None)

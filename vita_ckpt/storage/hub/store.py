@@ -1,4 +1,4 @@
-"""Answer for repositories on the hub what a store answers."""
+"""Implement the store for repositories on the hub."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class HubStore:
     def pin(self, address: Address, *, anew: bool = False) -> Address:
         """Return ``address`` with its revision resolved to a commit.
 
-        The commit is that of the first contact, or the present one with ``anew``. Raises HubError
-        if there is no such repository or revision, or no way to the hub.
+        A revision is resolved once, and again with ``anew``. Raises HubError if there is no such
+        repository or revision, or the hub cannot be reached.
         """
         revision = address.revision or "main"
         if anew:
@@ -60,7 +60,7 @@ class HubStore:
         return path
 
     def look(self, path: str) -> Entry | None:
-        """Return what lies at an address pinned to a commit."""
+        """Return what is at an address pinned to a commit."""
         repository, below = self._at(path)
         return repository.look(below)
 
@@ -73,14 +73,15 @@ class HubStore:
     def open(self, path: str) -> Iterator[Source]:
         """Open the file at an address pinned to a commit.
 
-        Raises InputError if there is none, and what :meth:`prefetch` met for it.
+        Raises InputError if there is no such file, and any error that :meth:`prefetch` stored for
+        it.
         """
         repository, below = self._at(path)
         if below not in repository.files:
-            there = repository.look(below)
-            if there is None:
+            entry = repository.look(below)
+            if entry is None:
                 self.check_known(path)
-            code = "not-on-hub" if there is None else "not-a-regular-file"
+            code = "not-on-hub" if entry is None else "not-a-regular-file"
             raise InputError(code, path, expected="a regular file")
         error = repository.failed.pop(below, None)
         if error is not None:
@@ -90,9 +91,8 @@ class HubStore:
     def prefetch(self, paths: Collection[str], read: Callable[[str], object]) -> None:
         """Call ``read`` with each of ``paths`` now, several at a time.
 
-        What the hub refuses is raised when the file is opened. A file that is damaged is read again
-        then, from what was received. Raises HubError for a file of which it is not known whether
-        there is one.
+        Errors of the hub are raised when the file is opened. A damaged file is read again then,
+        from the received bytes. Raises HubError for a file whose existence is unknown.
         """
         places = {path: self._at(path) for path in paths}
         for path, (repository, below) in places.items():
@@ -100,7 +100,7 @@ class HubStore:
                 self.check_known(path)
 
         def warm(path: str, repository: Repository, below: str) -> None:
-            repository.failed.pop(below, None)  # of an earlier announcement
+            repository.failed.pop(below, None)  # from an earlier prefetch
             try:
                 read(path)
             except (HubError, StaleInputError) as error:
@@ -111,7 +111,7 @@ class HubStore:
         at_once([partial(warm, path, *place) for path, place in places.items()])
 
     def check_known(self, path: str) -> None:
-        """Raise HubError offline: what is not in the cache may be on the hub all the same."""
+        """Raise HubError when offline: a file that is not in the cache may still be on the hub."""
         if self.session.is_offline:
             raise offline(path)
 
@@ -120,7 +120,7 @@ class HubStore:
         return "nothing there"
 
     def folder_of(self, path: str) -> str:
-        """Return the directory that a file lies in: there are no links."""
+        """Return the directory of a file: there are no links."""
         return posixpath.dirname(path)
 
     def stays_below(self, root: str, name: str) -> bool:
@@ -128,10 +128,10 @@ class HubStore:
         return bool(name) and is_inside(name)
 
     def reached_from(self, root: str, path: str) -> str | None:
-        """Return where a path that a config names leads; None if to nothing.
+        """Return the address that a path in a config resolves to; None if there is nothing.
 
-        It is looked up beside the checkpoint's directory and in it, and only in its own commit: a
-        repository leads to no other repository, and not to this machine.
+        It is looked up beside the checkpoint's directory and in it, and only in its own commit: it
+        cannot refer to other repositories or to this machine.
         """
         address = parse_address(root)
         entry = self.look(root)
@@ -140,7 +140,7 @@ class HubStore:
         for start in (posixpath.dirname(folder), folder):
             below = posixpath.normpath(posixpath.join(start, path))
             below = "" if below == "." else below
-            # An absolute path, or one with more steps up than there are, is none in a repository.
+            # An absolute path, or one that leads above the root, is not in the repository.
             if is_inside(below):
                 found = str(replace(address, below=below))
                 if self.look(found) is not None:

@@ -24,10 +24,10 @@ from vita_ckpt.storage.system.os_errors import io_error
 
 
 def download(store: HubStore, files: Iterable[RemoteFile]) -> dict[RemoteFile, LocalFile]:
-    """Whole files, from huggingface_hub's cache, to which those that it lacks are downloaded.
+    """Return local copies of whole files from huggingface_hub's cache; download missing ones.
 
-    Raises HubError if that fails, OutputError if the disk refuses, StaleInputError if what came is
-    not what was looked at before.
+    Raises HubError if the download fails, OutputError if the disk refuses, StaleInputError if the
+    content differs from what was read before.
     """
     commits: dict[tuple[str, str], list[RemoteFile]] = {}
     for file in files:
@@ -45,11 +45,10 @@ def download(store: HubStore, files: Iterable[RemoteFile]) -> dict[RemoteFile, L
 def fetch_tensors(
     store: HubStore, refs: Collection[TensorRef], folder: str
 ) -> dict[TensorRef, TensorRef]:
-    """The same tensors in files on the disk: those in the cache there, of others only their bytes.
+    """Return the same tensors in local files: from the cache, or else fetched without the rest.
 
-    What is fetched goes to new files in ``folder``: each has the length of the one on the hub, and
-    holes where nothing was asked for. Raises as
-    :func:`~vita_ckpt.storage.hub.byte_ranges.fetch` does, and OutputError if the disk refuses.
+    Fetched bytes go to new sparse files in ``folder``, each as long as the file on the hub. Raises
+    as :func:`~vita_ckpt.storage.hub.byte_ranges.fetch` does, and OutputError if the disk refuses.
     """
     of_file: dict[RemoteFile, list[TensorRef]] = {}
     for ref in refs:
@@ -96,7 +95,7 @@ def _fetch(
 
 @contextmanager
 def _opened(path: str, step: Any) -> Iterator[Put]:
-    """A part for one thread to write to: it may go on when nobody waits for it any more."""
+    """Open a partial file for one thread, which may outlive the call that waits for it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
     def put(data: bytes, offset: int) -> None:
@@ -115,7 +114,7 @@ def _opened(path: str, step: Any) -> Iterator[Put]:
 
 @contextmanager
 def _bar(size: int) -> Iterator[Any]:
-    """huggingface_hub's own progress bar, which follows its settings; none where nothing comes."""
+    """Show huggingface_hub's own progress bar, which follows its settings; hidden for 0 bytes."""
     from huggingface_hub import utils  # noqa: PLC0415 - slow
 
     library: Any = utils
@@ -128,7 +127,7 @@ def _bar(size: int) -> Iterator[Any]:
 
 @contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """What the disk refuses, as an OutputError about ``path``."""
+    """Convert OSError to an OutputError about ``path``."""
     try:
         yield
     except OSError as error:
@@ -139,7 +138,7 @@ def _download(store: HubStore, repository: str, commit: str, files: Collection[R
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow
 
     def download_one(file: RemoteFile) -> None:
-        # One of another commit may have the same content: then only a link is made.
+        # A file of another commit may have the same content; then only a link is made.
         moves = not is_blob_cached(file)
         get = partial(hf_hub_download, repository, file.name, revision=commit)
         store.session.retry(partial(attempted, f"{repository}@{commit}", get))
@@ -150,9 +149,9 @@ def _download(store: HubStore, repository: str, commit: str, files: Collection[R
 
 
 def _note_revisions(store: HubStore, repository: str, commit: str) -> None:
-    """Let the cache know which commit a branch is, as it does when it is asked for the branch.
+    """Record in the cache which branches and tags point to a commit, as huggingface_hub does.
 
-    Offline it is found by that alone.
+    Offline, the commit is found only by this record.
     """
     for revision in store.revisions(repository, commit):
         with disk_errors(revision):
@@ -160,7 +159,7 @@ def _note_revisions(store: HubStore, repository: str, commit: str) -> None:
 
 
 def _checked(file: RemoteFile) -> LocalFile:
-    """A file in the cache, once it is sure that it is the one that was looked at."""
+    """Return a file in the cache after checking that its content is what was read before."""
     path = cached(file)
     if path is None:
         raise HubError(

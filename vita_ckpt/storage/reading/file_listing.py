@@ -1,4 +1,4 @@
-"""Read every file that a loader could take for weights, down to its header or error."""
+"""Read the header, or the error, of every file that a loader could take for weights."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _SUFFIXES: Final = (".safetensors", ".bin", ".pt")
 
 
 def read_weight_files(path: str | os.PathLike[str], stores: Stores) -> WeightFiles:
-    """The directory, or the lone weight file, at ``path``; nothing in it is chosen or refused.
+    """Read the directory or the lone weight file at ``path``, without selecting or rejecting files.
 
     Names in an index that lead out of the directory are not followed. Raises InputError if nothing
-    is there, or if it is in the middle of an in-place surgery.
+    is there, or if an in-place surgery of it is incomplete.
     """
     store = stores.store_of(os.fspath(path))
     root, entry = find(store, path)
@@ -73,7 +73,7 @@ def _index(store: Store, root: str, name: str) -> Index:
 
 
 def _indexed(store: Store, root: str, name: str, index: str) -> WeightFile:
-    """A file that only an index names: in a subdirectory, outside, or not there at all."""
+    """Read a file that only an index names: in a subdirectory, outside, or missing."""
     _, outside = _attempt(lambda: check_inside(store, root, name, os.path.join(root, index)))
     if outside is not None:
         return WeightFile(name, trouble=outside)
@@ -91,8 +91,8 @@ def _weight_file(store: Store, root: str, name: str) -> WeightFile:
     if result is None:
         return WeightFile(name, trouble=trouble)
     shard, tensors = result
-    said = shard.metadata.get("format", "") if shard.metadata else None
-    return WeightFile(name, tensors, said)
+    declared_format = shard.metadata.get("format", "") if shard.metadata else None
+    return WeightFile(name, tensors, declared_format)
 
 
 def _attempt(read: Callable[[], _T]) -> tuple[_T | None, Trouble | None]:

@@ -12,7 +12,7 @@ from vita_ckpt.storage.stores.base import Store
 
 
 def weight_map_of(index: Mapping[str, Any], path: str) -> dict[str, str]:
-    """Which file each tensor is in; raises MalformedFileError for an index that does not say."""
+    """Return the file of each tensor. Raises MalformedFileError for an invalid index."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedFileError("invalid-index", path, expected="a weight_map of tensors to files")
@@ -25,7 +25,7 @@ def weight_map_of(index: Mapping[str, Any], path: str) -> dict[str, str]:
 
 
 def tensors_by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
-    """The files that an index names, sorted, each with the tensors that it promises there."""
+    """Return the files that an index names, sorted, with the tensors that it lists for each."""
     shards: dict[str, list[str]] = {}
     for tensor, shard in weight_map.items():
         shards.setdefault(shard, []).append(tensor)
@@ -35,7 +35,7 @@ def tensors_by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
 def ambiguous_weights(
     root: str, index_name: str, names: Iterable[str], shards: Iterable[str]
 ) -> InputError | None:
-    """The error for a single weight file beside an index that does not name it."""
+    """Return the error for a single weight file that an index beside it does not name, or None."""
     single = SAFETENSORS if index_name == SAFETENSORS_INDEX else TORCH
     if single not in names or single in shards:
         return None
@@ -55,10 +55,13 @@ def index_mismatches(
     promised: Iterable[str],
     found: Iterable[str],
 ) -> Iterator[MalformedFileError]:
-    """How the tensors ``promised`` in a shard and those ``found`` there disagree, both ways."""
+    """Yield an error for each tensor that is only in the index or only in the shard.
+
+    ``promised`` are the tensors that the index lists for the shard, ``found`` those in it.
+    """
     folder, index_name = os.path.split(index_path)
-    there = dict.fromkeys(found)
-    for tensor in there:
+    present = dict.fromkeys(found)
+    for tensor in present:
         if weight_map.get(tensor) != shard:
             yield MalformedFileError(
                 "index-mismatch",
@@ -67,7 +70,7 @@ def index_mismatches(
                 got=repr(weight_map.get(tensor, "nothing")),
             )
     for tensor in promised:
-        if tensor not in there:
+        if tensor not in present:
             yield MalformedFileError(
                 "index-mismatch",
                 f"{index_path}: {tensor}",
@@ -77,7 +80,10 @@ def index_mismatches(
 
 
 def check_inside(store: Store, root: str, name: str, index_path: str) -> None:
-    """A name in an index stays in the directory; the file itself may be a link (the hub cache)."""
+    """Raise MalformedFileError for a name in an index that leads out of the directory.
+
+    The file itself may be a link, as in the hub cache.
+    """
     if store.stays_below(root, name):
         return
     raise MalformedFileError(

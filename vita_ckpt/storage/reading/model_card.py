@@ -13,7 +13,10 @@ _LARGEST_CARD: Final = 4 << 20
 
 
 def read_model_card(checkpoint: Checkpoint, stores: Stores) -> bytes:
-    """The README of a checkpoint; nothing where there is none. Raises InputError for a huge one."""
+    """Return the README of a checkpoint, empty if there is none.
+
+    Raises InputError if it is larger than 4 MiB.
+    """
     file = checkpoint.files.get(MODEL_CARD)
     if file is None:
         return b""

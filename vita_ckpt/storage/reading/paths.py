@@ -1,4 +1,4 @@
-"""Find the store that a path belongs to, and what lies there."""
+"""Find the store that a path belongs to, and what is at that path."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Stores:
-    """The stores that paths lead to: the local disk and, once a path names it, the hub.
+    """The stores of all paths: the local disk and, once a path refers to it, the hub.
 
-    Calls that share one share a session with the hub, what it listed, and the count of bytes.
-    ``hub`` is the store of addresses on the hub, by default one made when it is needed.
+    Calls that use the same object share a session with the hub, its listings and the count of
+    bytes. ``hub`` is the store of addresses on the hub; by default it is created when needed.
     """
 
     def __init__(self, hub: HubStore | None = None) -> None:
@@ -34,9 +34,9 @@ class Stores:
 
     @property
     def hub(self) -> HubStore:
-        """Return the hub, with one session for all who share these stores."""
+        """The store of the hub, created on first use; all users share its session."""
         if self._hub is None:
-            # Local commands do without the HTTP library and what it imports.
+            # Imported here so that local commands do not import the HTTP library.
             from vita_ckpt.storage.hub.store import HubStore  # noqa: PLC0415
 
             self._hub = HubStore()
@@ -48,7 +48,7 @@ class Stores:
 
     @property
     def bytes_downloaded(self) -> int:
-        """Return the bytes that came from the hub so far."""
+        """Bytes received from the hub so far."""
         return 0 if self._hub is None else self._hub.session.bytes_downloaded
 
     def count_downloaded(self, nbytes: int) -> None:
@@ -58,12 +58,12 @@ class Stores:
 
 
 def find(store: Store, path: str | os.PathLike[str]) -> tuple[str, Entry]:
-    """Return the absolute path and what lies there. Raises InputError if nothing does."""
+    """Return the absolute path and what is there. Raises InputError if there is nothing."""
     text = os.fspath(path)
     try:
         root = store.absolute(text)
         entry = store.look(root)
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # an invalid file name
         raise _not_found(text, str(error)) from error
     except OSError as error:  # a relative path, and the working directory is gone
         raise _not_found(text, os_reason(error)) from error
@@ -84,19 +84,19 @@ def _not_found(path: str, reason: str) -> InputError:
 
 
 def exists(store: Store, path: str) -> bool:
-    """Return whether something lies at ``path``, at the end of a link too."""
+    """Return whether something is at ``path``; links are followed."""
     found = store.look(path)
     return found is not None and found.kind is not Kind.BROKEN_LINK
 
 
 def is_file(store: Store, path: str) -> bool:
-    """Return whether a regular file lies at ``path``, or at the end of a link there."""
+    """Return whether a regular file is at ``path``; links are followed."""
     found = store.look(path)
     return found is not None and found.kind is Kind.FILE
 
 
 def is_directory(store: Store, path: str) -> bool:
-    """Return whether a directory lies at ``path``, or at the end of a link there."""
+    """Return whether a directory is at ``path``; links are followed."""
     found = store.look(path)
     return found is not None and found.is_directory
 

@@ -1,4 +1,4 @@
-"""Follow what a config names: the base of a LoRA run, an audio encoder."""
+"""Resolve what a config refers to: the base of a LoRA run, an audio encoder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from vita_ckpt.storage.reading.paths import Stores
 
 
 def reaches(checkpoint: Checkpoint, path: str, stores: Stores) -> str | None:
-    """Where a path in a checkpoint's config leads: from here, beside the checkpoint, or in it.
+    """Return what a path in a checkpoint's config resolves to; None if there is nothing.
 
-    Of a checkpoint on the hub only what lies in its repository.
+    It is looked up in the working directory, beside the checkpoint and in it; for a checkpoint on
+    the hub only in its repository.
     """
     return stores.store_of(checkpoint.root).reached_from(checkpoint.root, path)
 
 
 def find_base(run: Checkpoint, stores: Stores) -> Checkpoint | None:
-    """The checkpoint that a LoRA run was trained on, here or in the hub's cache; None if absent.
+    """Return the checkpoint that a LoRA run was trained on; None if it is not found.
 
-    A run on the hub is judged by its own repository, not by what happens to lie here. Raises
-    HubError and StaleInputError.
+    It is looked up locally and in the hub's cache; for a run on the hub only in its own repository.
+    Raises HubError and StaleInputError.
     """
     named = (run.adapter_config or {}).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:

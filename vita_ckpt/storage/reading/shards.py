@@ -36,13 +36,13 @@ def read_shard(store: Store, root: str, name: str) -> tuple[Shard, Mapping[str, 
 
 
 def prefetch_shards(store: Store, root: str, names: Iterable[str]) -> None:
-    """Announce weight files below ``root`` that will be read; names that lead out are left out."""
+    """Prefetch weight files below ``root`` that will be read; skip names that lead outside."""
     paths = [os.path.join(root, name) for name in names if store.stays_below(root, name)]
     store.prefetch(paths, lambda path: read_shard(store, path, ""))
 
 
 def duplicate(tensor: str, shard: Shard, other: TensorRef) -> MalformedFileError:
-    """The error for a tensor of ``shard`` that another file has too."""
+    """Return the error for a tensor of ``shard`` that is also in another file."""
     return MalformedFileError(
         "duplicate-tensor",
         f"{shard.file.path}: {tensor}",
@@ -52,9 +52,9 @@ def duplicate(tensor: str, shard: Shard, other: TensorRef) -> MalformedFileError
 
 
 def check_unchanged(files: Iterable[File]) -> None:
-    """Raise StaleInputError unless every file is as it was: size, time, and header or config.
+    """Raise StaleInputError unless every file has the same size, time, and header or config.
 
-    One on the hub is pinned to a commit.
+    Remote files are pinned to a commit and not checked.
     """
     for file in files:
         if isinstance(file, RemoteFile):
@@ -69,7 +69,7 @@ def check_unchanged(files: Iterable[File]) -> None:
 
 
 def _identify(file: LocalFile) -> LocalFile:
-    """What stands in the place of a file now, as far as it was read before."""
+    """Return the present identity of a file, with a digest if it had one before."""
     if not file.digest:
         return identify(file.path)
     if file.path.endswith(".json"):
@@ -79,7 +79,7 @@ def _identify(file: LocalFile) -> LocalFile:
 
 @dataclass(slots=True)
 class Weights:
-    """Shards read so far; a name may come from one of them only."""
+    """The shards read so far; each tensor name may occur in only one of them."""
 
     shards: list[Shard] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)

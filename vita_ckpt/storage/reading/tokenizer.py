@@ -11,11 +11,11 @@ from vita_ckpt.storage.reading.paths import Stores, read_json
 
 
 def count_tokens(checkpoint: Checkpoint, stores: Stores) -> int | None:
-    """What ``len(tokenizer)`` will be; None where no file that can be read here says so.
+    """Return what ``len(tokenizer)`` will be; None if no supported file determines it.
 
-    ``tokenizer.json`` knows all tokens, added ones included; ``vocab.json`` needs
+    ``tokenizer.json`` lists all tokens, including added ones; ``vocab.json`` needs
     ``added_tokens.json`` beside it. A sentencepiece model alone is not read. Raises InputError for
-    a file that is no JSON.
+    a file that is not JSON.
     """
     tokenizer = _read(stores, checkpoint, TOKENIZER)
     if tokenizer is not None:

@@ -17,11 +17,11 @@ from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file,
 
 
 def find_tower(checkpoint: Checkpoint, stores: Stores) -> TowerDirectory | None:
-    """Return what lies at ``mm_vision_tower``; None if the config names no tower.
+    """Return what ``mm_vision_tower`` refers to; None if the config names no tower.
 
-    A relative path is looked up where the command runs, as upstream does, then beside the
-    checkpoint, then in it; what a checkpoint on the hub names, in its repository alone. A
-    checkpoint that is itself a tower is its own directory. Raises HubError and StaleInputError.
+    A relative path is looked up in the working directory, as upstream does, then beside the
+    checkpoint, then in it; for a checkpoint on the hub only in its repository. A checkpoint that is
+    itself a tower is its own directory. Raises HubError and StaleInputError.
     """
     config = checkpoint.config or {}
     own = towers.tower_of_config(config)
@@ -58,9 +58,9 @@ def read_tower_config(
 ) -> Mapping[str, Any] | None:
     """Read the config of the tower in a VITA checkpoint; None if the checkpoint has no tower.
 
-    In this order: ``tower``, a directory or a ``config.json``, the copy that a swapped checkpoint
-    carries, the path in its config, its tensors where they determine it. EVA-CLIP's sizes always
-    come from its tensors. Raises InputError naming the option otherwise.
+    Sources in order of precedence: ``tower`` (a directory or a ``config.json``), the copy that a
+    swapped checkpoint carries, the path in its config, its tensors if they determine the config.
+    EVA-CLIP's sizes always come from its tensors. Raises InputError naming the option if all fail.
     """
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     own = parts.below(parts.TOWER_PREFIX, shapes)
@@ -81,8 +81,8 @@ def read_tower_config(
         return read_given_config(tower, stores)
     if (carried := read_carried_config(checkpoint, stores)) is not None:
         return carried
-    if (near := find_tower(checkpoint, stores)) is not None and near.config is not None:
-        return near.config
+    if (directory := find_tower(checkpoint, stores)) is not None and directory.config is not None:
+        return directory.config
     return _sizes_of_shapes(checkpoint, own)
 
 
@@ -125,7 +125,7 @@ def read_processor(
 ) -> Mapping[str, Any] | None:
     """Read the ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
 
-    In this order: beside what ``tower`` names, in the checkpoint, in the tower that it names.
+    It is looked up beside ``tower``, then in the checkpoint, then in the checkpoint's tower.
     """
     if tower is not None and (given := _processor_at(os.fspath(tower), stores)) is not None:
         return given
@@ -134,9 +134,9 @@ def read_processor(
         return carried
     if PROCESSOR in checkpoint.files:
         return read_json(stores, checkpoint.files[PROCESSOR].path)[0]
-    near = find_tower(checkpoint, stores)
+    directory = find_tower(checkpoint, stores)
     return _processor_at(
-        checkpoint.root if near is None or near.path is None else near.path, stores
+        checkpoint.root if directory is None or directory.path is None else directory.path, stores
     )
 
 

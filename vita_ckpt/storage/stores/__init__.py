@@ -1,1 +1,1 @@
-"""Stores: where files lie, and how they are read."""
+"""Provide the stores: where files are, and how they are read."""

@@ -1,4 +1,4 @@
-"""Read the local disk: regular files only, bounded reads, the identity of what was seen."""
+"""Read the local disk: regular files only, in bounded reads, with the files' identities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vita_ckpt.storage.system.os_errors import os_reason, unreadable, unreadable
 
 
 class LocalStore:
-    """The local disk. It holds nothing: :data:`LOCAL` serves everyone."""
+    """The local disk. It has no state: :data:`LOCAL` is shared."""
 
     @property
     def is_local(self) -> bool:
@@ -25,11 +25,11 @@ class LocalStore:
         return True
 
     def absolute(self, path: str) -> str:
-        """Return ``path`` from the root of the file system."""
+        """Return the absolute form of ``path``."""
         return os.path.abspath(path)
 
     def look(self, path: str) -> Entry | None:
-        """Return what lies at ``path``; None for nothing, or nothing that can be reached."""
+        """Return what is at ``path``; None if there is nothing or it cannot be reached."""
         try:
             is_link = os.path.islink(path)
             status = os.stat(path)
@@ -55,10 +55,10 @@ class LocalStore:
             yield _OpenFile(descriptor, file)
 
     def prefetch(self, paths: Collection[str], read: Callable[[str], object]) -> None:
-        """Do nothing: reading from the disk later costs no more."""
+        """Do nothing: prefetching from the disk saves nothing."""
 
     def check_known(self, path: str) -> None:
-        """Do nothing: the disk tells what it holds."""
+        """Do nothing: the disk always knows what it holds."""
 
     def why_absent(self, path: str) -> str:
         """Return the system's reason why nothing was found at ``path``."""
@@ -71,11 +71,11 @@ class LocalStore:
         return "nothing there"
 
     def folder_of(self, path: str) -> str:
-        """Return the directory that a file lies in, its links resolved."""
+        """Return the directory of a file, with links resolved."""
         return os.path.dirname(os.path.realpath(path))
 
     def stays_below(self, root: str, name: str) -> bool:
-        """Return whether ``name`` is that of a file below ``root``, its links resolved."""
+        """Return whether ``name`` is that of a file below ``root``, with links resolved."""
         if not name or not is_inside(name):
             return False
         top = os.path.realpath(root)
@@ -83,7 +83,7 @@ class LocalStore:
         return os.path.commonpath([top, folder]) == top
 
     def reached_from(self, root: str, path: str) -> str | None:
-        """Return where a path that a config names leads; None if to nothing.
+        """Return what a path in a config resolves to; None if there is nothing.
 
         ``root`` is the config's directory or a file beside it. The path is looked up in the working
         directory, as upstream does, then beside the checkpoint's directory, then in it.
@@ -112,18 +112,18 @@ class _OpenFile:
         return read_at(self.descriptor, size, offset, self.file.path)
 
     def expect(self, ranges: Iterable[Range]) -> None:
-        """Do nothing: the disk is near."""
+        """Do nothing: local reads need no announcement."""
 
 
 @contextmanager
 def opened(path: str) -> Iterator[tuple[int, LocalFile]]:
-    """A descriptor of the regular file at ``path`` (read-only) and its identity.
+    """Yield a read-only descriptor of the regular file at ``path``, and its identity.
 
-    Symbolic links to regular files are followed, as in the hub cache; a directory, a pipe or a
-    device is refused without being read from.
+    Symbolic links to regular files are followed, as in the hub cache. A directory, a pipe or a
+    device is rejected without being read.
     """
     try:
-        # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
+        # O_NONBLOCK: opening a pipe without a writer must not hang.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -139,7 +139,10 @@ def opened(path: str) -> Iterator[tuple[int, LocalFile]]:
 
 
 def read_at(descriptor: int, size: int, offset: int, path: str) -> bytes:
-    """Exactly ``size`` bytes at ``offset``; a file that ends before is an error."""
+    """Return exactly ``size`` bytes at ``offset``.
+
+    Raises MalformedFileError if the file ends before.
+    """
     parts: list[bytes] = []
     while size:
         try:
@@ -157,7 +160,7 @@ def read_at(descriptor: int, size: int, offset: int, path: str) -> bytes:
 
 
 def read_into(descriptor: int, memory: memoryview, offset: int, path: str) -> None:
-    """Fill ``memory`` from ``offset``; a file that ends before is an error."""
+    """Fill ``memory`` from ``offset``. Raises MalformedFileError if the file ends before."""
     while memory:
         try:
             count = os.preadv(descriptor, [memory], offset)
@@ -170,13 +173,13 @@ def read_into(descriptor: int, memory: memoryview, offset: int, path: str) -> No
 
 
 def identify(path: str) -> LocalFile:
-    """The identity of a regular file whose content is carried, not read."""
+    """Return the identity of a regular file without reading its content."""
     with opened(path) as (_, file):
         return file
 
 
 def check_same(file: LocalFile, seen: LocalFile) -> None:
-    """Raise StaleInputError unless size and time, and the digest if known, are as they were."""
+    """Raise StaleInputError unless size and time, and the digest if known, are unchanged."""
     same = (file.size, file.mtime_ns) == (seen.size, seen.mtime_ns)
     if not same or (seen.digest and file.digest != seen.digest):
         raise StaleInputError(

@@ -1,1 +1,1 @@
-"""Wrap what the operating system offers."""
+"""Wrap the operating system's services."""

@@ -1,4 +1,4 @@
-"""Defer requests to end until a step is complete."""
+"""Defer interrupts until a step is complete."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back while a few system calls make something whole.
+    """Hold SIGINT and SIGTERM back during a few system calls that must complete together.
 
-    One that came meanwhile is raised again at the end. Only the main thread is ever interrupted,
-    so in another one there is nothing to hold back.
+    A signal that arrived meanwhile is raised again at the end. Only the main thread is ever
+    interrupted, so in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
 
-    # A handler that was not set from Python could not be put back.
+    # A handler that was not set from Python could not be restored.
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
@@ -32,5 +32,5 @@ def deferred_interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        if received:
+            signal.raise_signal(received[0])

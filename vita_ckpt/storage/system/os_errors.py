@@ -1,4 +1,4 @@
-"""Turn what the operating system refuses into errors that say what to do: one table."""
+"""Turn errors of the operating system into errors that say what to do, by one table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def unreadable(path: str, error: OSError) -> InputError:
 
 
 def unreadable_directory(path: str, error: OSError) -> InputError:
-    """What the system said of a directory that cannot be listed."""
+    """Return the error for a directory that cannot be listed."""
     return InputError(
         "unreadable-directory", path, got=os_reason(error), hint="check its permissions"
     )
 
 
 def os_reason(error: OSError) -> str:
-    """What the system says, without the path that the message names already."""
+    """Return the system's reason, without the path, which the message already names."""
     return (error.strerror or type(error).__name__).lower()
 
 
@@ -40,12 +40,12 @@ OTHERWISE: Final = ("write-failed", "check the disk")
 
 
 def code_of(number: int | None) -> str:
-    """Return the code of the error for what the disk refused with this errno."""
+    """Return the error code for an errno from a write."""
     return CODES.get(number or 0, OTHERWISE)[0]
 
 
 def io_error(error: OSError, path: str, left: str) -> OutputError:
-    """What the system said while ``path`` was written, and in which state that leaves it."""
+    """Return the error for a failed write of ``path``; ``left`` says which state that leaves."""
     code, hint = CODES.get(error.errno or 0, OTHERWISE)
     return OutputError(code, path, got=os_reason(error), hint=f"{hint}; {left}")
 

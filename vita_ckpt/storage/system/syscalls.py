@@ -1,4 +1,4 @@
-"""System calls that Python does not wrap, each with what it does where the system lacks it."""
+"""Call system calls that Python does not wrap, with a fallback where the system lacks them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NOT_SUPPORTED: Final = frozenset(
 
 
 def sync(descriptor: int) -> None:
-    """Wait until what was written to a file, or the names in a directory, are on the disk.
+    """Wait until the data of a file, or the names in a directory, are on the disk.
 
-    Unlike ``os.fsync`` it never tries again: after a failure, what is in memory and what is on the
-    disk may differ for good, and a second call would say that all is well.
+    Unlike ``os.fsync`` it never retries. After a failure, memory and disk may differ permanently,
+    and a second call would wrongly succeed.
     """
     function = _libc_function("fsync")
     if function is None:
@@ -43,22 +43,25 @@ def sync_directory(path: str) -> None:
 
 
 def forget_cached(descriptor: int) -> None:
-    """Ask the kernel to drop what it holds of a synced file, so that reading asks the disk."""
+    """Ask the kernel to drop its cache of a synced file, so that reads come from the disk."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def start_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Ask the kernel to begin writing a range out: a hint, not a promise; else nothing."""
+    """Ask the kernel to start writing a range to the disk: a hint only.
+
+    Does nothing if unsupported.
+    """
     function = _libc_function("sync_file_range")
     if function is not None:
         function(descriptor, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 def copy_range(source: int, offset: int, target: int, size: int) -> int:
-    """Append up to ``size`` bytes of ``source`` to ``target`` without passing through this process.
+    """Append up to ``size`` bytes of ``source`` to ``target`` inside the kernel.
 
-    Returns the bytes copied: 0 at the end of ``source``, and where the system cannot do it.
+    Returns the bytes copied: 0 at the end of ``source``, and where the system does not support it.
     """
     if not hasattr(os, "copy_file_range"):
         return 0
@@ -71,7 +74,10 @@ def copy_range(source: int, offset: int, target: int, size: int) -> int:
 
 
 def clone(source: int, target: int) -> bool:
-    """Make the empty file ``target`` share the blocks of ``source``; False where it cannot."""
+    """Make the empty file ``target`` share the blocks of ``source``.
+
+    Returns False where the system does not support it.
+    """
     import fcntl  # noqa: PLC0415 - not on every system
 
     try:
@@ -84,10 +90,10 @@ def clone(source: int, target: int) -> bool:
 
 
 def rename_new(source: str, target: str) -> None:
-    """Rename a file or directory in one step; FileExistsError if ``target`` exists.
+    """Rename a file or directory in one step. Raises FileExistsError if ``target`` exists.
 
-    Without renameat2 a file is linked and then unlinked. A directory is renamed: no other name is
-    ever overwritten, but an empty directory that appears in that instant is replaced.
+    Without renameat2 a file is linked and then unlinked, and a directory is renamed. No existing
+    file is ever overwritten, but an empty directory that appears at that moment is replaced.
     """
     function = _libc_function("renameat2")
     if function is not None:

@@ -1,4 +1,4 @@
-"""Make several calls at a time, each in a thread; the first error ends them."""
+"""Run several calls at a time in threads; the first error stops them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _T = TypeVar("_T")
 def run_all(
     calls: Iterable[Callable[[], _T]], threads: int, *, grace: float | None = None
 ) -> list[_T]:
-    """Return the results of ``calls`` in their order, up to ``threads`` made at a time.
+    """Return the results of ``calls`` in their order, running up to ``threads`` at a time.
 
-    After the first error, or an interrupt of the caller, no further call begins. Those under way
-    are waited for; with ``grace`` at most that many seconds, for calls that a server may leave
-    hanging. Such a call goes on by itself, so it must own whatever it writes to.
+    After the first error, or an interrupt of the caller, no further call starts. Calls in progress
+    are waited for, with ``grace`` at most that many seconds, since a server may leave them hanging.
+    Such a call continues on its own, so it must own whatever it writes to.
     """
     waiting = deque((call, Future[_T]()) for call in calls)
     if len(waiting) == 1:
@@ -46,7 +46,7 @@ def run_all(
             thread = Thread(target=work, daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # the system gives no more: fewer do it too
+            except RuntimeError:  # no more threads available: continue with fewer
                 if not started:
                     raise
                 break

@@ -1,10 +1,10 @@
-"""Conversion of floating dtypes over raw little-endian bytes, bit for bit as torch's ``Tensor.to``.
+"""Convert floating dtypes over raw little-endian bytes, bit for bit as torch's ``Tensor.to``.
 
-Rounding is to nearest, ties to even, subnormals kept. NaNs follow torch's vectorised x86 kernels:
-a NaN of F32 becomes 0xffff in BF16, one of F16 becomes 0x7fc0 there, and every other conversion
-keeps sign and leading payload bits and sets the quiet bit. (torch's scalar tail, the last elements
-of a tensor whose size is no multiple of the vector width, gives other NaNs; finite values and
-infinities never differ.)
+Rounding is to nearest, ties to even; subnormals are kept. NaNs follow torch's vectorised x86
+kernels: a NaN of F32 becomes 0xffff in BF16, a NaN of F16 becomes 0x7fc0 in BF16, and every other
+conversion keeps sign and leading payload bits and sets the quiet bit. (torch's scalar tail, the
+last elements of a tensor whose size is not a multiple of the vector width, gives other NaNs; finite
+values and infinities never differ.)
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class BecomesInfiniteError(ValueError):
 
 
 def convert(data: bytes, source: str, target: str) -> bytes:
-    """The elements in ``data`` converted from one dtype to another (safetensors codes).
+    """Return the elements in ``data`` converted from one dtype to another (safetensors codes).
 
     Raises BecomesInfiniteError where a finite value would turn into infinity, and KeyError for a
-    pair of dtypes that :func:`~vita_ckpt.core.dtype.can_cast` denies.
+    pair of dtypes that :func:`~vita_ckpt.core.dtype.can_cast` rejects.
     """
     if source == target:
         return data
@@ -64,10 +64,11 @@ def convert(data: bytes, source: str, target: str) -> bytes:
 def gather(
     data: bytes, width: int, shape: tuple[int, ...], strides: tuple[int, ...], step: int
 ) -> Iterator[bytes]:
-    """A strided view as contiguous bytes, in pieces of at most about ``step`` bytes.
+    """Yield a strided view as contiguous bytes, in pieces of at most about ``step`` bytes.
 
-    ``data`` starts at element 0 of the view and holds all it reaches; ``width`` is bytes per
-    element (1, 2, 4 or 8), ``strides`` are in elements. A view may be far larger than its data.
+    ``data`` starts at element 0 of the view and holds everything the view reaches. ``width`` is
+    bytes per element (1, 2, 4 or 8), ``strides`` are in elements. A view may be far larger than its
+    data.
     """
     elements = np.frombuffer(data, f"<u{width}")
     steps = [stride * width for stride in strides]

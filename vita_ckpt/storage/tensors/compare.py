@@ -21,15 +21,15 @@ _Result = TypeVar("_Result")
 
 _THREADS: Final = 2
 _STEP: Final = 1 << 20
-# What one thread reads before it looks for other work: large tensors are shared.
+# Bytes of one unit of work; larger tensors are split between threads.
 _SPAN: Final = 64 << 20
 
 
 def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
-    """The names of the pairs, each of one dtype and shape, that differ in some byte.
+    """Return the names of the pairs that differ in some byte; each pair has one dtype and shape.
 
-    A pair of one place in one file is equal without being read. Raises StaleInputError for a file
-    that changed since it was opened.
+    A pair with the same location in one file is equal without being read. Raises StaleInputError
+    for a file that changed since it was opened.
     """
     same_file = _SameFile()
     found: set[str] = set()
@@ -40,13 +40,13 @@ def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
             continue
         _check_size(name, before, after)
         for start, stop in _spans(before, after, before.nbytes, _SPAN):
-            jobs.append(partial(_look, name, (before, after), start, stop, found))
+            jobs.append(partial(_compare_range, name, (before, after), start, stop, found))
     run_all(jobs, _THREADS)
     return frozenset(found)
 
 
 def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
-    """How far the values of each pair are apart, each of one shape, neither in a packed dtype."""
+    """Return the distance of the values of each pair, of one shape and not in a packed dtype."""
     jobs: list[Callable[[], Distance]] = []
     names: list[str] = []
     for name, pair in _on_disk_order(pairs):
@@ -61,8 +61,8 @@ def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
     return totals
 
 
-def _look(name: str, pair: Pair, start: int, stop: int, found: set[str]) -> None:
-    """Add ``name`` to ``found`` unless bytes ``start`` to ``stop`` of the pair are the same."""
+def _compare_range(name: str, pair: Pair, start: int, stop: int, found: set[str]) -> None:
+    """Add ``name`` to ``found`` if bytes ``start`` to ``stop`` of the pair differ."""
     with Inputs() as inputs:
         before, after = (_blocks(tensor, inputs, name, start, stop, _STEP) for tensor in pair)
         for old, new in zip(before, after, strict=True):
@@ -74,7 +74,7 @@ def _look(name: str, pair: Pair, start: int, stop: int, found: set[str]) -> None
 
 
 def _measure(name: str, pair: Pair, start: int, stop: int, repeats: int) -> Distance:
-    """The distance of the elements from ``start`` to ``stop``."""
+    """Return the distance of the elements from ``start`` to ``stop``."""
     from vita_ckpt.storage.tensors.distance import BLOCK, Meter  # noqa: PLC0415 - numpy
 
     meter, total = Meter(), Distance()
@@ -97,7 +97,10 @@ def _measure(name: str, pair: Pair, start: int, stop: int, repeats: int) -> Dist
 def _blocks(
     tensor: Tensor, inputs: Inputs, name: str, start: int, stop: int, step: int
 ) -> Iterator[bytes | bytearray]:
-    """Bytes ``start`` to ``stop`` in blocks of ``step``, each valid until the next is asked for."""
+    """Yield bytes ``start`` to ``stop`` in blocks of ``step``.
+
+    Each block is valid until the next one is requested.
+    """
     if not _is_plain(tensor):
         yield from _cut(tensor_bytes(tensor, inputs, name), step)
         return
@@ -112,7 +115,7 @@ def _blocks(
 
 
 def _cut(pieces: Iterable[bytes], step: int) -> Iterator[bytes | bytearray]:
-    """The same bytes in pieces of ``step``."""
+    """Yield the same bytes in pieces of ``step``."""
     rest = bytearray()
     for piece in pieces:
         rest += piece
@@ -125,7 +128,7 @@ def _cut(pieces: Iterable[bytes], step: int) -> Iterator[bytes | bytearray]:
 
 
 def _spans(before: Tensor, after: Tensor, size: int, step: int) -> Iterator[tuple[int, int]]:
-    """What threads can do apart; a tensor that is not one range of a file comes as a stream."""
+    """Yield ranges to process independently; a tensor that must be streamed is a single range."""
     if not (_is_plain(before) and _is_plain(after)):
         step = size
     for start in range(0, size, max(step, 1)):
@@ -137,7 +140,7 @@ def _is_plain(tensor: Tensor) -> TypeGuard[TensorRef]:
 
 
 def _squeezed(pair: Pair) -> tuple[Tensor, Tensor, int]:
-    """A pair without the dimensions along which both only repeat, and how often they did."""
+    """Return a pair without the dimensions along which both sides repeat, and the repeat count."""
     before, after = pair
     if not (isinstance(before, TensorRef) and isinstance(after, TensorRef)):
         return before, after, 1
@@ -152,7 +155,11 @@ def _squeezed(pair: Pair) -> tuple[Tensor, Tensor, int]:
 
 
 def _check_size(name: str, before: Tensor, after: Tensor) -> None:
-    """Views may be larger than their files by any factor: not both sides of a pair."""
+    """Raise MalformedFileError if both sides are views larger than their files.
+
+    Strided views may be larger than their files by any factor, which would make a comparison
+    unbounded.
+    """
     views = [t for t in (before, after) if isinstance(t, TensorRef) and t.strides is not None]
     if len(views) == 2 and before.nbytes > max(view.source.size for view in views):
         raise MalformedFileError(
@@ -165,7 +172,7 @@ def _check_size(name: str, before: Tensor, after: Tensor) -> None:
 
 
 def _on_disk_order(pairs: Mapping[str, Pair]) -> list[tuple[str, Pair]]:
-    """The pairs in the order in which the first sides lie in their files."""
+    """Return the pairs in the order of the first sides in their files."""
 
     def place(entry: tuple[str, Pair]) -> tuple[str, int, str]:
         name, (before, _) = entry
@@ -176,13 +183,13 @@ def _on_disk_order(pairs: Mapping[str, Pair]) -> list[tuple[str, Pair]]:
 
 
 class _SameFile:
-    """Whether two tensors are one: hard and symbolic links lead to the same bytes."""
+    """A check whether two tensors are the same bytes, also through hard and symbolic links."""
 
     def __init__(self) -> None:
         self._nodes: dict[LocalFile, tuple[int, int]] = {}
 
     def same_place(self, before: Tensor, after: Tensor) -> bool:
-        """Whether both are the same range of one file."""
+        """Return whether both are the same range of one file."""
         return (
             isinstance(before, TensorRef)
             and isinstance(after, TensorRef)

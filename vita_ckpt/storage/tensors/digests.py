@@ -1,4 +1,4 @@
-"""Take digests of tensors and files, each read once."""
+"""Compute digests of tensors and files, reading each once."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _Value = TypeVar("_Value")
 
 
 def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256, in hex, of the contiguous bytes of each tensor.
+    """Return the SHA-256, in hex, of the contiguous bytes of each tensor.
 
-    Raises CastError where a conversion loses a value, InputError for a file that cannot be read
-    and StaleInputError for one that has changed.
+    Raises CastError where a conversion loses a value, InputError for a file that cannot be read and
+    StaleInputError for one that has changed.
     """
     with Inputs() as inputs:
         return _all({n: partial(_tensor_digest, t, inputs, n) for n, t in tensors.items()})
 
 
 def file_digests(paths: Mapping[str, str]) -> dict[str, FileDigest]:
-    """Size and SHA-256 of whole files, by the name that goes with each path.
+    """Return size and SHA-256 of whole files, by the names that map to their paths.
 
-    Raises InputError for one that cannot be read.
+    Raises InputError for a file that cannot be read.
     """
     return _all({name: partial(_file_digest, path) for name, path in paths.items()})
 

@@ -12,7 +12,7 @@ from vita_ckpt.core.distance import Distance
 
 Array = npt.NDArray[Any]
 
-# Elements that are looked at in one go: what numpy makes of them stays in the cache.
+# Elements processed at once: few enough for numpy's intermediate arrays to stay in the cache.
 BLOCK: Final = 1 << 16
 _ROW: Final = 1 << 13
 
@@ -41,7 +41,7 @@ _FLOAT8: Final = {
 
 
 class Meter:
-    """Measures blocks of at most ``BLOCK`` elements; its buffers are those of one thread."""
+    """A meter of blocks of at most ``BLOCK`` elements. Its buffers belong to one thread."""
 
     def __init__(self) -> None:
         self._before = np.empty(BLOCK)
@@ -52,14 +52,14 @@ class Meter:
     def distance(
         self, before: bytes | bytearray, after: bytes | bytearray, dtypes: tuple[str, str]
     ) -> Distance:
-        """How far ``after`` is from ``before``, elements of the two ``dtypes`` in C order."""
+        """Return the distance of ``after`` from ``before``, elements of ``dtypes`` in C order."""
         if dtypes[0] == dtypes[1] and before == after:
             return self._same(before, dtypes[0])
         with np.errstate(all="ignore"):
             integers = [_integers(data, d) for data, d in zip((before, after), dtypes, strict=True)]
             if integers[0] is not None and integers[1] is not None:
                 common = np.result_type(*integers)
-                if common.kind in "ui":  # none is wide enough for U64 and a signed one
+                if common.kind in "ui":  # no integer dtype holds both U64 and a signed one
                     return _integer_distance(*(i.astype(common) for i in integers if i is not None))
             old = self._values(before, dtypes[0], self._before)
             new = self._values(after, dtypes[1], self._after)
@@ -71,7 +71,7 @@ class Meter:
             return _distance(old, new, delta)
 
     def _same(self, data: bytes | bytearray, dtype: str) -> Distance:
-        """The distance of a block from itself."""
+        """Return the distance of a block from itself."""
         with np.errstate(all="ignore"):
             values = self._values(data, dtype, self._before)
             square, nonfinite = _dot(values, values), 0
@@ -90,7 +90,7 @@ class Meter:
             )
 
     def _values(self, data: bytes | bytearray, dtype: str, out: Array) -> Array:
-        """The elements as float64 in ``out``, or as a new array of complex128."""
+        """Return the elements as float64 in ``out``, or as a new array of complex128."""
         if dtype == "C64":
             return np.frombuffer(data, _NUMPY[dtype]).astype("<c16")
         if dtype == "BF16":
@@ -112,7 +112,10 @@ def _integers(data: bytes | bytearray, dtype: str) -> Array | None:
 
 
 def _integer_distance(before: Array, after: Array) -> Distance:
-    """Of integers, whose differences float64 could not hold; before the squares are summed."""
+    """Return the distance of integers.
+
+    Differences are taken in integers, since float64 could not hold them, before they are squared.
+    """
     unsigned = f"<u{before.itemsize}"
     larger, smaller = np.maximum(before, after), np.minimum(before, after)
     delta = larger.view(unsigned) - smaller.view(unsigned)
@@ -154,7 +157,10 @@ def _distance(before: Array, after: Array, delta: Array) -> Distance:
 
 
 def _dot(one: Array, other: Array) -> float:
-    """Real part of the inner product, by rows too short for BLAS to start threads of its own."""
+    """Return the real part of the inner product.
+
+    It is summed over rows too short for BLAS to start threads of its own.
+    """
     other = other.conj()
     whole = len(one) // _ROW * _ROW
     rows = np.matmul(one[:whole].reshape(-1, 1, _ROW), other[:whole].reshape(-1, _ROW, 1))
@@ -171,7 +177,7 @@ def _largest(delta: Array) -> float:
 
 @lru_cache
 def _table(dtype: str) -> Array:
-    """The value of each of the 256 bit patterns of an 8-bit float."""
+    """Return the values of the 256 bit patterns of an 8-bit float."""
     codes = np.arange(256)
     if dtype == "F8_E8M0":
         scales = np.ldexp(1.0, codes - 127)

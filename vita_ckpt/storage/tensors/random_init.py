@@ -1,4 +1,4 @@
-"""Draw tensors anew: torch's distributions from numpy's Philox."""
+"""Draw tensors at random: torch's distributions from numpy's Philox."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from vita_ckpt.storage.tensors.cast import convert
 # Elements drawn at a time.
 _STEP: Final = 1 << 20
 
-# A float32 has 24 significant bits, so a draw is a multiple of 2^-24 in [0, 1), as torch's is.
+# A float32 has 24 significant bits, so a draw is a multiple of 2^-24 in [0, 1), as in torch.
 _BITS: Final = 24
 
 
 def drawn_bytes(tensor: RandomInit) -> Iterator[bytes]:
-    """The little-endian bytes of ``tensor`` in pieces.
+    """Yield the little-endian bytes of ``tensor`` in pieces.
 
-    Uniform values are drawn in float32, whatever the dtype, from a counter-based generator whose
-    key is the SHA-256 of seed and name: numpy promises its raw output for all versions.
+    Uniform values are drawn in float32, whatever the dtype. They come from a counter-based
+    generator whose key is the SHA-256 of seed and name; numpy guarantees its raw output across
+    versions.
     """
     key = hashlib.sha256(f"{tensor.seed} {tensor.name}".encode("utf-8", "surrogatepass")).digest()
     stream = np.random.Philox(key=int.from_bytes(key[:16], "little"))

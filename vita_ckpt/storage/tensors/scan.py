@@ -17,22 +17,22 @@ from vita_ckpt.storage.stores.local import check_same, identify, opened, read_in
 from vita_ckpt.storage.system.threads import run_all
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
-# A tensor, the bytes of some whole elements of it as they lie in the file, and the number of the
-# first of them, counted from the tensor's element 0. The bytes are gone after the call.
+# A function of a tensor, the bytes of some of its elements in file order, and the index of the
+# first of them, counted from the tensor's element 0. The bytes are valid only during the call.
 Visit = Callable[[TensorRef, memoryview, int], None]
 
-# Small enough to be looked at while it is still in the processor's cache. Of a strided tensor less
-# is given at once: whoever tells its elements from what lies between needs room for their numbers.
+# Bytes of a block, small enough to stay in the processor's cache while it is visited. Blocks of
+# strided tensors are smaller, because a visitor needs memory for the indices of their elements.
 _BLOCK: Final = 2 << 20
 _STRIDED: Final = 1 << 18
-# Bytes are read to where they lie in a page of the file: some processors copy them to a place a
-# little further on at a sixth of the speed.
+# Bytes are read to the same offset in a page as in the file: at a slightly higher offset some
+# processors copy at a sixth of the speed.
 _PAGE: Final = 4096
-# Blocks that a thread takes at once: it reads them in a row.
+# The number of consecutive blocks that a thread takes at once.
 _TAKEN: Final = 16
-# Reading on over a gap of this size costs less than another call.
+# The largest gap that is cheaper to read than to skip with another call.
 _GAP: Final = 4096
-_REPORT: Final = 0.1  # seconds between two calls of a progress
+_REPORT: Final = 0.1  # seconds between two calls of ``progress``
 
 _Piece = tuple[TensorRef, int, int]  # offset in the file, and bytes
 
@@ -44,14 +44,13 @@ def scan(
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Give ``visit`` all that lies in the files between the first and the last byte of each tensor.
+    """Call ``visit`` with all bytes between the first and the last byte of each tensor.
 
-    It is called by ``threads`` threads (by default two, as many as keep a disk or a page cache
-    busy) in no order; an error of its ends the scan. ``progress`` is told, ten times a second,
-    how many bytes were read since. Memory is that of a buffer of 2 MB for each thread.
-
-    Raises StaleInputError if a file is not the one that was opened, or changes meanwhile, and
-    InputError if it cannot be read.
+    It is called in no particular order by ``threads`` threads (by default two, which keep a disk or
+    a page cache busy). An error that it raises ends the scan. ``progress`` is called ten times a
+    second with the bytes read since its last call. Each thread has a buffer of 2 MB. Raises
+    StaleInputError if a file is not the one that was opened or changes meanwhile, and InputError if
+    it cannot be read.
     """
     by_place = sorted(tensors, key=lambda tensor: (tensor.source.path, tensor.offset))
     blocks = _blocks(_pieces(by_place))
@@ -62,7 +61,7 @@ def scan(
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """What is read by one call, and which parts of it are whose."""
+    """A range of bytes that is read by one call, and the pieces of tensors in it."""
 
     file: LocalFile
     offset: int
@@ -96,7 +95,7 @@ def _blocks(pieces: Iterable[_Piece]) -> Iterator[_Block]:
 
 
 class _Scan:
-    """Blocks handed out to threads, until there are no more or one of them fails."""
+    """A scan in progress: blocks are given to threads until there are none left or one fails."""
 
     def __init__(self, blocks: Iterator[_Block], visit: Visit, progress: Progress) -> None:
         self._blocks = blocks
@@ -108,7 +107,7 @@ class _Scan:
         self._reported_at = time.monotonic()
 
     def run(self, threads: int) -> None:
-        """Work with ``threads`` threads; raise the first error of any."""
+        """Work with ``threads`` threads; raise the first error of any of them."""
         try:
             run_all([self._work_or_stop] * threads, threads)
         finally:
@@ -125,7 +124,8 @@ class _Scan:
     def _work(self) -> None:
         buffer = memoryview(mmap(-1, _PAGE + _BLOCK))
         for file, blocks in groupby(self._take(), lambda block: block.file):
-            # A descriptor of its own: a checkpoint may have more files than a process may open.
+            # Opened only while it is read: a checkpoint may have more files than a process may
+            # open.
             with opened(file.path) as (descriptor, seen):
                 check_same(file, seen)
                 for block in blocks:

@@ -1,4 +1,4 @@
-"""Stream the bytes of a tensor: copied by the kernel, converted where a cast says so."""
+"""Stream the bytes of a tensor: copied by the kernel, or converted for a cast."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from vita_ckpt.storage.system.syscalls import copy_range, start_writeback
 
 Progress = Callable[[int], None]
 
-# One step of a copy: long enough to cost nothing, short enough for writeback to keep up.
+# Bytes of one step of a copy: large enough to hide the overhead, small enough for writeback to keep
+# up.
 _STEP: Final = 32 << 20
 _CAST_STEP: Final = 4 << 20
 
 
 def no_progress(_count: int) -> None:
-    """A progress that nobody looks at."""
+    """Ignore progress."""
 
 
 class Inputs(AbstractContextManager["Inputs"]):
@@ -41,7 +42,7 @@ class Inputs(AbstractContextManager["Inputs"]):
         self._stack.close()
 
     def descriptor(self, file: File) -> int:
-        """A descriptor of ``file``; StaleInputError if it is not the file it was."""
+        """Return a descriptor of ``file``. Raises StaleInputError if the file has changed."""
         file = on_disk(file)
         with self._lock:
             if file not in self._descriptors:
@@ -52,7 +53,7 @@ class Inputs(AbstractContextManager["Inputs"]):
 
 
 class Writer:
-    """An output descriptor that starts writeback as it goes: fsync has little left to wait for."""
+    """An output descriptor that starts writeback while writing, so that fsync waits less."""
 
     def __init__(self, descriptor: int, progress: Progress) -> None:
         self._descriptor = descriptor
@@ -68,12 +69,12 @@ class Writer:
             view = view[count:]
 
     def copy(self, source: int, offset: int, size: int, path: str) -> None:
-        """Append ``size`` bytes of the descriptor ``source`` from ``offset``, in the kernel."""
+        """Append ``size`` bytes of the descriptor ``source`` from ``offset``, inside the kernel."""
         while size:
             count = copy_range(source, offset, self._descriptor, min(size, _STEP))
             if count:
                 self._advance(count)
-            else:  # another file system, or a file that has become shorter: reading will tell
+            else:  # another file system, or a shortened file, for which reading fails
                 data = read_at(source, min(size, _CAST_STEP), offset, path)
                 self.write(data)
                 count = len(data)
@@ -87,21 +88,21 @@ class Writer:
 
 
 class Hash(Protocol):
-    """What hashlib makes."""
+    """The interface of a hashlib digest."""
 
     def update(self, data: bytes, /) -> None:
-        """Take more bytes in."""
+        """Add more bytes."""
 
     def hexdigest(self) -> str:
-        """The digest of all bytes so far, in hex."""
+        """Return the digest of all bytes so far, in hex."""
 
 
 def write_tensor(
     tensor: Tensor, inputs: Inputs, name: str, writer: Writer, digest: Hash | None = None
 ) -> None:
-    """Append the contiguous bytes of ``tensor``; raise CastError where a cast loses a value.
+    """Append the contiguous bytes of ``tensor``. Raises CastError where a cast loses a value.
 
-    What is digested passes through this process, what is not may be copied by the kernel.
+    Digested bytes pass through this process; without ``digest`` the kernel may copy them.
     """
     if digest is None and isinstance(tensor, TensorRef) and tensor.strides is None:
         source = inputs.descriptor(tensor.source)
@@ -114,7 +115,10 @@ def write_tensor(
 
 
 def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
-    """The contiguous bytes of ``tensor`` in pieces; what a strided view spans is read at once."""
+    """Yield the contiguous bytes of ``tensor`` in pieces.
+
+    The span of a strided view is read at once. Raises CastError where a cast loses a value.
+    """
     if isinstance(tensor, RandomInit):
         from vita_ckpt.storage.tensors.random_init import drawn_bytes  # noqa: PLC0415 - numpy
 

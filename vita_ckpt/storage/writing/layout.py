@@ -1,4 +1,4 @@
-"""Decide which file of a target stays, is patched, or is rewritten, from sizes alone."""
+"""Decide from sizes alone which files of a target are kept, patched or rewritten."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vita_ckpt.storage.formats.safetensors import encode_header
 
 @dataclass(frozen=True, slots=True)
 class CarriedFile:
-    """A file of the base that the output has byte for byte."""
+    """A file of the base that the output keeps byte for byte."""
 
     name: str
     source: File
@@ -42,13 +42,13 @@ class WrittenShard:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors, the header not counted."""
+        """Bytes of its tensors, without the header."""
         return sum(tensor.nbytes for _, tensor in self.entries)
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenText:
-    """A small file whose whole content is known."""
+    """A small file whose entire content is known."""
 
     name: str
     data: bytes
@@ -56,10 +56,10 @@ class WrittenText:
 
 @dataclass(frozen=True, slots=True)
 class PatchedShard:
-    """A safetensors file that keeps its size, and some ranges of which get other bytes.
+    """A safetensors file of unchanged size in which some byte ranges are replaced.
 
-    ``header`` is what it begins with from now on, empty where that does not change; ``entries``
-    are (offset in the file, name, tensor), in the order of the file.
+    ``header`` is its new beginning, empty if that does not change. ``entries`` are (offset in the
+    file, name, tensor), in the order of the file.
     """
 
     name: str
@@ -75,10 +75,10 @@ class PatchedShard:
 
 @dataclass(frozen=True, slots=True)
 class InPlaceLayout:
-    """What of a directory changes: all other files stay as they are.
+    """The changes to a directory; all other files stay unchanged.
 
-    ``shards`` and ``texts`` are written beside their places and renamed; ``removed`` are the files
-    that go.
+    ``shards`` and ``texts`` are written to temporary files and renamed. ``removed`` are the files
+    to delete.
     """
 
     patched: tuple[PatchedShard, ...]
@@ -88,7 +88,7 @@ class InPlaceLayout:
 
     @property
     def changes(self) -> bool:
-        """Whether anything does."""
+        """Whether there are any changes."""
         return bool(self.patched or self.shards or self.texts or self.removed)
 
     @property
@@ -100,7 +100,7 @@ class InPlaceLayout:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryLayout:
-    """Every file of an output directory, but those that say what was done."""
+    """Every file of an output directory, except those that record the operation."""
 
     carried: tuple[CarriedFile, ...]
     shards: tuple[WrittenShard, ...]
@@ -108,7 +108,7 @@ class DirectoryLayout:
 
     @property
     def bytes_carried(self) -> int:
-        """Bytes that are copied as they are."""
+        """Bytes that are copied unchanged."""
         return sum(file.source.size for file in self.carried)
 
     @property
@@ -120,9 +120,9 @@ class DirectoryLayout:
 def storage_order(
     entries: Mapping[str, Tensor], ranks: Mapping[str, int]
 ) -> tuple[tuple[str, Tensor], ...]:
-    """``entries`` as a safetensors file stores them: wide dtypes first, so that all are aligned.
+    """Return ``entries`` in safetensors' storage order: wide dtypes first, so that all are aligned.
 
-    ``ranks`` keep tensors of a file being rewritten in their old order; new names come behind.
+    ``ranks`` keeps the tensors of a rewritten file in their old order; new names come after them.
     """
     return tuple(
         sorted(
@@ -133,11 +133,12 @@ def storage_order(
 
 
 def plan_layout(plan: Plan) -> DirectoryLayout:
-    """The files of the target of ``plan``, whose base is a directory, or nothing.
+    """Return the files of the target of ``plan``, whose base is a directory, or empty.
 
-    Where no tensor changes every file is carried. Else a safetensors shard of which none changes
-    is carried, any other is rewritten; shards of ``.bin`` become safetensors. A new tensor goes
-    where the most tensors of its part are. What starts from nothing is one file.
+    If no tensor changes, every file is carried. Otherwise a safetensors shard without changed
+    tensors is carried, and any other shard is rewritten; ``.bin`` shards become safetensors. A new
+    tensor goes to the shard with the most tensors of its part. Without a base the output is one
+    file.
     """
     base, target = plan.base, plan.target()
     put = tuple(WrittenText(name, text.encode()) for name, text in target.texts.items())
@@ -147,7 +148,7 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
     carried, written, index = _weight_files(base, target)
     texts = (*_config_text(base, target), *index, *put)
     gone = {text.name for text in texts}
-    if SAFETENSORS_INDEX in gone:  # a .bin's index is no longer true
+    if SAFETENSORS_INDEX in gone:  # the index of .bin shards is obsolete
         gone |= {name for name in base.files if name.endswith(TORCH_INDEX_SUFFIX)}
     if plan.record is not None:  # written last, from what was written
         gone |= {PROVENANCE, MANIFEST}
@@ -156,17 +157,17 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
 
 
 def plan_in_place(plan: Plan, layout: DirectoryLayout, shared: Collection[str]) -> InPlaceLayout:
-    """What of the base of ``plan`` changes if it becomes what ``layout`` says.
+    """Return the changes that turn the base of ``plan`` into ``layout``.
 
-    A shard whose tensors keep their places is patched, unless it is one of ``shared``: then other
-    names lead to its bytes, and it is written anew like a shard whose tensors move.
+    A shard whose tensors keep their positions is patched, unless it is in ``shared``: other names
+    lead to the bytes of these files, so they are rewritten, as are shards whose tensors move.
     """
     base = plan.base
-    there = {shard.name: shard for shard in base.shards}
+    base_shards = {shard.name: shard for shard in base.shards}
     patched: list[PatchedShard] = []
     written: list[WrittenShard] = []
     for shard in layout.shards:
-        old = there.get(shard.name)
+        old = base_shards.get(shard.name)
         patch = _patch(base, old, shard) if old is not None and shard.name not in shared else None
         if patch is None:
             written.append(shard)
@@ -174,12 +175,12 @@ def plan_in_place(plan: Plan, layout: DirectoryLayout, shared: Collection[str]) 
             patched.append(patch)
     kept = {file.name for file in layout.carried}
     kept |= {shard.name for shard in layout.shards} | {text.name for text in layout.texts}
-    gone = (there.keys() | base.files.keys()) - kept - {PROVENANCE, MANIFEST}
+    gone = (base_shards.keys() | base.files.keys()) - kept - {PROVENANCE, MANIFEST}
     return InPlaceLayout(tuple(patched), tuple(written), layout.texts, tuple(sorted(gone)))
 
 
 def _patch(base: Checkpoint, old: Shard, new: WrittenShard) -> PatchedShard | None:
-    """How to make ``new`` of ``old`` without moving a tensor; None where that cannot be."""
+    """Return how to turn ``old`` into ``new`` without moving a tensor; None if impossible."""
     before = {n: ref for n, ref in base.refs.items() if ref.source == old.file}
     after = dict(new.entries)
     if before.keys() != after.keys() or not before:
@@ -210,7 +211,7 @@ def _described(tensor: Tensor) -> tuple[str, Shape]:
 def _weight_files(
     base: Checkpoint, target: Checkpoint
 ) -> tuple[list[CarriedFile], list[WrittenShard], tuple[WrittenText, ...]]:
-    """The shards that are carried, those that are written, and the index if it changes."""
+    """Return the carried shards, the written shards, and the index if it changes."""
     if target.tensors == base.tensors:
         return [CarriedFile(shard.name, shard.file) for shard in base.shards], [], ()
     _check_names(base)
@@ -234,7 +235,7 @@ def _weight_files(
 
 
 def _place(base: Checkpoint, target: Checkpoint) -> dict[str, list[str]]:
-    """The names of the target's tensors, by the shard of the base that will hold them."""
+    """Return the names of the target's tensors by the base's shard that will hold them."""
     held: dict[str, list[str]] = {shard.name: [] for shard in base.shards}
     shard_of_file = {shard.file: shard.name for shard in base.shards}
     votes: dict[str, Counter[str]] = {}
@@ -250,7 +251,7 @@ def _place(base: Checkpoint, target: Checkpoint) -> dict[str, list[str]]:
 
 
 def _check_names(base: Checkpoint) -> None:
-    """Raise InputError if shards such as ``pytorch_model-1.bin`` and ``model-1.bin``, collide."""
+    """Raise InputError if shards such as ``pytorch_model-1.bin`` and ``model-1.bin`` collide."""
     taken: dict[str, str] = {}
     for shard in base.shards:
         other = taken.setdefault(_safetensors_name(shard), shard.name)
@@ -271,7 +272,7 @@ def _safetensors_name(shard: Shard) -> str:
 
 
 def _metadata(shard: Shard) -> Mapping[str, str]:
-    """A shard's own metadata; transformers 4.41 refuses a file that does not say its format."""
+    """Return a shard's own metadata; transformers 4.41 refuses a file without a format."""
     return {"format": "pt", **shard.metadata}
 
 
@@ -284,7 +285,7 @@ def _config_text(base: Checkpoint, target: Checkpoint) -> tuple[WrittenText, ...
 def _index_text(
     base: Checkpoint, target: Checkpoint, weight_map: Mapping[str, str]
 ) -> tuple[WrittenText, ...]:
-    """The index, written anew where the old one no longer says what is where."""
+    """Return the index if it must be rewritten, because the old one would be wrong."""
     if base.index is None:
         return ()
     sizes = [sum(t.nbytes for t in tensors.values()) for tensors in (base.tensors, target.tensors)]

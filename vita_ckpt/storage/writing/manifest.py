@@ -1,4 +1,4 @@
-"""Read, take and carry on the digests of a checkpoint."""
+"""Read, compute and update the digests of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LARGEST_MANIFEST: Final = 64 << 20
 
 
 def read_manifest(checkpoint: Checkpoint, stores: Stores) -> Manifest | None:
-    """The manifest of a checkpoint; None if it has none.
+    """Return the manifest of a checkpoint; None if it has none.
 
-    Raises MalformedFileError for one that is not, byte for byte, as it was written.
+    Raises MalformedFileError if any byte differs from what was written.
     """
     file = checkpoint.files.get(MANIFEST)
     if file is None:
@@ -42,10 +42,10 @@ def read_manifest(checkpoint: Checkpoint, stores: Stores) -> Manifest | None:
 
 
 def current_manifest(checkpoint: Checkpoint, stores: Stores) -> Manifest | None:
-    """The manifest of a checkpoint that a surgery carries on; None if it has none.
+    """Return the manifest of a checkpoint for a surgery to update; None if it has none.
 
     Raises MalformedFileError as :func:`read_manifest`, and StaleInputError if sizes, headers or
-    configs show that it is of other files: its digests would then say that the result is damaged.
+    configs show that it describes other files. Its digests would then report the result as damaged.
     """
     manifest = read_manifest(checkpoint, stores)
     if manifest is None:
@@ -69,10 +69,10 @@ def current_manifest(checkpoint: Checkpoint, stores: Stores) -> Manifest | None:
 
 
 def measure(checkpoint: Checkpoint, names: Collection[str] | None = None) -> Manifest:
-    """The digests that the files of a checkpoint have now, all or those of ``names``.
+    """Compute the present digests of a checkpoint's files, all of them or those in ``names``.
 
-    Every byte of them is read. Raises InputError as :func:`file_digests` and
-    :func:`tensor_digests` do.
+    Every byte of them is read. Raises InputError as :func:`file_digests` and :func:`tensor_digests`
+    do.
     """
 
     def wanted(name: str) -> bool:
@@ -99,10 +99,10 @@ def manifest_of(
     texts: Iterable[WrittenText],
     written: Mapping[str, str],
 ) -> Manifest:
-    """The manifest of what a plan makes: known digests are carried on, what has none is read.
+    """Return the manifest of a plan's result: known digests are reused, others are computed.
 
-    ``untouched`` are the files of the base that stay as they are; ``written`` are the digests of
-    the tensors that the plan names.
+    ``untouched`` are the files of the base that stay unchanged; ``written`` are the digests of the
+    tensors that the plan names.
     """
     base, target = plan.base, plan.target()
     before = known.files if known is not None else {}
@@ -120,7 +120,7 @@ def manifest_of(
 def _described(
     shard: WrittenShard | PatchedShard, base: Checkpoint
 ) -> tuple[int, str, Iterable[str]]:
-    """Size, digest of the header, and names of the tensors of a shard that is written."""
+    """Return size, digest of the header, and names of the tensors of a written shard."""
     if isinstance(shard, PatchedShard):
         header = digest(shard.header[8:]) if shard.header else shard.file.digest
         names = [name for name, ref in base.refs.items() if ref.source == shard.file]

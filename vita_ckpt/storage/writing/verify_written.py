@@ -1,4 +1,4 @@
-"""Read what was written again, and compare it with the plan."""
+"""Read written files again, and compare them with the plan."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def check_staged(
     texts: Iterable[WrittenText],
     carried: Iterable[CarriedFile] = (),
 ) -> None:
-    """Raise OutputError unless the files below ``root`` have, byte for byte, what they should.
+    """Raise OutputError unless the files below ``root`` are, byte for byte, as planned.
 
-    What was synced is dropped from memory first, so that it is the disk that answers. The inputs
+    Synced data is dropped from the page cache first, so that it is read from the disk. The inputs
     are read once more.
     """
     pairs: dict[str, Pair] = {}
@@ -44,7 +44,7 @@ def check_staged(
 
 
 def check_saved(path: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise OutputError unless a ``.bin`` holds exactly these tensors."""
+    """Raise OutputError unless a ``.bin`` file holds exactly these tensors."""
     from vita_ckpt.storage.formats.torch_reader import read_torch  # noqa: PLC0415 - zipfile, pickletools
 
     _forget(path)
@@ -57,7 +57,7 @@ def check_saved(path: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_patched(patched: Iterable[PatchedShard]) -> None:
-    """Raise OutputError unless patched files have the tensors that they should."""
+    """Raise OutputError unless patched files hold the planned tensors."""
     pairs: dict[str, Pair] = {}
     for shard in patched:
         path = shard.file.path

@@ -1,4 +1,4 @@
-"""Describe the vision towers: families, names, shapes, and what a path builds."""
+"""Describe the vision towers: families, names, shapes, and what upstream builds from a path."""
 
 from vita_ckpt.core.anatomy.towers.detect import (
     config_of_shapes,

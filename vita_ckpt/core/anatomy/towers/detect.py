@@ -15,9 +15,9 @@ _MOST_DIGITS = 6  # of a layer's number
 
 
 def tower_of_shapes(shapes: Shapes) -> Tower | None:
-    """Return the tower that tensors of these names and shapes are, None for none of the families.
+    """Return the tower that has tensors of these names and shapes; None for an unknown family.
 
-    Names may stand below any prefix: a checkpoint's tower, a standalone one from before or after
+    Names may have any prefix: a checkpoint's tower, a standalone tower from before or after
     transformers 5.6, the vision half of a CLIP or InternVL checkpoint, EVA's ``visual.*``.
     """
     found = _recognise(shapes)
@@ -25,7 +25,7 @@ def tower_of_shapes(shapes: Shapes) -> Tower | None:
 
 
 def tower_prefix(shapes: Shapes) -> str:
-    """Return what stands before the names of a tower: ``visual.``, ``vision_model.``, nothing."""
+    """Return the prefix of a tower's names: ``visual.``, ``vision_model.`` or empty."""
     found = _recognise(shapes)
     if found is not None:
         return found[1]
@@ -37,8 +37,8 @@ def tower_prefix(shapes: Shapes) -> str:
 def own_names(shapes: Shapes) -> dict[str, str]:
     """Map the tensors of a tower to their names in the tower's own transformer.
 
-    Whatever stands beside the tower (a text model, EVA-CLIP's other half) is left out, as are the
-    position ids that older files store. Empty if there is no tower.
+    Other tensors (a text model, EVA-CLIP's other half) are left out, as are the position ids that
+    older files store. The result is empty if there is no tower.
     """
     if tower_of_shapes(shapes) is None:
         return {}
@@ -60,7 +60,7 @@ def stored_names(shapes: Shapes) -> dict[str, str]:
 
 
 def standalone_names(shapes: Shapes) -> dict[str, str]:
-    """Map the tensors of a tower to their names in a tower directory of its own."""
+    """Map the tensors of a tower to their names in a standalone tower directory."""
     tower = tower_of_shapes(shapes)
     if tower is None:
         return {}
@@ -69,9 +69,9 @@ def standalone_names(shapes: Shapes) -> dict[str, str]:
 
 
 def tower_of_config(config: Mapping[str, Any]) -> Tower | None:
-    """Return the tower that a ``config.json`` describes, None for none of the families.
+    """Return the tower that a ``config.json`` describes; None for an unknown family.
 
-    A parent config (``clip``, ``siglip``, InternVL) is looked through to its ``vision_config``.
+    For a parent config (``clip``, ``siglip``, InternVL) its ``vision_config`` is used.
     """
     family = family_of_config(config, keys=False)
     if family is None:
@@ -87,7 +87,7 @@ def tower_of_config(config: Mapping[str, Any]) -> Tower | None:
 def config_of_shapes(shapes: Shapes) -> dict[str, Any] | None:
     """Return the config of a tower whose tensors alone determine it, else None.
 
-    Tensors do not say how many attention heads there are: of a family with a config only the
+    Tensors do not determine the number of attention heads, so in a family with configs only the
     published towers are known. ``shapes`` are those of the tower, under any prefix.
     """
     tower = tower_of_shapes(shapes)
@@ -131,7 +131,7 @@ def _prefix_before(shapes: Shapes, name: str) -> str | None:
 
 
 def _measure(family: Family, prefix: str, shapes: Shapes) -> Tower | None:
-    """Read the sizes of a tower from its convolution, its table of positions and its layers."""
+    """Read the sizes of a tower from its convolution, its position table and its layers."""
     kernel = shapes[prefix + family.patches]
     if len(kernel) != 4 or 0 in kernel:
         return None

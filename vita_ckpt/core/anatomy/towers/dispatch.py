@@ -10,7 +10,7 @@ from vita_ckpt.errors import InputError
 
 
 class Outcome(Enum):
-    """How the choice ends."""
+    """The outcome of the choice."""
 
     WORD = "a family's word is in the path"
     WORD_WITH_S2 = "a family's word is in the path, and S2 is asked for"
@@ -20,7 +20,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """What decides: how the choice ends, and by the word of which family (None without one).
+    """The reason for a choice: its outcome, and the family whose word was found (None without one).
 
     Its string is the reason as reports word it.
     """
@@ -41,9 +41,9 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """What upstream's loader builds from a tower path.
+    """The tower class that upstream's loader builds from a tower path.
 
-    ``family`` is the name of the tower's family; it and ``tower_class`` are None where upstream
+    ``family`` is the name of the tower's family. It and ``tower_class`` are None where upstream
     raises.
     """
 

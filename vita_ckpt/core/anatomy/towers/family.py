@@ -1,4 +1,4 @@
-"""Define what a family of vision towers is: everything that distinguishes one from another."""
+"""Define a family of vision towers by everything that distinguishes it from the others."""
 
 from __future__ import annotations
 
@@ -18,37 +18,39 @@ def _no_options(shapes: Shapes) -> Mapping[str, Any]:
 class Family:
     """A family of vision towers.
 
-    A family whose towers are directories with a ``config.json`` has ``model_types``; one without
-    is a lone file of weights, and has ``sizes_of_tensors`` instead.
+    A family whose towers are directories with a ``config.json`` has ``model_types``. A family
+    without configs, whose towers are lone weight files, has ``sizes_of_tensors`` instead.
 
-    ``name`` identifies the family in reports and names its module in ``model.towers``; ``label``
-    is what messages call it. ``word`` is what upstream looks for in the lower-cased tower path,
-    ``tower_class`` the class that it then builds, ``has_s2`` whether that class has an S2 variant.
+    ``name`` identifies the family in reports and names its module in ``model.towers``; ``label`` is
+    its name in messages. ``word`` is the word that upstream looks for in the lower-cased tower
+    path, ``tower_class`` the class that it then builds, ``has_s2`` whether that class has an S2
+    variant.
 
     All names of tensors are the transformer's own, without a prefix. A tower is recognised by
-    ``patches``, the convolution [width, 3, patch, patch] that cuts an image into patches, by the
-    names in ``present``, of which it has all, and by those in ``absent``, of which it has none.
-    ``positions`` is the table of positions [..., tokens, width] with ``class_tokens`` rows before
-    those of the patches; the number of a layer follows ``layers``. ``stored_prefix`` stands before
-    the names below ``model.vision_tower.`` in a VITA checkpoint, ``standalone_prefix`` in a
-    directory that transformers 4.41 or upstream loads the tower from.
+    ``patches``, the convolution [width, 3, patch, patch] that cuts an image into patches; it must
+    have all names in ``present`` and none of those in ``absent``. ``positions`` is the position
+    table [..., tokens, width], with ``class_tokens`` rows before those of the patches. ``layers``
+    is the prefix before a layer's number. ``stored_prefix`` is the prefix of the names below
+    ``model.vision_tower.`` in a VITA checkpoint, ``standalone_prefix`` the one in a directory from
+    which transformers 4.41 or upstream loads the tower.
 
-    ``expected_shapes`` gives every tensor by a config (or by what ``sizes_of_tensors`` returns),
-    and raises InputError ``unsupported-tower-config`` where there is no such tower.
+    ``expected_shapes`` returns every tensor for a config (or for the result of
+    ``sizes_of_tensors``). It raises InputError ``unsupported-tower-config`` where there is no such
+    tower.
 
-    ``model_types`` are the values of ``model_type`` that mean this family, that of a tower
-    directory last. ``config_defaults`` are the sizes that a ``config.json`` may leave out;
-    ``published`` are the config keys of the published towers by width and layers, for a tower
-    without a config; ``options_of_tensors`` reads from a tower's own names and shapes what its
-    config says besides sizes.
+    ``model_types`` are the values of ``model_type`` for this family; the last one is that of a
+    tower directory. ``config_defaults`` are the sizes that a ``config.json`` may omit.
+    ``published`` holds the config keys of the published towers by width and layers, for a tower
+    without a config. ``options_of_tensors`` derives the config's options other than sizes from a
+    tower's own names and shapes.
 
     ``sizes_of_tensors`` gets a tower's own names and shapes with ``width``, ``layers``,
-    ``patch_size`` and ``image_size``, and returns its whole config, or None where one of
+    ``patch_size`` and ``image_size``. It returns the tower's whole config, or None where one of
     ``sizing_tensors`` is missing. ``config_keys`` are keys that identify such a config.
 
-    ``pixel_shuffle`` is the side of the square of patches that becomes one token, whose features
-    are then concatenated. ``processor`` is the image processor that upstream uses, and
-    ``library_class`` the tower's class in transformers, None where the library has none.
+    ``pixel_shuffle`` is the side of the square of patches whose features are concatenated into one
+    token. ``processor`` is the image processor that upstream uses, and ``library_class`` the
+    tower's class in transformers, None where the library has none.
     """
 
     name: str
@@ -78,17 +80,17 @@ class Family:
 
     @property
     def lone_file(self) -> bool:
-        """Whether ``mm_vision_tower`` names a file of weights, with nothing beside it."""
+        """Whether ``mm_vision_tower`` names a single weight file without a config."""
         return not self.model_types
 
     @property
     def model_type(self) -> str:
-        """The ``model_type`` of a tower directory of a family that is no lone file."""
+        """The ``model_type`` of a tower directory; not defined for a lone file."""
         return self.model_types[-1]
 
     @property
     def grid_needed(self) -> str:
-        """What the pixel shuffle needs, as an error words it."""
+        """The grid that the pixel shuffle needs, as worded in errors."""
         multiple = (
             "an even number"
             if self.pixel_shuffle == 2
@@ -104,10 +106,10 @@ class Family:
 
 
 def listed(families: Iterable[Family], last: str = "or") -> str:
-    """Return the labels of ``families`` as a sentence lists them: ``A, B or C``."""
+    """Return the labels of ``families``, formatted for a sentence: ``A, B or C``."""
     return enumerate_words([family.label for family in families], last)
 
 
 def enumerate_words(words: list[str], last: str = "or") -> str:
-    """Return ``words`` as a sentence lists them: ``a, b or c``."""
+    """Return ``words``, formatted for a sentence: ``a, b or c``."""
     return f" {last} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

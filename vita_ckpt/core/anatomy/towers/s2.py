@@ -1,4 +1,4 @@
-"""S2: the scales at which upstream runs a tower."""
+"""Parse and check S2, the scales at which upstream runs a tower."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy.towers.tower import Tower
 
-# Upstream's default when the config asks for S2 and names no scales.
+# Upstream's default when the config asks for S2 without naming scales.
 DEFAULT_S2_SCALES: Final = "384,768,1152"
 
 
 def parse_s2_scales(text: str) -> tuple[int, ...] | None:
-    """Return the scales of ``"384,768,1152"`` in ascending order, None if it is no such list."""
+    """Return the scales in a list such as ``"384,768,1152"``, ascending; None if it is invalid."""
     if not re.fullmatch(r"\s*\d{1,6}\s*(,\s*\d{1,6}\s*)*", text, re.ASCII):
         return None
     scales = tuple(sorted(int(scale) for scale in text.split(",")))
@@ -21,7 +21,7 @@ def parse_s2_scales(text: str) -> tuple[int, ...] | None:
 
 
 def fits_s2_scales(tower: Tower, scales: tuple[int, ...]) -> bool:
-    """Return whether images of each scale, in ascending order, divide into tiles of the tower's."""
+    """Return whether images of each scale (ascending) divide into tiles of the tower's size."""
     if not tower.patch_size or not scales:
         return False
     for scale in scales:
@@ -32,7 +32,7 @@ def fits_s2_scales(tower: Tower, scales: tuple[int, ...]) -> bool:
 
 
 def number_of_scales(config: Mapping[str, Any]) -> int:
-    """Return how many S2 scales a VITA config asks for: 1 without S2."""
+    """Return the number of S2 scales that a VITA config asks for: 1 without S2."""
     if config.get("use_s2") is not True:
         return 1
     scales = parse_s2_scales(str(config.get("s2_scales", DEFAULT_S2_SCALES)))

@@ -1,4 +1,4 @@
-"""Shapes of the layers that towers are made of, and the sizes that a tower's config names."""
+"""Compute the shapes of layers that towers share, and read the sizes in a tower's config."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vita_ckpt.errors import InputError
 
 Shapes = Mapping[str, Shape]
 
-# No width, depth or image is larger; a config that says so is not believed.
+# An upper limit, to reject implausible configs: no width, depth or image is larger.
 _LARGEST_SIZE: Final = 1 << 20
 
-# No tower has more layers, wider layers or more positions; a config that says so is not believed.
+# An upper limit, to reject implausible configs: no tower has more layers.
 MOST_LAYERS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of a vision transformer: ``grid`` is the number of patches along one side."""
+    """The sizes of a vision transformer; ``grid`` is the number of patches along one side."""
 
     width: int
     mlp: int
@@ -30,15 +30,15 @@ class Sizes:
 
 
 def size(config: Mapping[str, Any], key: str, default: int) -> int | None:
-    """Return the size that ``key`` names, or ``default`` without the key; None if it is no size."""
+    """Return the value of ``key``, by default ``default``; None if it is not a valid size."""
     value = config.get(key, default)
     return value if type(value) is int and 0 < value < _LARGEST_SIZE else None
 
 
 def read_sizes(config: Mapping[str, Any], defaults: Mapping[str, int]) -> Sizes:
-    """Read the sizes of a ``config.json`` with a library's keys.
+    """Read the sizes in a ``config.json`` that uses transformers' keys.
 
-    ``defaults`` gives the values of the keys that the config leaves out. Raises InputError
+    ``defaults`` has the values of keys that the config omits. Raises InputError
     ``unsupported-tower-config`` for a value that no tower can have.
     """
     width, layers, patch_size, image_size = (
@@ -64,7 +64,7 @@ def read_sizes(config: Mapping[str, Any], defaults: Mapping[str, int]) -> Sizes:
 
 
 def library_encoder(sizes: Sizes, embeddings: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return CLIP's or SigLIP's transformer, with what its family has in ``embeddings``."""
+    """Return CLIP's or SigLIP's transformer, with the family's own ``embeddings``."""
     width, side = sizes.width, sizes.patch_size
     shapes: dict[str, Shape] = {
         "embeddings.patch_embedding.weight": (width, 3, side, side),

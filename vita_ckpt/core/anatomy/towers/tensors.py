@@ -17,11 +17,11 @@ from vita_ckpt.core.checkpoint import Shape
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return every tensor of a tower by its config, under the names of its own transformer.
+    """Return every tensor of a tower for its config, under the names of its own transformer.
 
-    Those are ``embeddings.patch_embedding.weight`` and so on, without a prefix; a parent config is
-    looked through to its ``vision_config``. EVA-CLIP's config is what
-    :func:`~vita_ckpt.core.anatomy.towers.detect.config_of_shapes` reads from its tensors. Raises
+    Those names have no prefix: ``embeddings.patch_embedding.weight`` and so on. For a parent config
+    its ``vision_config`` is used. EVA-CLIP's config is what
+    :func:`~vita_ckpt.core.anatomy.towers.detect.config_of_shapes` derives from its tensors. Raises
     InputError ``unsupported-tower-config`` where the config describes no tower.
     """
     family = family_of_config(config)
@@ -34,10 +34,10 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def config_of_tensors(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
-    """Return the config for which :func:`expected_shapes` gives most of these own names.
+    """Return the config for which :func:`expected_shapes` yields most of these own names.
 
-    It has sizes and options, but not the attention heads, which no shape tells. None where the
-    tensors are those of no tower.
+    It has sizes and options but no number of attention heads, which shapes do not determine. None
+    where the tensors are not those of a tower.
     """
     tower = tower_of_shapes(shapes)
     if tower is None or tower.image_size is None or not tower.layers:

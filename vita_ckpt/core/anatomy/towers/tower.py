@@ -1,4 +1,4 @@
-"""A vision tower, and the directory that holds one."""
+"""Represent a vision tower, and the directory that holds one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from typing import Any
 from vita_ckpt.core.anatomy.towers.families import FAMILIES
 from vita_ckpt.core.anatomy.towers.family import Family
 
-# In a tower's directory, and the name under which a swapped checkpoint carries the config.
-
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """A vision tower as a config or as shapes describe it; None is what they do not say.
+    """A vision tower as described by a config or by shapes; unknown values are None.
 
     ``family`` is the name of its family, ``width`` the hidden size of the transformer,
-    ``image_size`` the side of its images in pixels (from shapes: the size that the table of
-    positions fits).
+    ``image_size`` the side of its images in pixels (from shapes: the size that the position table
+    fits).
     """
 
     family: str
@@ -29,7 +27,7 @@ class Tower:
 
     @property
     def traits(self) -> Family:
-        """What distinguishes its family from the others."""
+        """The properties of its family."""
         return FAMILIES[self.family]
 
     @property
@@ -41,13 +39,13 @@ class Tower:
 
     @property
     def has_odd_grid(self) -> bool:
-        """Whether the pixel shuffle of its family cannot divide its grid of patches."""
+        """Whether its grid of patches is not divisible by its family's pixel shuffle."""
         return self.grid is not None and self.grid % self.traits.pixel_shuffle != 0
 
     def output_width(self, scales: int = 1) -> int:
         """Return the features per token that the projector receives, ``mm_hidden_size``.
 
-        ``scales`` is the number of S2 scales (1 without S2): their features are concatenated.
+        ``scales`` is the number of S2 scales (1 without S2), whose features are concatenated.
         """
         shuffle = self.traits.pixel_shuffle
         return self.width * (shuffle**2 if shuffle > 1 else scales)
@@ -72,9 +70,9 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class TowerDirectory:
-    """What lies where ``mm_vision_tower`` points: nothing, something unreadable, or a tower.
+    """The result of following ``mm_vision_tower``: nothing, something unreadable, or a tower.
 
-    ``config`` is the tower's own config, None for a lone file of weights.
+    ``config`` is the tower's own config, None for a lone weight file.
     """
 
     path: str | None

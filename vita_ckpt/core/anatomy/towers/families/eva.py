@@ -1,4 +1,4 @@
-"""Describe EVA-CLIP's vision transformer, a lone file of weights without a config."""
+"""Describe EVA-CLIP's vision transformer, a lone weight file without a config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIZING: Final = ("rope.freqs_cos", "blocks.0.mlp.w1.weight", "head.weight")
 
 
 def _sizes_of_tensors(shapes: Shapes, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    """Return the sizes of the tower; its rotary buffers give the width of a head."""
+    """Return the sizes of the tower; its rotary buffers determine the width of a head."""
     head, mlp, out = (shapes.get(name, ()) for name in _SIZING)
     if not head or not mlp or not out or not head[-1] or sizes["width"] % head[-1]:
         return None

@@ -9,7 +9,7 @@ from vita_ckpt.core.anatomy.towers.family import Family
 from vita_ckpt.core.anatomy.towers.shapes import Shapes, affine, mlp, read_sizes
 from vita_ckpt.core.checkpoint import Shape
 
-# Those of the 6B tower.
+# The sizes of the 6B tower.
 _DEFAULTS: Final = {
     "hidden_size": 3200,
     "num_hidden_layers": 48,

@@ -1,4 +1,4 @@
-"""Describe SigLIP's vision transformer, which alone has an S2 variant upstream."""
+"""Describe SigLIP's vision transformer, the only one with an S2 variant upstream."""
 
 from __future__ import annotations
 
