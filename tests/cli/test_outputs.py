@@ -12,7 +12,7 @@ import junitparser
 import pytest
 
 from fixtures.builder import snapshot, write_checkpoint
-from tests.cli.test_formats import REPORTS, rendered
+from tests.cli.reports import REPORTS, rendered
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli.formats import FORMATS
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
@@ -20,7 +19,7 @@ import pytest
 
 from fixtures.builder import write_checkpoint
 from tests.fuzz.pickles import named, number, short, tensor, text
-from vita_ckpt import VitaCkptError, diff, explain, inspect, validate
+from tests.fuzz.readers import read
 
 Make = Callable[[Path], Path]
 
@@ -269,12 +268,6 @@ CASES: dict[str, Make] = {
 }
 
 
-def read(path: Path) -> None:
-    for reader in (inspect, validate, explain, lambda p: diff(p, p, values=True)):
-        with contextlib.suppress(VitaCkptError):
-            reader(path)
-
-
 # Ten thousand tensors that a config promises: seconds while every allocation is traced.
 SLOW = ("a config of 1024 layers", "a projector of 9999 layers")
 
@@ -333,7 +326,7 @@ LARGE: dict[Make, tuple[int, int]] = {
 _CHILD = """
 import sys
 from pathlib import Path
-from tests.fuzz.test_bounds import read
+from tests.fuzz.readers import read
 read(Path(sys.argv[1]))
 """
 

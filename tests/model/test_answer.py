@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tokenizer, write_tower
+from tests.builders import lively
 from tests.conftest import BASES, GOLDEN
-from tests.model.test_forward import lively
 from vita_ckpt import InputError, UsageError, load_model, open_checkpoint, verify
 from vita_ckpt.model.answer import ask, greedy
 

@@ -1,0 +1,127 @@
+"""``vita-ckpt validate`` as a person types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vita_ckpt
+from fixtures.builder import TowerSpec, snapshot, write_checkpoint, write_tower
+from tests.conftest import Cli, assert_one_error
+
+RUN = "from vita_ckpt.cli.main import main; main()"
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_tower(tmp_path / "tower-internvit", TowerSpec())
+    return write_checkpoint(tmp_path / "base")
+
+
+def edit(root: Path, **values: object) -> None:
+    path = root / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+@pytest.mark.parametrize(
+    "command", [["validate"], ["diff", "other", "--exit-code"], ["inspect"], ["history"]]
+)
+def test_that_nobody_reads_on_changes_no_verdict(
+    base: Path, tmp_path: Path, command: list[str], is_sound: bool
+) -> None:
+    shutil.copytree(base, tmp_path / "other")
+    if not is_sound:
+        edit(base, mm_hidden_size=5)
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *command, "base"],
+            env={**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    found = not is_sound and command[0] in ("validate", "diff")
+    assert (done.returncode, done.stderr) == (1 if found else 0, "")
+
+
+def test_exit_codes(cli: Cli, base: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    assert cli("validate", base).code == 0
+    assert snapshot(tmp_path) == before
+    edit(base, mm_vision_tower="/models/InternViT")
+    warned = cli("validate", base)
+    assert warned.code == 0
+    assert "tower-path-absolute" in warned.out
+    assert cli("validate", base, "--strict").code == 1
+    assert cli("validate", base, "--strict", "--ignore", "tower-path-*").code == 0
+    edit(base, mm_hidden_size=8)
+    failed = cli("validate", base)
+    assert failed.code == 1
+    assert "hidden-size-mismatch" in failed.out
+    assert cli("validate", base, "--select", "value-*").code == 0
+    missing = cli("validate", tmp_path / "nowhere")
+    assert_one_error(missing, 3, "not-found")
+    both = cli("validate", tmp_path / "nowhere", base)
+    assert both.code == 3
+    assert "hidden-size-mismatch" in both.out
+
+
+def test_wrong_calls(cli: Cli, base: Path) -> None:
+    assert_one_error(cli("validate"), 2, "usage")
+    assert_one_error(cli("validate", base, "--kind", "cat"), 2, "usage")
+    assert_one_error(cli("validate", base, "--jobs", "0"), 2, "usage")
+    assert_one_error(cli("validate", base, "--ignore", "cat"), 2, "unknown-rule")
+    assert_one_error(cli("validate", base, "--format", "cat"), 2, "unknown-format")
+    assert_one_error(cli("validate", base, "--output", "json=base/x.json"), 2, "output-overlaps")
+    Path("vita-ckpt.toml").write_text("x = 1")
+    assert_one_error(cli("validate", base), 2, "invalid-configuration")
+
+
+def test_several_formats(cli: Cli, base: Path) -> None:
+    edit(base, mm_hidden_size=8)
+    result = cli(
+        "validate",
+        base,
+        "tower-internvit",
+        "--format",
+        "json",
+        "--output",
+        "junit=report.xml",
+        "--output",
+        "sarif=report.sarif",
+    )
+    assert result.code == 1
+    report = json.loads(result.out)
+    assert [entry["kind"] for entry in report["reports"]] == ["vita-checkpoint", "vision-tower"]
+    assert "hidden-size-mismatch" in Path("report.xml").read_text()
+    assert json.loads(Path("report.sarif").read_text())["version"] == "2.1.0"
+
+
+def test_globs_and_directories(cli: Cli, base: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "more" / "one")
+    write_checkpoint(tmp_path / "more" / "two")
+    for paths, count in ((("more",), 2), (("more/*",), 2), (("more/o*", "base"), 2)):
+        report = json.loads(cli("validate", *paths, "--format", "json", "--jobs", "2").out)
+        assert len(report["reports"]) == count
+    assert_one_error(cli("validate", "nothing*"), 3, "not-found")
+
+
+def test_hostile_names_are_escaped(cli: Cli, base: Path) -> None:
+    edit(base, model_type="\x1b[31mred\n::error::x")
+    result = cli("validate", base)
+    assert result.code == 1
+    assert "\x1b" not in result.out
+    assert "unknown-model-type" in result.out

@@ -1,0 +1,124 @@
+"""What every command has: usage, streams, a bar, --quiet, --debug, --version."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures.builder import read_tensors
+from tests.conftest import Cli, assert_one_error
+from vita_ckpt import apply, plan_merge_projector
+
+
+def test_usage_errors_are_one_line_too(cli: Cli, base: Path) -> None:
+    assert_one_error(cli("merge-projector", "--base", base), 2, "usage", "--adapter", "--help")
+    assert_one_error(cli("nonsense"), 2, "usage", "nonsense")
+
+
+def test_a_full_stdout_is_no_bug_of_ours(base: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from vita_ckpt.cli.main import main; main()",
+                "inspect",
+                str(base),
+            ],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr == "error: system: no space left on device\n"
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_streams_that_lead_nowhere(base: Path, adapter: Path, tmp_path: Path, streams: str) -> None:
+    """What is done is done all the same, and what fails is not taken for findings."""
+    line = [sys.executable, "-c", "from vita_ckpt.cli.main import main; main()"]
+
+    def run(*arguments: object) -> tuple[int, str]:
+        words = shlex.join([*line, *map(str, arguments)])
+        done = subprocess.run(
+            ["sh", "-c", f"{words} {streams}"], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr
+
+    out = tmp_path / "out"
+    merge = ["merge-projector", "--base", base, "--adapter", adapter, "--out", out]
+    code, said = run(*merge)
+    assert (code, "error" in said) == (0, False)
+    apply(plan_merge_projector(base, adapter), tmp_path / "same")
+    weights = {name: read_tensors(tmp_path / name) for name in ("out", "same")}
+    assert weights["out"] == weights["same"]
+    code, said = run(*merge)
+    assert (code, said.count("\n")) == (2, 1 if streams == ">&-" else 0)
+    assert run("inspect", tmp_path / "nowhere")[0] == 3
+
+
+PROGRESS = """
+import sys
+from vita_ckpt.cli import render
+render._LONG_ENOUGH = 0
+from vita_ckpt.cli.main import main
+main()
+"""
+
+
+def test_a_bar_on_a_terminal(base: Path, adapter: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    arguments = ["merge-projector", "--base", base, "--adapter", adapter, "--out", tmp_path / "out"]
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRESS, *map(str, arguments)], stdout=subprocess.PIPE, stderr=slave
+    ) as process:
+        process.communicate()
+    os.close(slave)
+    shown = os.read(master, 100_000).decode()
+    os.close(master)
+    assert process.returncode == 0
+    assert "writing" in shown
+    assert "100%" in shown
+
+
+def test_quiet_and_debug(cli: Cli, base: Path, adapter: Path, tmp_path: Path) -> None:
+    result = cli(
+        "--quiet",
+        "merge-projector",
+        "--base",
+        base,
+        "--adapter",
+        adapter,
+        "--out",
+        tmp_path / "out",
+    )
+    assert (result.code, result.err) == (0, "")
+    debugged = cli("--debug", "inspect", tmp_path / "nowhere")
+    assert debugged.code == 3
+    assert "Traceback" in debugged.err
+    assert debugged.err.splitlines()[-1].startswith("error: not-found: ")
+
+
+def test_root_options(cli: Cli) -> None:
+    from vita_ckpt import __version__
+
+    assert cli("--version").out == f"vita-ckpt, version {__version__}\n"
+    for shell in ("bash", "zsh", "fish"):
+        assert "_VITA_CKPT_COMPLETE" in cli("--completion", shell).out
+    for arguments in (
+        ["--help"],
+        ["-h"],
+        ["inspect", "--help"],
+        ["merge-projector", "-h"],
+        ["extract-projector", "-h"],
+        ["apply", "-h"],
+    ):
+        assert cli(*arguments).out.startswith("Usage: vita-ckpt")
+    assert "merge-projector" in cli().err + cli().out

@@ -1,0 +1,198 @@
+"""verify: every way not to work is found by its rule, on checkpoints made by one change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
+from tests.builders import Tensors, change, lively
+from tests.conftest import BASES, GOLDEN
+from vita_ckpt import InputError, UsageError, verify
+
+STREAM: Any = {"cpu": 0}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_tower(tmp_path / "tower-internvit", TowerSpec())
+    return lively(write_checkpoint(tmp_path / "c"))
+
+
+def rules(path: Path, **options: Any) -> set[str]:
+    return {finding.rule for finding in verify(path, device="cpu", **options).findings}
+
+
+@pytest.mark.parametrize("case", BASES)
+@pytest.mark.parametrize("memory", [None, STREAM], ids=["resident", "streamed"])
+def test_goldens_work(case: str, memory: Any) -> None:
+    verification = verify(GOLDEN / case / "base", device="cpu", max_memory=memory)
+    assert verification.findings == ()
+    assert verification.streamed == (memory is not None)
+    assert verification.tokens_per_image in (4, 9, 16)
+    assert verification.peak_memory > 0
+
+
+def fill(name: str, value: float) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors[name].fill_(value)
+
+
+def zero_projector(tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        if "mm_projector" in name:
+            tensor.zero_()
+
+
+def dead_weights(tensors: Tensors) -> None:
+    tensors["model.mm_projector.2.weight"].zero_()
+
+
+def text_is_lost(tensors: Tensors) -> None:
+    tensors["model.embed_tokens.weight"][:] = tensors["model.embed_tokens.weight"][0].clone()
+
+
+def huge_weight(tensors: Tensors) -> None:
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 70000.0
+
+
+def huge_row(tensors: Tensors) -> None:
+    tensors["model.embed_tokens.weight"][2] = 70000.0  # no input has this token
+
+
+def huge_activation(tensors: Tensors) -> None:
+    tensors["model.layers.0.mlp.up_proj.weight"].fill_(60000.0)
+
+
+BROKEN: dict[str, tuple[Callable[[Tensors], object], set[str], str]] = {
+    "missing": (lambda t: t.pop("model.norm.weight"), {"missing-tensor"}, "model.norm.weight"),
+    "unexpected": (lambda t: t.update(x=torch.zeros(1)), {"unexpected-tensor"}, "x"),
+    "shape": (
+        lambda t: t.update({"model.norm.weight": torch.zeros(3)}),
+        {"shape-mismatch"},
+        "model.norm.weight",
+    ),
+    "zero projector": (zero_projector, {"image-ignored"}, "logits"),
+    "dead projector": (dead_weights, {"image-ignored"}, "logits"),
+    "text": (text_is_lost, {"text-ignored"}, "logits"),
+    "nan": (
+        fill("model.norm.weight", float("nan")),
+        {"logits-not-finite", "weight-not-finite", "activation-not-finite"},
+        "model.norm.weight",
+    ),
+    "weight": (huge_weight, {"float16-weight"}, "model.layers.0.mlp.down_proj.weight"),
+    "row": (huge_row, {"float16-weight"}, "model.embed_tokens.weight"),
+    "activation": (huge_activation, {"float16-activation"}, "model.layers.0.mlp.up_proj"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("memory", [None, STREAM], ids=["resident", "streamed"])
+def test_each_way_not_to_work_is_found(root: Path, name: str, memory: Any) -> None:
+    edit, expected, subject = BROKEN[name]
+    change(root, edit)
+    findings = verify(root, device="cpu", max_memory=memory).findings
+    assert expected <= {finding.rule for finding in findings}
+    assert {f.rule for f in findings} <= expected | {"float16-activation"}
+    assert any(finding.subject == subject for finding in findings)
+    assert all(finding.severity == "error" for finding in findings)
+
+
+def test_the_ends_of_the_model_are_looked_at(root: Path) -> None:
+    def grow(tensors: Tensors) -> None:
+        tensors["model.embed_tokens.weight"][11] = 70000.0  # the first token of every row
+        tensors["lm_head.weight"].fill_(30000.0)
+
+    change(root, grow)
+    resident, streamed = (
+        verify(root, device="cpu", max_memory=memory).findings for memory in (None, STREAM)
+    )
+    assert resident == streamed
+    activations = {f.subject for f in streamed if f.rule == "float16-activation"}
+    assert {"model.embed_tokens", "lm_head"} <= activations
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_that_no_pass_needs_are_looked_at_too(tmp_path: Path, tied: bool) -> None:
+    """Streamed and resident find the same: rows of the table, experts, a tower's last layer."""
+    write_tower(tmp_path / "tower-clip", tower := TowerSpec("clip", image_size=8))
+    spec = Spec(model_type="vita-mixtral", experts=64, tower=tower, tied=tied, projector="linear")
+    root = lively(write_checkpoint(tmp_path / "c", spec))
+    subjects = {
+        "model.embed_tokens.weight",
+        "model.layers.0.block_sparse_moe.experts.63.w2.weight",
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight",
+    }
+
+    def grow(tensors: Tensors) -> None:
+        tensors["model.layers.0.block_sparse_moe.gate.weight"][63] = 0.0  # chosen by no token
+        for subject in subjects:
+            tensors[subject][2] = 70000.0
+
+    change(root, grow)
+    resident, streamed = (
+        verify(root, device="cpu", max_memory=memory).findings for memory in (None, STREAM)
+    )
+    assert resident == streamed
+    assert {f.subject for f in streamed if f.rule == "float16-weight"} == subjects
+
+
+def test_a_small_difference_between_images_is_enough(root: Path) -> None:
+    """A projector that has just begun to learn matters: what counts is more than noise."""
+    change(root, lambda t: t["model.mm_projector.2.weight"].mul_(1e-3))
+    assert rules(root) == set()
+
+
+def test_against_a_base(root: Path, tmp_path: Path) -> None:
+    other = lively(write_checkpoint(tmp_path / "other"))
+    change(other, lambda t: t["model.mm_projector.0.weight"].mul_(2))
+    assert rules(other, against=root) == set()
+    change(other, lambda t: t["model.layers.1.mlp.up_proj.weight"].mul_(1.01))
+    assert rules(other, against=root) == {"language-changed"}
+    assert rules(write_checkpoint(tmp_path / "wide", Spec(vocab=40)), against=root) == {
+        "language-changed"
+    }
+
+
+def test_goldens_of_our_own(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "golden.json"
+    assert rules(root, save_golden=file) == set()
+    assert rules(root, golden=file) == set()
+    assert rules(root, golden=file, max_memory=STREAM) == set()
+    change(root, lambda t: t["model.mm_projector.0.weight"].mul_(1.5))
+    assert rules(root, golden=file) == {"golden-mismatch"}
+    with pytest.raises(UsageError, match="output-exists"):
+        verify(root, device="cpu", save_golden=file)
+    good = json.loads(file.read_text())
+    del good["rows"]["image"]
+    file.write_text(json.dumps(good))
+    assert rules(root, golden=file) == {"golden-mismatch"}
+    bad: Any
+    for bad in (
+        [],
+        {},
+        {**good, "rows": {"text": {"ids": [[1], [2, 3]], "values": [[1.0], [2.0]]}}},
+        {**good, "rows": {"text": {"ids": [[-1]], "values": [[1.0]]}}},
+    ):
+        file.write_text(json.dumps(bad))
+        with pytest.raises(InputError, match=r"invalid-golden|invalid-json"):
+            verify(root, device="cpu", golden=file)
+
+
+def test_bf16_and_sizes_of_memory(root: Path) -> None:
+    assert rules(root, dtype="bfloat16") == set()
+    assert rules(root, max_memory={"cpu": "1GB"}) == set()
+    with pytest.raises(UsageError, match="invalid-max-memory"):
+        verify(root, device="cpu", max_memory={"cpu": "much"})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", BASES)
+def test_goldens_work_on_a_gpu(case: str) -> None:
+    verification = verify(GOLDEN / case / "base", device="cuda")
+    assert verification.findings == ()
