@@ -10,14 +10,18 @@ from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.checks.explain.disagreements import divergences
 from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import explain_loaders
-from vita_ckpt.checks.explain.matching import TowerLookup
+from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.file_listing import WeightFiles
+from vita_ckpt.core.filenames import ADDED_TOKENS, TOKENIZER, VOCABULARY
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.tokenizer import count_tokens
 from vita_ckpt.storage.reading.tower import find_tower
+
+TOKENIZER_FILES = (TOKENIZER, VOCABULARY, ADDED_TOKENS)
 
 
 def explain(path: StrPath, *, stores: Stores | None = None) -> Explanation:
@@ -28,18 +32,23 @@ def explain(path: StrPath, *, stores: Stores | None = None) -> Explanation:
     """
     stores = Stores() if stores is None else stores
     files = read_weight_files(locate(path, stores), stores)
-    traces = explain_loaders(files, _look_up_tower(files, stores))
+    traces = explain_loaders(files, _look_up(files, stores))
     return Explanation(files.root, traces, divergences(traces))
 
 
-def _look_up_tower(files: WeightFiles, stores: Stores) -> TowerLookup:
+def _look_up(files: WeightFiles, stores: Stores) -> Lookup:
+    """Look up what the config names: the tower, the audio encoder, and the tokenizer."""
     config: Mapping[str, Any] = files.config or {}
+    store = stores.store_of(files.root)
+    named = config.get("mm_audio_encoder")
+    audio = isinstance(named, str) and store.reached_from(files.root, named) is not None
+    tokens = _count_tokens(files, stores)
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
-        return TowerLookup()
+        return Lookup(audio=audio, tokens=tokens)
     tower = find_tower(Checkpoint(files.root, "safetensors", {}, config=config), stores)
     if tower is None or tower.path is None:
-        return TowerLookup(tower)
+        return Lookup(tower, audio=audio, tokens=tokens)
     try:
         beside = read_weight_files(tower.path, stores)
     except INCONCLUSIVE:
@@ -47,4 +56,18 @@ def _look_up_tower(files: WeightFiles, stores: Stores) -> TowerLookup:
     except InputError:
         beside = None
     from_here = not is_remote(tower.path) and "\0" not in name and os.path.exists(name)
-    return TowerLookup(tower, beside, from_here)
+    return Lookup(tower, beside, from_here, audio, tokens)
+
+
+def _count_tokens(files: WeightFiles, stores: Stores) -> int | None:
+    """Return what ``len(tokenizer)`` will be; None where no readable file tells."""
+    store = stores.store_of(files.root)
+    paths = {name: os.path.join(files.root, name) for name in files.names}
+    entries = {n: store.look(p) for n, p in paths.items() if n in TOKENIZER_FILES}
+    found = {n: e.file for n, e in entries.items() if e is not None and e.file is not None}
+    try:
+        return count_tokens(Checkpoint(files.root, "safetensors", {}, files=found), stores)
+    except INCONCLUSIVE:
+        raise
+    except InputError:
+        return None

@@ -265,7 +265,19 @@ _NAMES: Final = (
         "tower-absent",
         "error",
         "no tensors of a vision tower",
-        "VITA-1.5's loader leaves the tower on the meta device or draws it at random.",
+        "VITA-1.5's loader leaves the tower in uninitialised memory, without a word.",
+    ),
+    Rule(
+        "audio-absent",
+        "error",
+        "the config names an audio encoder, and there are no tensors of one",
+        "The loader leaves the encoder in uninitialised memory: audio answers are NaN.",
+    ),
+    Rule(
+        "audio-not-built",
+        "error",
+        "tensors of an audio encoder, and a config that names none",
+        "The loader builds no encoder and drops them.",
     ),
     Rule(
         "projector-absent",

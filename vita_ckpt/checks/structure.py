@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from vita_ckpt.checks import kinds
@@ -12,8 +12,9 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.binding import bind_tower, is_harmless
+from vita_ckpt.core.binding import AUDIO_PREFIX, bind_tower, builds_audio, is_audio, is_harmless
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
+from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError
@@ -41,11 +42,38 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
     if subject.kind == kinds.VITA:
         yield from _vision_tower(subject)
         yield from _projector(subject)
+        yield from check_audio(checkpoint, subject.unread)
     elif subject.kind == kinds.TOWER:
         yield from _standalone_tower(subject)
     elif subject.kind == kinds.PROJECTOR:
         yield from _lone_projector(subject)
     yield from _dtypes(checkpoint)
+
+
+def check_audio(checkpoint: Checkpoint, unread: Collection[str] = ()) -> Iterator[Finding]:
+    """Check that an audio encoder is stored if, and only if, the config has one built."""
+    config = checkpoint.config or {}
+    stored = [name for name in checkpoint.tensors if is_audio(name)]
+    if builds_audio(config) and not stored and not any(map(is_audio, unread)):
+        yield finding(
+            "audio-absent",
+            "mm_audio_encoder",
+            f"expected tensors {AUDIO_PREFIX}*, since the config names an audio encoder, got none",
+            file=_config_file(checkpoint),
+        )
+    elif stored and not builds_audio(config):
+        yield finding(
+            "audio-not-built",
+            "mm_audio_encoder",
+            f"expected the audio encoder's path, since there are {len(stored)} tensors of one, "
+            f"got {config.get('mm_audio_encoder')!r}",
+            file=_config_file(checkpoint),
+        )
+
+
+def _config_file(checkpoint: Checkpoint) -> str:
+    file = checkpoint.files.get(CONFIG)
+    return file.path if file is not None else ""
 
 
 def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:

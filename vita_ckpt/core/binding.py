@@ -23,6 +23,7 @@ Shapes = Mapping[str, Shape]
 _HARMLESS: Final = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 
 _TOWER: Final = "model.vision_tower."
+AUDIO_PREFIX: Final = "model.audio_encoder."
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,27 @@ def expected_tower(
         except InputError:
             continue
     return {}
+
+
+def misled_tower(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return the tensors of a family's tower that is built from another family's config."""
+    traits = towers.FAMILIES[family]
+    try:
+        shapes = traits.expected_shapes(towers.inner_config(config))
+    except (InputError, KeyError):
+        return {}
+    return {_TOWER + traits.stored_prefix + name: shape for name, shape in shapes.items()}
+
+
+def is_audio(name: str) -> bool:
+    """Return whether a tensor belongs to the audio encoder or its adapter."""
+    return name.startswith(AUDIO_PREFIX)
+
+
+def builds_audio(config: Mapping[str, Any]) -> bool:
+    """Return whether a loader builds the audio encoder (AUDIO §1 of upstream's facts)."""
+    path = config.get("mm_audio_encoder")
+    return isinstance(path, str) and bool(path)
 
 
 def bind_projector(config: Mapping[str, Any], shapes: Shapes) -> PartBinding:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from vita_ckpt.checks.structure import check_audio
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import needs_alignment
@@ -76,6 +77,7 @@ def verify_checkpoint(
     options["stores"] = stores
     model = load_model(checkpoint, max_memory=max_memory, observe=watch, strict=False, **options)
     findings += _misfits(model, checkpoint)
+    findings += check_audio(checkpoint)
     broken = bool(findings)
     if needs_alignment(checkpoint):
         findings.append(_untrained())

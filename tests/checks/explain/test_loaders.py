@@ -44,6 +44,12 @@ def answers(explanation: Explanation, question: str) -> dict[str, str]:
     }
 
 
+def set_config(root: Path, **keys: object) -> Path:
+    config = json.loads((root / "config.json").read_text())
+    (root / "config.json").write_text(json.dumps({**config, **keys}))
+    return root
+
+
 def copied(tmp_path: Path, case: str, **config: Any) -> Path:
     """A golden's base and tower, with other values in its config."""
     shutil.copytree(GOLDEN / case, tmp_path / case)
@@ -201,8 +207,44 @@ def test_s2_needs_siglip(tmp_path: Path) -> None:
 def test_an_unreachable_tower_is_said(tmp_path: Path) -> None:
     base = copied(tmp_path, "A3", mm_vision_tower="/far/away/clip-large")
     story = told(explain(base))[VITA_1_5]
-    assert (story.outcome, story.tower) == ("complete", PartSource.CHECKPOINT)
+    assert (story.outcome, story.stopped_by) == ("stops", "tower-path-unreachable")
     assert "not reachable from here" in steps(story)
+
+
+def test_a_tower_on_the_hub_is_fetched(tmp_path: Path) -> None:
+    base = copied(tmp_path, "A3", mm_vision_tower="openai/clip-vit-large-patch14")
+    story = told(explain(base))[VITA_1_5]
+    assert (story.outcome, story.tower) == ("complete", PartSource.CHECKPOINT)
+    assert "fetched from the hub, if it can" in steps(story)
+
+
+def test_an_audio_encoder_that_is_gone(tmp_path: Path) -> None:
+    base = copied(tmp_path, "A3", mm_audio_encoder="/far/away/audio")
+    assert told(explain(base))[VITA_1_5].stopped_by == "tower-path-unreachable"
+    (tmp_path / "A3" / "audio").mkdir()
+    base = set_config(base, mm_audio_encoder="audio")
+    story = told(explain(base))[VITA_1_5]
+    assert (story.outcome, story.missing) == ("partial", ("model.audio_encoder.*",))
+    assert "uninitialised memory" in steps(story)
+
+
+def test_an_internvit_that_is_taken_for_siglip(tmp_path: Path) -> None:
+    """Its path says sig: frozen, the loader comes to its end with a tower of nothing."""
+    base = copied(tmp_path, "A1", mm_vision_tower="design/tower", unfreeze_vision_tower=False)
+    (tmp_path / "A1" / "design").mkdir()
+    os.rename(tmp_path / "A1" / "tower-internvit", tmp_path / "A1" / "design" / "tower")
+    story = told(explain(base))[VITA_1_5]
+    assert (story.outcome, story.stopped_by) == ("partial", None)
+    set_config(base, unfreeze_vision_tower=True)
+    assert told(explain(base))[VITA_1_5].outcome == "stops"
+
+
+def test_rows_that_are_cut_or_invented(tmp_path: Path) -> None:
+    base = copied(tmp_path, "A3")
+    for tokens, words in ((2, "cuts"), (100_000, "invents")):
+        vocab = {f"w{number}": number for number in range(tokens)}
+        (base / "vocab.json").write_text(json.dumps(vocab))
+        assert words in [step.action for step in told(explain(base))[VITA_1_5].steps]
 
 
 def test_a_tower_is_looked_for_where_the_loader_runs(
@@ -325,18 +367,32 @@ def test_every_code_is_explained_somewhere() -> None:
     assert {code for code in codes if code not in RULES and f"`{code}`" not in page} == set()
 
 
-def test_runs_need_a_base(tmp_path: Path) -> None:
+def test_runs_that_no_loader_loads(tmp_path: Path) -> None:
+    """VITA-1.5's loader has no code for a run on Qwen2, and none that works for a projector."""
     stories = told(explain(GOLDEN / "A7" / "mm_projector_fp32"))
-    assert stories[VITA_1_5].projector == PartSource.CHECKPOINT
-    assert stories[VITA_1_5].tower == PartSource.BASE
+    assert stories[VITA_1_5].stopped_by == "run-not-loadable"
+    assert "UnboundLocalError" in steps(stories[VITA_1_5])
+    assert stories[VITA_1_0].projector == PartSource.CHECKPOINT
+    assert stories[VITA_1_0].tower == PartSource.BASE
+    assert "strict=False" in steps(stories[VITA_1_0])
     assert stories["transformers-5.6"].stopped_by == "not-a-checkpoint"
+    run = tmp_path / "run"
+    shutil.copytree(GOLDEN / "A7" / "mm_projector_fp32", run)
+    set_config(run, model_type="vita-mixtral")
+    assert "AttributeError" in steps(told(explain(run))[VITA_1_5])
+
+
+def test_a_lora_run_on_mixtral(tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(GOLDEN / "A7" / "mm_projector_fp32", run)
     os.rename(run / "mm_projector.bin", run / "non_lora_trainables.bin")
     (run / "adapter_config.json").write_text('{"base_model_name_or_path": "the/base"}')
+    set_config(run, model_type="vita-mixtral")
     stories = told(explain(run))
+    assert stories[VITA_1_5].stopped_by is None
     assert stories[VITA_1_5].files_read == ("non_lora_trainables.bin",)
     assert "'the/base'" in steps(stories[VITA_1_5])
+    assert "model_base is not opened" in steps(stories[VITA_1_5])
     assert "where peft is installed" in steps(stories["transformers-4.41"])
 
 
@@ -347,14 +403,16 @@ def test_other_backbones_and_audio(tmp_path: Path, model_type: str) -> None:
     base = write_checkpoint(tmp_path / "base", spec)
     write_tower(tmp_path / tower.path, tower)
     story = told(explain(base))[VITA_1_5]
+    assert not [name for name in story.ignored if name.startswith("model.audio_encoder.")]
+    set_config(base, mm_audio_encoder=None)
+    story = told(explain(base))[VITA_1_5]
     audio = {name for name in story.ignored if name.startswith("model.audio_encoder.")}
     assert audio  # the config names no encoder
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "mm_audio_encoder": "audio"}))
+    set_config(base, mm_audio_encoder="org/audio")
     story = told(explain(base))[VITA_1_5]
     head = {"predictor_head.weight", "predictor_head.bias"}
     assert set(story.ignored) == (head if model_type == "vita-fo-Qwen2" else set())
-    assert "final.pt in audio" in steps(story)
+    assert "final.pt in org/audio" in steps(story)
 
 
 def test_a_lone_file_and_nothing(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_some_of_the_loaders(cli: Cli) -> None:
 def test_a_broken_checkpoint_is_explained(cli: Cli, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(GOLDEN / "A1" / "base", base)
+    shutil.copytree(GOLDEN / "A1" / "tower-internvit", tmp_path / "tower-internvit")
     (base / "model-00003-of-00004.safetensors").unlink()
     result = cli("explain", base)
     assert result.code == 0

@@ -5,7 +5,7 @@ Read from the sources of transformers 4.41.1, 5.5.0 and 5.23.0, huggingface_hub 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,8 +49,11 @@ class Read:
     index: Index | None
 
 
-def from_pretrained(tracer: Tracer, *, old: bool) -> Read:
+def from_pretrained(tracer: Tracer, *, old: bool, build: Callable[[], None] | None = None) -> Read:
     """Read the files of ``from_pretrained``; ``old`` for 4.41.1.
+
+    The files are chosen first, and a lone one is read once. Then ``build`` is called, which builds
+    the model; then the weights are read (UPSTREAM §8).
 
     There every safetensors file must say its format.
 
@@ -61,17 +64,19 @@ def from_pretrained(tracer: Tracer, *, old: bool) -> Read:
     explicit = None if old else (tracer.files.config or {}).get("transformers_weights")
     if isinstance(explicit, str):
         tracer.step("chooses", f"{explicit}: transformers_weights of config.json names it")
-        return _single(tracer, explicit, old=old)
+        return _single(tracer, explicit, old=old, build=build)
     name = _choose(tracer, FROM_PRETRAINED_ORDER)
     if name is None:
         tracer.stop("not-a-checkpoint", f"none of {', '.join(FROM_PRETRAINED_ORDER)}")
     if name not in tracer.files.indexes:
-        return _single(tracer, name, old=old)
+        return _single(tracer, name, old=old, build=build)
     index = _index(tracer, name)
     if index.metadata is None:
         tracer.stop("no-index-metadata", f"{name} has no metadata: KeyError")
     if not index.weight_map:
         tracer.stop("invalid-index", f"{name} names no file: IndexError")
+    if build is not None:
+        build()
     return _all(tracer, sorted(set(index.weight_map.values())), index, old=old)
 
 
@@ -152,8 +157,15 @@ def _file(tracer: Tracer, name: str) -> WeightFile:
     return tracer.files.files[name]
 
 
-def _single(tracer: Tracer, name: str, *, old: bool) -> Read:
+def _single(tracer: Tracer, name: str, *, old: bool, build: Callable[[], None] | None) -> Read:
     tracer.chosen = name
+    if build is not None:
+        file = _file(tracer, name)
+        if file.trouble is not None:
+            tracer.stop_for(file.trouble)
+        if old and name.endswith(SAFETENSORS_SUFFIX):
+            _check_format(tracer, file, sharded=False)
+        build()
     return _all(tracer, [name], None, old=old)
 
 

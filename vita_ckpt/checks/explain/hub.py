@@ -5,7 +5,7 @@ from __future__ import annotations
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
     TOWER_PREFIX,
-    TowerLookup,
+    Lookup,
     expected_language_model,
     expected_projector,
     expected_tower,
@@ -17,7 +17,7 @@ from vita_ckpt.core.anatomy import language_tensors, parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 
 
-def hub_model(tracer: Tracer, lookup: TowerLookup) -> None:
+def hub_model(tracer: Tracer, lookup: Lookup) -> None:
     """Replay ``load_torch_model`` with a module of the checkpoint's own class."""
     config = tracer.files.config or {}
     read = file_resolution.load_torch_model(tracer)
@@ -46,7 +46,7 @@ def _source(tracer: Tracer, prefix: str) -> PartSource | None:
     return PartSource.CHECKPOINT if given else None
 
 
-def hub_metadata(tracer: Tracer, lookup: TowerLookup) -> None:
+def hub_metadata(tracer: Tracer, lookup: Lookup) -> None:
     """Replay the reading of headers for the Hub's pages and safetensors metadata."""
     read = file_resolution.metadata(tracer)
     tracer.sources |= {name: file for name, (_, file) in read.tensors.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vita_ckpt.checks.explain.hub import hub_metadata, hub_model
-from vita_ckpt.checks.explain.matching import TowerLookup
+from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.checks.explain.trace import LoaderTrace, Tracer
 from vita_ckpt.checks.explain.transformers import transformers_4_41, transformers_5_6
 from vita_ckpt.checks.explain.vita import vita_1_0, vita_1_5
@@ -23,7 +23,7 @@ TRANSFORMERS_5_6: Final = "transformers-5.6"
 HUB_MODEL: Final = "hub-model"
 HUB_METADATA: Final = "hub-metadata"
 
-Replay = Callable[[Tracer, TowerLookup], None]
+Replay = Callable[[Tracer, Lookup], None]
 
 # The title of each loader, and the function that replays it.
 LOADERS: Final[dict[str, tuple[str, Replay]]] = {
@@ -36,7 +36,7 @@ LOADERS: Final[dict[str, tuple[str, Replay]]] = {
 }
 
 
-def explain_loaders(files: WeightFiles, lookup: TowerLookup) -> tuple[LoaderTrace, ...]:
+def explain_loaders(files: WeightFiles, lookup: Lookup) -> tuple[LoaderTrace, ...]:
     """Trace what every loader would do with these files."""
 
     def trace(name: str, replay: Replay) -> LoaderTrace:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part
 from vita_ckpt.core import binding
+from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
@@ -27,16 +28,19 @@ TOWER_PREFIX: Final = "model.vision_tower."
 
 
 @dataclass(frozen=True, slots=True)
-class TowerLookup:
-    """What was found at ``mm_vision_tower`` before any loader is replayed.
+class Lookup:
+    """What was found around a directory before any loader is replayed.
 
-    ``files`` are the tower directory's; ``from_here`` says whether the path leads there from the
-    working directory, which is where VITA's loaders look.
+    ``tower`` lies at ``mm_vision_tower``, ``files`` are that directory's; ``from_here`` is set if
+    the path leads there from the working directory, where VITA's loaders look. ``audio`` is set if
+    ``mm_audio_encoder`` leads somewhere, ``tokens`` is what ``len(tokenizer)`` will be.
     """
 
     tower: TowerDirectory | None = None
     files: WeightFiles | None = None
     from_here: bool = False
+    audio: bool = False
+    tokens: int | None = None
 
 
 def require_config(tracer: Tracer) -> Mapping[str, Any]:
@@ -84,25 +88,61 @@ def expected_projector(
     return {parts.PROJECTOR_PREFIX + name: shape for name, shape in shapes.items()}
 
 
-def expected_tower(lookup: TowerLookup, found: Found, family: str) -> dict[str, Shape]:
-    """Return the tower's shapes by its directory's config, or by the tensors without one."""
+def expected_tower(lookup: Lookup, found: Found, family: str) -> dict[str, Shape]:
+    """Return the tower's shapes by its directory's config, or by the tensors without one.
+
+    A misleading path builds its own family from the config of another.
+    """
     shapes = {name: tensor.shape for name, (tensor, _) in found.items()}
-    config = lookup.tower.config if lookup.tower is not None else None
+    directory = lookup.tower
+    config = directory.config if directory is not None else None
+    own = directory.tower if directory is not None else None
+    if own is not None and own.family != family and config is not None:
+        return binding.misled_tower(family, config)
     return binding.expected_tower(family, shapes, () if config is None else (config,))
+
+
+def require_reachable(tracer: Tracer, part: str, path: str) -> None:
+    """End the trace for a directory that is gone; a name on the hub may be fetched."""
+    if looks_like_repository(path):
+        tracer.step(part, f"{path} is not reachable from here: fetched from the hub, if it can")
+    else:
+        tracer.stop("tower-path-unreachable", f"{path} is not reachable from here: it raises")
+
+
+def build_audio(tracer: Tracer, lookup: Lookup, config: Mapping[str, Any]) -> None:
+    """Build the audio encoder from its directory before the weights are read."""
+    path = config.get("mm_audio_encoder")
+    if not isinstance(path, str) or not path:
+        return
+    tracer.step("audio", f"built from train.yaml, global_cmvn and final.pt in {path}")
+    if not lookup.audio:
+        require_reachable(tracer, "audio", path)
 
 
 def match_audio(tracer: Tracer, config: Mapping[str, Any], found: Found) -> set[str]:
     """Return the audio tensors to accept: all of them where the config names an encoder."""
-    audio = {
-        name for name in found if parts.part_of(name) in (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
-    }
-    path = config.get("mm_audio_encoder")
-    if path is None:
+    audio = {name for name in found if binding.is_audio(name)}
+    if not binding.builds_audio(config):
         return set()
-    tracer.step("audio", f"built from train.yaml, global_cmvn and final.pt in {path}")
     if audio:
         tracer.step("audio", f"{len(audio)} tensors of the checkpoint over the directory's")
+    else:
+        tracer.missing.append(binding.AUDIO_PREFIX + "*")
+        tracer.step("audio", "none in the checkpoint: uninitialised memory, not final.pt's values")
     return audio
+
+
+def trace_rows(tracer: Tracer, lookup: Lookup, found: Found) -> None:
+    """Record what resize_token_embeddings does to the rows of the embedding table."""
+    table = found.get(parts.EMBED_TOKENS)
+    if table is None or lookup.tokens is None or len(table[0].shape) != 2:
+        return
+    rows = table[0].shape[0]
+    if rows > lookup.tokens:
+        tracer.step("cuts", f"{rows - lookup.tokens} rows that the tokenizer has no token for")
+    elif rows < lookup.tokens:
+        tracer.step("invents", f"{lookup.tokens - rows} rows for tokens that have none, in silence")
 
 
 def refuse_head_beside_base(tracer: Tracer, wanted: Mapping[str, Shape], found: Found) -> None:

@@ -83,6 +83,10 @@ class LoaderTrace(Displayed):
     stopped_by: str | None = None
 
 
+class _Ended(Exception):
+    """The loader comes to its end here."""
+
+
 class _Stopped(Exception):
     """The loader raises here: the trace ends."""
 
@@ -112,6 +116,8 @@ class Tracer:
         stopped_by = None
         try:
             replay(self)
+        except _Ended:
+            pass
         except _Stopped:
             stopped_by = self.steps[-1].code
         incomplete = bool(self.missing or self.ignored)
@@ -139,6 +145,10 @@ class Tracer:
     def step(self, action: str, detail: str) -> None:
         """Record a step."""
         self.steps.append(Step(action, detail))
+
+    def end(self) -> NoReturn:
+        """End the trace: the loader comes to its end here."""
+        raise _Ended
 
     def stop(self, code: str, detail: str) -> NoReturn:
         """End the trace: the loader raises an error with this code."""

@@ -12,7 +12,7 @@ from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.file_resolution import Read
 from vita_ckpt.checks.explain.matching import (
     VISION_LEVEL,
-    TowerLookup,
+    Lookup,
     expected_language_model,
     match_tensors,
     refuse_head_beside_base,
@@ -39,12 +39,12 @@ _FUSED: Final = (
 _SPARSE: Final = ".block_sparse_moe."
 
 
-def transformers_4_41(tracer: Tracer, lookup: TowerLookup) -> None:
+def transformers_4_41(tracer: Tracer, lookup: Lookup) -> None:
     """Replay ``from_pretrained`` of 4.41.1."""
     _transformers(tracer, old=True)
 
 
-def transformers_5_6(tracer: Tracer, lookup: TowerLookup) -> None:
+def transformers_5_6(tracer: Tracer, lookup: Lookup) -> None:
     """Replay ``from_pretrained`` of 5.6 and later."""
     _transformers(tracer, old=False)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
     TOWER_PREFIX,
     VISION_LEVEL,
     Found,
-    TowerLookup,
+    Lookup,
+    build_audio,
     describe_mismatch,
     expected_language_model,
     expected_projector,
@@ -20,7 +21,9 @@ from vita_ckpt.checks.explain.matching import (
     refuse_head_beside_base,
     require_backbone,
     require_config,
+    require_reachable,
     trace_projector,
+    trace_rows,
 )
 from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part, some_files
 from vita_ckpt.core.anatomy import parts, towers
@@ -29,29 +32,37 @@ from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJE
 from vita_ckpt.core.tensor_match import compare
 
 
-def vita_1_5(tracer: Tracer, lookup: TowerLookup) -> None:
+def vita_1_5(tracer: Tracer, lookup: Lookup) -> None:
     """Replay the loader of VITA-1.5."""
+    if _is_run(tracer):
+        _stop_at_run(tracer)
     _vita(tracer, lookup, delayed=False)
 
 
-def vita_1_0(tracer: Tracer, lookup: TowerLookup) -> None:
+def vita_1_0(tracer: Tracer, lookup: Lookup) -> None:
     """Replay the loader of VITA-1.0: the tower is filled last, unless training goes on."""
+    if _is_run(tracer):
+        _load_run(tracer)
+        return
     config = tracer.files.config or {}
     _vita(tracer, lookup, delayed=not config.get("continuous_training"))
 
 
-def _vita(tracer: Tracer, lookup: TowerLookup, *, delayed: bool) -> None:
+def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     """Replay either loader; ``delayed`` builds the tower empty and fills it afterwards."""
-    if _needs_base(tracer):
-        return
     config = require_config(tracer)
     if towers.tower_of_config(config) is not None:
         tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
     backbone = require_backbone(tracer, config)
-    tracer.model_class, tracer.dtype = backbone.architecture, "float16"
-    tracer.step("builds", f"{backbone.architecture}, loader name {backbone.loader_name}")
-    family = _build_tower(tracer, lookup, config, delayed=delayed)
-    read = file_resolution.from_pretrained(tracer, old=True)
+    family: list[str] = []
+
+    def build() -> None:
+        tracer.model_class, tracer.dtype = backbone.architecture, "float16"
+        tracer.step("builds", f"{backbone.architecture}, loader name {backbone.loader_name}")
+        family.extend(_build_tower(tracer, lookup, config, delayed=delayed))
+        build_audio(tracer, lookup, config)
+
+    read = file_resolution.from_pretrained(tracer, old=True, build=build)
     # With low_cpu_mem_usage a tensor is loaded only if the index knows its name too.
     named = read.tensors if read.index is None else read.index.weight_map
     unnamed = sorted(read.tensors.keys() - named.keys())
@@ -61,81 +72,135 @@ def _vita(tracer: Tracer, lookup: TowerLookup, *, delayed: bool) -> None:
         tracer.step("leaves out", f"{by_part(unnamed)}: the index does not name them")
     wanted = expected_language_model(tracer, backbone, config)
     wanted_tower: Mapping[str, Shape] = {}
-    if family is not None:
+    if family:
         wanted |= expected_projector(tracer, config, found)
-        wanted_tower = expected_tower(lookup, found, family)
+        wanted_tower = expected_tower(lookup, found, family[0])
         wanted |= {} if delayed else wanted_tower
     refuse_head_beside_base(tracer, wanted, found)
     accepted = match_audio(tracer, config, found)
     _trace_lm_head(tracer, config, found)
-    match_tensors(tracer, wanted, found, accepted, "on the meta device or drawn at random")
-    if family is not None:
+    match_tensors(tracer, wanted, found, accepted, "uninitialised memory, or drawn at random")
+    if family:
         trace_projector(tracer, "N(0, 0.02), biases zero, without a word")
-        _finish_tower(tracer, lookup, config, wanted_tower, family=family, delayed=delayed)
+        _finish_tower(tracer, lookup, config, wanted_tower, family=family[0], delayed=delayed)
+    trace_rows(tracer, lookup, found)
     tracer.step("casts", "to float16, whatever torch_dtype says")
 
 
-def _needs_base(tracer: Tracer) -> bool:
-    """Record how a LoRA or projector run is loaded onto its base; False if it is neither."""
+def _is_run(tracer: Tracer) -> bool:
+    """Return whether these files are a LoRA or a projector run, which is loaded onto a base."""
     names = set(tracer.files.names)
     model = set(file_resolution.FROM_PRETRAINED_ORDER) & names
-    if model or not names & {ADAPTER_CONFIG, NON_LORA, PROJECTOR_RUN}:
-        return False
+    return not model and bool(names & {ADAPTER_CONFIG, NON_LORA, PROJECTOR_RUN})
+
+
+def _read_run(tracer: Tracer) -> bool:
+    """Read the files of a run; True for a LoRA run."""
+    names = set(tracer.files.names)
     lora: list[str] = next(([name] for name in LORA_FILES if name in names), [])
     lora += [NON_LORA] if NON_LORA in names else []
     for name in lora or [PROJECTOR_RUN]:
         if name in tracer.files.files:
             file = tracer.read(tracer.files.files[name])
             tracer.sources |= dict.fromkeys(file.tensors, name)
-    if lora:
-        base = (tracer.files.adapter_config or {}).get("base_model_name_or_path")
-        tracer.step("loads", f"the base it is given first (the run names {base!r})")
-        tracer.step("renames", "non_lora_trainables without base_model. and the model. after it")
-        tracer.step("merges", "the LoRA deltas into the base")
-    else:
-        tracer.step("loads", "the base it is given, built with the run's config.json")
-        tracer.step("renames", f"{PROJECTOR_RUN} by what follows mm_projector. (get_w)")
     held = any(parts.part_of(name) == parts.MM_PROJECTOR for name in tracer.sources)
     tracer.projector = PartSource.CHECKPOINT if held else PartSource.BASE
     tracer.tower, tracer.dtype = PartSource.BASE, "float16"
-    return True
+    return bool(lora) or ADAPTER_CONFIG in names
+
+
+def _stop_at_run(tracer: Tracer) -> NoReturn:
+    """Replay VITA-1.5's loader on a run: only a LoRA run on Mixtral comes to its end there.
+
+    UPSTREAM §8: the branches of the other language models were not written.
+    """
+    config = tracer.files.config or {}
+    is_mixtral = config.get("model_type") == "vita-mixtral"
+    is_lora = bool({ADAPTER_CONFIG, NON_LORA} & set(tracer.files.names))
+    if not is_mixtral:
+        tracer.stop(
+            "run-not-loadable",
+            "UnboundLocalError before anything is read: the loader has no code for a run on this "
+            "language model",
+        )
+    if not is_lora:
+        tracer.stop(
+            "run-not-loadable", "AttributeError: the loader asks for pretrain_audio_mlp_adapter"
+        )
+    base = (tracer.files.adapter_config or {}).get("base_model_name_or_path")
+    tracer.step("loads", f"the weights of {base!r}, which the run names; model_base is not opened")
+    tracer.step("builds", "the model by the run's config.json")
+    _read_run(tracer)
+    tracer.step("renames", "non_lora_trainables without base_model. and the model. after it")
+    tracer.step("merges", "the LoRA deltas; what does not fit is dropped without a word")
+    tracer.end()
+
+
+def _load_run(tracer: Tracer) -> None:
+    """Replay VITA-1.0's loader on a run."""
+    if _read_run(tracer):
+        base = (tracer.files.adapter_config or {}).get("base_model_name_or_path")
+        tracer.step("loads", f"the base that it is given (the run names {base!r})")
+        tracer.step("renames", "non_lora_trainables without base_model. and the model. after it")
+        tracer.step("merges", "the LoRA deltas into the base")
+        return
+    tracer.step("loads", "the base that it is given, by the base's own config.json")
+    tracer.step("loads", f"{PROJECTOR_RUN} with strict=False, under its full names")
+    dropped = [n for n in tracer.sources if not n.startswith(parts.PROJECTOR_PREFIX)]
+    if dropped:
+        tracer.ignored += dropped
+        tracer.step("leaves out", f"{dropped[0]} and such: no name of the model")
 
 
 def _build_tower(
-    tracer: Tracer, lookup: TowerLookup, config: Mapping[str, Any], *, delayed: bool
-) -> str | None:
-    """Build the tower before the checkpoint is read; return its family, None without a tower."""
+    tracer: Tracer, lookup: Lookup, config: Mapping[str, Any], *, delayed: bool
+) -> list[str]:
+    """Build the tower before the weights are read; return its family, nothing without a tower."""
     path = config.get("mm_vision_tower")
     if not isinstance(path, str) or not path:
         tracer.tower = tracer.projector = PartSource.NOT_BUILT
         tracer.step("tower", "none: the config names no mm_vision_tower")
-        return None
+        return []
     dispatch = towers.dispatch(path, bool(config.get("use_s2")))
     if dispatch.family is None:
         s2 = dispatch.reason.outcome is towers.Outcome.NO_S2
         tracer.stop("s2-needs-siglip" if s2 else "tower-path-misleads", str(dispatch.reason))
     tracer.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
     tower = lookup.tower
-    if tower is not None and tower.path is not None:
-        if tower.problem is not None:
-            tracer.stop("tower-directory-unreadable", tower.problem)
-        if tower.tower is not None and tower.tower.family != dispatch.family:
-            is_ = tower.tower.traits.label
-            tracer.stop("tower-path-misleads", f"a size mismatch: {tower.path} is {is_}")
-        if not lookup.from_here:
-            tracer.step(
-                "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
-            )
-    else:
-        tracer.step("tower", f"{path} is not reachable from here: a path elsewhere, or a hub id")
+    if tower is None or tower.path is None:
+        require_reachable(tracer, "tower", path)
+        return [dispatch.family]
+    if tower.problem is not None:
+        tracer.stop("tower-directory-unreadable", tower.problem)
+    if tower.tower is not None and tower.tower.family != dispatch.family:
+        _build_misled(tracer, tower.path, tower.tower.family, dispatch.family)
+    if not lookup.from_here:
+        tracer.step(
+            "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
+        )
     if delayed:
         tracer.step("tower", "its config only, from its directory; weights follow at the end")
     else:
         _read_tower_directory(tracer, lookup, dispatch.family)
-    return dispatch.family
+    return [dispatch.family]
 
 
-def _read_tower_directory(tracer: Tracer, lookup: TowerLookup, family: str) -> bool:
+def _build_misled(tracer: Tracer, path: str, own: str, by_path: str) -> None:
+    """Replay the class that a misleading path chooses, over the directory of another family.
+
+    UPSTREAM §8: a family that is a lone file opens the directory as one, two families of the
+    library have shapes that do not fit; anything else has no name in common and goes on.
+    """
+    label = towers.FAMILIES[own].label
+    if towers.FAMILIES[by_path].lone_file != towers.FAMILIES[own].lone_file:
+        tracer.stop("tower-path-misleads", f"{path} is {label}: no file of the kind it opens")
+    library = [towers.FAMILIES[family].library_class for family in (own, by_path)]
+    if None not in library:
+        tracer.stop("tower-path-misleads", f"a size mismatch: {path} is {label}")
+    tracer.step("tower", f"{path} is {label}: the class is built from its config, nothing fits")
+
+
+def _read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
     """Replay the tower's own from_pretrained; False if it draws the tower at random."""
     files = lookup.files
     if files is None:
@@ -168,7 +233,7 @@ def _tower_names(own: Tracer, family: str) -> Iterable[str]:
 
 def _finish_tower(
     tracer: Tracer,
-    lookup: TowerLookup,
+    lookup: Lookup,
     config: Mapping[str, Any],
     wanted: Mapping[str, Shape],
     *,
@@ -185,9 +250,7 @@ def _finish_tower(
         if own:
             tracer.step("tower", f"{len(own)} tensors of the checkpoint over the directory's")
         else:
-            tracer.step(
-                "tower", "none in the checkpoint: most stays on the meta device, the rest is drawn"
-            )
+            tracer.step("tower", "none in the checkpoint: uninitialised memory")
     if config.get("unfreeze_vision_tower"):
         _read_tower_again(tracer, wanted)
 
