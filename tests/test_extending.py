@@ -163,8 +163,8 @@ PROJECTOR_EDITS: dict[str, Callable[[str], str]] = {
     ),
     "vita_ckpt/model/projectors.py": lambda text: once(
         once(text, '    "identity": _identity,\n', '    "identity": _identity,\n    "toy": Toy,\n'),
-        "# How each row of the table",
-        PROJECTOR_MODULE + "# How each row of the table",
+        "# The builder of each row",
+        PROJECTOR_MODULE + "# The builder of each row",
     ),
 }
 

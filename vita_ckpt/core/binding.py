@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
+from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
@@ -47,7 +48,8 @@ def bind_tower(family: str, shapes: Shapes, configs: Iterable[Mapping[str, Any]]
     """Bind the vision tower of a family; ``shapes`` are those of all tensors of the checkpoint.
 
     ``configs`` are the tower's own, the directory's before a carried one. The first that describes
-    a tower of the family decides its sizes; without one, the tensors under their exact names do.
+    a tower of the family decides its sizes; without one, the tensors under their exact names do,
+    and then those of a tower under any names, which are all missing and all unexpected.
     """
     wanted = expected_tower(family, shapes, configs)
     found = {
@@ -55,6 +57,10 @@ def bind_tower(family: str, shapes: Shapes, configs: Iterable[Mapping[str, Any]]
         for name, shape in shapes.items()
         if name.startswith(_TOWER) and not is_harmless(name)
     }
+    if not wanted:  # a whole tower under other names
+        own = parts.below(_TOWER, dict(shapes))
+        stored = towers.stored_names(own)
+        wanted = {_TOWER + place: own[name] for name, place in stored.items()}
     return PartBinding(wanted, compare(wanted, found))
 
 
@@ -76,6 +82,29 @@ def expected_tower(
         except InputError:
             continue
     return {}
+
+
+def bind_language_model(config: Mapping[str, Any], shapes: Shapes) -> PartBinding | None:
+    """Bind the language model; None where the config names none, or no sizes of one.
+
+    ``shapes`` are as for :func:`bind_tower`. A head beside tied embeddings is dropped by every
+    loader, so it is not unexpected here.
+    """
+    model_type = str(config.get("model_type"))
+    backbone = BACKBONES.get(model_type)
+    family = backbone.language_model if backbone else PLAIN_LANGUAGE_MODELS.get(model_type)
+    if family is None or language_tensors.wrong_sizes(family, config):
+        return None
+    wanted = language_tensors.expected_shapes(family, config)
+    known = (parts.LANGUAGE_MODEL, parts.OTHER, parts.LORA)
+    found = {
+        name: shape
+        for name, shape in shapes.items()
+        if parts.part_of(name) in known and not is_harmless(name)
+    }
+    if config.get("tie_word_embeddings") is True:
+        found.pop(parts.LM_HEAD, None)
+    return PartBinding(wanted, compare(wanted, found))
 
 
 def misled_tower(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -23,6 +23,7 @@ from vita_ckpt.core.plan import (
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
+from vita_ckpt.surgery.preconditions import require_binding
 
 KEYWORD: Final = "mm_projector"
 _T = TypeVar("_T")
@@ -107,7 +108,7 @@ def plan_merge_projector(
     """
     edits, notes = merge_edits(base, adapter, dtype=dtype, extras=extras)
     asked = {"dtype": dtype, "extras": sorted(extras)}
-    return Plan(
+    plan = Plan(
         operation="merge-projector",
         base=base,
         edits=tuple(edits),
@@ -119,6 +120,7 @@ def plan_merge_projector(
             needs_alignment=needs_alignment(adapter),
         ),
     )
+    return require_binding(plan)
 
 
 def merge_edits(

@@ -12,6 +12,7 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import Tower
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
+from vita_ckpt.core.binding import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.core.plan import (
@@ -29,6 +30,7 @@ from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.surgery.preconditions import require_binding
 from vita_ckpt.surgery.projector import (
     dominant_dtype,
     language_dtype,
@@ -84,7 +86,7 @@ def initialize_vision_modules(
     is needed or impossible.
     """
     tower = _DonorTower.of(args)
-    config = {**(base.config or {}), **_backbone_keys(base, args), **_run_keys(args)}
+    config = {**(base.config or {}), **_backbone_keys(base, args), **_run_keys(base, args)}
     s2 = _s2(config, args, tower.described)
     _check_path(args, tower.described, bool(s2["use_s2"]))
     config |= s2 | {
@@ -109,12 +111,12 @@ def initialize_vision_modules(
     donors = {"tower": args.vision_tower}
     if args.pretrain_mm_mlp_adapter is not None:
         donors["adapter"] = args.pretrain_mm_mlp_adapter
-    return Plan(
+    plan = Plan(
         operation=operation,
         base=base,
         edits=tuple(edits),
         donors=tuple(donors.values()),
-        notes=(*tower.notes(config), *projector_notes),
+        notes=(*tower.notes(config), *projector_notes, *_audio_notes(base, args)),
         record=Record(
             roles=tuple(donors),
             arguments=_asked(args),
@@ -122,6 +124,7 @@ def initialize_vision_modules(
             needs_alignment=not aligned,
         ),
     )
+    return require_binding(plan)
 
 
 def plan_extract_tower(
@@ -282,7 +285,6 @@ def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
 
 # The keys of a run's config that upstream's "base model + projector" load keeps.
 _RUN_KEYS: Final = (
-    "mm_audio_encoder",
     "unfreeze_vision_tower",
     "tune_mm_mlp_adapter",
     "freeze_mm_mlp_adapter",
@@ -293,11 +295,23 @@ _RUN_KEYS: Final = (
 )
 
 
-def _run_keys(args: VisionModelArgs) -> dict[str, Any]:
+def _run_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
     keys = {key: args.run_config[key] for key in _RUN_KEYS if key in args.run_config}
+    if builds_audio(args.run_config) and any(map(is_audio, base.tensors)):
+        keys["mm_audio_encoder"] = args.run_config["mm_audio_encoder"]
     if "continuous_training" in args.run_config:
         keys["continuous_training"] = False  # as upstream resets it after loading
     return keys
+
+
+def _audio_notes(base: Checkpoint, args: VisionModelArgs) -> tuple[str, ...]:
+    if not builds_audio(args.run_config) or any(map(is_audio, base.tensors)):
+        return ()
+    name = args.run_config["mm_audio_encoder"]
+    return (
+        f"mm_audio_encoder {name!r} of the run is left out: the base has no tensors of an audio "
+        "encoder, and the loader would leave it in uninitialised memory",
+    )
 
 
 def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[str, Any]:
