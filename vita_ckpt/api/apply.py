@@ -18,6 +18,7 @@ from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import EMPTY, MANIFEST, PROVENANCE, Checkpoint, Tensor
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
+from vita_ckpt.core.filenames import may_change_in_place
 from vita_ckpt.core.manifest import encode as encode_manifest
 from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
 from vita_ckpt.core.options import Options
@@ -178,7 +179,17 @@ def lay_out_in_place(plan: Plan) -> InPlaceLayout:
             hint="write the result to a new path with --out",
         )
     shared = shared_shards(plan.base, plan.donors)
-    return plan_in_place(plan, plan_layout(plan), shared)
+    layout = plan_in_place(plan, plan_layout(plan), shared)
+    for name in layout.names:
+        if not may_change_in_place(name):
+            raise UsageError(
+                "not-in-place",
+                plan.base.root,
+                expected="changes of weights, indexes, configs and the README in the directory",
+                got=f"one of {name}",
+                hint="write the result to a new path with --out",
+            )
+    return layout
 
 
 def _check_here(plan: Plan) -> None:

@@ -98,6 +98,12 @@ def begin(settings: Settings, base: str, run: Mapping[str, Any]) -> None:
             settings.note(f"a {found.operation} of {found.time} had died: {base} is as before it")
 
 
+def say_kept(settings: Settings, kept: tuple[str, ...]) -> None:
+    """Say which new files of a surgery that was taken back are still there."""
+    for name in kept:
+        settings.note(f"kept {name}: it is not the file that the surgery wrote")
+
+
 def run_plan(
     settings: Settings,
     plan: Plan,

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from vita_ckpt.core.checkpoint import (
-    Layout,
-)
+from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, PROCESSOR
+from vita_ckpt.core.checkpoint import MANIFEST, PROVENANCE, Layout
+from vita_ckpt.core.model_card import MODEL_CARD
 
 CONFIG: Final = "config.json"
 SAFETENSORS: Final = "model.safetensors"
@@ -18,6 +18,8 @@ TORCH_INDEX: Final = "pytorch_model.bin.index.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 NON_LORA: Final = "non_lora_trainables.bin"
 STEPS: Final = "mm_projector"
+# The directory of the journals of surgeries in place.
+HOME: Final = ".vita-ckpt"
 # What one file in a directory makes it, in the order in which loaders prefer them.
 SINGLE_FILES: Final[tuple[tuple[str, Layout], ...]] = (
     (SAFETENSORS, "safetensors"),
@@ -37,6 +39,10 @@ WEIGHTS_OR_INDEX: Final = re.compile(
 )
 TRAINING_STATE: Final = re.compile(
     r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", re.ASCII
+)
+# What a surgery in place may write, replace or remove beside weights and their indexes.
+_WRITTEN_TEXTS: Final = frozenset(
+    {CONFIG, PROCESSOR, CARRIED_CONFIG, PROVENANCE, MANIFEST, MODEL_CARD}
 )
 STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
 
@@ -89,3 +95,15 @@ def counts_as_weights(name: str) -> bool:
     """Whether a loader could take a file of this name for weights, or an index of them."""
     is_state = TRAINING_STATE.fullmatch(name) is not None
     return not is_state and WEIGHTS_OR_INDEX.fullmatch(name) is not None
+
+
+def may_change_in_place(name: str) -> bool:
+    """Return whether a surgery in place may write, replace or remove a file of this name.
+
+    These are the weights, indexes, configs and texts of a checkpoint, in the directory itself:
+    nothing hidden, nothing in a folder, and nothing that another program runs.
+    """
+    if name.startswith(".") or "/" in name or "\0" in name:
+        return False
+    is_index = name.endswith((".safetensors.index.json", ".bin.index.json"))
+    return name in _WRITTEN_TEXTS or is_index or name.endswith(WEIGHT_SUFFIXES)

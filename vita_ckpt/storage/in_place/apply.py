@@ -1,7 +1,7 @@
 """The other way out: a checkpoint changed where it is, at the cost of what changes, and back.
 
 Old bytes are saved and synced before new ones are written; a run that dies in between leaves a
-journal that says so (``storage/journal.py``), and putting back what it saved can be done over and
+journal that says so (``core/journal.py``), and putting back what it saved can be done over and
 over. Not promised: what other programs that read the files meanwhile will see.
 """
 
@@ -17,19 +17,29 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, LocalFile
+from vita_ckpt.core.journal import Journal, PatchedFile, ReplacedFile, SavedRange
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.in_place import journal as journals
 from vita_ckpt.storage.in_place.byte_ranges import exclusively, pieces, write_at
-from vita_ckpt.storage.in_place.journal import Journal, PatchedFile, ReplacedFile, SavedRange
 from vita_ckpt.storage.in_place.rollback import remove, retire, roll_back, sweep, taken
 from vita_ckpt.storage.reading.in_progress import active, check_whole, home
 from vita_ckpt.storage.reading.shards import check_unchanged
+from vita_ckpt.storage.reading.signed_journal import (
+    JOURNAL,
+    NEW,
+    OLD,
+    RANGES,
+    check_names,
+    directory_number,
+    is_directory,
+)
 from vita_ckpt.storage.stores.local import LOCAL, opened
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error, require_space
+from vita_ckpt.storage.system.state import signing_key
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
 from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, no_progress, tensor_bytes
@@ -76,12 +86,14 @@ def write_in_place(
     written is read again and compared before the old bytes are given up. ``known`` are digests of
     the base's files, which undo data is checked by. Raises StaleInputError if an input changed
     since the plan was computed, InputError if another surgery of the base is under way, CastError
-    where a conversion loses a value, OutputError if the disk fails.
+    where a conversion loses a value, OutputError if the disk fails, or if there is no place for the
+    key that signs journals.
     """
     root = os.path.realpath(plan.base.root)
     check_whole(LOCAL, root)
+    key = signing_key()
     sweep(root)
-    surgery = _Surgery(plan, layout, root, dict(known or {}), progress)
+    surgery = _Surgery(plan, layout, root, dict(known or {}), key, progress)
     with _said(plan.base.root, "the checkpoint is as it was"):
         check_unchanged(plan.preconditions)
         stage = surgery.prepare(finish, time, check)
@@ -109,6 +121,7 @@ class _Surgery:
     layout: InPlaceLayout
     root: str
     known: dict[str, FileDigest]
+    key: bytes
     progress: Progress
     names: tuple[str, ...] = ()  # of the files that are replaced, in the journal's order
     is_active: bool = False
@@ -136,8 +149,9 @@ class _Surgery:
         replaced = self._stage_files(stage, finish, digests, check)
         self._save_files(stage, replaced)
         journal = Journal(self.plan.operation, time, patched, replaced)
-        journals.check(journal, self.root)
-        _write(os.path.join(stage, journals.JOURNAL), journal.encode())
+        journal = journal.signed(self.key, directory_number(self.root))
+        check_names(journal, self.root)
+        _write(os.path.join(stage, JOURNAL), journal.encode())
         sync_directory(stage)
         sync_directory(home(self.root))
         sync_directory(self.root)
@@ -147,7 +161,7 @@ class _Surgery:
         files: list[PatchedFile] = []
         at = 0
         # Whoever may not read the weights may not read what was saved of them.
-        with journals.new_descriptor(os.path.join(stage, journals.RANGES), 0o600) as target:
+        with journals.new_descriptor(os.path.join(stage, RANGES), 0o600) as target:
             writer = Writer(target, no_progress)
             for shard in self.layout.patched:
                 ranges: list[SavedRange] = []
@@ -166,8 +180,8 @@ class _Surgery:
         self, stage: str, finish: Finish, digests: Mapping[str, str], check: bool
     ) -> tuple[ReplacedFile, ...]:
         """New files under numbers, since upstream takes names for weights by how they end."""
-        os.mkdir(os.path.join(stage, journals.OLD), 0o777)
-        new = os.path.join(stage, journals.NEW)
+        os.mkdir(os.path.join(stage, OLD), 0o777)
+        new = os.path.join(stage, NEW)
         os.mkdir(new, 0o777)
         layout = self.layout
         named = {name for shard in layout.shards for name, _ in shard.entries}
@@ -240,7 +254,7 @@ class _Surgery:
                 # Where there are no such links they are moved there, once the journal counts.
                 if error.errno not in _NO_LINKS:
                     raise
-        for folder in (journals.OLD, journals.NEW):
+        for folder in (OLD, NEW):
             sync_directory(os.path.join(stage, folder))
 
     def activate(self, stage: str) -> None:
@@ -283,7 +297,7 @@ class _Surgery:
                 with suppress(FileNotFoundError):
                     os.unlink(target)
         _sync_parents(self.root, self.names)
-        sync_directory(os.path.join(path, journals.NEW))
+        sync_directory(os.path.join(path, NEW))
 
     def _move_unsaved(self, path: str) -> None:
         """Keep the old files that could not be given a second name."""
@@ -294,7 +308,7 @@ class _Surgery:
                 os.rename(source, old)
                 moved = True
         if moved:
-            sync_directory(os.path.join(path, journals.OLD))
+            sync_directory(os.path.join(path, OLD))
             _sync_parents(self.root, self.names)
 
     def commit(self) -> None:
@@ -332,8 +346,14 @@ def _make(stage: str) -> None:
     for attempts_left in reversed(range(8)):
         with suppress(FileExistsError):
             os.mkdir(folder, 0o777)
-        if os.path.islink(folder):
-            raise InputError("not-a-directory", folder, expected="a directory", got="a link")
+        if os.path.lexists(folder) and not is_directory(folder):
+            raise InputError(
+                "not-a-directory",
+                folder,
+                expected="a directory",
+                got="a link or a file",
+                hint="vita-ckpt clean --foreign-journal removes it",
+            )
         try:
             os.mkdir(stage, 0o777)
         except FileNotFoundError:

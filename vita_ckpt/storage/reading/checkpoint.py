@@ -15,6 +15,7 @@ from vita_ckpt.core.checkpoint import (
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
+    HOME,
     LORA_FILES,
     NON_LORA,
     RUN_FILES,
@@ -32,7 +33,7 @@ from vita_ckpt.core.filenames import (
     what_it_looks_like,
 )
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.reading.in_progress import HOME, check_whole
+from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
     check_inside,
