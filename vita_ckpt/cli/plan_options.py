@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import click
@@ -20,7 +20,7 @@ from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.options import LINKS, Link, Options
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
-from vita_ckpt.errors import UsageError, printable
+from vita_ckpt.errors import InputError, UsageError, printable
 
 _Command = Callable[..., Any]
 
@@ -125,7 +125,8 @@ def run_plan(
     """
     options = Options(link, in_place if check is None else check, digest, model_card)
     _check_options(options, out=out, plan_out=plan_out, dry_run=dry_run, in_place=in_place)
-    summary = api.summarize(plan, in_place=in_place, options=options)
+    summary = api.summarize(plan, in_place=in_place, options=options, stores=settings.stores)
+    earlier = _earlier_surgery(plan.base.root) if in_place else None
     written = None
     if plan_out is not None:
         api.check_plan_path(plan, plan_out)
@@ -138,9 +139,11 @@ def run_plan(
     else:
         with render.progress(summary["bytes_to_write"], settings.quiet) as step:
             if in_place:
-                written = api.apply_in_place(
+                is_changed = api.change_in_place(
                     plan, options=options, progress=step, stores=settings.stores
                 )
+                written = plan.base.root
+                summary = summary if is_changed else api.unchanged(summary)
             else:
                 assert out is not None  # noqa: S101 - one of the two, or a dry run
                 written = api.apply(
@@ -149,7 +152,7 @@ def run_plan(
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
-    for note in plan.notes:
+    for note in (*plan.notes, *_notes_on_undo(summary, earlier, dry_run=dry_run)):
         settings.note(note)
     if plan_out is not None:
         settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
@@ -217,9 +220,31 @@ def _works(settings: Settings, plan: Plan) -> bool:
     return True
 
 
+def _earlier_surgery(base: str) -> str | None:
+    """Return what can be undone now, for a person; None if nothing can."""
+    try:
+        undoable = lifecycle.last_undoable(base)
+    except InputError as error:
+        return f"an earlier surgery ({error.code})"
+    return None if undoable is None else f"{undoable.operation} ({undoable.time})"
+
+
+def _notes_on_undo(summary: dict[str, Any], earlier: str | None, *, dry_run: bool) -> Iterator[str]:
+    if earlier is not None and _changes_files(summary):
+        yield (
+            f"{'this would replace' if dry_run else 'this replaced'} what was kept to undo "
+            f"{earlier}: only the last surgery in place can be undone; the same command with --out "
+            "PATH instead of --in-place keeps both"
+        )
+
+
+def _changes_files(summary: dict[str, Any]) -> bool:
+    return bool(summary["patched"] or summary["rewritten"] or summary["files"])
+
+
 def _in_place_lines(summary: dict[str, Any], written: str | None) -> list[str]:
     lines = _changed_files(summary)
-    if not (summary["patched"] or summary["rewritten"] or summary["files"]):
+    if not _changes_files(summary):
         return ["nothing to change"]
     size, base = render.size(summary["bytes_to_write"]), render.path(summary["base"])
     if written is None:
