@@ -120,9 +120,9 @@ def claim(directory: str, root: str, hint: str, *, force: bool = False) -> None:
 
 
 @contextmanager
-def new_descriptor(path: str, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor of a new file, which is synced once it has been written."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+def new_descriptor(path: str) -> Iterator[int]:
+    """A descriptor of a new file for its owner alone, which is synced once it has been written."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
         sync(descriptor)

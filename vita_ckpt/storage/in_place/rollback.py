@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from vita_ckpt.storage.reading.signed_journal import (
     read_journal,
 )
 from vita_ckpt.storage.stores.local import LOCAL, identify, opened
+from vita_ckpt.storage.system.access import access_of, keep
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error, os_reason
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
@@ -293,7 +293,7 @@ def _unpatch(path: str, target: str, patched: PatchedFile, source: int, number: 
             os.unlink(copy)
         with journals.new_descriptor(copy) as descriptor:
             Writer(descriptor, no_progress).copy(there, 0, patched.size, target)
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            keep(descriptor, access_of(target))
             _write_ranges(descriptor, patched, source, path)
         os.rename(copy, target)
 
