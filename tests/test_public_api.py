@@ -97,8 +97,8 @@ SIGNATURES = {
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
-        "Options(link='auto', check=False, digest=False, model_card=False)) -> 'dict[str, "
-        "Any]'"
+        "Options(link='auto', check=False, digest=False, model_card=False), stores: 'Stores "
+        "| None' = None) -> 'dict[str, Any]'"
     ),
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = "

@@ -187,6 +187,13 @@ def test_the_journal_is_as_closed_as_what_it_has_digests_of(base: Path, adapter:
     assert mode(base / "config.json") == 0o600
 
 
+def test_a_directory_of_journals_that_came_open_is_closed(base: Path, adapter: Path) -> None:
+    (base / ".vita-ckpt" / "prepare-0123456789ab-unknown").mkdir(parents=True)
+    (base / ".vita-ckpt").chmod(0o777)
+    apply_in_place(merge(base, adapter))
+    assert mode(base / ".vita-ckpt") == 0o755
+
+
 @as_root
 @pytest.mark.parametrize("plan", PLANS, ids=lambda p: p.__name__)
 def test_in_place_root_leaves_files_to_their_owners(

@@ -36,7 +36,7 @@ from vita_ckpt.storage.reading.signed_journal import (
     is_directory,
 )
 from vita_ckpt.storage.stores.local import LOCAL, opened
-from vita_ckpt.storage.system.access import Access, access_of, keep, make_directory
+from vita_ckpt.storage.system.access import Access, access_of, close_directory, keep, make_directory
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error, require_space
 from vita_ckpt.storage.system.state import signing_key
@@ -377,6 +377,8 @@ def _make(stage: str, access: Access) -> None:
                 got="a link or a file",
                 hint="vita-ckpt clean --foreign-journal removes it",
             )
+        with suppress(OSError):  # it may have come with the checkpoint, open to everybody
+            close_directory(folder, access)
         try:
             make_directory(stage, access, keep_owner=True)
         except FileNotFoundError:

@@ -86,6 +86,16 @@ def make_directory(path: str, access: Access | None, *, keep_owner: bool = False
         os.close(descriptor)
 
 
+def close_directory(path: str, access: Access) -> None:
+    """Take from a directory the rights that go beyond ``access``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        mode = _access(os.fstat(descriptor)).mode
+        _change_mode(descriptor, mode & (access.mode | _DIRECTORY_OF_OWNER))
+    finally:
+        os.close(descriptor)
+
+
 def _access(status: os.stat_result) -> Access:
     return Access(stat.S_IMODE(status.st_mode) & 0o777, status.st_uid, status.st_gid)
 

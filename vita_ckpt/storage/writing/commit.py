@@ -136,8 +136,9 @@ def write_file(
     entries = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     check_writable(entries, out)
     with _staged(out, plan) as stage:
+        access = Limits(plan).of_file("", sources_of(tensors.values()))
         with Inputs() as inputs, open(stage, "xb", opener=_private) as handle:
-            limit(handle.fileno(), Limits(plan).of_file("", sources_of(tensors.values())))
+            limit(handle.fileno(), access)
 
             def write(index: int, sink: IO[bytes]) -> None:
                 name = entries[index][0]

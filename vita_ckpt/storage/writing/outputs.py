@@ -192,10 +192,11 @@ class Outputs:
         with self._lock:
             path = self._place(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(path, flags, 0o600)
+        access = self._limits.of_file(name, sources) if self._limits is not None else None
+        descriptor = os.open(path, flags, 0o600 if access is None else access.mode & 0o600)
         try:
             if self._limits is not None:
-                limit(descriptor, self._limits.of_file(name, sources))
+                limit(descriptor, access)
             yield descriptor
         except BaseException:
             os.close(descriptor)
