@@ -25,7 +25,7 @@ from fixtures.builder import FULL, write_checkpoint, write_safetensors
 CHECK = """
 import sys, time
 import numpy
-from vita_ckpt.api.values import check_values
+from vita_ckpt.api.validate import check_values
 from vita_ckpt import open_checkpoint
 checkpoint = open_checkpoint(sys.argv[1])
 started = time.perf_counter()

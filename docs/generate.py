@@ -5,6 +5,7 @@ Usage: python -m docs.generate. A test compares the files with what this would w
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -22,6 +23,34 @@ ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "cli.md"
 RULES_PAGE = ROOT / "docs" / "rules.md"
 README = ROOT / "README.md"
+DESIGN = ROOT / "docs" / "design.md"
+HOUSE_BEGIN, HOUSE_END = "<!-- house: written by docs/generate.py -->\n", "<!-- house ends -->\n"
+# The folders of the package, in the order in which they are read.
+FOLDERS = (
+    "",
+    "cli",
+    "cli/commands",
+    "cli/formats",
+    "api",
+    "model",
+    "model/towers",
+    "surgery",
+    "checks",
+    "checks/explain",
+    "storage",
+    "storage/in_place",
+    "storage/writing",
+    "storage/reading",
+    "storage/hub",
+    "storage/formats",
+    "storage/tensors",
+    "storage/stores",
+    "storage/system",
+    "core",
+    "core/anatomy",
+    "core/anatomy/towers",
+    "core/anatomy/towers/families",
+)
 BEGIN, END = "<!-- demo: written by docs/generate.py -->\n", "<!-- demo ends -->\n"
 
 
@@ -50,6 +79,37 @@ def readme() -> str:
     """The README with the demo's output between its marks."""
     before, rest = README.read_text().split(BEGIN)
     return before + BEGIN + "```console\n" + demo() + "```\n" + END + rest.split(END)[1]
+
+
+def house() -> str:
+    """Return a table for each folder of the package: its modules and the first line of each."""
+    package = ROOT / "vita_ckpt"
+    found = {str(p.parent.relative_to(package)).removeprefix(".") for p in package.rglob("*.py")}
+    if found != set(FOLDERS):
+        raise LookupError(found ^ set(FOLDERS))
+    text = ""
+    for folder in FOLDERS:
+        place = package / folder
+        title = f"vita_ckpt/{folder}/".replace("//", "/")
+        text += f"\n### `{title}`\n\n{_summary(place / '__init__.py')}\n"
+        modules = sorted(path for path in place.glob("*.py") if path.name != "__init__.py")
+        if modules:
+            text += "\n| module | what it does |\n|---|---|\n"
+            text += "".join(f"| `{path.stem}` | {_summary(path)} |\n" for path in modules)
+    return text
+
+
+def design() -> str:
+    """Return the design page with the tables of :func:`house` between their marks."""
+    before, rest = DESIGN.read_text().split(HOUSE_BEGIN)
+    return before + HOUSE_BEGIN + house() + HOUSE_END + rest.split(HOUSE_END)[1]
+
+
+def _summary(path: Path) -> str:
+    """Return the first line of a module's docstring."""
+    return (
+        (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0].replace("``", "`")
+    )
 
 
 def steady(text: str) -> str:
@@ -95,5 +155,6 @@ def _helps() -> Iterator[tuple[str, str]]:
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
     RULES_PAGE.write_text(rules_page())
+    DESIGN.write_text(design())
     if steady(readme()) != steady(README.read_text()):
         README.write_text(readme())

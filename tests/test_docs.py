@@ -29,7 +29,9 @@ def codes_in(path: Path) -> set[str]:
 
 
 def test_every_error_code_is_explained() -> None:
-    used = {code for code, _ in os_errors.CODES.values()} | hub_errors.MEANINGS.keys()
+    used = {
+        code for code, _ in (*os_errors.CODES.values(), os_errors.OTHERWISE)
+    } | hub_errors.MEANINGS.keys()
     for path in (ROOT / "vita_ckpt").rglob("*.py"):
         used |= codes_in(path)
     assert len(used) > 70
@@ -40,6 +42,10 @@ def test_every_error_code_is_explained() -> None:
 
 def test_the_command_reference_is_the_commands_help() -> None:
     assert generate.REFERENCE.read_text() == generate.reference()
+
+
+def test_the_design_page_lists_every_module() -> None:
+    assert generate.DESIGN.read_text() == generate.design()
 
 
 def test_the_page_of_rules_is_the_table() -> None:
@@ -85,6 +91,7 @@ def test_the_readme_shows_what_the_demo_prints() -> None:
 def test_links_lead_somewhere() -> None:
     for page in (
         ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
         *(ROOT / "docs").glob("*.md"),
         ROOT / "benchmarks" / "README.md",
     ):

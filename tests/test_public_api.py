@@ -49,11 +49,11 @@ SIGNATURES = {
     ),
     "list_tensors": (
         "(checkpoint: 'Checkpoint | StrPath', pattern: 'str' = '*', *, stores: 'Stores | "
-        "None' = None) -> 'list[dict[str, Any]]'"
+        "None' = None) -> 'list[TensorRow]'"
     ),
     "module_tree": (
         "(checkpoint: 'Checkpoint | StrPath', depth: 'int', *, stores: 'Stores | None' = "
-        "None) -> 'list[dict[str, Any]]'"
+        "None) -> 'list[ModuleRow]'"
     ),
     "load_plan": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"),
     "open_checkpoint": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Checkpoint'"),
@@ -98,7 +98,7 @@ SIGNATURES = {
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
         "Options(link='auto', check=False, digest=False, model_card=False), stores: 'Stores "
-        "| None' = None) -> 'dict[str, Any]'"
+        "| None' = None) -> 'Summary'"
     ),
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = "
@@ -125,33 +125,85 @@ VALUES = {
     "AddTensor",
     "Cast",
     "Checkpoint",
+    "ConfigDifference",
+    "ConfigLine",
+    "Difference",
+    "Dispatch",
+    "Distance",
+    "Divergence",
     "DropFile",
     "DropTensor",
+    "Explanation",
+    "FileDifference",
+    "FileSize",
     "Finding",
-    "RandomInit",
+    "History",
+    "Inspection",
+    "LeftOut",
+    "Leftover",
+    "Family",
+    "LoaderTrace",
+    "Outcome",
+    "PartSource",
+    "Reason",
     "LocalFile",
+    "LoraSummary",
+    "ModuleRow",
     "Options",
+    "Output",
+    "PartDifference",
+    "PartSummary",
     "Plan",
+    "PlannedFile",
+    "PlannedKey",
+    "PlannedTensor",
+    "ProjectorSummary",
+    "Push",
+    "PutBack",
     "PutFile",
+    "RandomInit",
     "Record",
     "RemoteFile",
     "ReplaceTensor",
-    "Stores",
     "Report",
     "SetConfig",
     "Shard",
+    "ShardSummary",
+    "Step",
+    "Stores",
+    "Summary",
+    "TensorDifference",
     "TensorRef",
+    "TensorRow",
+    "Tower",
+    "TowerDirectory",
+    "Undoable",
+    "Verification",
     "VisionModelArgs",
+    "VitaModel",
+}
+# Names for what has no docstring of its own: a union, a callable, a few words.
+ALIASES = {
+    "Change",
+    "Edit",
+    "File",
+    "Link",
+    "MaxMemory",
+    "PlannedChange",
+    "Progress",
+    "Severity",
+    "StrPath",
+    "Tensor",
 }
 
 
 def test_names_and_signatures() -> None:
-    assert set(vita_ckpt.__all__) == {*SIGNATURES, *EXIT_CODES, *VALUES, "__version__"}
+    assert set(vita_ckpt.__all__) == {*SIGNATURES, *EXIT_CODES, *VALUES, *ALIASES, "__version__"}
     for name, signature in SIGNATURES.items():
         found = str(inspect.signature(getattr(vita_ckpt, name)))
         assert re.sub(r"<function (\w+) at 0x\w+>", r"\1", found) == signature
     for name in vita_ckpt.__all__:
-        if name != "__version__":
+        if name not in {"__version__", *ALIASES}:
             assert inspect.getdoc(getattr(vita_ckpt, name)), name
     assert dir(vita_ckpt) == sorted(vita_ckpt.__all__)
     with pytest.raises(AttributeError):

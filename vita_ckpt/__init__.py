@@ -5,86 +5,184 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for type checkers: the same names as in the table below, which a test compares
     from vita_ckpt.api.apply import (
-        apply,
-        apply_in_place,
-        check_plan,
-        load_plan,
-        save_plan,
-        summarize,
+        Progress as Progress,
+        apply as apply,
+        apply_in_place as apply_in_place,
+        check_plan as check_plan,
+        load_plan as load_plan,
+        save_plan as save_plan,
+        summarize as summarize,
     )
-    from vita_ckpt.api.diff import diff
-    from vita_ckpt.api.explain import explain
-    from vita_ckpt.api.inspect import inspect, list_tensors, module_tree
-    from vita_ckpt.api.lifecycle import clean, drop_undo, history, recover, undo
-    from vita_ckpt.api.locate import open_checkpoint
+    from vita_ckpt.api.diff import (
+        diff as diff,
+    )
+    from vita_ckpt.api.explain import (
+        explain as explain,
+    )
+    from vita_ckpt.api.inspect import (
+        inspect as inspect,
+        list_tensors as list_tensors,
+        module_tree as module_tree,
+    )
+    from vita_ckpt.api.lifecycle import (
+        clean as clean,
+        drop_undo as drop_undo,
+        history as history,
+        recover as recover,
+        undo as undo,
+    )
+    from vita_ckpt.api.locate import (
+        StrPath as StrPath,
+        open_checkpoint as open_checkpoint,
+    )
     from vita_ckpt.api.plans import (
-        plan_extract_projector,
-        plan_extract_tower,
-        plan_merge_projector,
-        plan_set,
-        plan_swap_tower,
+        plan_extract_projector as plan_extract_projector,
+        plan_extract_tower as plan_extract_tower,
+        plan_merge_projector as plan_merge_projector,
+        plan_set as plan_set,
+        plan_swap_tower as plan_swap_tower,
     )
-    from vita_ckpt.api.push import push
-    from vita_ckpt.api.validate import validate
-    from vita_ckpt.api.verify import load_model, verify
+    from vita_ckpt.api.push import (
+        push as push,
+    )
+    from vita_ckpt.api.validate import (
+        validate as validate,
+    )
+    from vita_ckpt.api.verify import (
+        MaxMemory as MaxMemory,
+        load_model as load_model,
+        verify as verify,
+    )
+    from vita_ckpt.checks.diff import (
+        Change as Change,
+        ConfigDifference as ConfigDifference,
+        Difference as Difference,
+        FileDifference as FileDifference,
+        PartDifference as PartDifference,
+        TensorDifference as TensorDifference,
+    )
+    from vita_ckpt.checks.explain.disagreements import (
+        Divergence as Divergence,
+    )
+    from vita_ckpt.checks.explain.explanation import (
+        Explanation as Explanation,
+    )
+    from vita_ckpt.checks.explain.trace import (
+        LoaderTrace as LoaderTrace,
+        PartSource as PartSource,
+        Step as Step,
+    )
+    from vita_ckpt.checks.inspect import (
+        ConfigLine as ConfigLine,
+        Inspection as Inspection,
+        LoraSummary as LoraSummary,
+        ModuleRow as ModuleRow,
+        PartSummary as PartSummary,
+        ProjectorSummary as ProjectorSummary,
+        ShardSummary as ShardSummary,
+        TensorRow as TensorRow,
+    )
+    from vita_ckpt.core.anatomy.towers import (
+        Dispatch as Dispatch,
+        Family as Family,
+        Outcome as Outcome,
+        Reason as Reason,
+        Tower as Tower,
+        TowerDirectory as TowerDirectory,
+    )
     from vita_ckpt.core.checkpoint import (
-        Cast,
-        Checkpoint,
-        LocalFile,
-        RandomInit,
-        RemoteFile,
-        Shard,
-        TensorRef,
+        Cast as Cast,
+        Checkpoint as Checkpoint,
+        File as File,
+        LocalFile as LocalFile,
+        RandomInit as RandomInit,
+        RemoteFile as RemoteFile,
+        Shard as Shard,
+        Tensor as Tensor,
+        TensorRef as TensorRef,
     )
-    from vita_ckpt.core.options import Options
+    from vita_ckpt.core.distance import (
+        Distance as Distance,
+    )
+    from vita_ckpt.core.left_out import (
+        LeftOut as LeftOut,
+    )
+    from vita_ckpt.core.options import (
+        Link as Link,
+        Options as Options,
+    )
+    from vita_ckpt.core.outcomes import (
+        History as History,
+        Push as Push,
+        PutBack as PutBack,
+        Undoable as Undoable,
+    )
     from vita_ckpt.core.plan import (
-        AddTensor,
-        DropFile,
-        DropTensor,
-        Plan,
-        PutFile,
-        Record,
-        ReplaceTensor,
-        SetConfig,
+        AddTensor as AddTensor,
+        DropFile as DropFile,
+        DropTensor as DropTensor,
+        Edit as Edit,
+        Plan as Plan,
+        PutFile as PutFile,
+        Record as Record,
+        ReplaceTensor as ReplaceTensor,
+        SetConfig as SetConfig,
     )
-    from vita_ckpt.core.report import Finding, Report
+    from vita_ckpt.core.report import (
+        Finding as Finding,
+        Report as Report,
+        Severity as Severity,
+    )
+    from vita_ckpt.core.summary import (
+        FileSize as FileSize,
+        PlannedChange as PlannedChange,
+        PlannedFile as PlannedFile,
+        PlannedKey as PlannedKey,
+        PlannedTensor as PlannedTensor,
+        Summary as Summary,
+    )
+    from vita_ckpt.core.verification import (
+        Verification as Verification,
+    )
     from vita_ckpt.errors import (
-        AdapterError,
-        CastError,
-        HubError,
-        InputError,
-        MalformedFileError,
-        OutputError,
-        StaleInputError,
-        UnsafePickleError,
-        UsageError,
-        VitaCkptError,
+        AdapterError as AdapterError,
+        CastError as CastError,
+        HubError as HubError,
+        InputError as InputError,
+        MalformedFileError as MalformedFileError,
+        OutputError as OutputError,
+        StaleInputError as StaleInputError,
+        UnsafePickleError as UnsafePickleError,
+        UsageError as UsageError,
+        VitaCkptError as VitaCkptError,
     )
-    from vita_ckpt.storage.reading.paths import Stores
-    from vita_ckpt.surgery.projector import get_w
-    from vita_ckpt.surgery.vision_modules import VisionModelArgs, initialize_vision_modules
+    from vita_ckpt.model.vita import (
+        Output as Output,
+        VitaModel as VitaModel,
+    )
+    from vita_ckpt.storage.in_place.leftovers import (
+        Leftover as Leftover,
+    )
+    from vita_ckpt.storage.reading.paths import (
+        Stores as Stores,
+    )
+    from vita_ckpt.surgery.projector import (
+        get_w as get_w,
+    )
+    from vita_ckpt.surgery.vision_modules import (
+        VisionModelArgs as VisionModelArgs,
+        initialize_vision_modules as initialize_vision_modules,
+    )
 
 __version__ = "0.1.0"
 
-# Resolved on first use: a program pays for what it calls.
+# Every public name by the module that it lives in, which is imported when the name is first used:
+# a program pays for what it calls.
 _HOMES = {
-    "vita_ckpt.api.diff": ("diff",),
-    "vita_ckpt.api.explain": ("explain",),
-    "vita_ckpt.api.lifecycle": ("clean", "drop_undo", "history", "recover", "undo"),
-    "vita_ckpt.api.locate": ("open_checkpoint",),
-    "vita_ckpt.api.push": ("push",),
-    "vita_ckpt.api.inspect": ("inspect", "list_tensors", "module_tree"),
-    "vita_ckpt.api.verify": ("load_model", "verify"),
-    "vita_ckpt.api.plans": (
-        "plan_extract_projector",
-        "plan_extract_tower",
-        "plan_merge_projector",
-        "plan_set",
-        "plan_swap_tower",
-    ),
     "vita_ckpt.api.apply": (
+        "Progress",
         "apply",
         "apply_in_place",
         "check_plan",
@@ -92,28 +190,119 @@ _HOMES = {
         "save_plan",
         "summarize",
     ),
+    "vita_ckpt.api.diff": ("diff",),
+    "vita_ckpt.api.explain": ("explain",),
+    "vita_ckpt.api.inspect": (
+        "inspect",
+        "list_tensors",
+        "module_tree",
+    ),
+    "vita_ckpt.api.lifecycle": (
+        "clean",
+        "drop_undo",
+        "history",
+        "recover",
+        "undo",
+    ),
+    "vita_ckpt.api.locate": (
+        "StrPath",
+        "open_checkpoint",
+    ),
+    "vita_ckpt.api.plans": (
+        "plan_extract_projector",
+        "plan_extract_tower",
+        "plan_merge_projector",
+        "plan_set",
+        "plan_swap_tower",
+    ),
+    "vita_ckpt.api.push": ("push",),
     "vita_ckpt.api.validate": ("validate",),
+    "vita_ckpt.api.verify": (
+        "MaxMemory",
+        "load_model",
+        "verify",
+    ),
+    "vita_ckpt.checks.diff": (
+        "Change",
+        "ConfigDifference",
+        "Difference",
+        "FileDifference",
+        "PartDifference",
+        "TensorDifference",
+    ),
+    "vita_ckpt.checks.explain.disagreements": ("Divergence",),
+    "vita_ckpt.checks.explain.explanation": ("Explanation",),
+    "vita_ckpt.checks.explain.trace": (
+        "LoaderTrace",
+        "PartSource",
+        "Step",
+    ),
+    "vita_ckpt.checks.inspect": (
+        "ConfigLine",
+        "Inspection",
+        "LoraSummary",
+        "ModuleRow",
+        "PartSummary",
+        "ProjectorSummary",
+        "ShardSummary",
+        "TensorRow",
+    ),
+    "vita_ckpt.core.anatomy.towers": (
+        "Dispatch",
+        "Family",
+        "Outcome",
+        "Reason",
+        "Tower",
+        "TowerDirectory",
+    ),
     "vita_ckpt.core.checkpoint": (
         "Cast",
         "Checkpoint",
-        "RandomInit",
+        "File",
         "LocalFile",
+        "RandomInit",
         "RemoteFile",
         "Shard",
+        "Tensor",
         "TensorRef",
     ),
-    "vita_ckpt.core.options": ("Options",),
+    "vita_ckpt.core.distance": ("Distance",),
+    "vita_ckpt.core.left_out": ("LeftOut",),
+    "vita_ckpt.core.options": (
+        "Link",
+        "Options",
+    ),
+    "vita_ckpt.core.outcomes": (
+        "History",
+        "Push",
+        "PutBack",
+        "Undoable",
+    ),
     "vita_ckpt.core.plan": (
         "AddTensor",
         "DropFile",
         "DropTensor",
+        "Edit",
         "Plan",
         "PutFile",
         "Record",
         "ReplaceTensor",
         "SetConfig",
     ),
-    "vita_ckpt.core.report": ("Finding", "Report"),
+    "vita_ckpt.core.report": (
+        "Finding",
+        "Report",
+        "Severity",
+    ),
+    "vita_ckpt.core.summary": (
+        "FileSize",
+        "PlannedChange",
+        "PlannedFile",
+        "PlannedKey",
+        "PlannedTensor",
+        "Summary",
+    ),
+    "vita_ckpt.core.verification": ("Verification",),
     "vita_ckpt.errors": (
         "AdapterError",
         "CastError",
@@ -126,80 +315,43 @@ _HOMES = {
         "UsageError",
         "VitaCkptError",
     ),
+    "vita_ckpt.storage.in_place.leftovers": ("Leftover",),
     "vita_ckpt.storage.reading.paths": ("Stores",),
     "vita_ckpt.surgery.projector": ("get_w",),
-    "vita_ckpt.surgery.vision_modules": ("VisionModelArgs", "initialize_vision_modules"),
+    "vita_ckpt.surgery.vision_modules": (
+        "VisionModelArgs",
+        "initialize_vision_modules",
+    ),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "AdapterError",
-    "AddTensor",
-    "Cast",
-    "CastError",
-    "Checkpoint",
-    "DropFile",
-    "DropTensor",
-    "Finding",
-    "HubError",
-    "InputError",
-    "LocalFile",
-    "MalformedFileError",
-    "Options",
-    "OutputError",
-    "Plan",
-    "PutFile",
-    "RandomInit",
-    "Record",
-    "RemoteFile",
-    "ReplaceTensor",
-    "Report",
-    "SetConfig",
-    "Shard",
-    "StaleInputError",
-    "Stores",
-    "TensorRef",
-    "UnsafePickleError",
-    "UsageError",
-    "VisionModelArgs",
-    "VitaCkptError",
-    "__version__",
-    "apply",
-    "apply_in_place",
-    "check_plan",
-    "clean",
-    "diff",
-    "drop_undo",
-    "explain",
-    "get_w",
-    "history",
-    "initialize_vision_modules",
-    "inspect",
-    "list_tensors",
-    "load_model",
-    "load_plan",
-    "module_tree",
-    "open_checkpoint",
-    "plan_extract_projector",
-    "plan_extract_tower",
-    "plan_merge_projector",
-    "plan_set",
-    "plan_swap_tower",
-    "push",
-    "recover",
-    "save_plan",
-    "summarize",
-    "undo",
-    "validate",
-    "verify",
-]
+# Types that can be imported only where the extra ``model`` is installed.
+_MODEL_HOMES = {
+    "vita_ckpt.model.vita": (
+        "Output",
+        "VitaModel",
+    )
+}
+_HOME_OF = {
+    name: module
+    for homes in (_HOMES, _MODEL_HOMES)
+    for module, names in homes.items()
+    for name in names
+}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":  # not a constant: which names there are depends on what is installed
+        return _public_names()
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return _public_names()
+
+
+def _public_names() -> list[str]:
+    from importlib.util import find_spec  # noqa: PLC0415 - slow, seldom needed
+
+    homes = _HOMES if find_spec("torch") is None else {**_HOMES, **_MODEL_HOMES}
+    return sorted(["__version__", *(name for names in homes.values() for name in names)])

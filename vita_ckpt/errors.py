@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
+
+_E = TypeVar("_E", bound="VitaCkptError")
 
 _LONGEST = 300
 _KEPT = 140
@@ -22,12 +24,12 @@ _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for cod
 
 
 def escaped(text: str) -> str:
-    """``text`` as one line, safe on a terminal: control characters escaped, whatever its length."""
+    """Return ``text`` as one line, safe on a terminal: control characters escaped."""
     return text.translate(_ESCAPES)
 
 
 def printable(text: object) -> str:
-    """``text`` as one line, safe on a terminal: control characters escaped, length bounded."""
+    """Return ``text`` as one line, safe on a terminal: control characters escaped, bounded."""
     line = escaped(str(text))
     if len(line) > _LONGEST:
         line = f"{line[:_KEPT]}…{line[-_KEPT:]}"
@@ -60,6 +62,26 @@ class VitaCkptError(Exception):
     @classmethod
     def _rebuild(cls, code: str, subject: str, expected: str, got: str, hint: str) -> VitaCkptError:
         return cls(code, subject, expected=expected, got=got, hint=hint)
+
+    def with_subject(self: _E, subject: object) -> _E:
+        """Return a copy of this error that is about ``subject``."""
+        return self.replaced(subject=subject)
+
+    def replaced(
+        self: _E,
+        *,
+        subject: object | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+    ) -> _E:
+        """Return a copy of this error with other values for what is given."""
+        return type(self)(
+            self.code,
+            self.subject if subject is None else subject,
+            expected=self.expected if expected is None else expected,
+            got=self.got,
+            hint=self.hint if hint is None else hint,
+        )
 
     def __str__(self) -> str:
         rule = ", ".join(

@@ -423,7 +423,7 @@ def test_widths_that_no_model_has(tmp_path: Path) -> None:
     root = write_checkpoint(tmp_path / "c", Spec(projector="vanilla"), only=shapes)
     edit_json(root / "config.json", mm_hidden_size=10**4300 - 1)
     assert "unknown-projector" in rules(root)
-    assert explain(root).stories[0].missing == ()
+    assert explain(root).traces[0].missing == ()
 
 
 def test_more_embeddings_than_tokens_is_a_note(base: Path) -> None:

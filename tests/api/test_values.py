@@ -14,7 +14,7 @@ import torch
 from fixtures.builder import Spec, write_checkpoint, write_safetensors
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import open_checkpoint
-from vita_ckpt.api.values import check_values
+from vita_ckpt.api.validate import check_values
 
 ONE = b"\0\0\x80\x3f"
 PROJECTOR = "model.mm_projector.0.weight"
@@ -158,7 +158,7 @@ MEMORY = """
 import re, sys
 import numpy
 from vita_ckpt import open_checkpoint
-from vita_ckpt.api.values import check_values
+from vita_ckpt.api.validate import check_values
 
 def memory(key):
     return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])

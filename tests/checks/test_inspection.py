@@ -28,7 +28,7 @@ from fixtures.builder import (
 )
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import inspect
-from vita_ckpt.checks.inspect import CONFIG_KEYS, inspection_to_json
+from vita_ckpt.checks.inspect import CONFIG_KEYS
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "inspect-v1.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -47,7 +47,7 @@ EXPECTED = {
 
 
 def report(path: Path) -> dict[str, Any]:
-    data = {**inspection_to_json(inspect(path)), "tensor_list": None, "modules": None}
+    data = {**inspect(path).to_dict(), "tensor_list": None, "modules": None}
     VALIDATOR.validate(data)
     assert json.loads(json.dumps(data)) == data
     return data

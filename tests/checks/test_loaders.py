@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import explain, open_checkpoint
-from vita_ckpt.api.explain import Explanation
+from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import LOADERS
-from vita_ckpt.checks.explain.trace import LoaderStory
+from vita_ckpt.checks.explain.trace import LoaderTrace, PartSource
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.errors import InputError
@@ -29,8 +29,8 @@ PT = {"format": "pt"}
 VITA_1_5, VITA_1_0 = "vita-1.5", "vita-1.0"
 
 
-def told(explanation: Explanation) -> dict[str, LoaderStory]:
-    return {story.loader: story for story in explanation.stories}
+def told(explanation: Explanation) -> dict[str, LoaderTrace]:
+    return {story.loader: story for story in explanation.traces}
 
 
 def answers(explanation: Explanation, question: str) -> dict[str, str]:
@@ -65,7 +65,7 @@ def dropped(prefix: str) -> Callable[[dict[str, Any]], object]:
     return lambda tensors: [tensors.pop(n) for n in list(tensors) if n.startswith(prefix)]
 
 
-def steps(story: LoaderStory) -> str:
+def steps(story: LoaderTrace) -> str:
     return "\n".join(f"{step.action} {step.detail}" for step in story.steps)
 
 
@@ -79,9 +79,9 @@ def test_a_golden(case: str) -> None:
     new, old = stories[VITA_1_5], stories[VITA_1_0]
     assert (new.outcome, new.dtype) == ("complete", "float16")
     assert new.model_class == config["architectures"][0]
-    assert (new.tower, new.projector) == ("the checkpoint", "the checkpoint")
+    assert (new.tower, new.projector) == (PartSource.CHECKPOINT, PartSource.CHECKPOINT)
     frozen = not config["unfreeze_vision_tower"]
-    assert old.tower == ("its directory" if frozen else "the checkpoint")
+    assert old.tower == (PartSource.TOWER_DIRECTORY if frozen else PartSource.CHECKPOINT)
     assert bool(old.ignored) == frozen
     assert all(name.startswith(TOWER) for name in old.ignored)
     again = [name for name in new.tower_files if name in new.files_read]
@@ -91,14 +91,14 @@ def test_a_golden(case: str) -> None:
     assert stories["transformers-4.41"].dtype == "float32"
     for loader in ("transformers-4.41", "transformers-5.6"):
         assert stories[loader].outcome == "partial"
-        assert stories[loader].tower == "not built"
+        assert stories[loader].tower == PartSource.NOT_BUILT
     assert answers(explanation, "dtype")[VITA_1_5] == "float16"
     assert not answers(explanation, "file of")
 
 
 def test_continuous_training_builds_1_0s_tower_at_once(tmp_path: Path) -> None:
     stories = told(explain(copied(tmp_path, "A2", continuous_training=True)))
-    assert stories[VITA_1_0].tower == "the checkpoint"
+    assert stories[VITA_1_0].tower == PartSource.CHECKPOINT
     assert not stories[VITA_1_0].ignored
 
 
@@ -108,9 +108,12 @@ def test_no_tower_in_the_checkpoint(tmp_path: Path) -> None:
     stories = told(explain(base))
     assert (stories[VITA_1_5].outcome, stories[VITA_1_5].tower) == (
         "partial",
-        "left without values",
+        PartSource.UNFILLED,
     )
-    assert (stories[VITA_1_0].outcome, stories[VITA_1_0].tower) == ("complete", "its directory")
+    assert (stories[VITA_1_0].outcome, stories[VITA_1_0].tower) == (
+        "complete",
+        PartSource.TOWER_DIRECTORY,
+    )
 
 
 def test_no_tower_where_it_is_read_again(tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_no_projector_is_drawn(tmp_path: Path) -> None:
     base = copied(tmp_path, "A2")
     edited(base / "model.safetensors", dropped(PROJECTOR))
     story = told(explain(base))[VITA_1_5]
-    assert (story.outcome, story.projector) == ("partial", "drawn at random")
+    assert (story.outcome, story.projector) == ("partial", PartSource.RANDOM)
     assert {name.rpartition(".")[0] for name in story.missing} == {
         f"{PROJECTOR}0",
         f"{PROJECTOR}2",
@@ -198,7 +201,7 @@ def test_s2_needs_siglip(tmp_path: Path) -> None:
 def test_an_unreachable_tower_is_said(tmp_path: Path) -> None:
     base = copied(tmp_path, "A3", mm_vision_tower="/far/away/clip-large")
     story = told(explain(base))[VITA_1_5]
-    assert (story.outcome, story.tower) == ("complete", "the checkpoint")
+    assert (story.outcome, story.tower) == ("complete", PartSource.CHECKPOINT)
     assert "not reachable from here" in steps(story)
 
 
@@ -218,8 +221,11 @@ def test_a_tower_directory_without_the_level(tmp_path: Path) -> None:
     stored = load_file(tower)
     save_file({n.removeprefix("vision_model."): t for n, t in stored.items()}, tower, metadata=PT)
     stories = told(explain(base))
-    assert (stories[VITA_1_5].outcome, stories[VITA_1_5].tower) == ("complete", "the checkpoint")
-    assert (stories[VITA_1_0].outcome, stories[VITA_1_0].tower) == ("partial", "drawn at random")
+    assert (stories[VITA_1_5].outcome, stories[VITA_1_5].tower) == (
+        "complete",
+        PartSource.CHECKPOINT,
+    )
+    assert (stories[VITA_1_0].outcome, stories[VITA_1_0].tower) == ("partial", PartSource.RANDOM)
 
 
 def lose_shard(base: Path) -> None:
@@ -312,7 +318,7 @@ def test_every_code_is_explained_somewhere() -> None:
     codes = {
         text.split('"')[1]
         for source in sources
-        for text in source.split("teller.stop(")[1:]
+        for text in source.split("tracer.stop(")[1:]
         if text.strip().startswith('"')
     }
     assert len(codes) > 10
@@ -321,8 +327,8 @@ def test_every_code_is_explained_somewhere() -> None:
 
 def test_runs_need_a_base(tmp_path: Path) -> None:
     stories = told(explain(GOLDEN / "A7" / "mm_projector_fp32"))
-    assert stories[VITA_1_5].projector == "the checkpoint"
-    assert stories[VITA_1_5].tower == "its base"
+    assert stories[VITA_1_5].projector == PartSource.CHECKPOINT
+    assert stories[VITA_1_5].tower == PartSource.BASE
     assert stories["transformers-5.6"].stopped_by == "not-a-checkpoint"
     run = tmp_path / "run"
     shutil.copytree(GOLDEN / "A7" / "mm_projector_fp32", run)

@@ -12,9 +12,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vita_ckpt import Stores, VitaCkptError, diff, explain, inspect, open_checkpoint, validate
-from vita_ckpt.api.explain import explanation_to_json
-from vita_ckpt.checks.diff import difference_to_json
-from vita_ckpt.checks.inspect import inspection_to_json
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.survey import survey
@@ -51,9 +48,9 @@ def survives(path: Path) -> None:
         open_checkpoint,
         lambda p: survey(p, Stores()),
         validate,
-        lambda p: json.dumps(inspection_to_json(inspect(p)), allow_nan=False),
-        lambda p: json.dumps(explanation_to_json(explain(p)), allow_nan=False),
-        lambda p: json.dumps(difference_to_json(diff(p, p, values=True))),
+        lambda p: json.dumps(inspect(p).to_dict(), allow_nan=False),
+        lambda p: json.dumps(explain(p).to_dict(), allow_nan=False),
+        lambda p: json.dumps(diff(p, p, values=True).to_dict()),
     )
     for read in readers:
         try:

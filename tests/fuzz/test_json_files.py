@@ -98,7 +98,7 @@ def test_a_saved_plan(explore: Explore, vita: Sandbox, tmp_path: Path, operation
     path = tmp_path / "plan.json"
     save_plan(plan, path)
     sound = path.read_bytes()
-    assert summarize(load_plan(path))["operation"] == plan.operation
+    assert summarize(load_plan(path)).operation == plan.operation
     outputs = iter(range(1 << 30))
 
     def check(how: list[Change]) -> None:
@@ -106,7 +106,7 @@ def test_a_saved_plan(explore: Explore, vita: Sandbox, tmp_path: Path, operation
         out = tmp_path / f"out{next(outputs)}"
         try:
             loaded = load_plan(path)
-            summary = json.dumps(summarize(loaded))
+            summary = json.dumps(summarize(loaded).to_dict())
             check_plan(loaded)
             if json.loads(summary)["bytes_to_write"] < 1 << 24:
                 apply(loaded, out)

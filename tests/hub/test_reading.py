@@ -25,6 +25,7 @@ from vita_ckpt.storage.hub.session import Session
 from vita_ckpt.storage.hub.store import HubStore
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.stores.base import Kind
 
 BASE = GOLDEN / "A7" / "base"
 RUN = GOLDEN / "A7" / "mm_projector_fp32"
@@ -343,7 +344,7 @@ def test_the_folders_of_a_repository(paths: set[str]) -> None:
         inside = {p.removeprefix(start).split("/")[0] for p in paths if p.startswith(start)}
         assert commit.listing(folder) == sorted(inside)
         entry = commit.look(folder)
-        expected = "file" if folder in files else "directory" if inside else None
+        expected = Kind.FILE if folder in files else Kind.DIRECTORY if inside else None
         assert (entry and entry.kind) == expected
 
 

@@ -18,7 +18,7 @@ from transformers import CLIPVisionModel, MixtralForCausalLM, Qwen2Config, Qwen2
 
 from tests.conftest import GOLDEN
 from vita_ckpt.api.explain import explain
-from vita_ckpt.checks.explain.trace import LoaderStory
+from vita_ckpt.checks.explain.trace import LoaderTrace, PartSource
 
 OLD = int(transformers.__version__.partition(".")[0]) < 5
 PLAIN = "transformers-4.41" if OLD else "transformers-5.6"
@@ -213,8 +213,8 @@ DIRECTORIES: dict[str, tuple[Build, dict[str, Any]]] = {
 }
 
 
-def story_of(path: Path, loader: str) -> LoaderStory:
-    return next(story for story in explain(path).stories if story.loader == loader)
+def story_of(path: Path, loader: str) -> LoaderTrace:
+    return next(story for story in explain(path).traces if story.loader == loader)
 
 
 def attempt(load: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
@@ -383,4 +383,4 @@ def test_a_tower_with_and_without_its_level(tmp_path: Path, level: bool) -> None
     info = attempt(CLIPVisionModel.from_pretrained, tower, output_loading_info=True)[1]
     assert set(told.missing) == set(info["missing_keys"])
     assert set(told.ignored) == set(info["unexpected_keys"])
-    assert told.tower == ("drawn at random" if OLD and not level else "the checkpoint")
+    assert told.tower == (PartSource.RANDOM if OLD and not level else PartSource.CHECKPOINT)

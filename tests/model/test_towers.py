@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.conftest import GOLDEN
+from vita_ckpt.core.anatomy.towers.detect import stored_names, tower_of_config
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.anatomy.towers.tower import stored_names, tower_of_config
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.projectors import build_projector
-from vita_ckpt.model.towers import VisionTower, build_tower
+from vita_ckpt.model.towers.base import VisionTower
+from vita_ckpt.model.towers.build import build_tower
 
 EVA = {
     "width": 48,

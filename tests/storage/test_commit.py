@@ -446,7 +446,7 @@ def test_what_is_odd_in_a_config_is_carried_along(tmp_path: Path) -> None:
         tmp_path / "a.safetensors", mm_projector("linear", SPEC.mm_hidden, SPEC.hidden)
     )
     plan = plan_merge_projector(base, adapter)
-    assert [change["key"] for change in summarize(plan)["config"]] == ["mm_projector_type"]
+    assert [change.key for change in summarize(plan).config] == ["mm_projector_type"]
     out = Path(apply(plan, tmp_path / "out"))
     merged = json.loads((out / "config.json").read_text())
     assert merged["bar"] == "\ud800"

@@ -156,9 +156,9 @@ def test_tensors_that_keep_their_place_are_patched(
     summary = summarize(planned, in_place=True)
     apply_in_place(planned)
     assert {n: t for n, t in read_tensors(base).items() if n not in changed} == expected
-    patched = {file["name"] for file in summary["patched"]}
+    patched = {file.name for file in summary.patched}
     assert patched
-    assert not [file for file in summary["rewritten"] if file["name"].endswith(".safetensors")]
+    assert not [file for file in summary.rewritten if file.name.endswith(".safetensors")]
     for name, inode in inodes.items():
         kept = name in patched or files_of(base)[name] == before[name]
         assert ((base / name).stat().st_ino == inode) == kept, name
@@ -169,7 +169,7 @@ def test_another_dtype_of_one_width_changes_the_header_where_it_is(
 ) -> None:
     adapter = write_adapter(tmp_path / "a.safetensors", MLP, dtype="F16", seed=3)
     plan = plan_merge_projector(base, adapter, dtype="f16")
-    assert summarize(plan, in_place=True)["patched"]
+    assert summarize(plan, in_place=True).patched
     before = files_of(base)
     apply_in_place(plan)
     merged = {n: t for n, t in read_tensors(base).items() if "mm_projector" in n}
@@ -195,7 +195,7 @@ def test_bytes_that_other_names_lead_to_are_not_written_into(
     stored, before = files_of(store), files_of(base)
     inodes = {file.name: file.stat().st_ino for file in base.iterdir()}
     plan = merge(base, adapter)
-    assert not summarize(plan, in_place=True)["patched"]
+    assert not summarize(plan, in_place=True).patched
     apply_in_place(plan)
     assert files_of(store) == stored
     found = {n: t for n, t in read_tensors(base).items() if "mm_projector" in n}
@@ -210,7 +210,7 @@ def test_a_file_that_is_read_while_it_is_written_into_is_written_anew(tmp_path: 
     base = write_checkpoint(tmp_path / "base", dtype="BF16")
     (tmp_path / "alias.safetensors").symlink_to(base / "model.safetensors")
     plan = plan_merge_projector(base, tmp_path / "alias.safetensors")
-    assert not summarize(plan, in_place=True)["patched"]
+    assert not summarize(plan, in_place=True).patched
     expected = read_tensors(base)
     apply_in_place(plan)
     assert read_tensors(base) == expected
@@ -349,7 +349,7 @@ def test_a_disk_that_takes_no_more_leaves_everything(base: Path, adapter: Path) 
 def test_what_the_check_finds_is_rolled_back(base: Path, adapter: Path) -> None:
     """Another program writes into the patched range before it is read again."""
     before = files_of(base)
-    name = summarize(merge(base, adapter), in_place=True)["patched"][0]["name"]
+    name = summarize(merge(base, adapter), in_place=True).patched[0].name
     ref = open_checkpoint(base).refs["model.mm_projector.0.bias"]
 
     def disturb(_count: int) -> None:

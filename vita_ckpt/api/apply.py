@@ -1,4 +1,4 @@
-"""Surgery: plans on checkpoints, what they will do, and running them."""
+"""Run plans: save, load and summarize them, write what they make, or change a base in place."""
 
 from __future__ import annotations
 
@@ -9,25 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
+from vita_ckpt import __version__
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
-from vita_ckpt.checks.inspect import left_out_to_json
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.checkpoint import (
-    EMPTY,
-    MANIFEST,
-    PROVENANCE,
-    Checkpoint,
-    LocalFile,
-    Tensor,
-)
+from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, LocalFile
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
-from vita_ckpt.core.filenames import may_change_in_place
+from vita_ckpt.core.filenames import MANIFEST, MODEL_CARD, PROVENANCE, may_change_in_place
 from vita_ckpt.core.manifest import encode as encode_manifest
-from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.options import Options
 from vita_ckpt.core.plan import (
     DropFile,
@@ -38,11 +30,18 @@ from vita_ckpt.core.plan import (
     input_paths,
     input_revisions,
     plan_from_json,
-    plan_to_json,
     subject_of,
 )
 from vita_ckpt.core.provenance import Written, encode, lineage, needs_alignment
 from vita_ckpt.core.relocation import remote_refs
+from vita_ckpt.core.summary import (
+    FileSize,
+    PlannedChange,
+    PlannedFile,
+    PlannedKey,
+    PlannedTensor,
+    Summary,
+)
 from vita_ckpt.errors import InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.in_place.apply import shared_shards, write_in_place
 from vita_ckpt.storage.in_place.rollback import sweep
@@ -65,6 +64,7 @@ from vita_ckpt.storage.writing.layout import (
 from vita_ckpt.storage.writing.manifest import current_manifest, manifest_of
 from vita_ckpt.storage.writing.outputs import Finish
 
+# Is called with the bytes that were written since the last call.
 Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
@@ -154,7 +154,7 @@ def _change_in_place(plan: Plan, options: Options, progress: Progress, stores: S
     now = _now()
     shards: tuple[PatchedShard | WrittenShard, ...] = (*layout.patched, *layout.shards)
     changed = {part.name for part in (*shards, *layout.texts)} | {*layout.removed}
-    changed |= {*_said_in(plan, options)}
+    changed |= {*_lineage_files(plan, options)}
     there = (*(shard.name for shard in plan.base.shards), *plan.base.files)
     untouched = [name for name in there if name not in changed]
     write_in_place(
@@ -218,15 +218,15 @@ def _is_text_there(edit: PutFile, base: Checkpoint) -> bool:
 
 
 def _layout(plan: Plan, options: Options) -> DirectoryLayout:
-    """Every file of the output but those that say what was done."""
+    """Lay out every file of the output but the lineage, the model card and the manifest."""
     layout = plan_layout(plan)
-    said = _said_in(plan, options)
-    carried = tuple(file for file in layout.carried if file.name not in said)
+    written = _lineage_files(plan, options)
+    carried = tuple(file for file in layout.carried if file.name not in written)
     return replace(layout, carried=carried)
 
 
-def _said_in(plan: Plan, options: Options) -> tuple[str, ...]:
-    """The names of the files that will say what was done."""
+def _lineage_files(plan: Plan, options: Options) -> tuple[str, ...]:
+    """Return the names of the files that will say what was done."""
     if plan.record is None:
         return ()
     card = (MODEL_CARD,) if options.model_card else ()
@@ -235,7 +235,7 @@ def _said_in(plan: Plan, options: Options) -> tuple[str, ...]:
 
 
 def lay_out_in_place(plan: Plan) -> InPlaceLayout:
-    """What of its base a plan changes. Raises UsageError for one that is no surgery of it."""
+    """Lay out what a plan changes of its base. Raises UsageError unless it is a surgery of one."""
     _check_here(plan)
     if plan.record is None or plan.base.layout not in ("safetensors", "torch"):
         raise UsageError(
@@ -279,7 +279,7 @@ def _finish(
     now: str,
     stores: Stores,
 ) -> Finish:
-    """The files that say what was done: lineage, model card, manifest; none for an extraction."""
+    """Return what makes lineage, model card and manifest once digests are known."""
     if plan.record is None:
         return lambda _digests: ()
     known = current_manifest(plan.base, stores)
@@ -304,13 +304,11 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    from vita_ckpt import __version__  # noqa: PLC0415 - the package itself, which imports this
-
     return {"vita_ckpt": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
 
 
 def check_output(plan: Plan, out: StrPath) -> str:
-    """The absolute path of ``out``; raises what :func:`apply` would raise for it, and no later."""
+    """Return the absolute path of ``out``; raise what :func:`apply` would raise for it."""
     path = commit.check_output(local(out), (plan.base, *plan.donors))
     if plan.base.root != EMPTY.root and plan.base.layout not in ("safetensors", "torch"):
         raise InputError(
@@ -344,17 +342,17 @@ def check_plan_path(plan: Plan, path: StrPath) -> None:
 def save_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON to a new file outside its inputs; :func:`load_plan` reads it."""
     check_plan_path(plan, path)
-    write_new(os.fspath(path), json.dumps(plan_to_json(plan), indent=2) + "\n")
+    write_new(os.fspath(path), json.dumps(plan.to_dict(), indent=2) + "\n")
 
 
 def base_of(path: StrPath) -> str:
-    """The path of the base of a saved plan. Raises InputError if the file is none."""
+    """Return the path of the base of a saved plan. Raises InputError if the file is no plan."""
     with _named(path):
         return input_paths(read_json(LOCAL, local(path))[0])[0]
 
 
 def load_plan(path: StrPath, *, stores: Stores | None = None) -> Plan:
-    """A plan that :func:`save_plan` wrote, its inputs opened again.
+    """Load a plan that :func:`save_plan` wrote, and open its inputs again.
 
     Raises StaleInputError if one of them is not what the plan was computed from.
     """
@@ -377,12 +375,12 @@ def load_plan(path: StrPath, *, stores: Stores | None = None) -> Plan:
 
 @contextmanager
 def _named(path: StrPath) -> Iterator[None]:
-    """An error of a plan names its file."""
+    """Make errors of a plan name the plan's file."""
     try:
         yield
     except VitaCkptError as error:
         if error.code == "invalid-plan":
-            error.subject = os.fspath(path)
+            raise error.with_subject(os.fspath(path)) from error
         raise
 
 
@@ -392,12 +390,12 @@ def summarize(
     in_place: bool = False,
     options: Options = Options(),
     stores: Stores | None = None,
-) -> dict[str, Any]:
-    """What ``plan`` will do, as JSON: tensors and config before and after, files, bytes.
+) -> Summary:
+    """Summarize what ``plan`` will do: tensors and config before and after, files, bytes.
 
     With ``in_place`` it is what :func:`apply_in_place` does, for which tensors on this machine are
-    compared with those that they replace, up to the first difference. How large the files will be
-    that say what was done is not known before.
+    compared with those that they replace, up to the first difference. The size of lineage, model
+    card and manifest is not known before and not counted.
     """
     target = plan.target()
     changes = lay_out_in_place(plan) if in_place else None
@@ -406,94 +404,70 @@ def summarize(
         plan = replace(plan, edits=())
         target, changes = plan.target(), lay_out_in_place(plan)
     reasons = {subject_of(edit): edit.reason for edit in plan.edits}
-    summary: dict[str, Any] = {
-        "format": "vita-ckpt-summary",
-        "version": 1,
-        "operation": plan.operation,
-        "base": plan.base.root or None,
-        "donors": [donor.root for donor in plan.donors],
-        "notes": list(plan.notes),
-        "tensors": [
-            {
-                "name": change.name,
-                "change": change.change,
-                "before": _described(change.before),
-                "after": _described(change.after),
-                "reason": reasons["tensor", change.name],
-            }
-            for change in diff_tensors(plan.base, target)
-        ],
-        "config": [
-            {
-                "key": change.key,
-                "before": change.before,
-                "after": change.after,
-                "reason": reasons["config", change.key],
-            }
-            for change in diff_config(plan.base, target)
-        ],
-        "files": [
-            {"name": edit.name, "change": _file_change(edit, plan.base), "reason": edit.reason}
-            for edit in plan.edits
-            if isinstance(edit, PutFile | DropFile)
-        ]
-        + ([] if is_idle else _lineage_changes(plan, options)),
-        "patched": [],
-        "rewritten": [],
-        "carried": [],
-        "left_out": [],
-    }
+    files = [
+        PlannedFile(edit.name, _file_change(edit, plan.base), edit.reason)
+        for edit in plan.edits
+        if isinstance(edit, PutFile | DropFile)
+    ]
+    summary = Summary(
+        operation=plan.operation,
+        base=plan.base.root or None,
+        donors=tuple(donor.root for donor in plan.donors),
+        notes=plan.notes,
+        tensors=tuple(
+            PlannedTensor(c.name, c.change, c.before, c.after, reasons["tensor", c.name])
+            for c in diff_tensors(plan.base, target)
+        ),
+        config=tuple(
+            PlannedKey(c.key, c.before, c.after, reasons["config", c.key])
+            for c in diff_config(plan.base, target)
+        ),
+        files=(*files, *(() if is_idle else _lineage_changes(plan, options))),
+    )
     if plan.operation in _MAKES_A_FILE:
         size = sum(tensor.nbytes for tensor in target.tensors.values())
-        return summary | {"bytes_to_write": size}
+        return replace(summary, bytes_to_write=size)
     if changes is not None:
-        return summary | {
-            "patched": _sizes(changes.patched),
-            "rewritten": _sizes(changes.shards) + _text_sizes(changes.texts),
-            "bytes_to_write": changes.bytes_written,
-        }
+        return replace(
+            summary,
+            patched=_sizes(changes.patched),
+            rewritten=_sizes(changes.shards) + _text_sizes(changes.texts),
+            bytes_to_write=changes.bytes_written,
+        )
     layout = _layout(plan, options)
-    return summary | {
-        "rewritten": _sizes(layout.shards) + _text_sizes(layout.texts),
-        "carried": [{"name": f.name, "bytes": f.source.size} for f in layout.carried],
-        "left_out": left_out_to_json(plan.base.left_out),
-        "bytes_to_write": layout.bytes_written + layout.bytes_carried,
-    }
+    return replace(
+        summary,
+        rewritten=_sizes(layout.shards) + _text_sizes(layout.texts),
+        carried=tuple(FileSize(file.name, file.source.size) for file in layout.carried),
+        left_out=plan.base.left_out,
+        bytes_to_write=layout.bytes_written + layout.bytes_carried,
+    )
 
 
-def unchanged(summary: dict[str, Any]) -> dict[str, Any]:
+def unchanged(summary: Summary) -> Summary:
     """Return the summary of a plan that turned out to change nothing."""
-    lists = ("tensors", "config", "files", "patched", "rewritten")
-    return {**summary, **{key: [] for key in lists}, "bytes_to_write": 0}
+    return replace(
+        summary, tensors=(), config=(), files=(), patched=(), rewritten=(), bytes_to_write=0
+    )
 
 
-def _lineage_changes(plan: Plan, options: Options) -> list[dict[str, Any]]:
+def _lineage_changes(plan: Plan, options: Options) -> list[PlannedFile]:
     reasons = {PROVENANCE: "what was done", MODEL_CARD: "what was done", MANIFEST: "digests"}
     return [
-        {
-            "name": name,
-            "change": "replaced" if name in plan.base.files else "added",
-            "reason": reasons[name],
-        }
-        for name in _said_in(plan, options)
+        PlannedFile(name, "replaced" if name in plan.base.files else "added", reasons[name])
+        for name in _lineage_files(plan, options)
     ]
 
 
-def _sizes(shards: Sequence[WrittenShard | PatchedShard]) -> list[dict[str, Any]]:
-    return [{"name": shard.name, "bytes": shard.nbytes} for shard in shards]
+def _sizes(shards: Sequence[WrittenShard | PatchedShard]) -> tuple[FileSize, ...]:
+    return tuple(FileSize(shard.name, shard.nbytes) for shard in shards)
 
 
-def _text_sizes(texts: Sequence[WrittenText]) -> list[dict[str, Any]]:
-    return [{"name": text.name, "bytes": len(text.data)} for text in texts]
+def _text_sizes(texts: Sequence[WrittenText]) -> tuple[FileSize, ...]:
+    return tuple(FileSize(text.name, len(text.data)) for text in texts)
 
 
-def _described(tensor: Tensor | None) -> dict[str, Any] | None:
-    if tensor is None:
-        return None
-    return {"dtype": tensor.dtype, "shape": list(tensor.shape)}
-
-
-def _file_change(edit: PutFile | DropFile, base: Checkpoint) -> str:
+def _file_change(edit: PutFile | DropFile, base: Checkpoint) -> PlannedChange:
     if isinstance(edit, DropFile):
         return "removed"
     return "replaced" if edit.name in base.files else "added"

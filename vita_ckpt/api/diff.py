@@ -1,4 +1,4 @@
-"""Comparing two checkpoints: every byte of what both have, and how far the values are apart."""
+"""Compare two checkpoints: every byte of what both have, and how far the values are apart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def diff(
     fetch: bool = False,
     stores: Stores | None = None,
 ) -> Difference:
-    """What distinguishes ``b`` from ``a``: config keys, files, and tensors, byte by byte.
+    """Compare ``b`` with ``a``: config keys, files, and tensors, byte by byte.
 
     In which files tensors lie and in which order, and what an index says, makes no difference.
     With ``values`` the tensors that both have in one shape are compared as numbers, in float64,
@@ -68,7 +68,7 @@ def diff(
 
 
 def _differing(pairs: Pairs, fetch: bool, stores: Stores) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of the pairs that differ, and of those of which only ``fetch`` would tell."""
+    """Return the names of the pairs that differ, and of those that only ``fetch`` could decide."""
     far = {name: pair for name, pair in pairs.items() if remote_refs(_sides(pair))}
     near = {name: pair for name, pair in pairs.items() if name not in far}
     known = {name: _same(*pair) for name, pair in far.items()}
@@ -87,7 +87,10 @@ def _sides(pair: compare.Pair) -> dict[str, Tensor]:
 
 
 def _same(before: Tensor, after: Tensor) -> bool | None:
-    """What the hub's digests say of two tensors or files, at least one of which is there."""
+    """Return whether the hub's digests call two tensors or files the same; None if undecided.
+
+    At least one of them is on the hub.
+    """
     if not isinstance(before, TensorRef) or not isinstance(after, TensorRef):
         return None
     if before == after:
@@ -101,7 +104,7 @@ def _same(before: Tensor, after: Tensor) -> bool | None:
 
 
 def _distances(shared: Pairs, changed: frozenset[str]) -> dict[str, Distance]:
-    """The distances of all pairs of one shape; what is equal is read only for its part's norm."""
+    """Measure all pairs of one shape; equal ones are read only for the norm of their part."""
     pairs = {
         name: (old, new)
         for name, (old, new) in shared.items()
@@ -120,7 +123,10 @@ def _distances(shared: Pairs, changed: frozenset[str]) -> dict[str, Distance]:
 def _other_files(
     a: Checkpoint, b: Checkpoint, fetch: bool, stores: Stores
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """The files of both that differ, and those not known to: a file is a tensor of bytes."""
+    """Return the names of the files of both that differ, and of those that were not compared.
+
+    A file is compared as a tensor of bytes.
+    """
     old, new = compared_files(a), compared_files(b)
     found: frozenset[str] = frozenset()
     pairs: Pairs = {}

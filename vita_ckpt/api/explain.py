@@ -1,16 +1,16 @@
-"""Explaining: what each loader would do with a directory, and where they part."""
+"""Explain what each loader would do with a directory, and where loaders disagree."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from vita_ckpt.api.locate import StrPath, locate
-from vita_ckpt.checks.explain.disagreements import Divergence, divergences
-from vita_ckpt.checks.explain.loaders import LOADERS, Surroundings, explain_loaders
-from vita_ckpt.checks.explain.trace import LoaderStory
+from vita_ckpt.checks.explain.disagreements import divergences
+from vita_ckpt.checks.explain.explanation import Explanation
+from vita_ckpt.checks.explain.loaders import explain_loaders
+from vita_ckpt.checks.explain.matching import TowerLookup
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.file_listing import WeightFiles
@@ -18,17 +18,6 @@ from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower
-
-REPORT_VERSION: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What every loader would do with ``path``, and the questions they answer differently."""
-
-    path: str
-    stories: tuple[LoaderStory, ...]
-    divergences: tuple[Divergence, ...]
 
 
 def explain(path: StrPath, *, stores: Stores | None = None) -> Explanation:
@@ -39,47 +28,18 @@ def explain(path: StrPath, *, stores: Stores | None = None) -> Explanation:
     """
     stores = Stores() if stores is None else stores
     files = read_weight_files(locate(path, stores), stores)
-    stories = explain_loaders(files, _surroundings(files, stores))
-    return Explanation(files.root, stories, divergences(stories))
+    traces = explain_loaders(files, _look_up_tower(files, stores))
+    return Explanation(files.root, traces, divergences(traces))
 
 
-def explanation_to_json(explanation: Explanation) -> dict[str, Any]:
-    """The explanation as JSON, in the form of ``schemas/explain-v1.json``."""
-    return {
-        "format": "vita-ckpt-explain",
-        "version": REPORT_VERSION,
-        "path": explanation.path,
-        "loaders": [
-            {"title": LOADERS[story.loader][0], **_story(story)} for story in explanation.stories
-        ],
-        "divergences": [
-            {
-                "question": divergence.question,
-                "answers": [
-                    {"answer": answer, "loaders": list(loaders)}
-                    for answer, loaders in divergence.answers
-                ],
-            }
-            for divergence in explanation.divergences
-        ],
-    }
-
-
-def _story(story: LoaderStory) -> dict[str, Any]:
-    told: dict[str, Any] = asdict(story)
-    told["renamed"] = [{"stored": stored, "built": built} for stored, built in story.renamed]
-    told["steps"] = [asdict(step) for step in story.steps]
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in told.items()}
-
-
-def _surroundings(files: WeightFiles, stores: Stores) -> Surroundings:
+def _look_up_tower(files: WeightFiles, stores: Stores) -> TowerLookup:
     config: Mapping[str, Any] = files.config or {}
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
-        return Surroundings()
+        return TowerLookup()
     tower = find_tower(Checkpoint(files.root, "safetensors", {}, config=config), stores)
     if tower is None or tower.path is None:
-        return Surroundings(tower)
+        return TowerLookup(tower)
     try:
         beside = read_weight_files(tower.path, stores)
     except INCONCLUSIVE:
@@ -87,4 +47,4 @@ def _surroundings(files: WeightFiles, stores: Stores) -> Surroundings:
     except InputError:
         beside = None
     from_here = not is_remote(tower.path) and "\0" not in name and os.path.exists(name)
-    return Surroundings(tower, beside, from_here)
+    return TowerLookup(tower, beside, from_here)

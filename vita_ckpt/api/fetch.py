@@ -1,4 +1,4 @@
-"""Bringing to the disk what a plan or a check reads of the hub, and nothing else."""
+"""Bring to the disk what a plan or a check reads from the hub, and nothing else."""
 
 from __future__ import annotations
 

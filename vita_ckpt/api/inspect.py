@@ -1,19 +1,25 @@
-"""Opening and describing: headers only, whatever a checkpoint weighs."""
+"""Describe checkpoints from their headers, whatever they weigh."""
 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Any
 
 from vita_ckpt.api.locate import StrPath, open_checkpoint
-from vita_ckpt.checks.inspect import Inspection, inspect_checkpoint, module_rows, tensor_rows
+from vita_ckpt.checks.inspect import (
+    Inspection,
+    ModuleRow,
+    TensorRow,
+    inspect_checkpoint,
+    module_rows,
+    tensor_rows,
+)
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower
 
 
 def inspect(checkpoint: Checkpoint | StrPath, *, stores: Stores | None = None) -> Inspection:
-    """What a checkpoint, adapter, run or tower is, and whether its config agrees with its weights.
+    """Describe a checkpoint, adapter, run or tower, and compare its config with its weights.
 
     Headers and configs only. A vision tower directory that is not reachable from here is reported,
     not an error. Raises InputError if the checkpoint itself cannot be read.
@@ -25,21 +31,21 @@ def inspect(checkpoint: Checkpoint | StrPath, *, stores: Stores | None = None) -
 
 def list_tensors(
     checkpoint: Checkpoint | StrPath, pattern: str = "*", *, stores: Stores | None = None
-) -> list[dict[str, Any]]:
-    """Name, dtype, shape, shard and bytes of each tensor whose name matches a glob, by name."""
+) -> list[TensorRow]:
+    """List name, dtype, shape, shard and bytes of the tensors whose names match a glob, by name."""
     opened = as_checkpoint(checkpoint, stores)
     return tensor_rows(opened, sorted(n for n in opened.tensors if fnmatchcase(n, pattern)))
 
 
 def module_tree(
     checkpoint: Checkpoint | StrPath, depth: int, *, stores: Stores | None = None
-) -> list[dict[str, Any]]:
-    """Tensors, parameters and bytes of every module down to ``depth`` parts of a name."""
+) -> list[ModuleRow]:
+    """List tensors, parameters and bytes of every module, down to ``depth`` parts of a name."""
     return module_rows(as_checkpoint(checkpoint, stores), depth)
 
 
 def as_checkpoint(checkpoint: Checkpoint | StrPath, stores: Stores | None) -> Checkpoint:
-    """A checkpoint as it is, a path opened."""
+    """Return a checkpoint as it is; open a path."""
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     return open_checkpoint(checkpoint, stores=stores)

@@ -1,13 +1,12 @@
-"""What was done to a checkpoint, undoing it, and making whole what a dead run left."""
+"""Tell what was done to a checkpoint, undo it, and clean up after runs that were killed."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
 
 from vita_ckpt.api.locate import StrPath, local, open_checkpoint
-from vita_ckpt.core.checkpoint import MANIFEST
+from vita_ckpt.core.filenames import MANIFEST
+from vita_ckpt.core.outcomes import History, PutBack, Undoable
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.in_place import journal, rollback
@@ -15,52 +14,6 @@ from vita_ckpt.storage.in_place.leftovers import Leftover, leftovers_in, leftove
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.signed_journal import is_own, read_journal
 from vita_ckpt.storage.stores.local import LOCAL
-
-REPORT_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class PutBack:
-    """A checkpoint as it was before ``operation``, which was begun at ``time``.
-
-    ``recovered`` is set where the surgery, or an undo of it, had died in the middle. ``kept`` are
-    files that the surgery added and that have changed since: they are still there.
-    """
-
-    path: str
-    operation: str
-    time: str
-    recovered: bool
-    kept: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Undoable:
-    """The last in-place surgery of a checkpoint, with the bytes that are kept to undo it.
-
-    ``foreign`` is set where this user did not sign its journal for this directory: it came with the
-    checkpoint, or the directory was moved or restored, or the key was lost.
-    """
-
-    operation: str
-    time: str
-    nbytes: int
-    foreign: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What is known of how a checkpoint was made, the first operation first.
-
-    ``operations`` are those of ``vita_ckpt.json``, as they stand there; ``undoable`` is None where
-    nothing can be undone; ``has_manifest`` says whether digests of all files are there.
-    """
-
-    path: str
-    operations: tuple[dict[str, Any], ...]
-    needs_alignment: bool
-    has_manifest: bool
-    undoable: Undoable | None
 
 
 def undo(path: StrPath, *, force: bool = False) -> PutBack:
@@ -94,7 +47,7 @@ def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
 
 
 def history(path: StrPath, *, stores: Stores | None = None) -> History:
-    """What was done to a checkpoint, and whether the last of it can be undone.
+    """Return what was done to a checkpoint, and whether the last of it can be undone.
 
     Raises InputError if the checkpoint cannot be read.
     """
@@ -109,29 +62,8 @@ def history(path: StrPath, *, stores: Stores | None = None) -> History:
     )
 
 
-def history_to_json(found: History) -> dict[str, Any]:
-    """The history as JSON, in the form of ``schemas/history-v1.json``."""
-    undoable = found.undoable
-    return {
-        "format": "vita-ckpt-history",
-        "version": REPORT_VERSION,
-        "path": found.path,
-        "operations": list(found.operations),
-        "needs_alignment": found.needs_alignment,
-        "has_manifest": found.has_manifest,
-        "undoable": None
-        if undoable is None
-        else {
-            "operation": undoable.operation,
-            "time": undoable.time,
-            "bytes": undoable.nbytes,
-            "foreign": undoable.foreign,
-        },
-    }
-
-
 def leftovers(path: StrPath) -> list[Leftover]:
-    """What runs that were killed left in a directory, beside it, and in it if it is a checkpoint.
+    """Find what killed runs left in a directory, beside it, and in it if it is a checkpoint.
 
     The path itself need not exist: an output that never came is looked for beside its place. Raises
     InputError if neither it nor its directory can be read.
@@ -147,7 +79,7 @@ def leftovers(path: StrPath) -> list[Leftover]:
 
 
 def _temporary() -> list[Leftover]:
-    """What was fetched of the hub only to be read, and lies where temporary files do.
+    """Find what was fetched from the hub and lies where temporary files do.
 
     Nothing where that is no place, or cannot be read. Python may write there to find that out.
     """
@@ -160,7 +92,9 @@ def _temporary() -> list[Leftover]:
 
 
 def clean(path: StrPath, *, dry_run: bool = False) -> list[tuple[Leftover, bool]]:
-    """Remove what :func:`leftovers` finds, with whether it is gone, or with ``dry_run`` would be.
+    """Remove what killed runs left; return each with whether it is gone.
+
+    With ``dry_run`` nothing is removed, and each comes with whether it would be.
 
     So is what is left of this user in the directory for temporary files. What belongs to a process
     that lives, or that ran where it cannot be looked for, stays.
@@ -171,7 +105,7 @@ def clean(path: StrPath, *, dry_run: bool = False) -> list[tuple[Leftover, bool]
 
 
 def last_undoable(path: StrPath) -> Undoable | None:
-    """What :func:`undo` would undo and :func:`drop_undo` remove; None if there is nothing.
+    """Return what :func:`undo` would undo and :func:`drop_undo` remove; None if there is nothing.
 
     The checkpoint itself need not be readable. Raises InputError if what is kept is not.
     """
@@ -179,7 +113,7 @@ def last_undoable(path: StrPath) -> Undoable | None:
 
 
 def drop_undo(path: StrPath) -> int:
-    """Remove what is kept to undo the last in-place surgery; the bytes of it, 0 if there is none.
+    """Remove what is kept to undo the last in-place surgery; return its size in bytes, or 0.
 
     Raises InputError if somebody works on the checkpoint.
     """

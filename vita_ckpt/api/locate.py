@@ -1,4 +1,4 @@
-"""What a user calls a checkpoint, a path or a name on the hub, and where that is."""
+"""Tell paths from names on the hub, and open what they name."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def _pinned(address: Address, path: StrPath, stores: Stores) -> str:
         return str(stores.hub.pin(address))
     except HubError as error:
         if error.code == "repository-not-found" and not is_remote(os.fspath(path)):
-            error.expected = "a path that exists, or a repository that can be seen from here"
+            wanted = "a path that exists, or a repository that can be seen from here"
+            raise error.replaced(expected=wanted) from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""Plans: what each surgery would make of opened checkpoints, computed from their headers."""
+"""Plan surgeries: compute what each would make of checkpoints, from their headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
-from vita_ckpt.core.anatomy.towers.tower import EVA, tower_of_config, tower_of_shapes
+from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import Plan
@@ -34,7 +34,7 @@ from vita_ckpt.surgery.vision_modules import VisionModelArgs
 def plan_extract_projector(
     checkpoint: Checkpoint | StrPath, *, bare: bool = False, stores: Stores | None = None
 ) -> Plan:
-    """A plan for a file of the projector of ``checkpoint`` alone.
+    """Plan a file that holds the projector of ``checkpoint`` alone.
 
     ``checkpoint`` is anything that holds one: a checkpoint, the trainer's file or run, a LoRA run.
     Tensors are named as upstream does, ``model.mm_projector.0.weight``, or ``0.weight`` if
@@ -52,7 +52,7 @@ def plan_merge_projector(
     tower: Checkpoint | StrPath | None = None,
     stores: Stores | None = None,
 ) -> Plan:
-    """A plan that puts the projector of ``adapter`` into ``base``, and leaves all else as it is.
+    """Plan to put the projector of ``adapter`` into ``base``, and leave all else as it is.
 
     ``dtype`` (``"bf16"``, ``"float16"``, ``"F32"`` …) is what the projector is written in, by
     default the dtype of the base's. ``extras`` names other tensors of the adapter to take along,
@@ -97,7 +97,7 @@ def plan_swap_tower(
     s2_scales: str | None = None,
     stores: Stores | None = None,
 ) -> Plan:
-    """A plan that gives ``base``, a VITA checkpoint or a plain language model, another tower.
+    """Plan to give ``base``, a VITA checkpoint or a plain language model, another tower.
 
     ``tower`` is a tower directory or file, a full CLIP, SigLIP or InternVL checkpoint, or another
     VITA checkpoint. ``tower_path`` is the string for the config, by default the path as it was
@@ -135,7 +135,7 @@ def plan_extract_tower(
     tower_config: StrPath | None = None,
     stores: Stores | None = None,
 ) -> Plan:
-    """A plan for a directory of the vision tower of ``checkpoint`` alone.
+    """Plan a directory that holds the vision tower of ``checkpoint`` alone.
 
     It loads with transformers and as upstream's ``mm_vision_tower``. ``tower_config`` is the
     tower's ``config.json`` or its directory, by default what the checkpoint leads to. Raises
@@ -151,7 +151,7 @@ def plan_extract_tower(
 def plan_set(
     checkpoint: Checkpoint | StrPath, values: Mapping[str, Any], *, stores: Stores | None = None
 ) -> Plan:
-    """A plan that sets keys of a checkpoint's vision config, and touches no weight.
+    """Plan to set keys of a checkpoint's vision config, and touch no weight.
 
     Raises UsageError for a key or a value that is none. What then disagrees with the weights and
     did not before is said in the plan's notes.
@@ -180,7 +180,10 @@ def _is_plain(base: Checkpoint) -> bool:
 def _plan_assemble(
     base: Checkpoint, adapter: Checkpoint, tower: Checkpoint | StrPath | None, stores: Stores
 ) -> Plan:
-    """Upstream's "base model + projector" load: a base without a tower, a run, and its tower."""
+    """Plan a VITA checkpoint from a base without a tower, a run, and the run's tower.
+
+    This is what upstream's "base model + projector" load makes.
+    """
     has_tower = any(part_of(name) == VISION_TOWER for name in base.tensors)
     if has_tower:
         raise UsageError(
@@ -249,7 +252,7 @@ def _check_sizes(base: Checkpoint, adapter: Checkpoint) -> None:
 
 
 def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
-    """The string that upstream will look a tower up by: the path as it was given."""
+    """Return the string that upstream will look a tower up by: the path as it was given."""
     named = (donor.config or {}).get("mm_vision_tower")
     if isinstance(named, str) and named:  # another VITA checkpoint
         return named
@@ -259,7 +262,7 @@ def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
         path = "/".join(filter(None, (address.repository, address.below)))
     shapes = {name: tensor.shape for name, tensor in donor.tensors.items()}
     found = tower_of_shapes(shapes)
-    if found is not None and found.family == EVA and donor.shards[0].name:
+    if found is not None and found.traits.lone_file and donor.shards[0].name:
         return os.path.join(path, donor.shards[0].name)  # upstream opens the file itself
     return path
 
@@ -267,7 +270,7 @@ def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
 def _config_of(
     donor: Checkpoint, tower_config: StrPath | None, stores: Stores
 ) -> Mapping[str, Any] | None:
-    """The config of a tower, standalone or in a VITA checkpoint."""
+    """Return the config of a tower, standalone or in a VITA checkpoint."""
     if tower_config is not None:
         return read_given_config(locate(tower_config, stores), stores)
     if any(name.startswith(TOWER_PREFIX) for name in donor.tensors):

@@ -1,20 +1,21 @@
-"""Pushing: a checkpoint to the hub, once it is known to be sound."""
+"""Push a checkpoint to the hub, once it is known to be sound."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from vita_ckpt.api.locate import StrPath, local
 from vita_ckpt.api.validate import report_on
 from vita_ckpt.core.address import is_inside, looks_like_repository
 from vita_ckpt.core.checkpoint import Checkpoint, File
-from vita_ckpt.core.filenames import ADAPTER_CONFIG, counts_as_weights, index_of
+from vita_ckpt.core.filenames import ADAPTER_CONFIG, MODEL_CARD, counts_as_weights, index_of
 from vita_ckpt.core.hub_card import hub_card
-from vita_ckpt.core.model_card import MODEL_CARD, with_lineage
+from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.model_card import with_lineage
+from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.provenance import operations
-from vita_ckpt.core.report import Report, has_errors
+from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.in_progress import check_whole
@@ -26,21 +27,6 @@ from vita_ckpt.storage.reading.survey import Survey, is_partial, survey
 from vita_ckpt.storage.stores.local import LOCAL
 
 _KEPT_HIDDEN = (".gitattributes",)
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """What validation found, and where the checkpoint is now; no ``url`` if it was refused.
-
-    ``files`` are the names of what is uploaded, ``left_out`` says of everything else why it is not,
-    ``removed`` are the weights of earlier pushes that are no longer in the repository.
-    """
-
-    report: Report
-    url: str | None
-    files: tuple[str, ...]
-    left_out: dict[str, str]
-    removed: tuple[str, ...] = ()
 
 
 def push(
@@ -121,8 +107,8 @@ def _directory(path: StrPath) -> str:
     return root
 
 
-def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
-    """The files that go up, as they were surveyed, by their names; the others, with why not."""
+def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, LeftOut]]:
+    """Return the files to upload, as they were surveyed, and why each other one is left out."""
     checkpoint = surveyed.checkpoint
     root = checkpoint.root
     parts = _parts(checkpoint)
@@ -135,15 +121,15 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
     files: dict[str, File] = {}
     for name, path in _walk(root, left_out):
         if is_partial(path) and name not in parts:
-            left_out[name] = "what an interrupted download or copy left"
+            left_out[name] = LeftOut.PARTIAL_DOWNLOAD
             continue
         if os.path.islink(path) and name not in parts and not _stays_inside(root, path):
-            left_out[name] = "a link out of the directory"
+            left_out[name] = LeftOut.OUTSIDE_LINK
             continue
         entry = LOCAL.look(path)
         file = known.get(name) or (entry.file if entry is not None else None)
         if file is None:
-            left_out[name] = "not readable"
+            left_out[name] = LeftOut.UNREADABLE
         else:
             files[name] = file
     for shard in checkpoint.shards:
@@ -157,16 +143,16 @@ def _sorted_out(surveyed: Survey) -> tuple[dict[str, File], dict[str, str]]:
     return files, left_out
 
 
-def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Names and paths of what is not left out; what is hidden or has no name in UTF-8 is added."""
+def _walk(root: str, left_out: dict[str, LeftOut]) -> Iterator[tuple[str, str]]:
+    """Yield names and paths of the other files; add hidden ones and those not in UTF-8."""
     for folder, folders, names in os.walk(root):
         below = os.path.relpath(folder, root)
         relative = {n: n if below == os.curdir else f"{below}/{n}" for n in (*folders, *names)}
         for name in sorted(relative):
             if name.startswith(".") and name not in _KEPT_HIDDEN:
-                left_out[relative[name]] = "hidden"
+                left_out[relative[name]] = LeftOut.HIDDEN
             elif not _is_utf8(name):
-                left_out[relative[name]] = "a name that is not UTF-8"
+                left_out[relative[name]] = LeftOut.NOT_UTF8
         for name in sorted(names):
             if relative[name] not in left_out:
                 yield relative[name], os.path.join(folder, name)
@@ -174,7 +160,7 @@ def _walk(root: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _parts(checkpoint: Checkpoint) -> set[str]:
-    """The files of weights that the index or the layout promises, broken ones too."""
+    """Return the weight files that the index or the layout promises, broken ones too."""
     root = checkpoint.root
     names = LOCAL.listing(root)
     index = index_of(names)
@@ -190,7 +176,7 @@ def _parts(checkpoint: Checkpoint) -> set[str]:
 
 
 def _stays_inside(root: str, link: str) -> bool:
-    """Whether a link leads to what is not hidden in the directory, or to a blob of the hub's cache.
+    """Return whether a link leads to a visible file below, or to a blob of the hub's cache.
 
     There, ``snapshots/COMMIT`` holds links to files in ``blobs``, beside it.
     """

@@ -1,29 +1,35 @@
-"""Validating: every rule on a checkpoint, an adapter, a LoRA run or a tower."""
+"""Validate a checkpoint, an adapter, a LoRA run or a tower by every rule."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 from vita_ckpt.api.fetch import downloaded, fetched
 from vita_ckpt.api.locate import StrPath, locate
-from vita_ckpt.api.values import check_values
 from vita_ckpt.checks import kinds
 from vita_ckpt.checks.config import check_config
 from vita_ckpt.checks.digests import check_manifest, check_written
+from vita_ckpt.checks.files import (
+    check_kind,
+    check_left_out,
+    check_undo_data,
+    finding_of_error,
+    intended_kind,
+    unreadable_undo_data,
+)
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.lora import check_lora
-from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.structure import check_structure
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.checks.values import Values, check_tensor, values_of
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
 from vita_ckpt.core.filenames import CONFIG, foreign_kind, index_of
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
@@ -32,10 +38,12 @@ from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.references import find_base, reaches
-from vita_ckpt.storage.reading.survey import Problem, Survey, survey
+from vita_ckpt.storage.reading.survey import Survey, survey
 from vita_ckpt.storage.reading.tokenizer import count_tokens
 from vita_ckpt.storage.reading.tower import find_tower, read_carried_config, read_processor
 from vita_ckpt.storage.stores.local import LOCAL
+from vita_ckpt.storage.tensors.scan import scan
+from vita_ckpt.storage.tensors.stream import Progress, no_progress
 from vita_ckpt.surgery.projector import plan_extract_projector
 
 KINDS = (
@@ -46,7 +54,6 @@ KINDS = (
     kinds.TOWER,
     kinds.AUDIO_ADAPTER,
 )
-_QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".weight_scale", ".weight_packed")
 
 
 def validate(
@@ -57,7 +64,7 @@ def validate(
     deep: bool = False,
     stores: Stores | None = None,
 ) -> Report:
-    """Every rule on what lies at ``path``, without loading it: headers, configs, small parts.
+    """Check what lies at ``path`` by every rule, without loading it: headers, configs, small parts.
 
     ``values`` reads every byte; those of projectors and adapters are always read, unless they lie
     on the hub: of what is there only headers are fetched without ``values``. ``deep`` compares with
@@ -84,10 +91,10 @@ def report_on(
     values: bool = False,
     deep: bool = False,
 ) -> Report:
-    """What :func:`validate` says of what was surveyed already."""
+    """Validate what was surveyed already; the options are those of :func:`validate`."""
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
-    findings = [_of_problem(problem) for problem in surveyed.problems]
+    findings = [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
     subject, more = _subject(surveyed, kind, stores)
     findings += more
     if any(found.rule == "other-kind" for found in findings):
@@ -101,14 +108,40 @@ def report_on(
         findings += check_config(subject)
     if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER):
         findings += check_loaders(checkpoint)
-    findings += _beside(subject)
+    findings += check_left_out(subject)
     if deep:
         findings += _digests(downloaded(checkpoint, stores), stores)
     return Report(path, subject.kind, worst_first(findings))
 
 
+def check_values(
+    checkpoint: Checkpoint,
+    names: Collection[str] | None = None,
+    *,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> list[Finding]:
+    """Check the values of tensors that lie in files: of ``names``, or of all.
+
+    Findings are in the order of the checkpoint's tensors. Bytes that several names share are read
+    once. ``threads``, ``progress`` and the errors are those of
+    :func:`~vita_ckpt.storage.tensors.scan.scan`.
+    """
+    refs = {n: ref for n, ref in checkpoint.refs.items() if names is None or n in names}
+    seen = dict.fromkeys(refs.values(), Values())
+    lock = Lock()
+
+    def visit(tensor: TensorRef, data: memoryview, position: int) -> None:
+        values = values_of(tensor, data, position)
+        with lock:
+            seen[tensor] += values
+
+    scan(seen, visit, threads=threads, progress=progress)
+    return [found for name, ref in refs.items() for found in check_tensor(name, ref, seen[ref])]
+
+
 def holds_checkpoints(path: str) -> list[str]:
-    """The checkpoints, adapters and towers in a directory that is none itself; else nothing."""
+    """List the checkpoints, adapters and towers in a directory that is none itself."""
     if not os.path.isdir(path) or os.path.lexists(os.path.join(path, CONFIG)):
         return []
     # Loose weight files without an index and a config make no checkpoint either.
@@ -123,7 +156,7 @@ def holds_checkpoints(path: str) -> list[str]:
 
 
 def _why_not(path: str) -> str | None:
-    """The code of the error why a directory is no checkpoint; None if it is one."""
+    """Return the code of the error that opening a directory raises; None if it is a checkpoint."""
     try:
         names = LOCAL.listing(path)
         if index_of(names) is None and foreign_kind(names) is None:
@@ -136,18 +169,14 @@ def _why_not(path: str) -> str | None:
 
 
 def _subject(surveyed: Survey, kind: str | None, stores: Stores) -> tuple[Subject, list[Finding]]:
-    """The checkpoint with its surroundings, and what of those cannot be read."""
-    checkpoint, findings = surveyed.checkpoint, []
+    """Gather the checkpoint and what it refers to; findings for what of it cannot be read."""
+    checkpoint = surveyed.checkpoint
     directory = find_tower(checkpoint, stores)
     inspected = inspect_checkpoint(checkpoint, directory)
-    taken_for = kind or _kind(checkpoint, inspected.kind)
+    taken_for = kind or intended_kind(checkpoint, inspected.kind)
     if taken_for != inspected.kind:
         inspected = inspect_checkpoint(checkpoint, directory, kind=taken_for)
-    if _is_quantised(checkpoint):
-        findings.append(_other(checkpoint, "quantised weights (take what they were made of)"))
-    elif taken_for == kinds.UNKNOWN and checkpoint.tensors:
-        names = ", ".join(list(checkpoint.tensors)[:3])
-        findings.append(_other(checkpoint, f"weights of no known kind: {names}"))
+    findings = list(check_kind(checkpoint, taken_for))
 
     def attempt(read: Callable[[], Any]) -> Any:
         try:
@@ -155,7 +184,7 @@ def _subject(surveyed: Survey, kind: str | None, stores: Stores) -> tuple[Subjec
         except INCONCLUSIVE:
             raise
         except InputError as error:
-            findings.append(_of_problem(Problem(_file_of(error), error)))
+            findings.append(finding_of_error(error, _file_of(error)))
             return None
 
     carried = attempt(lambda: read_carried_config(checkpoint, stores))
@@ -174,35 +203,8 @@ def _subject(surveyed: Survey, kind: str | None, stores: Stores) -> tuple[Subjec
     return subject, findings
 
 
-def _kind(checkpoint: Checkpoint, looks_like: str) -> str:
-    """What a checkpoint is meant to be, where its weights are wrapped or could not be read."""
-    if looks_like not in (kinds.UNKNOWN, kinds.TOWER):
-        return looks_like
-    if checkpoint.layout not in ("safetensors", "torch"):
-        return looks_like
-    config = checkpoint.config or {}
-    model_type = str(config.get("model_type"))
-    if model_type in BACKBONES or "mm_vision_tower" in config:
-        return kinds.VITA
-    if model_type in PLAIN_LANGUAGE_MODELS:
-        return kinds.LANGUAGE_MODEL
-    return kinds.TOWER if towers.tower_of_config(config) is not None else looks_like
-
-
-def _is_quantised(checkpoint: Checkpoint) -> bool:
-    config = checkpoint.config or {}
-    return isinstance(config.get("quantization_config"), Mapping) or any(
-        name.endswith(_QUANTISED) for name in checkpoint.tensors
-    )
-
-
-def _other(checkpoint: Checkpoint, what: str) -> Finding:
-    message = f"expected weights that VITA's loaders read, got {what}"
-    return finding("other-kind", checkpoint.root, message, file=checkpoint.root)
-
-
 def _adapter(subject: Subject) -> Iterator[Finding]:
-    """What get_w makes of an adapter's names."""
+    """Check that get_w finds a projector by an adapter's names."""
     if subject.kind not in (kinds.PROJECTOR, kinds.LORA_RUN):
         return
     has_projector = any("mm_projector" in name for name in subject.checkpoint.tensors)
@@ -212,11 +214,11 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
         plan_extract_projector(subject.checkpoint)
     except VitaCkptError as error:
         if error.code != "empty-tensor":  # has been said
-            yield _of_problem(Problem(_file_of(error), error))
+            yield finding_of_error(error, _file_of(error))
 
 
 def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Finding]:
-    """The values of the small parts, or of all."""
+    """Check the values of the small parts, or of all."""
     refs = subject.checkpoint.refs
     if is_remote(subject.checkpoint.root) and not everything:  # headers only
         return []
@@ -229,7 +231,7 @@ def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Findi
 
 
 def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
-    """Where bytes are not those that digests were taken of."""
+    """Check bytes against the digests that were taken of them."""
     from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests  # noqa: PLC0415 - only when asked for
     from vita_ckpt.storage.writing.manifest import measure, read_manifest  # noqa: PLC0415 - only when asked for
 
@@ -240,7 +242,7 @@ def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
         raise
     except InputError as error:
         manifest = None
-        yield _of_problem(Problem(_file_of(error), error))
+        yield finding_of_error(error, _file_of(error))
     if manifest is not None:
         found = measure(checkpoint)
         for known in check_manifest(manifest, found):
@@ -264,56 +266,9 @@ def _undo_data(root: str) -> Iterator[Finding]:
     if kept is None:
         return
     try:
-        for subject in damaged(kept, root, read_journal(kept, root), deep=True):
-            message = "expected the bytes that were saved, got others"
-            yield finding("undo-damaged", subject, message, file=subject.partition(": ")[0])
+        yield from check_undo_data(damaged(kept, root, read_journal(kept, root), deep=True))
     except InputError as error:
-        message = f"expected what was saved, got {error.got}"
-        yield finding("undo-damaged", error.subject, message, file=error.subject)
-
-
-def _beside(subject: Subject) -> Iterator[Finding]:
-    """Weight files that are not part of the checkpoint, and the state of its training."""
-    checkpoint = subject.checkpoint
-    is_vita = subject.kind == kinds.VITA
-    for name, reason in checkpoint.left_out.items():
-        path = os.path.join(checkpoint.root, name)
-        if reason.startswith("state of the run"):
-            yield finding("training-state", name, "not part of the checkpoint", file=path)
-        elif not checkpoint.shards or not reason.startswith("a weight file"):
-            continue  # where no weights could be read, they are perhaps among these
-        elif is_vita and name.endswith(".safetensors"):
-            yield finding(
-                "stale-weights",
-                name,
-                "expected only files that the checkpoint consists of, got one that upstream's "
-                "loader reads all the same when unfreeze_vision_tower is set",
-                hint="remove it, or move it out of the directory",
-                file=path,
-            )
-        else:
-            yield finding(
-                "other-weights",
-                name,
-                "expected only files that the checkpoint consists of, got other weights",
-                hint="remove it, or move it out of the directory",
-                file=path,
-            )
-
-
-def _of_problem(problem: Problem) -> Finding:
-    error = problem.error
-    rule = RULES.get(error.code)
-    said = [f"expected {error.expected}" if error.expected else ""]
-    said += [f"got {error.got}" if error.got else ""]
-    return Finding(
-        error.code,
-        rule.severity if rule is not None else "error",
-        error.subject,
-        ", ".join(filter(None, said)),
-        error.hint,
-        problem.file,
-    )
+        yield unreadable_undo_data(error)
 
 
 def _file_of(error: VitaCkptError) -> str:

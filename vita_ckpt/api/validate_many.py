@@ -27,7 +27,7 @@ def validate_all(
     jobs: int = 1,
     stores: Stores | None = None,
 ) -> Iterator[Report | VitaCkptError]:
-    """The report of each path in order, or the error why there is none; ``jobs`` at a time."""
+    """Yield the report of each path, or the error that prevented it, in order; ``jobs`` at once."""
     one = partial(
         _report_or_error, kind=kind, values=values, deep=deep, verify=verify, golden=golden
     )
@@ -51,7 +51,7 @@ def validate_all(
 def _by_processes(
     one: _One, paths: Sequence[str], jobs: int
 ) -> Iterator[tuple[Report | VitaCkptError, int]]:
-    """``one`` of each path, by several processes: threads would take turns at parsing headers."""
+    """Call ``one`` with each path in several processes: threads would take turns at parsing."""
     import logging  # noqa: PLC0415 - slow, seldom needed
     import multiprocessing  # noqa: PLC0415
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
@@ -90,7 +90,7 @@ def _set_level(level: int) -> None:
 
 
 def _counted(one: _One, path: str) -> tuple[Report | VitaCkptError, int]:
-    """What ``one`` says of a path, and the bytes that came from the hub for it."""
+    """Return the result for a path, and the number of bytes that came from the hub for it."""
     stores = Stores()
     return one(path, stores=stores), stores.bytes_downloaded
 

@@ -1,4 +1,4 @@
-"""Running: the model of a checkpoint, and what one forward pass shows (extra ``model``)."""
+"""Run the model of a checkpoint, and say what one forward pass shows (extra ``model``)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vita_ckpt.api.fetch import downloaded
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, local, locate
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, read_json
 from vita_ckpt.storage.stores.local import LOCAL
@@ -21,9 +22,9 @@ from vita_ckpt.storage.writing.atomic_file import check_new, write_new
 if TYPE_CHECKING:
     import torch
 
-    from vita_ckpt.model.verify import Verification
     from vita_ckpt.model.vita import VitaModel
 
+# What weights may take: bytes or a text such as "4GB", by GPU number or "cpu".
 MaxMemory = Mapping[Any, int | str]
 
 # Enough to see whether an answer makes sense: while streaming, each token reads all the weights.
@@ -43,7 +44,7 @@ def load_model(
     max_memory: MaxMemory | None = None,
     stores: Stores | None = None,
 ) -> VitaModel:
-    """The model of a VITA checkpoint, ready to run: text and images, no audio.
+    """Load the model of a VITA checkpoint, ready to run: text and images, no audio.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
     ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
@@ -64,7 +65,7 @@ def load_model(
 
     stores = Stores() if stores is None else stores
     checkpoint = downloaded(as_checkpoint(path, stores), stores)
-    with _memory_said(checkpoint.root):
+    with _memory_errors(checkpoint.root):
         return load.load_model(
             checkpoint,
             device=device,
@@ -127,7 +128,7 @@ def verify(
     checkpoint = downloaded(as_checkpoint(path, stores), stores)
     base = None if against is None else downloaded(as_checkpoint(against, stores), stores)
     earlier = None if golden is None else _read_golden(os.fspath(golden))
-    with _memory_said(checkpoint.root):
+    with _memory_errors(checkpoint.root):
         verification = forward.verify_checkpoint(
             checkpoint,
             device=device,
@@ -148,19 +149,19 @@ def verify(
 
 
 @contextmanager
-def _memory_said(path: str) -> Iterator[None]:
-    """Memory that runs out is an error of its own, in one line; torch says it in many."""
+def _memory_errors(path: str) -> Iterator[None]:
+    """Raise InputError in one line where memory runs out; torch raises it in many."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = str(error).lower()
+        message = str(error).lower()
         memory = ("out of memory", "not enough memory", "can't allocate memory")
-        if not isinstance(error, MemoryError) and not any(words in said for words in memory):
+        if not isinstance(error, MemoryError) and not any(words in message for words in memory):
             raise
         raise InputError(
             "out-of-memory",
             path,
-            got=said.partition("\n")[0],
+            got=message.partition("\n")[0],
             hint="with --max-memory cpu=0 (or 0=0 for a GPU) the weights stream from the files",
         ) from error
 
@@ -179,7 +180,7 @@ def _read_golden(path: str) -> Mapping[str, Any]:
 
 
 def _are_rows(rows: Any) -> bool:
-    """Whether ``rows`` are tables of ids and of values of one shape."""
+    """Return whether ``rows`` are tables of ids and of values of one shape."""
 
     def sizes(table: Any, kinds: tuple[type, ...]) -> list[int] | None:
         if not isinstance(table, list) or not all(isinstance(line, list) for line in table):

@@ -1,1 +1,1 @@
-"""What a checkpoint is and whether its halves agree: described, never mended."""
+"""Describe checkpoints and check them by rules; change nothing."""

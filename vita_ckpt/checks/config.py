@@ -1,4 +1,4 @@
-"""The config against the weights, the tower, the processor and the tokenizer."""
+"""Check the config against the weights, the tower, the processor and the tokenizer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from vita_ckpt.checks import kinds
 from vita_ckpt.checks.inspect import ConfigLine
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.anatomy.towers.tower import Tower
-from vita_ckpt.core.checkpoint import PROVENANCE
+from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding
 
@@ -26,7 +25,7 @@ _WITH_CONFIG: Final = (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.PROJECTOR)
 
 
 def check_config(subject: Subject) -> Iterator[Finding]:
-    """Every rule about ``config.json`` and what stands beside it."""
+    """Check ``config.json`` and what stands beside it by every rule about them."""
     if subject.checkpoint.config is None:
         yield from _missing(subject)
         return
@@ -50,12 +49,12 @@ def check_config(subject: Subject) -> Iterator[Finding]:
 def _missing(subject: Subject) -> Iterator[Finding]:
     known = subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER)
     tower = subject.inspection.tower
-    is_eva = subject.kind == kinds.TOWER and tower is not None and tower.family == towers.EVA
+    is_eva = subject.kind == kinds.TOWER and tower is not None and tower.traits.lone_file
     directory = subject.checkpoint.layout != "file"
     if known and directory and not is_eva:
         yield finding(
             "config-missing",
-            "config.json",
+            CONFIG,
             "expected a config.json beside the weights, got none",
             hint="copy it from where the checkpoint came from",
             file=subject.checkpoint.root,
@@ -63,20 +62,20 @@ def _missing(subject: Subject) -> Iterator[Finding]:
 
 
 def _keys(subject: Subject) -> Iterator[Finding]:
-    """What inspect compares, key by key."""
+    """Check the keys that inspect compares."""
+    has_projector = any(
+        part.name == parts.MM_PROJECTOR and part.tensors > 0 for part in subject.inspection.parts
+    )
     for key, line in subject.inspection.config.items():
         if line.problem is not None:
             yield _of(subject, "config-type", key, line.problem)
         elif line.agrees is False and key not in _ELSEWHERE:
             rule = "config-stale" if key in _STALE else "config-weights-mismatch"
             if key == "mm_projector_type" and not projectors.is_known(
-                str(line.value or "mlp2x_gelu")
+                str(line.value or projectors.DEFAULT_TYPE)
             ):
                 continue  # a rule of its own
-            if line.weights in ("no tensors", False) and key in (
-                "mm_projector_type",
-                "use_mm_proj",
-            ):
+            if key in ("mm_projector_type", "use_mm_proj") and not has_projector:
                 continue  # the projector is absent: a rule of its own
             if key == "num_hidden_layers" and any(
                 name.startswith(parts.LAYERS_PREFIX) for name in subject.unread
@@ -89,19 +88,19 @@ def _keys(subject: Subject) -> Iterator[Finding]:
 def _hidden_size(subject: Subject) -> Iterator[Finding]:
     value = subject.config.get("mm_hidden_size")
     if value is not None and type(value) is not int:
-        return  # its type is wrong: that has been said
+        return  # its type is wrong: a finding of its own
     tower, projector = subject.inspection.tower, subject.inspection.projector
-    said: dict[str, Any] = {"in the config": value}
+    widths: dict[str, Any] = {"in the config": value}
     if tower is not None:
         width = tower.output_width(towers.number_of_scales(subject.config))
-        said["out of the tower"] = width
+        widths["out of the tower"] = width
     if projector is not None:
-        said["into the projector"] = projector.in_width
+        widths["into the projector"] = projector.in_width
     is_projector = subject.kind == kinds.PROJECTOR
-    if len(said) == 1 or len(set(said.values())) == 1 or (is_projector and value is None):
+    if len(widths) == 1 or len(set(widths.values())) == 1 or (is_projector and value is None):
         return
-    got = ", ".join(f"{width} {where}" for where, width in said.items())
-    hint = "vita-ckpt set corrects the config" if len({*said.values()} - {value}) == 1 else ""
+    got = ", ".join(f"{width} {where}" for where, width in widths.items())
+    hint = "vita-ckpt set corrects the config" if len({*widths.values()} - {value}) == 1 else ""
     yield _of(
         subject, "hidden-size-mismatch", "mm_hidden_size", f"expected one width, got {got}", hint
     )
@@ -166,7 +165,7 @@ def _paths(subject: Subject) -> Iterator[Finding]:
                 subject,
                 "tower-path-misleads",
                 "mm_vision_tower",
-                f"expected a path that upstream takes for {towers.LABELS[known.family]}, got "
+                f"expected a path that upstream takes for {known.traits.label}, got "
                 f"{path!r}: {by_path.tower_class or 'nothing'} ({by_path.reason})",
                 "vita-ckpt set gives it another path",
             )
@@ -194,7 +193,7 @@ def _paths(subject: Subject) -> Iterator[Finding]:
 
 
 def _s2_raises(config: Mapping[str, Any], path: str) -> bool:
-    """Whether the path is right and it is S2 that upstream stumbles over: a rule of its own."""
+    """Return whether the path is right and upstream fails over S2, which has its own rule."""
     return config.get("use_s2") is True and towers.dispatch(path, False).family is not None
 
 
@@ -223,8 +222,7 @@ def _projector_type(subject: Subject) -> Iterator[Finding]:
             subject,
             "unknown-projector-type",
             "mm_projector_type",
-            "expected linear, mlpNx_gelu, sppv1, sppv2, sppv3, ldp, vanilla, minigpt or identity, "
-            f"got {kind!r}",
+            f"expected {projectors.listed()}, got {kind!r}",
         )
 
 
@@ -236,9 +234,8 @@ def _s2(subject: Subject) -> Iterator[Finding]:
             message = "expected true: the projector takes the features of several scales, got "
             yield _of(subject, "config-weights-mismatch", "use_s2", message + repr(line.value))
         return
-    family = tower.family if tower is not None else None
-    if family is not None and family != towers.SIGLIP:
-        message = f"expected a SigLIP tower, got {towers.LABELS[family]}"
+    if tower is not None and not tower.traits.has_s2:
+        message = f"expected a {towers.listed(towers.WITH_S2)} tower, got {tower.traits.label}"
         yield _of(subject, "s2-needs-siglip", "use_s2", message)
         return
     text = config.get("s2_scales", towers.DEFAULT_S2_SCALES)
@@ -260,8 +257,8 @@ def _tower(subject: Subject) -> Iterator[Finding]:
     described = towers.tower_of_config(config) if config is not None else None
     if described is not None:
         yield from _differences(tower, described)
-    if tower.family == towers.INTERNVIT and tower.grid is not None and tower.grid % 2:
-        message = f"expected an even number of patches along a side, got {tower.grid}"
+    if tower.has_odd_grid:
+        message = f"expected {tower.traits.grid_needed}, got {tower.grid}"
         yield finding("odd-patch-grid", "model.vision_tower", message)
     elif subject.kind == kinds.VITA:
         tokens = tower.tokens()
@@ -302,14 +299,14 @@ def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:
     if size not in fitting:
         yield finding(
             "processor-size-mismatch",
-            "preprocessor_config.json",
+            PROCESSOR,
             f"expected images of {tower.image_size} px, which the tower takes, got {size} px",
             hint="the processor belongs to another tower",
         )
 
 
 def _processor_size(processor: Mapping[str, Any]) -> int | None:
-    """The side in pixels of the images that a processor makes; None where it does not say."""
+    """Return the side in pixels of the images that a processor makes; None if it has none."""
     crops = processor.get("do_center_crop") is not False and "crop_size" in processor
     size = processor.get("crop_size" if crops else "size")
     if isinstance(size, Mapping):

@@ -1,4 +1,4 @@
-"""What distinguishes two checkpoints, whatever files their tensors lie in, and ``--only``."""
+"""Compare two checkpoints, whatever files their tensors lie in, and apply ``--only``."""
 
 from __future__ import annotations
 
@@ -11,32 +11,26 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.checkpoint import (
-    MANIFEST,
-    PROVENANCE,
-    Cast,
-    Checkpoint,
-    File,
-    Tensor,
-    TensorRef,
-)
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, File, Tensor, TensorRef
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.distance import Distance
+from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE, SAFETENSORS_INDEX, TORCH_INDEX
 from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import printable
 
 REPORT_VERSION: Final = 1
 
+# What became of something from one checkpoint to the other.
 Change = Literal["added", "removed", "changed"]
 
-_CONFIG: Final = "config.json"
-# Compared by what it says; and not at all: indexes, which say where tensors lie, and what says how
-# a checkpoint was made.
+# The config is compared key by key. Indexes, which tell where tensors lie, and the records of how a
+# checkpoint was made are not compared.
 _NOT_BY_BYTES: Final = (
-    _CONFIG,
+    CONFIG,
     PROVENANCE,
     MANIFEST,
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
+    SAFETENSORS_INDEX,
+    TORCH_INDEX,
 )
 _KINDS: Final = ("tensor", "config", "file")
 _ANY: Final = tuple(f"{kind}:*" for kind in _KINDS)
@@ -56,7 +50,7 @@ class TensorDifference:
 
     @property
     def change(self) -> Change:
-        """What became of it."""
+        """How it changed: added, removed or changed."""
         return _change(self.before, self.after)
 
     @property
@@ -112,16 +106,16 @@ class FileDifference:
 
     @property
     def change(self) -> Change:
-        """What became of it."""
+        """How it changed: added, removed or changed."""
         return _change(self.before, self.after)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference(Displayed):
     """Everything that distinguishes the checkpoint at the path ``b`` from the one at ``a``.
 
-    ``values`` says whether values were compared, ``tensors_only`` whether config and files were
-    not: a lone weight file has none. ``only`` is the contract: globs of what may change, and of
+    ``values`` is set if values were compared, ``tensors_only`` if config and files were not: a lone
+    weight file has none. ``only`` is the contract: globs of what may change, and of
     which something must. ``left_out`` are files and directories beside the checkpoints that are
     not part of them: not compared. ``unread`` are tensors and files of the same shape and size
     whose bytes were not fetched from the hub: nothing is known of them.
@@ -146,7 +140,7 @@ class Difference:
 
     @property
     def breaches(self) -> tuple[Finding, ...]:
-        """Where ``only`` is broken, as errors; nothing where it is kept or empty."""
+        """The violations of ``only``, as errors; none if it is kept or empty."""
         if not self.only:
             return ()
         notes = list(_notes(self))
@@ -174,11 +168,72 @@ class Difference:
             ),
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form (schema diff-v1): figures that are not defined are null."""
+        report = {
+            "format": "vita-ckpt-diff",
+            "version": REPORT_VERSION,
+            "a": self.a,
+            "b": self.b,
+            "identical": self.identical,
+            "values": self.values,
+            "tensors_only": self.tensors_only,
+            "only": list(self.only),
+            "ok": not self.breaches,
+            "parts": [
+                {
+                    "name": part.name,
+                    "unchanged": part.unchanged,
+                    "changed": part.changed,
+                    "added": part.added,
+                    "removed": part.removed,
+                    "bytes": part.nbytes,
+                    "values": _values(part.distance),
+                }
+                for part in self.parts
+            ],
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "part": parts.part_of(tensor.name),
+                    "change": tensor.change,
+                    "what": list(tensor.what),
+                    "before": _side(tensor.before),
+                    "after": _side(tensor.after),
+                    "values": _counted(tensor.distance),
+                }
+                for tensor in self.tensors
+            ],
+            "config": [asdict(key) for key in self.config],
+            "files": [
+                {
+                    "name": file.name,
+                    "change": file.change,
+                    "before": file.before,
+                    "after": file.after,
+                }
+                for file in self.files
+            ],
+            "left_out": list(self.left_out),
+            "unread": list(self.unread),
+            "breaches": [
+                {"rule": one.rule, "subject": one.subject, "message": one.message, "hint": one.hint}
+                for one in self.breaches
+            ],
+        }
+        return {key: _json_value(value) for key, value in report.items()}
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield every field that is not empty, and whether the two are the same."""
+        yield from Displayed.display_rows(self)
+        yield "identical", self.identical
+
 
 def covered(subject: str, only: Sequence[str]) -> bool:
-    """Whether one of the globs names ``subject``: ``tensor:NAME``, ``config:KEY``, ``file:PATH``.
+    """Return whether one of the globs names ``subject``.
 
-    A glob without one of these prefixes is one of tensor names.
+    A subject is ``tensor:NAME``, ``config:KEY`` or ``file:PATH``. A glob without one of these
+    prefixes is one of tensor names.
     """
     kind, _, name = subject.partition(":")
     for glob in only:
@@ -191,7 +246,7 @@ def covered(subject: str, only: Sequence[str]) -> bool:
 
 
 def compared_files(checkpoint: Checkpoint) -> dict[str, File | str]:
-    """The files that are compared byte by byte, by name; of a target some are texts."""
+    """Return the files to compare byte by byte, by name; some of a target's are texts."""
     files: dict[str, File | str] = {**checkpoint.files, **checkpoint.texts}
     return {name: file for name, file in files.items() if name not in _NOT_BY_BYTES}
 
@@ -206,7 +261,7 @@ def compare_checkpoints(
     only: Sequence[str],
     unread: tuple[str, ...] = (),
 ) -> Difference:
-    """What distinguishes ``b`` from ``a``.
+    """Return the differences of ``b`` from ``a``.
 
     ``other_tensors`` and ``other_files`` are the names of what both have and whose bytes differ;
     ``distances`` those of the tensors whose values can be compared, None where they were not. A
@@ -230,64 +285,13 @@ def compare_checkpoints(
 
 
 def difference_report(found: Difference) -> Report:
-    """The differences as notes, and those that ``only`` forbids as errors."""
+    """Return the differences as notes, and those that ``only`` forbids as errors."""
     inside = (note for subject, note in _notes(found) if covered(subject, found.only or _ANY))
     return Report(found.b, "diff", worst_first((*found.breaches, *inside)))
 
 
-def difference_to_json(found: Difference) -> dict[str, Any]:
-    """The JSON form (schema diff-v1): figures that are not defined are null."""
-    report = {
-        "format": "vita-ckpt-diff",
-        "version": REPORT_VERSION,
-        "a": found.a,
-        "b": found.b,
-        "identical": found.identical,
-        "values": found.values,
-        "tensors_only": found.tensors_only,
-        "only": list(found.only),
-        "ok": not found.breaches,
-        "parts": [
-            {
-                "name": part.name,
-                "unchanged": part.unchanged,
-                "changed": part.changed,
-                "added": part.added,
-                "removed": part.removed,
-                "bytes": part.nbytes,
-                "values": _values(part.distance),
-            }
-            for part in found.parts
-        ],
-        "tensors": [
-            {
-                "name": tensor.name,
-                "part": parts.part_of(tensor.name),
-                "change": tensor.change,
-                "what": list(tensor.what),
-                "before": _side(tensor.before),
-                "after": _side(tensor.after),
-                "values": _counted(tensor.distance),
-            }
-            for tensor in found.tensors
-        ],
-        "config": [asdict(key) for key in found.config],
-        "files": [
-            {"name": file.name, "change": file.change, "before": file.before, "after": file.after}
-            for file in found.files
-        ],
-        "left_out": list(found.left_out),
-        "unread": list(found.unread),
-        "breaches": [
-            {"rule": one.rule, "subject": one.subject, "message": one.message, "hint": one.hint}
-            for one in found.breaches
-        ],
-    }
-    return {key: _json_value(value) for key, value in report.items()}
-
-
 def figures(distance: Distance) -> tuple[str, str, str]:
-    """max |Δ|, relative L2 and cosine for a person; a dash where one is not defined."""
+    """Format max |Δ|, relative L2 and cosine for a report; a dash if one is not defined."""
     values = distance.max_abs, distance.relative_l2, distance.cosine
     largest, relative, cosine = ("–" if value is None else f"{value:.6g}" for value in values)
     return largest, relative, cosine
@@ -300,7 +304,7 @@ def _change(before: object, after: object) -> Change:
 
 
 def _is_lone(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is one weight file, not the directory around it."""
+    """Return whether a checkpoint is one weight file, not the directory around it."""
     return any(not shard.name for shard in checkpoint.shards)
 
 
@@ -344,7 +348,7 @@ def _parts(
 
 
 def _config(a: Checkpoint, b: Checkpoint) -> Iterator[ConfigDifference]:
-    """Keys whose values differ: the order of keys never matters, the types of values do."""
+    """List the keys whose values differ: types of values matter, the order of keys does not."""
     old, new = _canonical(a), _canonical(b)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
@@ -355,7 +359,7 @@ def _config(a: Checkpoint, b: Checkpoint) -> Iterator[ConfigDifference]:
 
 
 def _canonical(checkpoint: Checkpoint) -> dict[str, str]:
-    """The config's values as JSON, in which true is not 1 and a NaN is a NaN."""
+    """Encode the config's values as JSON, in which true is not 1 and a NaN equals a NaN."""
     config = checkpoint.config or {}
     return {key: json.dumps(value, sort_keys=True) for key, value in config.items()}
 
@@ -374,22 +378,22 @@ def _size(file: File | str | None) -> int | None:
 
 
 def _notes(found: Difference) -> Iterator[tuple[str, Finding]]:
-    """Every difference as a note, with what ``--only`` calls it."""
+    """Turn every difference into a note, with its name for ``--only``."""
     for tensor in found.tensors:
         rule = f"tensor-{(*tensor.what, tensor.change)[0]}"
-        note = finding(rule, tensor.name, _said(tensor), file=_file_of(tensor) or found.b)
+        note = finding(rule, tensor.name, _describe(tensor), file=_file_of(tensor) or found.b)
         yield f"tensor:{tensor.name}", note
     for key in found.config:
-        said = f"{key.change}: {_arrow(key.change, key.before, key.after)}"
-        config = f"{found.a if key.change == 'removed' else found.b}/{_CONFIG}"
-        yield f"config:{key.key}", finding("config-changed", key.key, said, file=config)
+        message = f"{key.change}: {_arrow(key.change, key.before, key.after)}"
+        config = f"{found.a if key.change == 'removed' else found.b}/{CONFIG}"
+        yield f"config:{key.key}", finding("config-changed", key.key, message, file=config)
     for file in found.files:
-        said = f"{file.change}: {_arrow(file.change, file.before, file.after)} bytes"
+        message = f"{file.change}: {_arrow(file.change, file.before, file.after)} bytes"
         path = f"{found.a if file.change == 'removed' else found.b}/{file.name}"
-        yield f"file:{file.name}", finding("file-changed", file.name, said, file=path)
+        yield f"file:{file.name}", finding("file-changed", file.name, message, file=path)
 
 
-def _said(tensor: TensorDifference) -> str:
+def _describe(tensor: TensorDifference) -> str:
     sides = [
         f"{side.dtype} {list(side.shape)}" if side is not None else None
         for side in (tensor.before, tensor.after)
@@ -434,7 +438,7 @@ def _values(distance: Distance | None) -> dict[str, Any] | None:
 
 
 def _counted(distance: Distance | None) -> dict[str, Any] | None:
-    """The figures of one tensor, with its NaN and infinities."""
+    """Return the figures of one tensor, with its NaN and infinities."""
     values = _values(distance)
     if values is None or distance is None:
         return None
@@ -446,7 +450,7 @@ def _counted(distance: Distance | None) -> dict[str, Any] | None:
 
 
 def _json_value(value: Any) -> Any:
-    """A value as every reader of JSON takes it: no NaN, no infinities, no lone surrogates."""
+    """Make a value valid JSON: no NaN, no infinities, no lone surrogates."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, float) and not isfinite(value):

@@ -1,11 +1,11 @@
-"""What is there against the digests that were taken of it: damage that no format shows."""
+"""Check files and tensors against the digests that were taken of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from vita_ckpt.checks.rules import finding
-from vita_ckpt.core.checkpoint import MANIFEST, PROVENANCE
+from vita_ckpt.core.filenames import MANIFEST, PROVENANCE
 from vita_ckpt.core.manifest import FileDigest, Manifest
 from vita_ckpt.core.report import Finding
 
@@ -13,7 +13,7 @@ _HINT = "restore it from a copy; nothing here can tell what it was"
 
 
 def check_manifest(manifest: Manifest, found: Manifest) -> Iterator[Finding]:
-    """Where the files of a checkpoint are not those that its manifest describes."""
+    """Check that the files of a checkpoint are those that its manifest describes."""
     for name, before in manifest.files.items():
         now = found.files.get(name)
         if now is None:
@@ -38,7 +38,7 @@ def check_manifest(manifest: Manifest, found: Manifest) -> Iterator[Finding]:
 def check_written(
     wanted: Mapping[str, str], found: Mapping[str, str], *, what: str
 ) -> Iterator[Finding]:
-    """Where tensors or files (``what``) are no longer what the last surgery wrote."""
+    """Check that tensors or files (``what``) are still what the last surgery wrote."""
     for name, digest in wanted.items():
         if name in found and found[name] != digest:
             yield _mismatch(name, f"the {what} that a surgery wrote ({PROVENANCE})")

@@ -1,20 +1,21 @@
-"""What ``inspect`` says: parts, config beside what the weights say, what upstream would build."""
+"""Describe a checkpoint: its parts, its config against its weights, what upstream would build."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from vita_ckpt.checks.kinds import TOWER, VITA, kind_of
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
-from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.anatomy.towers.tower import Dispatch, Tower, TowerDirectory
+from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
+from vita_ckpt.core.display import Displayed
+from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.provenance import needs_alignment
 
 REPORT_VERSION: Final = 1
@@ -88,11 +89,12 @@ class LoraSummary:
     base_model: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """Everything ``inspect`` knows; ``disagreements`` are sentences about what does not fit.
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Displayed):
+    """A checkpoint as ``inspect`` reports it.
 
-    ``needs_alignment`` is set where the projector was drawn at random and not trained since.
+    ``disagreements`` are sentences about what does not fit. ``needs_alignment`` is set where
+    the projector was drawn at random and not trained since.
     """
 
     path: str
@@ -117,7 +119,52 @@ class Inspection:
     lora: LoraSummary | None
     needs_alignment: bool
     disagreements: tuple[str, ...]
-    left_out: Mapping[str, str]
+    left_out: Mapping[str, LeftOut]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
+
+        The lists of tensors and modules that the schema has beside it are reports of their own.
+        """
+        report: dict[str, Any] = _listed(asdict(self))
+        if self.dispatch is not None:
+            report["dispatch"]["reason"] = str(self.dispatch.reason)
+        report["left_out"] = left_out_to_json(self.left_out)
+        if self.tower_directory is not None:
+            del report["tower_directory"]["config"]
+        return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield every field that is not empty, nested ones in short."""
+        short: dict[str, object] = {}
+        if self.tower_directory is not None:
+            short["tower directory"] = self.tower_directory.problem or self.tower_directory.tower
+        if self.dispatch is not None:
+            short["dispatch"] = f"{self.dispatch.tower_class or 'nothing'}: {self.dispatch.reason}"
+        if self.projector is not None:
+            widths = f"{self.projector.in_width}→{self.projector.out_width}"
+            short["projector"] = f"{' or '.join(self.projector.types)} {widths}"
+        for label, value in Displayed.display_rows(self):
+            yield label, short.get(label, value)
+
+
+class TensorRow(TypedDict):
+    """A tensor as JSON: name, dtype, shape, the shard that holds it, its size in bytes."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    shard: str
+    bytes: int
+
+
+class ModuleRow(TypedDict):
+    """A module as JSON: its name, and the tensors, parameters and bytes below it."""
+
+    name: str
+    tensors: int
+    parameters: int
+    bytes: int
 
 
 def inspect_checkpoint(
@@ -164,22 +211,8 @@ def inspect_checkpoint(
     )
 
 
-def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
-    """The report as JSON, in the form of ``schemas/inspect-v1.json``."""
-    report: dict[str, Any] = _listed(asdict(inspection))
-    report["left_out"] = left_out_to_json(inspection.left_out)
-    if inspection.tower_directory is not None:
-        del report["tower_directory"]["config"]
-    return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
-
-
-def left_out_to_json(left_out: Mapping[str, str]) -> list[dict[str, str]]:
-    """What a directory holds beside the checkpoint, with why it is not a part of it."""
-    return [{"name": name, "reason": reason} for name, reason in left_out.items()]
-
-
-def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Name, dtype, shape, shard and bytes of each named tensor, as JSON."""
+def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[TensorRow]:
+    """Return name, dtype, shape, shard and bytes of each named tensor, as JSON."""
     shards = {shard.file: shard.name for shard in checkpoint.shards}
     refs = checkpoint.refs
     return [
@@ -194,8 +227,8 @@ def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, 
     ]
 
 
-def module_rows(checkpoint: Checkpoint, depth: int) -> list[dict[str, Any]]:
-    """The module tree down to ``depth`` name components: tensors, parameters and bytes of each."""
+def module_rows(checkpoint: Checkpoint, depth: int) -> list[ModuleRow]:
+    """Count tensors, parameters and bytes of the module tree down to ``depth`` components."""
     rows: dict[tuple[str, ...], list[int]] = {}
     for name, tensor in checkpoint.tensors.items():
         components = name.split(".")
@@ -210,9 +243,9 @@ def module_rows(checkpoint: Checkpoint, depth: int) -> list[dict[str, Any]]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Facts:
-    """What the weights and the tower directory say, gathered once."""
+    """The facts that weights and tower directory give, gathered once."""
 
     config: Mapping[str, Any]
     shapes: Mapping[str, Shape]
@@ -261,7 +294,7 @@ class _Facts:
         )
 
     def line(self, key: str) -> ConfigLine:
-        """What config and weights say of ``key``."""
+        """Compare the value of ``key`` with what the weights give."""
         name = "dtype" if key == "torch_dtype" and key not in self.config else key
         value, problem = self.config.get(name), None
         if value is not None and type(value) not in CONFIG_KEYS[key]:
@@ -277,11 +310,8 @@ class _Facts:
         )
 
     def _compare(self, key: str, value: Any) -> tuple[Any, bool | None]:
-        method = getattr(self, f"_{key}", None)
-        if method is None:
-            return None, None
-        result: tuple[Any, bool | None] = method(value)
-        return result
+        compare = _COMPARISONS.get(key)
+        return (None, None) if compare is None else compare(self, value)
 
     def _mm_vision_tower(self, value: str | None) -> tuple[str | None, bool | None]:
         known = self.tower or self.directory
@@ -294,11 +324,11 @@ class _Facts:
         return (str(self.tower) if self.tower else None), agrees
 
     def _mm_hidden_size(self, value: int | None) -> tuple[int | None, bool | None]:
-        said = [] if self.tower is None else [self.tower.output_width(self._scales())]
-        said += [self.projector.in_width] if self.projector else []
-        if not said:
+        widths = [] if self.tower is None else [self.tower.output_width(self._scales())]
+        widths += [self.projector.in_width] if self.projector else []
+        if not widths:
             return None, None
-        return said[0], None if value is None else all(width == value for width in said)
+        return widths[0], None if value is None else all(width == value for width in widths)
 
     def _mm_projector_type(self, value: str | None) -> tuple[str | None, bool | None]:
         configured = value if value is not None else projectors.DEFAULT_TYPE
@@ -310,10 +340,13 @@ class _Facts:
         plain = str(self.config.get("model_type")) in PLAIN_LANGUAGE_MODELS
         if plain or not self.has_language_model:
             return None, None
-        return ("identity", True) if configured == "identity" else ("no tensors", False)
+        return (
+            (configured, True) if projectors.has_no_tensors(configured) else ("no tensors", False)
+        )
 
     def _use_mm_proj(self, value: bool | None) -> tuple[bool | None, bool | None]:
-        if not self.has_language_model or self.config.get("mm_projector_type") == "identity":
+        kind = str(self.config.get("mm_projector_type"))
+        if not self.has_language_model or projectors.has_no_tensors(kind):
             return None, None
         return self.has_projector, None if value is None else value == self.has_projector
 
@@ -329,17 +362,17 @@ class _Facts:
             return None, None
         wanted = towers.parse_s2_scales(value or towers.DEFAULT_S2_SCALES)
         size = self.tower.image_size
-        said = f"{scales} scales" + (f" from {size} px" if size is not None else "")
+        description = f"{scales} scales" + (f" from {size} px" if size is not None else "")
         agrees = wanted is not None and len(wanted) == scales and size in (None, wanted[0])
-        return said, agrees
+        return description, agrees
 
     def _hidden_size(self, value: int | None) -> tuple[int | None, bool | None]:
         embed = self.shapes.get(parts.EMBED_TOKENS, ())
-        said = [embed[1]] if len(embed) == 2 else []
-        said += [self.projector.out_width] if self.projector else []
-        if not said:
+        widths = [embed[1]] if len(embed) == 2 else []
+        widths += [self.projector.out_width] if self.projector else []
+        if not widths:
             return None, None
-        return said[0], None if value is None else all(width == value for width in said)
+        return widths[0], None if value is None else all(width == value for width in widths)
 
     def _num_hidden_layers(self, value: int | None) -> tuple[int | None, bool | None]:
         layers = {
@@ -364,17 +397,17 @@ class _Facts:
         return tied, (value is True) == tied
 
     def _torch_dtype(self, value: str | None) -> tuple[str | None, bool | None]:
-        said = _TORCH_DTYPES.get(self.dtypes[0]) if self.dtypes else None
-        if said is None or not self.has_language_model:
+        dtype = _TORCH_DTYPES.get(self.dtypes[0]) if self.dtypes else None
+        if dtype is None or not self.has_language_model:
             return None, None
-        return said, None if value is None else value == said
+        return dtype, None if value is None else value == dtype
 
     def _scales(self) -> int:
         return towers.number_of_scales(self.config)
 
     def _scales_of_widths(self) -> int | None:
         """How many S2 scales the projector's input width holds, None where that says nothing."""
-        if self.tower is None or self.projector is None or self.tower.family != towers.SIGLIP:
+        if self.tower is None or self.projector is None or not self.tower.traits.has_s2:
             return None
         if not self.tower.width:
             return None
@@ -382,7 +415,7 @@ class _Facts:
         return scales if scales and not rest else None
 
     def tokens_per_image(self, kind: str) -> int | None:
-        """Tokens that one image becomes in the language model (of a tower: before a projector)."""
+        """Return how many tokens one image becomes (of a tower: before a projector)."""
         tower = self.directory or self.tower
         if self.tower is not None and tower is not None and tower.family != self.tower.family:
             tower = self.tower
@@ -401,19 +434,19 @@ class _Facts:
         return None if tokens is None else projectors.tokens_out(projector, tokens)
 
     def disagreements(self, kind: str, lines: Mapping[str, ConfigLine]) -> Iterable[str]:
-        """Sentences about what does not fit together."""
+        """Word what does not fit together."""
         for key, line in lines.items():
             if line.problem is not None:
                 yield f"{key}: {line.problem}"
             elif line.agrees is False and key != "mm_vision_tower":
-                said = "is not set" if line.value is None else f"says {line.value!r}"
-                yield f"{key} {said}, the weights say {line.weights!r}"
+                stated = "is not set" if line.value is None else f"says {line.value!r}"
+                yield f"{key} {stated}, the weights say {line.weights!r}"
         what = self.tower or self.directory
         if self.dispatch is not None and what is not None and self.dispatch.family != what.family:
             built = self.dispatch.tower_class or "nothing"
             yield (
                 f"upstream builds {built} from the path ({self.dispatch.reason}), "
-                f"but the tower is {towers.LABELS[what.family]}"
+                f"but the tower is {what.traits.label}"
             )
         elif self.dispatch is not None and self.dispatch.family is None:
             yield f"upstream builds no tower from the path: {self.dispatch.reason}"
@@ -428,6 +461,22 @@ class _Facts:
         scales = self.config.get("s2_scales")
         if isinstance(scales, str) and towers.parse_s2_scales(scales) is None:
             yield f"s2_scales {scales!r} is no list of sizes in pixels"
+
+
+# What the weights say of a key of the config, and whether its value agrees.
+_COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]]]] = {
+    "mm_vision_tower": _Facts._mm_vision_tower,
+    "mm_hidden_size": _Facts._mm_hidden_size,
+    "mm_projector_type": _Facts._mm_projector_type,
+    "use_mm_proj": _Facts._use_mm_proj,
+    "use_s2": _Facts._use_s2,
+    "s2_scales": _Facts._s2_scales,
+    "hidden_size": _Facts._hidden_size,
+    "num_hidden_layers": _Facts._num_hidden_layers,
+    "vocab_size": _Facts._vocab_size,
+    "tie_word_embeddings": _Facts._tie_word_embeddings,
+    "torch_dtype": _Facts._torch_dtype,
+}
 
 
 def _differences(tower: Tower, directory: Tower) -> Iterable[str]:
@@ -501,7 +550,7 @@ def _natural(component: str) -> tuple[int, int, str]:
 
 
 def _listed(value: Any) -> Any:
-    """Tuples as lists, all the way down: what JSON makes of them anyway."""
+    """Turn tuples into lists, all the way down, as JSON does."""
     if isinstance(value, Mapping):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -20,7 +20,7 @@ UNKNOWN: Final = "unknown"
 
 
 def kind_of(checkpoint: Checkpoint, tower: Tower | None = None) -> str:
-    """What a checkpoint is, by its layout, names and model type."""
+    """Return the kind of a checkpoint by its layout, names and model type."""
     found = Counter(parts.part_of(name) for name in checkpoint.tensors)
     if checkpoint.layout == "lora" or found[parts.LORA]:
         return LORA_RUN

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import INDEX_SUFFIX
 from vita_ckpt.core.report import Finding
 
 
 def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """What keeps a loader from reading files that are otherwise sound."""
+    """Check for what keeps a loader from reading files that are otherwise sound."""
     for shard in checkpoint.shards:
         if shard.format == "safetensors" and not shard.metadata.get("format"):
             yield finding(
@@ -22,7 +23,7 @@ def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
             )
     index = checkpoint.index
     if index is not None and not isinstance(index.get("metadata"), Mapping):
-        name = next(name for name in checkpoint.files if name.endswith(".index.json"))
+        name = next(name for name in checkpoint.files if name.endswith(INDEX_SUFFIX))
         yield finding(
             "no-index-metadata",
             name,

@@ -1,4 +1,4 @@
-"""LoRA runs: config against deltas, deltas against the base."""
+"""Check LoRA runs: the config against the deltas, the deltas against the base."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.core.filenames import ADAPTER_CONFIG
 from vita_ckpt.core.report import Finding
 
 # ``…q_proj.lora_A.weight``, with the adapter's name if it was saved by hand.
@@ -24,7 +25,7 @@ _NAMED: Final = 12
 
 
 def check_lora(subject: Subject) -> Iterator[Finding]:
-    """Every rule about a LoRA run."""
+    """Check a LoRA run by every rule about them."""
     if subject.kind != kinds.LORA_RUN:
         return
     checkpoint = subject.checkpoint
@@ -34,7 +35,7 @@ def check_lora(subject: Subject) -> Iterator[Finding]:
         if pairs:
             yield finding(
                 "lora-config-missing",
-                "adapter_config.json",
+                ADAPTER_CONFIG,
                 "expected it beside the deltas, got none",
                 hint="copy it from the run",
                 file=checkpoint.root,
@@ -49,7 +50,7 @@ _Pairs = dict[str, dict[str, str]]
 
 
 def _pairs(checkpoint: Checkpoint) -> _Pairs:
-    """The two halves of each module's delta, by ``A`` and ``B``."""
+    """Group the two halves of each module's delta, by ``A`` and ``B``."""
     pairs: _Pairs = {}
     for name in checkpoint.tensors:
         if parts.part_of(name) == parts.LORA and (match := _DELTA.fullmatch(name)) is not None:
@@ -98,7 +99,7 @@ def _halves(checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs) ->
 
 
 def _rank(module: str, config: Mapping[str, Any]) -> Any:
-    """The rank of a module: ``rank_pattern``'s, matched at the end of its name, else ``r``."""
+    """Return the rank of a module: of ``rank_pattern``, matched at its name's end, else ``r``."""
     patterns = config.get("rank_pattern")
     if isinstance(patterns, Mapping):
         for pattern, rank in patterns.items():
@@ -145,7 +146,7 @@ def _base(subject: Subject, config: Mapping[str, Any], pairs: _Pairs) -> Iterato
 
 
 def _fits(weight: Shape, shapes: Mapping[str, Shape]) -> bool:
-    """Whether B · A has the shape of the weight (of its transpose, for an embedding)."""
+    """Return whether B · A has the shape of the weight (of its transpose, for an embedding)."""
     one, two = shapes["A"], shapes["B"]
     if len(one) < 2 or len(two) < 2 or len(weight) < 2:
         return False
@@ -153,5 +154,5 @@ def _fits(weight: Shape, shapes: Mapping[str, Shape]) -> bool:
 
 
 def _config_path(subject: Subject) -> str:
-    file = subject.checkpoint.files.get("adapter_config.json")
+    file = subject.checkpoint.files.get(ADAPTER_CONFIG)
     return file.path if file is not None else subject.checkpoint.root

@@ -1,4 +1,4 @@
-"""The rules: every id that a finding can have, with its severity and what it means."""
+"""List the rules: every id that a finding can have, with its severity and meaning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from vita_ckpt.core.anatomy.towers import KNOWN, listed
 from vita_ckpt.core.report import Finding, Severity
 
 
@@ -20,7 +21,7 @@ class Rule:
 
 
 def finding(rule: str, subject: str, message: str, *, hint: str = "", file: str = "") -> Finding:
-    """A violation of ``rule``, as severe as the table says. Raises KeyError for an unknown rule."""
+    """Return a violation of ``rule`` with its severity. Raises KeyError for an unknown rule."""
     return Finding(rule, RULES[rule].severity, subject, message, hint, file)
 
 
@@ -282,7 +283,7 @@ _NAMES: Final = (
         "unknown-tower",
         "error",
         "the tower's tensors are those of no known tower",
-        "Upstream builds SigLIP, CLIP, EVA-CLIP or InternViT.",
+        f"Upstream builds {listed(KNOWN)}.",
     ),
     Rule(
         "no-tensors",

@@ -1,4 +1,4 @@
-"""Names and shapes: what the config demands, part by part, against what is there."""
+"""Check names and shapes, part by part, against what the config demands."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import language_tensors, parts, projectors
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.tensor_match import compare
@@ -28,7 +27,7 @@ _MODELS = (kinds.VITA, kinds.LANGUAGE_MODEL)
 
 
 def check_structure(subject: Subject) -> Iterator[Finding]:
-    """Every rule about the names, shapes and dtypes of tensors."""
+    """Check the names, shapes and dtypes of tensors by every rule about them."""
     checkpoint = subject.checkpoint
     yield from _empty(checkpoint)
     if subject.kind in _MODELS:
@@ -60,7 +59,7 @@ def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _prefixes(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """A model saved inside a wrapper, whole or beside the model itself."""
+    """Check for a model saved inside a wrapper, whole or beside the model itself."""
     names = checkpoint.tensors.keys()
     for prefix in _WRAPPERS:
         found = [name for name in names if name.startswith(prefix)]
@@ -126,7 +125,7 @@ def _language_model(subject: Subject) -> Iterator[Finding]:
 
 
 def _strangers(subject: Subject) -> Iterator[Finding]:
-    """Tensors that belong to no part of the model."""
+    """Check for tensors that belong to no part of the model."""
     known = {parts.OTHER, parts.LORA}
     if subject.config.get("model_type") != "vita-fo-Qwen2":
         known.add(parts.STATE_PREDICTOR)
@@ -169,13 +168,13 @@ def _standalone_tower(subject: Subject) -> Iterator[Finding]:
 
 
 def _tower(subject: Subject, shapes: Mapping[str, Shape], place: str) -> Iterator[Finding]:
-    """A tower against its config, or against itself where there is none."""
+    """Check a tower against its config, or against itself if there is none."""
     own = towers.own_names(shapes)
     if not own:
         yield finding(
             "unknown-tower",
             place.rstrip(".") or subject.checkpoint.root,
-            "expected the tensors of SigLIP, CLIP, EVA-CLIP or InternViT, got "
+            f"expected the tensors of {towers.listed(towers.KNOWN)}, got "
             + ", ".join(list(shapes)[:3]),
         )
         return
@@ -207,7 +206,7 @@ def _projector(subject: Subject) -> Iterator[Finding]:
     checkpoint, config = subject.checkpoint, subject.config
     shapes = _below(checkpoint, parts.PROJECTOR_PREFIX)
     kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
-    if kind == "identity" and not shapes:
+    if projectors.has_no_tensors(kind) and not shapes:
         return
     if not shapes:
         promised = any(name.startswith(parts.PROJECTOR_PREFIX) for name in subject.unread)
@@ -321,7 +320,7 @@ def _misfits(
 
 
 def _named(findings: Iterable[Finding], total: int, rule: str) -> Iterator[Finding]:
-    """The first of many findings, and how many more there are."""
+    """Shorten many findings to the first ones and the number of the others."""
     for number, one in enumerate(findings):
         if number == _NAMED:
             yield finding(rule, "…", f"and {total - _NAMED} more tensors")

@@ -1,4 +1,4 @@
-"""What is validated: a checkpoint with everything around it that the rules ask about."""
+"""Hold what the rules judge: a checkpoint with everything around it that they need."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from vita_ckpt.checks.inspect import Inspection
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import CONFIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Subject:
     ``unread`` names tensors in files that could not be read. ``tower_config`` is the tower's own
     config, ``processor`` the ``preprocessor_config.json`` that goes with it, ``tokens`` the number
     of tokens that the tokenizer knows; each None where there is none to be found.
-    ``audio_reachable`` says whether ``mm_audio_encoder`` leads somewhere, ``base`` is the
+    ``audio_reachable`` is set if ``mm_audio_encoder`` leads somewhere, ``base`` is the
     checkpoint that a LoRA run was trained on.
     """
 
@@ -34,7 +35,7 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        """What the checkpoint was taken for."""
+        """The kind that the checkpoint was taken for."""
         return self.inspection.kind
 
     @property
@@ -44,6 +45,6 @@ class Subject:
 
     @property
     def config_path(self) -> str:
-        """Where the config lies, for a finding."""
-        file = self.checkpoint.files.get("config.json")
+        """The path of the config, for a finding; empty if there is none."""
+        file = self.checkpoint.files.get(CONFIG)
         return file.path if file is not None else ""

@@ -1,4 +1,4 @@
-"""Values that no sound checkpoint has: NaN, infinities, what float16 cannot hold, dead weights.
+"""Find values that no sound checkpoint has: NaN, infinities, what float16 cannot hold, zeros.
 
 Arithmetic on integers, over pieces of a tensor's bytes. In every floating format the highest bit
 of the exponent is set from 2.0 on, in infinity and in NaN: where no element has it, as in most
@@ -99,7 +99,7 @@ class Values:
 
 
 def values_of(tensor: TensorRef, data: memoryview, position: int) -> Values:
-    """The values of the elements that ``data`` holds, little-endian, as they lie in the file.
+    """Summarise the elements that ``data`` holds, little-endian, as they lie in the file.
 
     ``position`` is that of the first, counted from the tensor's element 0. Of a strided tensor
     ``data`` also holds what lies between its elements: that does not count.
@@ -140,7 +140,7 @@ def values_of(tensor: TensorRef, data: memoryview, position: int) -> Values:
 
 
 def check_tensor(name: str, tensor: TensorRef, values: Values) -> Iterator[Finding]:
-    """What is wrong with a tensor, given the values of all its elements."""
+    """Check a tensor, given the values of all its elements."""
     if values.nan.count:
         message = f"expected numbers, got NaN {_where(tensor, values.nan)}"
         yield finding("value-nan", name, message, hint=_TRAINING, file=tensor.source.path)
@@ -168,7 +168,7 @@ def check_tensor(name: str, tensor: TensorRef, values: Values) -> Iterator[Findi
 
 
 def _peak(bits: Array, sign: int) -> int:
-    """The largest pattern without its sign, from two maxima: nothing is copied that way.
+    """Return the largest pattern without its sign, from two maxima, without a copy.
 
     Among signed integers every number without the sign bit is above every one with it; among
     unsigned ones it is the other way round.
@@ -198,7 +198,7 @@ def _where(tensor: TensorRef, tally: Tally) -> str:
 
 
 def _places(tensor: TensorRef, position: int, count: int) -> Array | None:
-    """Which of ``count`` elements in the file are the tensor's own; None if all of them are.
+    """Return which of ``count`` elements in the file are the tensor's; None if all of them are.
 
     Exact where no element is reached in two ways, as in every slice, transposition and expansion.
     """
@@ -217,7 +217,7 @@ def _places(tensor: TensorRef, position: int, count: int) -> Array | None:
 
 
 def _axes(tensor: TensorRef) -> list[tuple[int, int, int]]:
-    """Stride in elements, size and number of the axes that lead to other elements, widest first."""
+    """Return stride, size and number of the axes that lead to other elements, widest first."""
     strides = tensor.strides
     if strides is None:
         strides = tuple(prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
@@ -226,7 +226,7 @@ def _axes(tensor: TensorRef) -> list[tuple[int, int, int]]:
 
 
 def _number(dtype: str, bits: int) -> str:
-    """The number of a bit pattern, as bits where Python does not know the dtype."""
+    """Format the number of a bit pattern, as bits if Python does not know the dtype."""
     kinds = {"F64": ("<Q", "<d", 0), "F32": ("<I", "<f", 0), "BF16": ("<I", "<f", 16)}
     kinds |= {"F16": ("<H", "<e", 0), "F8_E5M2": ("<H", "<e", 8)}
     if dtype not in kinds:

@@ -63,7 +63,7 @@ class Settings:
     def note(self, text: str) -> None:
         """Say something beside the data: to stderr, unless quiet."""
         if not self.quiet:
-            _say(printable(text))
+            _print_to_stderr(printable(text))
 
 
 class _LazyGroup(click.Group):
@@ -162,12 +162,12 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     except VitaCkptError as error:
         if debug:
             traceback.print_exc()
-        _complain(str(error))
+        _print_error(str(error))
         return error.exit_code
     except click.exceptions.Abort as error:
         # What was being written says in which state that is left.
-        said = error.__cause__.args if isinstance(error.__cause__, KeyboardInterrupt) else ()
-        _complain(f"interrupted: {printable(said[0])}" if said else "interrupted")
+        state = error.__cause__.args if isinstance(error.__cause__, KeyboardInterrupt) else ()
+        _print_error(f"interrupted: {printable(state[0])}" if state else "interrupted")
         return _INTERRUPTED
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # not in every click
@@ -175,7 +175,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
             return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "vita-ckpt"
-        _complain(f"usage: {printable(error.format_message())} ({command} --help)")
+        _print_error(f"usage: {printable(error.format_message())} ({command} --help)")
         return error.exit_code
     except BrokenPipeError:
         forget_stdout()
@@ -183,13 +183,13 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     except OSError as error:
         if debug:
             traceback.print_exc()
-        _complain(f"system: {printable(': '.join(_said(error)))}")
+        _print_error(f"system: {printable(': '.join(_os_error_parts(error)))}")
         forget_stdout()
         return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
         if debug:
             traceback.print_exc()
-        _complain(
+        _print_error(
             f"internal-error: {type(error).__name__}: {printable(error)} "
             "(a bug of vita-ckpt: --debug shows where)"
         )
@@ -198,31 +198,31 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
 
 
 def _open_standard_streams() -> None:
-    """Those that are closed lead nowhere: else a file that is written would get their number."""
+    """Point closed standard streams at nothing: else an output would get their number."""
     for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers: the lowest is taken
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - stays open
 
 
-def _said(error: OSError) -> list[str]:
-    """What the system said, and of what if that is known: of stdout it is not."""
+def _os_error_parts(error: OSError) -> list[str]:
+    """Return the file that an error is about, if it is known, and the system's message."""
     subject = [os.fsdecode(error.filename)] if error.filename is not None else []
     return [*subject, (error.strerror or str(error) or type(error).__name__).lower()]
 
 
 def forget_stdout() -> None:
-    """Nobody reads on: what the interpreter flushes at exit must not complain either."""
+    """Discard what is left for stdout, so that flushing it at exit cannot fail."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(line: str) -> None:
-    _say(f"error: {line}")
+def _print_error(line: str) -> None:
+    _print_to_stderr(f"error: {line}")
 
 
-def _say(line: str) -> None:
-    """One line on stderr; where nobody listens, a command does what it does all the same."""
+def _print_to_stderr(line: str) -> None:
+    """Print one line on stderr; ignore a stderr that is closed."""
     with contextlib.suppress(OSError):
         click.echo(line, err=True)
 

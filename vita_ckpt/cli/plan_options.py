@@ -1,10 +1,10 @@
-"""What every surgery command shares: options for the plan, its rendering, running it."""
+"""Share among surgery commands the options, the running and the rendering of a plan."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -17,9 +17,11 @@ from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.checkpoint import Tensor
 from vita_ckpt.core.options import LINKS, Link, Options
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
+from vita_ckpt.core.summary import PlannedTensor, Summary
 from vita_ckpt.errors import InputError, UsageError, printable
 
 _Command = Callable[..., Any]
@@ -29,7 +31,7 @@ _MOST_ROWS: Final = 16
 
 
 def plan_options(command: _Command) -> _Command:
-    """The options of every command that runs a plan: where to, whether to, what to print."""
+    """Add the options of every command that runs a plan: where to, whether to, what to print."""
     return _with_options(
         command,
         click.option("--out", type=LOCAL, metavar="PATH", help="What to write; must be new."),
@@ -54,7 +56,7 @@ def plan_options(command: _Command) -> _Command:
 
 
 def surgery_options(command: _Command) -> _Command:
-    """The options of :func:`plan_options`, and those of what changes a whole checkpoint."""
+    """Add the options of :func:`plan_options`, and those for changing a whole checkpoint."""
     return _with_options(
         plan_options(command),
         click.option(
@@ -91,7 +93,7 @@ def _with_options(command: _Command, *options: _Command) -> _Command:
 
 
 def begin(settings: Settings, base: str, run: Mapping[str, Any]) -> None:
-    """Before an in-place surgery is planned: make whole what a dead one left in the middle."""
+    """Recover a checkpoint from a dead in-place surgery, before another one is planned."""
     if run["in_place"] and not run["dry_run"] and os.path.isdir(base):
         found = lifecycle.recover(base)
         if found is not None:
@@ -119,7 +121,7 @@ def run_plan(
     model_card: bool = False,
     verify_first: bool = False,
 ) -> int:
-    """Save, show and run a plan as its options say; the exit code.
+    """Save, show and run a plan as its options say; return the exit code.
 
     With ``verify_first`` its target is verified by a forward pass before anything is written.
     """
@@ -131,13 +133,13 @@ def run_plan(
     if plan_out is not None:
         api.check_plan_path(plan, plan_out)
     if out is not None and not dry_run:
-        _say_leftovers(settings, api.check_output(plan, out))
+        _note_leftovers(settings, api.check_output(plan, out))
     if verify_first and not _works(settings, plan):
         return 1
     if dry_run or (out is None and not in_place):
         api.check_plan(plan, stores=settings.stores)
     else:
-        with render.progress(summary["bytes_to_write"], settings.quiet) as step:
+        with render.progress(summary.bytes_to_write, settings.quiet) as step:
             if in_place:
                 is_changed = api.change_in_place(
                     plan, options=options, progress=step, stores=settings.stores
@@ -157,7 +159,7 @@ def run_plan(
     if plan_out is not None:
         settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
     if as_json:
-        render.echo_json({**summary, "out": written})
+        render.echo_json({**summary.to_dict(), "out": written})
     else:
         lines = _in_place_lines if in_place else _lines
         click.echo("\n".join(lines(summary, written)))
@@ -201,7 +203,7 @@ def _check_options(
         raise UsageError("outputs-collide", out, expected="two paths for two outputs")
 
 
-def _say_leftovers(settings: Settings, out: str) -> None:
+def _note_leftovers(settings: Settings, out: str) -> None:
     for leftover in lifecycle.leftovers(out):
         if leftover.fate == "dead":
             path, size = render.path(leftover.path), render.size(leftover.nbytes)
@@ -229,7 +231,7 @@ def _earlier_surgery(base: str) -> str | None:
     return None if undoable is None else f"{undoable.operation} ({undoable.time})"
 
 
-def _notes_on_undo(summary: dict[str, Any], earlier: str | None, *, dry_run: bool) -> Iterator[str]:
+def _notes_on_undo(summary: Summary, earlier: str | None, *, dry_run: bool) -> Iterator[str]:
     if earlier is not None and _changes_files(summary):
         yield (
             f"{'this would replace' if dry_run else 'this replaced'} what was kept to undo "
@@ -238,87 +240,88 @@ def _notes_on_undo(summary: dict[str, Any], earlier: str | None, *, dry_run: boo
         )
 
 
-def _changes_files(summary: dict[str, Any]) -> bool:
-    return bool(summary["patched"] or summary["rewritten"] or summary["files"])
+def _changes_files(summary: Summary) -> bool:
+    return bool(summary.patched or summary.rewritten or summary.files)
 
 
-def _in_place_lines(summary: dict[str, Any], written: str | None) -> list[str]:
+def _in_place_lines(summary: Summary, written: str | None) -> list[str]:
     lines = _changed_files(summary)
     if not _changes_files(summary):
         return ["nothing to change"]
-    size, base = render.size(summary["bytes_to_write"]), render.path(summary["base"])
+    size, base = render.size(summary.bytes_to_write), render.path(summary.base or os.curdir)
     if written is None:
         return [*lines, printable(f"would change {base} in place ({size})")]
     undo = f"vita-ckpt undo {shlex.quote(base)}"
     return [*lines, printable(f"changed {base} in place ({size}); {undo} undoes it")]
 
 
-def _changed_files(summary: dict[str, Any]) -> list[str]:
-    """The changes of a plan, and the weight files that are written."""
+def _changed_files(summary: Summary) -> list[str]:
+    """Render the changes of a plan, and the weight files that are written."""
     lines = summary_lines(summary)
-    said = {file["name"] for file in summary["files"]}
-    for what in ("patched", "rewritten"):
+    named = {file.name for file in summary.files}
+    for what, files in (("patched", summary.patched), ("rewritten", summary.rewritten)):
         lines += [
-            printable(f"{what}: {file['name']} ({render.size(file['bytes'])})")
-            for file in summary[what]
-            if file["name"] not in said
+            printable(f"{what}: {file.name} ({render.size(file.bytes)})")
+            for file in files
+            if file.name not in named
         ]
     return lines
 
 
-def _lines(summary: dict[str, Any], written: str | None) -> list[str]:
+def _lines(summary: Summary, written: str | None) -> list[str]:
     lines = _changed_files(summary)
-    if summary["carried"]:
-        size = render.size(sum(file["bytes"] for file in summary["carried"]))
-        names = ", ".join(file["name"] for file in summary["carried"])
-        files = render.counted(len(summary["carried"]), "file")
+    if summary.carried:
+        size = render.size(sum(file.bytes for file in summary.carried))
+        names = ", ".join(file.name for file in summary.carried)
+        files = render.counted(len(summary.carried), "file")
         lines.append(printable(f"carried: {files} ({size}): {names}"))
-    for file in summary["left_out"]:
-        lines.append(printable(f"not carried: {file['name']}: {file['reason']}"))
-    size = render.size(summary["bytes_to_write"])
+    for name, reason in summary.left_out.items():
+        lines.append(printable(f"not carried: {name}: {reason}"))
+    size = render.size(summary.bytes_to_write)
     lines.append(
         f"wrote {printable(render.path(written))} ({size})" if written else f"would write {size}"
     )
     return lines
 
 
-def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """What a plan changes: tensors (by part, where they are many), config and files."""
+def summary_lines(summary: Summary) -> list[str]:
+    """Render what a plan changes: tensors (by part, where they are many), config and files."""
     lines: list[str] = []
-    changes = summary["tensors"]
+    changes = summary.tensors
     if len(changes) > _MOST_ROWS:
         # A tower on its own has names without the prefix that tells the part.
-        alone = parts.VISION_TOWER if summary["operation"] == "extract-tower" else None
+        alone = parts.VISION_TOWER if summary.operation == "extract-tower" else None
         groups = _grouped(changes, alone)
         lines.append(render.table(groups, ("part", "change", "tensors", "dtype"), "  r "))
     elif changes:
-        rows = [(c["name"], c["change"], _arrow(c["before"], c["after"])) for c in changes]
+        rows = [(c.name, c.change, _arrow(c.before, c.after)) for c in changes]
         lines.append(render.table(rows, ("tensor", "change", "dtype and shape")))
-    for change in summary["config"]:
-        before, after = change["before"], change["after"]
+    for key in summary.config:
         lines.append(
-            printable(f"config.json: {change['key']} {before!r} → {after!r}: {change['reason']}")
+            printable(f"config.json: {key.key} {key.before!r} → {key.after!r}: {key.reason}")
         )
-    for file in summary["files"]:
-        lines.append(printable(f"{file['change']}: {file['name']}: {file['reason']}"))
+    for file in summary.files:
+        lines.append(printable(f"{file.change}: {file.name}: {file.reason}"))
     return lines
 
 
-def _grouped(changes: list[dict[str, Any]], alone: str | None) -> list[tuple[str, str, int, str]]:
-    """How many tensors of each part change in which way; ``alone`` is the only part there is."""
+def _grouped(
+    changes: Sequence[PlannedTensor], alone: str | None
+) -> list[tuple[str, str, int, str]]:
+    """Count the tensors of each part by their change; ``alone`` is the only part there is."""
     groups: dict[tuple[str, str], list[str]] = {}
     for change in changes:
-        part = parts.LABELS[alone or parts.part_of(change["name"])]
-        side = change["after"] or change["before"]
-        groups.setdefault((part, change["change"]), []).append(side["dtype"])
+        part = parts.LABELS[alone or parts.part_of(change.name)]
+        side = change.after or change.before
+        groups.setdefault((part, change.change), []).append(side.dtype if side is not None else "")
     return [
         (part, change, len(dtypes), ", ".join(sorted(set(dtypes))))
         for (part, change), dtypes in sorted(groups.items())
     ]
 
 
-def _arrow(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
-    old, new = (f"{side['dtype']} {side['shape']}" if side else "" for side in (before, after))
+def _arrow(before: Tensor | None, after: Tensor | None) -> str:
+    old, new = (f"{side.dtype} {list(side.shape)}" if side else "" for side in (before, after))
     if old == new:
         return old
     return " → ".join(filter(None, (old, new)))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vita_ckpt.cli import render
 from vita_ckpt.core.report import has_errors
+from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import escaped, printable
-
-if TYPE_CHECKING:
-    from vita_ckpt.model.verify import Verification
 
 
 def verification_lines(verification: Verification) -> list[str]:
-    """What a person reads of a verification."""
+    """Return the lines that a person reads of a verification."""
     how = "streamed" if verification.streamed else "resident"
     lines = [
         printable(render.path(verification.path)),

@@ -1,4 +1,4 @@
-"""Addresses on the hub: ``hf://org/name[@revision][/subfolder]``, and what could mean one."""
+"""Parse addresses on the hub: ``hf://org/name[@revision][/subfolder]``."""
 
 from __future__ import annotations
 

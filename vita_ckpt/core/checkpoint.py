@@ -1,20 +1,19 @@
-"""A checkpoint as a value: where each tensor's bytes lie, never the bytes themselves."""
+"""Represent a checkpoint as a value: where each tensor's bytes lie."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.dtype import BITS, nbytes
+from vita_ckpt.core.left_out import LeftOut
 
 Shape = tuple[int, ...]
 Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
-
-# Files of ours beside a config: what was done, and the digests of all files.
-PROVENANCE: Final = "vita_ckpt.json"
-MANIFEST: Final = "vita_ckpt.manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,12 @@ class RemoteFile:
         return f"hf://{self.repository}@{self.commit}/{self.name}"
 
 
+# A file as it was when it was opened.
 File = LocalFile | RemoteFile
 
 
 def on_disk(file: File) -> LocalFile:
-    """``file``, whose bytes are about to be read: what is remote was to be fetched before."""
+    """Return ``file`` for reading its bytes. Raises TypeError for one that was not fetched."""
     if isinstance(file, RemoteFile):
         raise TypeError(f"{file.path} was not fetched")
     return file
@@ -131,6 +131,7 @@ class RandomInit:
         return nbytes(self.dtype, self.shape)
 
 
+# A tensor of an opened checkpoint, or of the target of a plan.
 Tensor = TensorRef | Cast | RandomInit
 
 
@@ -144,8 +145,8 @@ class Shard:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+@dataclass(frozen=True, slots=True, repr=False)
+class Checkpoint(Displayed):
     """An opened checkpoint, adapter, run or tower; or the target of a plan.
 
     ``root`` is the absolute path of the directory or the lone file, or the address of a remote one
@@ -153,8 +154,8 @@ class Checkpoint:
     that led to the commit. ``tensors`` maps on-disk names to tensors, ``shards`` are the weight
     files they come from, ``index`` is the parsed index of a sharded checkpoint. ``files`` are the
     other regular files, by their path below ``root``; ``texts`` are files of a target whose content
-    is known and not on the disk yet. ``left_out`` says of everything else in the directory why it
-    is not part of the checkpoint. ``provenance`` is what earlier surgeries left to be known.
+    is known and not on the disk yet. ``left_out`` maps everything else in the directory to the
+    reason why it is not part of the checkpoint. ``provenance`` is the record of earlier surgeries.
     """
 
     root: str
@@ -166,7 +167,7 @@ class Checkpoint:
     index: Mapping[str, Any] | None = None
     files: Mapping[str, File] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
     revision: str = ""
 
@@ -180,9 +181,31 @@ class Checkpoint:
         """Every file the checkpoint consists of, as it was seen."""
         return (*(shard.file for shard in self.shards), *self.files.values())
 
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield where the checkpoint is, how it is laid out, and how much of what it holds."""
+        yield "path", self.root or "none yet"
+        if self.revision:
+            yield "revision", self.revision
+        yield "layout", self.layout
+        if self.config is not None:
+            yield "model type", str(self.config.get("model_type"))
+        yield "tensors", len(self.tensors)
+        yield "parameters", sum(map(parameters, self.tensors.values()))
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] += tensor.nbytes
+        yield "bytes", ", ".join(f"{size:,} {dtype}" for dtype, size in sizes.most_common()) or 0
+        if self.shards:
+            yield "shards", tuple(shard.name or shard.file.path for shard in self.shards)
+        for label, files in (("files", self.files), ("texts", self.texts)):
+            if files:
+                yield label, tuple(files)
+        if self.left_out:
+            yield "left out", tuple(self.left_out)
+
 
 def files_read(checkpoint: Checkpoint) -> tuple[File, ...]:
-    """The files whose content says what a checkpoint is: shards, configs, an index."""
+    """Return the files whose content defines a checkpoint: shards, configs, an index."""
     return tuple(file for file in checkpoint.fingerprint if file.digest)
 
 
@@ -190,5 +213,5 @@ EMPTY = Checkpoint(root="", layout="none", tensors={})
 
 
 def parameters(tensor: Tensor) -> int:
-    """Number of elements of a tensor (1 for a scalar)."""
+    """Return the number of elements of a tensor (1 for a scalar)."""
     return prod(tensor.shape)

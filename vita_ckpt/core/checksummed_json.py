@@ -1,4 +1,4 @@
-"""JSON files that say what their own digest is: a changed bit anywhere in them is found."""
+"""Encode JSON files that carry their own digest, so that any changed bit is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What distinguishes two checkpoints: sorted changes of tensors and of config keys."""
+"""List the changes of tensors and config keys from one checkpoint to another, sorted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the values of two tensors are apart: sums that add up over pieces, tensors and parts."""
+"""Measure how far values are apart, by sums that add up over pieces, tensors and parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Element types by their safetensors code, with their widths in bits."""
+"""List element types by their safetensors code, with their widths in bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A directory as a loader meets it: which files are there, and what each says it holds."""
+"""Describe a directory as a loader meets it: its files, and what each holds."""
 
 from __future__ import annotations
 

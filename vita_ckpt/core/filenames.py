@@ -6,31 +6,46 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, PROCESSOR
-from vita_ckpt.core.checkpoint import MANIFEST, PROVENANCE, Layout
-from vita_ckpt.core.model_card import MODEL_CARD
+from vita_ckpt.core.checkpoint import Layout
 
 CONFIG: Final = "config.json"
+SAFETENSORS_SUFFIX: Final = ".safetensors"
 SAFETENSORS: Final = "model.safetensors"
 SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
 TORCH: Final = "pytorch_model.bin"
 TORCH_INDEX: Final = "pytorch_model.bin.index.json"
+INDEX_SUFFIX: Final = ".index.json"
+TORCH_INDEX_SUFFIX: Final = f".bin{INDEX_SUFFIX}"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 NON_LORA: Final = "non_lora_trainables.bin"
 STEPS: Final = "mm_projector"
 # The directory of the journals of surgeries in place.
 HOME: Final = ".vita-ckpt"
+PROCESSOR: Final = "preprocessor_config.json"
+# The config of a tower that a surgery carried into a checkpoint.
+CARRIED_CONFIG: Final = "vision_tower_config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
+TOKENIZER: Final = "tokenizer.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+VOCABULARY: Final = "vocab.json"
+ADDED_TOKENS: Final = "added_tokens.json"
+MODEL_CARD: Final = "README.md"
+# Files of ours beside a config: what was done, and the digests of all files.
+PROVENANCE: Final = "vita_ckpt.json"
+MANIFEST: Final = "vita_ckpt.manifest.json"
 # What one file in a directory makes it, in the order in which loaders prefer them.
 SINGLE_FILES: Final[tuple[tuple[str, Layout], ...]] = (
     (SAFETENSORS, "safetensors"),
     (TORCH, "torch"),
 )
 LORA_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
-RUN_FILES: Final = ("mm_projector.bin", "mm_projector.safetensors", "audio_adpter.bin")
+PROJECTOR_RUN: Final = "mm_projector.bin"
+RUN_FILES: Final = (PROJECTOR_RUN, "mm_projector.safetensors", "audio_adpter.bin")
 STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
 SHARD: Final = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
 STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII)
-WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES: Final = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 # Files that a loader could take for weights: none of them may survive a surgery unnoticed.
 WEIGHTS_OR_INDEX: Final = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack)|.*\.(safetensors|bin)\.index\.json"
@@ -44,17 +59,22 @@ TRAINING_STATE: Final = re.compile(
 _WRITTEN_TEXTS: Final = frozenset(
     {CONFIG, PROCESSOR, CARRIED_CONFIG, PROVENANCE, MANIFEST, MODEL_CARD}
 )
+# What an interrupted download or copy leaves, and where the hub's client keeps its own.
+PARTIAL_DOWNLOAD: Final = re.compile(
+    r".*\.(incomplete|part|partial|crdownload|download|aria2|tmp)", re.ASCII | re.IGNORECASE
+)
+HUB_DOWNLOADS: Final = ".cache/huggingface/download"
 STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
 
 
 def index_of(names: Iterable[str]) -> str | None:
-    """The index that says which files of a directory are its weights, if one does."""
+    """Return the index that says which files of a directory are its weights, if one does."""
     found = next((n for n in (SAFETENSORS_INDEX, TORCH_INDEX) if n in names), None)
     return None if found == TORCH_INDEX and SAFETENSORS in names else found
 
 
 def what_it_looks_like(names: list[str]) -> str:
-    """What a directory without known weights holds, for a person."""
+    """Describe what a directory without known weights holds."""
     if not names:
         return "an empty directory"
     foreign = foreign_kind(names)
@@ -83,7 +103,7 @@ _FOREIGN: Final = (
 
 
 def foreign_kind(names: Iterable[str]) -> str | None:
-    """The kind of weights that these names in a directory tell and that is not read here."""
+    """Return the kind of foreign weights that these names point to; None if they point to none."""
     listed = list(names)
     for pattern, kind in _FOREIGN:
         if any(re.fullmatch(pattern, name, re.ASCII | re.IGNORECASE) for name in listed):
@@ -92,7 +112,7 @@ def foreign_kind(names: Iterable[str]) -> str | None:
 
 
 def counts_as_weights(name: str) -> bool:
-    """Whether a loader could take a file of this name for weights, or an index of them."""
+    """Return whether a loader could take a file of this name for weights or their index."""
     is_state = TRAINING_STATE.fullmatch(name) is not None
     return not is_state and WEIGHTS_OR_INDEX.fullmatch(name) is not None
 

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint that goes to the hub: what the hub's pages and searches read."""
+"""Write the model card of a checkpoint for the hub's pages and searches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section of a model card that says how a checkpoint was made."""
+"""Write the section of a model card that tells how a checkpoint was made."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from vita_ckpt.errors import printable
-
-MODEL_CARD: Final = "README.md"
 
 _BEGIN: Final = b"<!-- vita-ckpt: lineage -->\n"
 _END: Final = b"<!-- vita-ckpt: end of lineage -->\n"

@@ -1,15 +1,13 @@
-"""Plans: surgery as data. A plan computes its target and writes nothing."""
+"""Represent surgery as data: a plan computes its target and writes nothing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import (
-    MANIFEST,
-    PROVENANCE,
     Cast,
     Checkpoint,
     File,
@@ -19,13 +17,14 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     files_read,
 )
+from vita_ckpt.core.display import Displayed, count_by_type
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast, nbytes
+from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE
 from vita_ckpt.errors import InputError, StaleInputError
 
 FORMAT: Final = "vita-ckpt-plan"
 VERSION: Final = 2
 
-_CONFIG: Final = "config.json"
 
 # The files that a surgery writes beside the weights are small JSON files in the directory itself.
 _FILE: Final = re.compile(r"[a-z_]{1,64}\.json", re.ASCII)
@@ -86,6 +85,7 @@ class DropFile:
     reason: str
 
 
+# One change of a checkpoint.
 Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | DropFile
 
 
@@ -104,8 +104,8 @@ class Record:
     needs_alignment: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Displayed):
     """Edits on a base checkpoint; the tensors come from the base or from one of the ``donors``.
 
     ``notes`` are sentences for the user: what was decided, what is left out. Two edits of one name
@@ -132,8 +132,8 @@ class Plan:
             if isinstance(edit, PutFile | DropFile) and edit.name in (PROVENANCE, MANIFEST):
                 raise ValueError(f"an edit of {edit.name}, which follows from what is done")
             if isinstance(edit, SetConfig | PutFile):
-                if subject == ("file", _CONFIG) and self.base.config is not None:
-                    raise ValueError(f"another {_CONFIG}, whose keys are what is set")
+                if subject == ("file", CONFIG) and self.base.config is not None:
+                    raise ValueError(f"another {CONFIG}, whose keys are what is set")
                 continue
             there = self.base.files if isinstance(edit, DropFile) else self.base.tensors
             if isinstance(edit, AddTensor) == (edit.name in there):
@@ -141,16 +141,16 @@ class Plan:
 
     @property
     def preconditions(self) -> tuple[File, ...]:
-        """Every file that the plan was computed from, as it was."""
+        """Return every file that the plan was computed from, as it was."""
         return tuple(dict.fromkeys(file for files in _inputs(self) for file in files))
 
     @property
     def tensor_edits(self) -> tuple[AddTensor | ReplaceTensor, ...]:
-        """The edits that give the target a tensor."""
+        """Return the edits that give the target a tensor."""
         return tuple(e for e in self.edits if isinstance(e, AddTensor | ReplaceTensor))
 
     def target(self) -> Checkpoint:
-        """The checkpoint that the plan makes; its tensors are references, nothing is written."""
+        """Compute the checkpoint that the plan makes: its tensors are references, none is read."""
         tensors, files = dict(self.base.tensors), dict(self.base.files)
         config = dict(self.base.config) if self.base.config is not None else None
         texts: dict[str, str] = {}
@@ -179,9 +179,24 @@ class Plan:
             provenance=provenance,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON: what ``save_plan`` writes and ``load_plan`` reads."""
+        return plan_to_json(self)
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield the operation, its inputs, its edits counted by kind, and its notes."""
+        yield "operation", self.operation
+        yield "base", self.base.root or "none"
+        if self.donors:
+            yield "donors", tuple(donor.root for donor in self.donors)
+        yield "edits", count_by_type(self.edits) or "none"
+        if self.record is not None and self.record.needs_alignment:
+            yield "needs alignment", True
+        yield from (("note", note) for note in self.notes)
+
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: inputs with their fingerprints, edits that name tensors of the inputs."""
+    """Return the plan as JSON: inputs with fingerprints, edits that name tensors of the inputs."""
     inputs = (plan.base, *plan.donors)
     origins = {
         tensor: (index, name)
@@ -207,7 +222,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def input_paths(data: Any) -> tuple[str, ...]:
-    """The paths or pinned addresses of a saved plan's inputs; empty for a base that is nothing.
+    """Return the paths or pinned addresses of a saved plan's inputs; empty for no base.
 
     Raises InputError if ``data`` is no plan of this version.
     """
@@ -223,7 +238,7 @@ def input_paths(data: Any) -> tuple[str, ...]:
 
 
 def input_revisions(data: Any) -> tuple[str, ...]:
-    """The branch or tag that led to each of a saved plan's inputs; empty where none did.
+    """Return the branch or tag that led to each of a saved plan's inputs, or an empty text.
 
     Raises InputError if ``data`` is no plan of this version.
     """
@@ -232,7 +247,7 @@ def input_revisions(data: Any) -> tuple[str, ...]:
 
 
 def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
-    """The plan of ``data`` on its re-opened ``inputs``.
+    """Read the plan of ``data`` on its re-opened ``inputs``.
 
     Raises StaleInputError if an input is not, byte for byte as far as fingerprints tell, the one
     that the plan was computed from, and InputError if ``data`` is not a plan.
@@ -252,7 +267,7 @@ def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
 
 
 def subject_of(edit: Edit) -> tuple[str, str]:
-    """What an edit is about, ``config``, ``file`` or ``tensor``, with its key or name."""
+    """Return what an edit is about: ``config``, ``file`` or ``tensor``, and its key or name."""
     if isinstance(edit, SetConfig):
         return "config", edit.key
     return "file" if isinstance(edit, PutFile | DropFile) else "tensor", edit.name
@@ -337,7 +352,7 @@ def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:
 
 
 def _file_name(name: str) -> str:
-    """A name that stays in the output directory, and that nothing runs or takes for weights."""
+    """Check that a name stays in the output directory and is not taken for code or weights."""
     if not _FILE.fullmatch(name):
         raise _not_a_plan(f"a file {name!r}")
     return name
@@ -366,7 +381,7 @@ def _init_from_json(data: Any) -> RandomInit:
 
 
 def _inputs(plan: Plan) -> list[tuple[File, ...]]:
-    """The files that matter of each input: all of the base's, of a donor those that are read."""
+    """Return the files that matter of each input: all of the base, of a donor those read."""
     return [plan.base.fingerprint, *map(files_read, plan.donors)]
 
 

@@ -1,15 +1,17 @@
-"""``vita_ckpt.json``: what surgeries leave to be known about a checkpoint, beside its config."""
+"""Record in ``vita_ckpt.json`` how a checkpoint was made."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint, files_read
-from vita_ckpt.core.plan import Plan
+
+if TYPE_CHECKING:
+    from vita_ckpt.core.plan import Plan
 
 _FORMAT: Final = "vita-ckpt-provenance"
 _VERSION: Final = 1

@@ -1,4 +1,4 @@
-"""Checkpoints and plans whose remote files are on the disk now: the same tensors, elsewhere."""
+"""Replace remote files in checkpoints and plans by their copies on the disk."""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
-"""Findings: what is wrong with a checkpoint, as data; a report is what was found in one of them."""
+"""Represent findings about a checkpoint, and the report that holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
 
+from vita_ckpt.core.display import Displayed
+
+# How bad a finding is: only an error makes a checkpoint unsound.
 Severity = Literal["error", "warning", "note"]
 
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
@@ -27,9 +30,13 @@ class Finding:
     hint: str = ""
     file: str = ""
 
+    def to_dict(self) -> dict[str, str]:
+        """Return the fields as JSON values; what is no Unicode is spelled out as ``\\udcff``."""
+        return {key: _unicode(value) for key, value in asdict(self).items()}
 
-@dataclass(frozen=True, slots=True)
-class Report:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Displayed):
     """What was found at ``path``, which was taken for a ``kind`` such as ``vita-checkpoint``."""
 
     path: str
@@ -37,15 +44,50 @@ class Report:
     findings: tuple[Finding, ...]
 
     def count(self, severity: Severity) -> int:
-        """How many findings are of this severity."""
+        """Count the findings of this severity."""
         return sum(finding.severity == severity for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON: one of the ``reports`` of ``schemas/report-v1.json``."""
+        return {
+            "path": _unicode(self.path),
+            "kind": _unicode(self.kind),
+            **outcome(self.findings),
+            "findings": [finding.to_dict() for finding in worst_first(self.findings)],
+        }
+
+    def display_rows(self) -> Iterator[tuple[str, object]]:
+        """Yield path and kind, how many findings there are, and the worst of them."""
+        yield "path", self.path
+        yield "kind", self.kind
+        yield from finding_rows(self.findings)
+
+
+def outcome(findings: Iterable[Finding]) -> dict[str, Any]:
+    """Return ``ok`` and the number of findings of each severity, as JSON values."""
+    severities = [finding.severity for finding in findings]
+    numbers = {f"{severity}s": severities.count(severity) for severity in SEVERITIES}
+    return {"ok": "error" not in severities, **numbers}
+
+
+def finding_rows(findings: Iterable[Finding]) -> Iterator[tuple[str, object]]:
+    """Yield rows for a screen: how many findings of each severity, then each, the worst first."""
+    ordered = worst_first(findings)
+    yield from ((key, count) for key, count in outcome(ordered).items() if count or key == "ok")
+    for finding in ordered:
+        yield finding.severity, f"{finding.rule}: {finding.subject[:40]}: {finding.message}"
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Findings in the order in which a person wants them: errors, warnings, notes."""
+    """Sort findings: errors, then warnings, then notes."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:
-    """Whether one of them is an error."""
+    """Return whether one of them is an error."""
     return any(finding.severity == "error" for finding in findings)
+
+
+def _unicode(text: str) -> str:
+    # A lone surrogate is legal in JSON for Python, and an error for most other readers.
+    return text.encode("utf-8", "backslashreplace").decode()

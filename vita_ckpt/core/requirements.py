@@ -1,4 +1,4 @@
-"""What a checkpoint must be for a surgery or a forward pass."""
+"""Check what a checkpoint must be for a surgery or a forward pass."""
 
 from __future__ import annotations
 

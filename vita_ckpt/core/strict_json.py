@@ -1,4 +1,4 @@
-"""JSON that every parser takes, whatever a config says: Python's own has words of its own."""
+"""Encode reports as JSON that every parser takes: no NaN, no lone surrogates."""
 
 from __future__ import annotations
 

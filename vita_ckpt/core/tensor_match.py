@@ -1,4 +1,4 @@
-"""Whether tensors are exactly those of a model: none missing, none too many, every shape right."""
+"""Compare the tensors that a model needs with those that are there."""
 
 from __future__ import annotations
 

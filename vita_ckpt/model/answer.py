@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache
 
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from vita_ckpt.errors import InputError, MalformedFileError, UsageError
 from vita_ckpt.model.vita import IMAGE_TOKEN, VitaModel
 from vita_ckpt.storage.reading.paths import read_json
@@ -23,9 +24,7 @@ from vita_ckpt.storage.stores.local import LOCAL
 # How an image is written in a prompt.
 IMAGE: Final = "<image>"
 
-_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-_TOKENIZER_FILES: Final = (_TOKENIZER_CONFIG, "tokenizer.json")
-_GENERATION_CONFIG: Final = "generation_config.json"
+_TOKENIZER_FILES: Final = (TOKENIZER_CONFIG, TOKENIZER)
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,9 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
 def _check_paths(checkpoint: Checkpoint) -> None:
     """The library would follow a path in the tokenizer's config to wherever it leads."""
-    if _TOKENIZER_CONFIG not in checkpoint.files:
+    if TOKENIZER_CONFIG not in checkpoint.files:
         return
-    config, file = read_json(LOCAL, checkpoint.files[_TOKENIZER_CONFIG].path)
+    config, file = read_json(LOCAL, checkpoint.files[TOKENIZER_CONFIG].path)
     for key in ("tokenizer_file", "vocab_file", "merges_file"):
         if config.get(key) is not None:
             raise MalformedFileError(
@@ -221,8 +220,8 @@ def _chat(checkpoint: Checkpoint, tokenizer: Any, prompt: str) -> str:
 def _stop_ids(checkpoint: Checkpoint, tokenizer: Any) -> frozenset[int]:
     """Every end that the tokenizer, the config or the generation config names."""
     named = [tokenizer.eos_token_id, (checkpoint.config or {}).get("eos_token_id")]
-    if _GENERATION_CONFIG in checkpoint.files:
-        generation, _ = read_json(LOCAL, checkpoint.files[_GENERATION_CONFIG].path)
+    if GENERATION_CONFIG in checkpoint.files:
+        generation, _ = read_json(LOCAL, checkpoint.files[GENERATION_CONFIG].path)
         named.append(generation.get("eos_token_id"))
     ids = (i for value in named for i in (value if isinstance(value, list) else [value]))
     return frozenset(i for i in ids if type(i) is int)

@@ -1,4 +1,4 @@
-"""An image file becomes a tower's pixels, as CLIP's and SigLIP's processors make them, with PIL."""
+"""Prepare an image file for a tower as CLIP's and SigLIP's processors do, with PIL."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import PROCESSOR
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.load import StrPath
-from vita_ckpt.model.vita import tower_of
+from vita_ckpt.model.towers.build import tower_of
 from vita_ckpt.model.weights import on_meta
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import read_processor, read_tower_config
@@ -83,12 +84,12 @@ class Processor:
 
     @classmethod
     def of(cls, family: str, config: Mapping[str, Any], *, pad: bool = False) -> Processor:
-        """The processor of a tower's family with the keys of a ``preprocessor_config.json``.
+        """Return the processor of a family with the keys of a ``preprocessor_config.json``.
 
         As upstream does, the family decides whether it is CLIP's or SigLIP's. ``pad`` is
         ``image_aspect_ratio: pad``. Raises InputError ``unsupported-processor-config``.
         """
-        is_siglip = family == towers.SIGLIP
+        is_siglip = towers.FAMILIES[family].processor == "siglip"
         keys = dict(_SIGLIP_DEFAULTS if is_siglip else _CLIP_DEFAULTS)
         keys |= {key: config[key] for key in keys if config.get(key) is not None}
         if is_siglip:  # whose processor has no such step
@@ -115,7 +116,7 @@ class Processor:
         )
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Pixel values float32 [3, H, W] of an RGB image; raises InputError ``image-too-large``."""
+        """Return the pixels, float32 [3, H, W], of an RGB image; InputError ``image-too-large``."""
         if self.pad:
             image = self._padded(image)
         if self.resize is not None:
@@ -148,7 +149,7 @@ class Processor:
 def processor_of(
     checkpoint: Checkpoint, tower: StrPath | None = None, *, stores: Stores | None = None
 ) -> Processor:
-    """The processor of a checkpoint's images.
+    """Return the processor of a checkpoint's images.
 
     Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`; EVA-CLIP, which
     comes without one, has CLIP's at its own size. S2's images have the size of the largest scale.
@@ -169,13 +170,13 @@ def processor_of(
     keys: dict[str, Any]
     if found is not None:
         keys = dict(found)
-    elif eyes.family == towers.EVA:
+    elif towers.FAMILIES[eyes.family].lone_file:
         keys = {"size": {"shortest_edge": eyes.image_size}, "crop_size": side}
     else:
         raise InputError(
             "processor-config-unknown",
             checkpoint.root,
-            expected=f"a {towers.PROCESSOR} in it or in its tower's directory",
+            expected=f"a {PROCESSOR} in it or in its tower's directory",
             got="none",
             hint="give the tower's directory with --tower",
         )
@@ -185,7 +186,7 @@ def processor_of(
 
 
 def read_image(path: StrPath) -> Image.Image:
-    """The image in a file, in RGB; of several frames the first. Upstream ignores EXIF's rotation.
+    """Read the first frame of an image file, in RGB. Upstream ignores EXIF's rotation.
 
     Raises InputError: ``unreadable-file``, ``unreadable-image``, ``image-too-large``.
     """
@@ -269,7 +270,7 @@ def _numbers(key: str, value: Any, count: int) -> tuple[float, ...]:
 def _unsupported(key: str, expected: str, got: object) -> InputError:
     return InputError(
         "unsupported-processor-config",
-        f"{towers.PROCESSOR}: {key}",
+        f"{PROCESSOR}: {key}",
         expected=expected,
         got=f"{got}",
     )

@@ -1,4 +1,4 @@
-"""The language models: transformers' Qwen2, Mixtral and Mistral, built from a VITA config."""
+"""Build the language models: transformers' Qwen2, Mixtral and Mistral."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading: from a checkpoint's files to a model that runs, nothing copied on the way to disk."""
+"""Load a checkpoint's files into a model that runs."""
 
 from __future__ import annotations
 

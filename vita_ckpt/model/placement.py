@@ -1,4 +1,4 @@
-"""Where weights go: to one device, to several GPUs by a device map, or nowhere (they stream)."""
+"""Decide where weights go: one device, several GPUs, or streamed from the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Float32 that is float32: what a GPU would round by default."""
+"""Keep float32 products exact on a GPU."""
 
 from __future__ import annotations
 

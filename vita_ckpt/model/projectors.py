@@ -1,14 +1,17 @@
-"""The projectors in torch: every type that upstream builds, under its stored names."""
+"""Projectors in torch: every type that upstream builds, under its stored names."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isqrt
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vita_ckpt.core.anatomy.projectors import Projector, expected_shapes, is_known
+from vita_ckpt.core.anatomy import projectors
+from vita_ckpt.core.anatomy.projectors import Projector, expected_shapes
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.precision import exact_convolutions
 
@@ -17,7 +20,7 @@ _TOGETHER = 4
 
 
 def build_projector(projector_type: str, in_width: int, out_width: int) -> nn.Module:
-    """A projector in eval mode and in the default dtype, its weights not set.
+    """Build a projector in eval mode and in the default dtype, its weights not set.
 
     Its forward takes [N, tokens, in_width] to [N, tokens', out_width] in the dtype of the input
     (UPSTREAM §4 says how many tokens each type leaves); ``identity`` leaves the width too. The
@@ -26,34 +29,25 @@ def build_projector(projector_type: str, in_width: int, out_width: int) -> nn.Mo
     Raises InputError ``unknown-projector-type``; the forward raises InputError
     ``tokens-do-not-fit-projector`` where the tokens are no square grid, or not whole fours.
     """
-    if not is_known(projector_type):
+    kind = projectors.find_type(projector_type)
+    if kind is None:
         raise InputError(
             "unknown-projector-type",
             projector_type,
-            expected="linear, mlpNx_gelu, spp…v1, spp…v2, spp…v3, ldp, vanilla, minigpt, identity",
+            expected=projectors.listed(),
             hint="mm_projector_type in config.json names it",
         )
-    return _build(projector_type, in_width, out_width).eval()
+    return MODULES[kind.name](projector_type, in_width, out_width).eval()
 
 
-def _build(projector_type: str, wide: int, out: int) -> nn.Module:
-    if projector_type == "linear":
-        return nn.Linear(wide, out)
-    if projector_type == "identity":
-        return nn.Identity()
-    if projector_type == "ldp":
-        return Ldp(wide, out)
-    if projector_type in ("vanilla", "minigpt"):
-        return Concatenation(wide, out, interleaved=projector_type == "vanilla")
-    if projector_type.startswith("spp"):
-        return Spp(wide, out, next(v for v in ("v1", "v2", "v3") if v in projector_type))
+def _linear(_projector_type: str, wide: int, out: int) -> nn.Module:
+    return nn.Linear(wide, out)
+
+
+def _mlp(projector_type: str, wide: int, out: int) -> nn.Module:
     tensors = expected_shapes(Projector(projector_type, wide, out))
-    return _mlp(wide, out, depth=len(tensors) // 2)
-
-
-def _mlp(wide: int, out: int, depth: int) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Linear(wide, out)]
-    for _ in range(1, depth):
+    for _ in range(1, len(tensors) // 2):
         layers += [nn.GELU(), nn.Linear(out, out)]
     return nn.Sequential(*layers)
 
@@ -206,3 +200,30 @@ def _misfit(count: int, expected: str) -> InputError:
         got=str(count),
         hint="this mm_projector_type cannot follow this vision tower",
     )
+
+
+def _spp(projector_type: str, wide: int, out: int) -> nn.Module:
+    return Spp(wide, out, next(v for v in ("v1", "v2", "v3") if v in projector_type))
+
+
+def _ldp(_projector_type: str, wide: int, out: int) -> nn.Module:
+    return Ldp(wide, out)
+
+
+def _concatenation(projector_type: str, wide: int, out: int) -> nn.Module:
+    return Concatenation(wide, out, interleaved=projector_type == "vanilla")
+
+
+def _identity(_projector_type: str, _wide: int, _out: int) -> nn.Module:
+    return nn.Identity()
+
+
+# How each row of the table of types is built, by its name.
+MODULES: Final[dict[str, Callable[[str, int, int], nn.Module]]] = {
+    "linear": _linear,
+    "mlp": _mlp,
+    "spp": _spp,
+    "ldp": _ldp,
+    "concatenation": _concatenation,
+    "identity": _identity,
+}

@@ -1,4 +1,4 @@
-"""Tensors on their way to a GPU: two threads read into pinned memory while earlier copies go on."""
+"""Read tensors into pinned memory while earlier copies to the GPU go on."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Does this checkpoint really work? One forward pass, and what it shows, as findings."""
+"""Run one forward pass and report what it shows as findings."""
 
 from __future__ import annotations
 
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite, isnan
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding, worst_first
 from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.core.verification import Verification
 from vita_ckpt.model.answer import ask
 from vita_ckpt.model.image import processor_of, read_image
 from vita_ckpt.model.load import StrPath, fit, load_model
@@ -37,29 +38,6 @@ _GOLDEN_FORMAT: Final = "vita-ckpt-golden"
 _GOLDEN_VERSION: Final = 1
 _TOP: Final = 8
 _NMSE: Final = 1e-3
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What a forward pass showed: findings, and what it cost.
-
-    Times in seconds, ``peak_memory`` in bytes (of the GPU if there is one, else of this process);
-    ``tokens_per_image`` is what one image became; ``answer`` the one to the prompt, None without a
-    prompt or where the model does not get as far.
-    """
-
-    path: str
-    device: str
-    dtype: str
-    streamed: bool
-    findings: tuple[Finding, ...]
-    load_seconds: float
-    pass_seconds: float
-    peak_memory: int
-    tokens_per_image: int | None
-    skipped_audio_tensors: int
-    answer: str | None = None
-    golden: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 def verify_checkpoint(

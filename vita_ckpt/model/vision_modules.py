@@ -1,4 +1,4 @@
-"""Upstream's ``initialize_vision_modules`` on a live model: another tower, projector or adapter."""
+"""Hold the vision modules of a live model, with upstream's ``initialize_vision_modules``."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vita_ckpt.core.anatomy import projectors
+from vita_ckpt.core.anatomy import projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.tensor_match import compare
-from vita_ckpt.errors import AdapterError, InputError
+from vita_ckpt.errors import AdapterError, InputError, UsageError
 from vita_ckpt.model.projectors import build_projector
-from vita_ckpt.model.towers import VisionTower
-from vita_ckpt.model.vita import VitaModel, tower_of
+from vita_ckpt.model.towers.base import VisionTower
+from vita_ckpt.model.towers.build import tower_of
 from vita_ckpt.model.weights import Weights, load_resident, on_meta
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores
@@ -25,53 +24,107 @@ from vita_ckpt.storage.reading.tower import open_tower
 from vita_ckpt.surgery.projector import KEYWORD, get_w
 
 
-def initialize_vision_modules(
-    model: VitaModel, model_args: object, *, delay_load: bool = False
-) -> None:
-    """Upstream's method, right where upstream keeps the old tower and projector.
+class VisionModules(nn.Module):
+    """The vision tower and the projector of a composed model, as a mixin.
 
-    ``model_args`` has ``vision_tower`` (a path), ``mm_projector_type``, ``pretrain_mm_mlp_adapter``
-    (a file or None) and may have ``use_s2`` and ``s2_scales``. The tower is replaced if another one
-    is asked for, frozen as upstream leaves it; the projector is rebuilt if its type or widths
-    change, and trainable; an adapter is read with ``get_w`` into the model's dtype. The config of
-    the model is updated. With ``delay_load`` the tower is built without its weights. Raises
-    InputError for a path that upstream would take for another family, or a tower that does not fit
-    its config, and AdapterError for an adapter that does not fit the projector.
+    ``config`` is the checkpoint's config, ``language_model`` the library's causal language model.
+    Both are set before :meth:`build_vision_modules` is called.
     """
-    path = str(_argument(model_args, "vision_tower", ""))
-    kind = str(_argument(model_args, "mm_projector_type", None) or projectors.DEFAULT_TYPE)
-    config = {
-        **model.config,
-        "mm_vision_tower": path,
-        "use_s2": bool(_argument(model_args, "use_s2", False)),
-        "mm_projector_type": kind,
-        "use_mm_proj": True,
-    }
-    scales = _argument(model_args, "s2_scales", None)
-    if scales is not None:
-        config["s2_scales"] = str(scales)
-    keys = ("mm_vision_tower", "use_s2", "s2_scales")
-    tower = model.vision_tower
-    if tower is None or any(config.get(key) != model.config.get(key) for key in keys):
-        tower = _tower(config, path, model.dtype, model.device, delay_load)
-    config["mm_hidden_size"] = tower.hidden_size
-    new = Projector(kind, tower.hidden_size, model.language_model.config.hidden_size)
-    projector = model.mm_projector
-    if (
-        projector is None
-        or model.streams  # what is streamed cannot be trained, nor loaded into
-        or kind != model.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
-        or _shapes(projector) != projectors.expected_shapes(new)
-    ):
-        built = build_projector(new.type, new.in_width, new.out_width)
-        projector = built.to(model.device, model.dtype)
-    adapter = _argument(model_args, "pretrain_mm_mlp_adapter", None)
-    if adapter is not None:
-        _load_adapter(projector, open_checkpoint(os.fspath(adapter), Stores()), new)
-    # Everything fits: only now is the model changed.
-    model.vision_tower = tower.requires_grad_(False)
-    model.mm_projector = projector.requires_grad_(True)
-    model.config = config
+
+    config: dict[str, Any]
+    language_model: Any
+    vision_tower: VisionTower | None
+    mm_projector: nn.Module | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the computation."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """The device of a model's inputs and outputs."""
+        raise NotImplementedError
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights are taken from the files while running."""
+        raise NotImplementedError
+
+    def build_vision_modules(
+        self, tower_config: Mapping[str, Any] | None, attn: str | None = None
+    ) -> None:
+        """Build the tower and the projector of ``config``, without weights.
+
+        ``tower_config`` is the tower's own config; without one there is no tower and no projector.
+        """
+        self.vision_tower = None
+        self.mm_projector = None
+        if tower_config is not None:
+            self.vision_tower = tower_of(self.config, tower_config, attn)
+            kind = str(self.config.get("mm_projector_type", projectors.DEFAULT_TYPE))
+            width = self.config.get("mm_hidden_size", self.vision_tower.hidden_size)
+            hidden = self.language_model.config.hidden_size
+            self.mm_projector = build_projector(kind, width, hidden)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Return the projected features [N, tokens, hidden] of images [N, 3, H, W]."""
+        if self.vision_tower is None or self.mm_projector is None:
+            raise UsageError(
+                "no-vision-modules", "pixel_values", expected="a model with a vision tower"
+            )
+        pixels = pixel_values.to(self.device, self.dtype)
+        features: Tensor = self.mm_projector(self.vision_tower(pixels).to(self.device))
+        return features.to(self.device)
+
+    def initialize_vision_modules(self, model_args: object, delay_load: bool = False) -> None:
+        """Replace the tower, the projector or the projector's weights, as upstream's method should.
+
+        Upstream itself keeps the old tower and the old projector.
+
+        ``model_args`` has ``vision_tower`` (a path), ``mm_projector_type`` and
+        ``pretrain_mm_mlp_adapter`` (a file or None), and may have ``use_s2`` and ``s2_scales``.
+        The tower is replaced if another one is asked for, and frozen as upstream leaves it; the
+        projector is rebuilt if its type or widths change, and trainable; an adapter is read with
+        ``get_w`` into the model's dtype. ``config`` is updated. With ``delay_load`` the tower is
+        built without its weights. Raises InputError for a path that upstream would take for
+        another family, or a tower that does not fit its config, and AdapterError for an adapter
+        that does not fit the projector; the model is then as it was.
+        """
+        path = str(_argument(model_args, "vision_tower", ""))
+        kind = str(_argument(model_args, "mm_projector_type", None) or projectors.DEFAULT_TYPE)
+        config = {
+            **self.config,
+            "mm_vision_tower": path,
+            "use_s2": bool(_argument(model_args, "use_s2", False)),
+            "mm_projector_type": kind,
+            "use_mm_proj": True,
+        }
+        scales = _argument(model_args, "s2_scales", None)
+        if scales is not None:
+            config["s2_scales"] = str(scales)
+        keys = ("mm_vision_tower", "use_s2", "s2_scales")
+        tower = self.vision_tower
+        if tower is None or any(config.get(key) != self.config.get(key) for key in keys):
+            tower = _tower(config, path, self.dtype, self.device, delay_load)
+        config["mm_hidden_size"] = tower.hidden_size
+        new = Projector(kind, tower.hidden_size, self.language_model.config.hidden_size)
+        projector = self.mm_projector
+        if (
+            projector is None
+            or self.streams  # what is streamed cannot be trained, nor loaded into
+            or kind != self.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+            or _shapes(projector) != projectors.expected_shapes(new)
+        ):
+            built = build_projector(new.type, new.in_width, new.out_width)
+            projector = built.to(self.device, self.dtype)
+        adapter = _argument(model_args, "pretrain_mm_mlp_adapter", None)
+        if adapter is not None:
+            _load_adapter(projector, open_checkpoint(os.fspath(adapter), Stores()), new)
+        # Everything fits: only now is the model changed.
+        self.vision_tower = tower.requires_grad_(False)
+        self.mm_projector = projector.requires_grad_(True)
+        self.config = config
 
 
 def _argument(model_args: object, name: str, default: Any) -> Any:
@@ -83,23 +136,15 @@ def _argument(model_args: object, name: str, default: Any) -> Any:
 def _tower(
     config: Mapping[str, Any], path: str, dtype: torch.dtype, device: torch.device, delay: bool
 ) -> VisionTower:
-    """The tower at ``path``, which upstream's rule must take for what it is."""
+    """Build the tower at ``path``, which upstream must take for what it is."""
     found = open_tower(os.path.abspath(path), Stores())
     checkpoint = open_checkpoint(path, Stores())
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     described = found.config or towers.config_of_shapes(shapes)
-    by_path = towers.dispatch(path, config["use_s2"])
     own = towers.tower_of_shapes(shapes)
     if described is None or own is None:
-        raise InputError("unknown-tower", path, expected="a SigLIP, CLIP, EVA or InternViT tower")
-    if by_path.family != own.family:
-        raise InputError(
-            "tower-path-misleads",
-            path,
-            expected=f"a path that upstream takes for {towers.LABELS[own.family]}",
-            got=f"{by_path.tower_class or 'nothing'}: {by_path.reason}",
-            hint="rename the directory",
-        )
+        raise InputError("unknown-tower", path, expected=f"a {towers.listed(towers.KNOWN)} tower")
+    towers.check_path(path, own.family, config["use_s2"], "rename the directory")
     with on_meta(dtype):
         tower = tower_of(config, described)
     if not delay:

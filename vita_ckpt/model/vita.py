@@ -1,4 +1,4 @@
-"""The composed model: vision tower, projector and language model, as upstream joins them."""
+"""Compose vision tower, projector and language model, as upstream joins them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from vita_ckpt.core.anatomy import parts, projectors
-from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.errors import UsageError
 from vita_ckpt.model.language import build_language_model, stored_name
-from vita_ckpt.model.projectors import build_projector
-from vita_ckpt.model.towers import VisionTower, build_tower
+from vita_ckpt.model.vision_modules import VisionModules
 from vita_ckpt.model.weights import Streaming, Weights, on_meta
 
 IMAGE_TOKEN: Final = -200
@@ -34,7 +32,7 @@ class Output:
     logits: Tensor
 
 
-class VitaModel(nn.Module):
+class VitaModel(VisionModules):
     """A VITA model for text and images; audio is not part of it.
 
     Built by :func:`~vita_ckpt.model.load.load_model`. ``config`` is the checkpoint's config. T is
@@ -53,13 +51,7 @@ class VitaModel(nn.Module):
         self.config = dict(config)
         self.language_model: Any = build_language_model(config, attn)
         hidden: int = self.language_model.config.hidden_size
-        self.vision_tower: VisionTower | None = None
-        self.mm_projector: nn.Module | None = None
-        if tower_config is not None:
-            self.vision_tower = tower_of(config, tower_config, attn)
-            kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
-            width = config.get("mm_hidden_size", self.vision_tower.hidden_size)
-            self.mm_projector = build_projector(kind, width, hidden)
+        self.build_vision_modules(tower_config, attn)
         if has_predictor:
             self.predictor_head = nn.Linear(hidden, _STATES)
         self._streaming: Streaming | None = None
@@ -85,7 +77,7 @@ class VitaModel(nn.Module):
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Output:
-        """Logits of a batch.
+        """Return the logits of a batch.
 
         ``input_ids`` int64 [B, T], -200 where an image stands; ``pixel_values`` float [N, 3, H, W],
         one image (or tile) for each placeholder in the order of the rows, or None for plain text.
@@ -98,7 +90,7 @@ class VitaModel(nn.Module):
         return Output(self.logits_of(embeds))
 
     def logits_of(self, inputs_embeds: Tensor, cache: Any = None) -> Tensor:
-        """Logits [B, T', vocab], float32, of embeddings [B, T', hidden].
+        """Return the logits [B, T', vocab], float32, of embeddings [B, T', hidden].
 
         ``cache`` is the library's (``DynamicCache``): it holds the keys and values of what came
         before and takes up these; the logits are then those of the last position, [B, 1, vocab].
@@ -112,7 +104,10 @@ class VitaModel(nn.Module):
         return logits.to(self.device, torch.float32)
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
-        """Embeddings [..., hidden] of token ids [...]: every id must be one of the vocabulary's."""
+        """Return the embeddings [..., hidden] of token ids [...].
+
+        Raises UsageError ``token-out-of-range`` for an id that the vocabulary does not have.
+        """
         ids = input_ids.to(self.device)
         rows = self.language_model.config.vocab_size
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= rows):
@@ -128,18 +123,8 @@ class VitaModel(nn.Module):
         embeds: Tensor = self.language_model.model.embed_tokens(ids)
         return embeds
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Projected features [N, tokens, hidden] of images [N, 3, H, W]."""
-        if self.vision_tower is None or self.mm_projector is None:
-            raise UsageError(
-                "no-vision-modules", "pixel_values", expected="a model with a vision tower"
-            )
-        pixels = pixel_values.to(self.device, self.dtype)
-        features: Tensor = self.mm_projector(self.vision_tower(pixels).to(self.device))
-        return features.to(self.device)
-
     def embed_multimodal(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-        """Embeddings [B, T', hidden] with each placeholder replaced by its image's tokens.
+        """Return embeddings [B, T', hidden], each placeholder replaced by its image's tokens.
 
         Rows are taken in order, each image once; a row without a placeholder uses up one image
         too, as upstream's does. Rows are cut at ``tokenizer_model_max_length`` and then padded with
@@ -182,19 +167,8 @@ class VitaModel(nn.Module):
             padded.append(torch.cat([zeros, row] if left else [row, zeros]))
         return torch.stack(padded)
 
-    def initialize_vision_modules(self, model_args: object, *, delay_load: bool = False) -> None:
-        """Upstream's method: another tower, projector or adapter on the live model.
-
-        See :func:`vita_ckpt.model.vision_modules.initialize_vision_modules`.
-        """
-        from vita_ckpt.model.vision_modules import (  # noqa: PLC0415 - it builds on this module
-            initialize_vision_modules,
-        )
-
-        initialize_vision_modules(self, model_args, delay_load=delay_load)
-
     def stored_names(self) -> dict[str, str]:
-        """The model's own tensors (those of its ``state_dict``), each by its checkpoint name."""
+        """Map the names of the model's ``state_dict`` to those of the checkpoint."""
         return {name: self._stored_name(name) for name in self.state_dict()}
 
     def _stored_name(self, name: str) -> str:
@@ -227,26 +201,9 @@ class VitaModel(nn.Module):
         self._streaming = streaming
 
     def observe_rest(self) -> None:
-        """While streaming: show the observer also those tensors that no pass has needed whole."""
+        """Show the observer of a stream also those tensors that no pass has needed whole."""
         if self._streaming is not None:
             self._streaming.observe_rest(self.stored_names().values())
-
-
-def tower_of(
-    config: Mapping[str, Any], tower_config: Mapping[str, Any], attn: str | None = None
-) -> VisionTower:
-    """The tower that a VITA config asks for, its sizes from the tower's own config."""
-    described = towers.tower_of_config(tower_config)
-    family = described.family if described is not None else towers.EVA
-    scales = None
-    if config.get("use_s2") is True:
-        text = str(config.get("s2_scales", towers.DEFAULT_S2_SCALES))
-        scales = towers.parse_s2_scales(text)
-        if scales is None:
-            raise InputError(
-                "invalid-s2-scales", text, expected="sizes in pixels such as 384,768,1152"
-            )
-    return build_tower(family, tower_config, s2_scales=scales, attn=attn)
 
 
 def build(
@@ -255,7 +212,7 @@ def build(
     dtype: torch.dtype,
     attn: str | None = None,
 ) -> VitaModel:
-    """The model of a checkpoint on the meta device, its unstored buffers real."""
+    """Build the model of a checkpoint on the meta device, its unstored buffers real."""
     with on_meta(dtype):
         model = VitaModel(
             checkpoint.config or {},

@@ -1,4 +1,4 @@
-"""Weights on their way from a checkpoint's files into modules: lazily, at once or one by one."""
+"""Move weights from a checkpoint's files into modules: all at once or as they run."""
 
 from __future__ import annotations
 

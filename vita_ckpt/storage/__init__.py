@@ -1,1 +1,1 @@
-"""The disk: one way in (directory), one way out (commit)."""
+"""Read and write checkpoints, on the disk and on the hub."""

@@ -1,4 +1,4 @@
-"""Setting keys of the vision config: the weights stay as they are."""
+"""Plan changes of vision config keys."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from vita_ckpt.core.anatomy import projectors
+from vita_ckpt.core.anatomy import projectors, towers
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.plan import Plan, Record, SetConfig
 from vita_ckpt.core.provenance import needs_alignment

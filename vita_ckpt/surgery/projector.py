@@ -1,4 +1,4 @@
-"""The projector: ``get_w``, taking one out of a checkpoint, putting one into a checkpoint."""
+"""Plan extraction and merge of the projector, with upstream's ``get_w``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.anatomy.towers import tower as towers
 from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Shape, Tensor, TensorRef
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.plan import (
@@ -271,8 +270,8 @@ def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
     try:
         stored = get_w({name: name for name in refs}, KEYWORD)
     except AdapterError as error:
-        error.subject = f"{refs[error.subject].source.path}: {error.subject}"
-        raise
+        file = refs[error.subject].source.path
+        raise error.with_subject(f"{file}: {error.subject}") from error
     weights = {name: refs[origin] for name, origin in stored.items()}
     if not weights:
         counts = Counter(parts.LABELS[parts.part_of(name)] for name in checkpoint.tensors)

@@ -1,4 +1,4 @@
-"""``initialize_vision_modules`` as a plan: the one door to another vision tower."""
+"""Plan upstream's ``initialize_vision_modules``: the functions here return a ``Plan``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.anatomy.towers import tower as towers
+from vita_ckpt.core.anatomy.towers import Tower
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, Tower
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape
+from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.core.plan import (
     AddTensor,
     DropFile,
@@ -72,7 +72,7 @@ class VisionModelArgs:
 def initialize_vision_modules(
     base: Checkpoint, args: VisionModelArgs, *, operation: str = "swap-tower"
 ) -> Plan:
-    """A plan that gives ``base`` the tower of ``args``: upstream's method, right where it is wrong.
+    """Return a :class:`Plan` that gives ``base`` the tower of ``args``, as upstream should.
 
     The old tower goes, and a projector that no longer fits; the new tower comes under upstream's
     names in the base's dtype; ``mm_vision_tower``, ``mm_hidden_size`` (the width of the tower's
@@ -130,7 +130,7 @@ def plan_extract_tower(
     tower_config: Mapping[str, Any] | None,
     processor: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """A plan for a directory that holds the tower of ``checkpoint`` as a tower of its own.
+    """Return a plan for a directory that holds the tower of ``checkpoint`` alone.
 
     Names are those that transformers 4.41 and upstream load. ``tower_config`` becomes its
     ``config.json`` (a parent config gives its ``vision_config``), unless it is EVA-CLIP, which has
@@ -142,10 +142,9 @@ def plan_extract_tower(
     edits: list[Edit] = [
         AddTensor(name, refs[origin], "vision tower") for origin, name in names.items()
     ]
-    if tower.described.family != towers.EVA:
-        inner = tower.config.get("vision_config")
-        own = dict(inner if isinstance(inner, Mapping) else tower.config)
-        own.setdefault("model_type", towers.model_type_of(tower.described.family))
+    if not tower.described.traits.lone_file:
+        own = dict(towers.inner_config(tower.config))
+        own.setdefault("model_type", tower.described.traits.model_type)
         edits.append(PutFile(CONFIG, _json(own), "the tower's config"))
     if processor is not None:
         edits.append(PutFile(PROCESSOR, _json(processor), "the tower's processor"))
@@ -154,7 +153,7 @@ def plan_extract_tower(
 
 
 def _asked(args: VisionModelArgs) -> dict[str, Any]:
-    """What was asked for, for the lineage: of a path only what it leads to is worth knowing."""
+    """Return what was asked for, for the lineage; of a path only its last component."""
     asked = {
         "mm_vision_tower": args.mm_vision_tower.rpartition("/")[2],
         "mm_projector_type": args.mm_projector_type,
@@ -173,7 +172,7 @@ class _DonorTower:
     shapes: Mapping[str, Shape]  # of the checkpoint's tensors, whatever else it holds
     described: Tower
     config: Mapping[str, Any]
-    guessed: bool  # from the tensors: EVA-CLIP's always are
+    guessed: bool  # from the tensors: a lone file's always are
 
     @classmethod
     def of(cls, args: VisionModelArgs) -> _DonorTower:
@@ -188,21 +187,21 @@ class _DonorTower:
             raise InputError(
                 "unknown-tower",
                 checkpoint.root,
-                expected="the tensors of a SigLIP, CLIP, EVA-CLIP or InternViT tower",
+                expected=f"the tensors of a {towers.listed(towers.KNOWN)} tower",
                 got=f"none of these, and model_type {model_type!r}"
                 if model_type
                 else ", ".join(list(shapes)[:4]),
                 hint="give the tower's own directory",
             )
         sizes = towers.config_of_shapes(shapes)
-        given = None if described.family == towers.EVA else args.tower_config
+        given = None if described.traits.lone_file else args.tower_config
         config = given or sizes
-        if config is None and described.family == towers.EVA:
+        if config is None and described.traits.lone_file:
             raise InputError(
                 "weights-do-not-fit",
                 checkpoint.root,
-                expected="rope.freqs_cos, blocks.0.mlp.w1.weight and head.weight, by which "
-                "EVA-CLIP's sizes are known",
+                expected=towers.enumerate_words([*described.traits.sizing_tensors], "and")
+                + f", by which {described.traits.label}'s sizes are known",
                 got=f"{described}, without one of them",
                 hint="the tower is incomplete",
             )
@@ -237,21 +236,22 @@ class _DonorTower:
             f"exactly the tensors of {by_config or self.described}, as its config says",
             "the tower is incomplete, or the config.json belongs to another one",
         )
-        if self.described.family == towers.INTERNVIT and self.described.tokens() is None:
+        if self.described.has_odd_grid:
             raise InputError(
                 "odd-patch-grid",
                 self.checkpoint.root,
-                expected="an even number of patches along a side, for InternViT's pixel shuffle",
+                expected=f"{self.described.traits.grid_needed}, "
+                f"for {self.described.traits.label}'s pixel shuffle",
                 got=f"{self.described.grid} ({self.described})",
                 hint="no checkpoint with this tower runs upstream",
             )
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """What to say of it."""
+        """Return what the plan says of it."""
         tokens = self.described.tokens()
         width = config["mm_hidden_size"]
         notes = [f"vision tower: {self.described}, {tokens} tokens of {width} features per image"]
-        if self.guessed and self.described.family != towers.EVA:
+        if self.guessed and not self.described.traits.lone_file:
             notes.append("the tower has no config.json: taken for the published one of its shapes")
         kind = str(config["mm_projector_type"])
         if tokens is not None and projectors.tokens_out(kind, tokens) is None:
@@ -260,7 +260,7 @@ class _DonorTower:
 
 
 def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
-    """What makes a VITA config of a plain language model's; nothing for a VITA checkpoint."""
+    """Return the keys that make a VITA config of a plain language model's, else none."""
     backbone = plain_backbone(base)
     if backbone is None:
         return {}
@@ -308,14 +308,14 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
             got=f"{args.s2_scales!r} without S2",
         )
     asked = args.use_s2 is True or args.s2_scales is not None
-    if tower.family != towers.SIGLIP:
+    if not tower.traits.has_s2:
         if asked:
             raise InputError(
                 "s2-needs-siglip",
                 "use_s2",
-                expected="a SigLIP tower",
+                expected=f"a {towers.listed(towers.WITH_S2)} tower",
                 got=f"{tower}",
-                hint="leave S2 out, or swap in a SigLIP tower",
+                hint=f"leave S2 out, or swap in a {towers.listed(towers.WITH_S2)} tower",
             )
         return {"use_s2": False}
     use = asked or (args.use_s2 is None and config.get("use_s2") is True)
@@ -343,18 +343,12 @@ def _check_path(args: VisionModelArgs, tower: Tower, use_s2: bool) -> None:
     path = args.mm_vision_tower
     if not path.isprintable():
         raise UsageError("invalid-tower-path", path, expected="a printable path")
-    by_path = towers.dispatch(path, use_s2)
-    if by_path.family == tower.family:
-        return
-    raise InputError(
-        "tower-path-misleads",
-        path,
-        expected=f"a path that upstream takes for {towers.LABELS[tower.family]}",
-        got=f"{by_path.tower_class or 'nothing'}: {by_path.reason}",
-        hint="the run's config.json names it: the run was trained with another tower"
+    hint = (
+        "the run's config.json names it: the run was trained with another tower"
         if args.run_config
-        else "rename the directory, or name the path for the config with --tower-path",
+        else "rename the directory, or name the path for the config with --tower-path"
     )
+    towers.check_path(path, tower.family, use_s2, hint)
 
 
 def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
@@ -369,7 +363,7 @@ def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
         for name in tensors_below(base, _TOWER)
         if name not in names
     ]
-    label = towers.LABELS[tower.described.family]
+    label = tower.described.traits.label
     edits += [put_tensor(base, n, ref, dtype, f"{label} tower") for n, ref in names.items()]
     return edits
 
@@ -396,7 +390,7 @@ def _config_edits(base: Checkpoint, config: Mapping[str, Any]) -> list[Edit]:
 
 
 def _files(base: Checkpoint, tower: _DonorTower, processor: Mapping[str, Any] | None) -> list[Edit]:
-    """The tower's config and processor; those of the old tower would be wrong."""
+    """Return the edits of the tower's config and processor, which replace the old tower's."""
     edits: list[Edit] = []
     for name, content, what in (
         (CARRIED_CONFIG, None if tower.guessed else tower.config, "config"),
@@ -412,13 +406,13 @@ def _files(base: Checkpoint, tower: _DonorTower, processor: Mapping[str, Any] | 
 def _projector(
     base: Checkpoint, swapped: Checkpoint, config: Mapping[str, Any], args: VisionModelArgs
 ) -> tuple[list[Edit], tuple[str, ...], bool]:
-    """The edits of the projector, what to say of them, and whether it is a trained one."""
+    """Return the edits of the projector, what to say of them, and whether it is trained."""
     kind, width = str(config["mm_projector_type"]), int(config["mm_hidden_size"])
     if not projectors.is_known(kind):
         raise UsageError(
             "unknown-projector-type",
             kind,
-            expected="linear, mlpNx_gelu, sppv1, sppv2, sppv3, ldp, vanilla, minigpt or identity",
+            expected=projectors.listed(),
         )
     adapter = args.pretrain_mm_mlp_adapter
     if adapter is not None:
@@ -426,10 +420,10 @@ def _projector(
         _check_type(args, edits, kind)
         return edits, notes, not needs_alignment(adapter)
     new = Projector(kind, width, _hidden_size(base))
-    if kind == "identity" and new.in_width != new.out_width:
+    if projectors.has_no_tensors(kind) and new.in_width != new.out_width:
         raise UsageError(
             "projector-does-not-fit",
-            "identity",
+            kind,
             expected=f"a tower of {new.out_width} features, the language model's width",
             got=f"{new.in_width}",
             hint="choose another --projector-type",

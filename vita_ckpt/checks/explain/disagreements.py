@@ -1,4 +1,4 @@
-"""Where the stories of loaders part, and what of it is wrong with the checkpoint."""
+"""Find the questions to which loaders give different answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vita_ckpt.checks.explain.trace import LoaderStory, by_part, some_files
+from vita_ckpt.checks.explain.trace import (
+    LoaderTrace,
+    PartSource,
+    by_part,
+    some_files,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,40 +22,44 @@ class Divergence:
     answers: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def divergences(stories: Sequence[LoaderStory]) -> tuple[Divergence, ...]:
-    """Every question to which there are several answers; a loader may have none to one."""
+def divergences(traces: Sequence[LoaderTrace]) -> tuple[Divergence, ...]:
+    """Return every question that gets several answers; a loader may give none."""
     asked = [
-        Divergence(question, _grouped((s.loader, answer(s)) for s in stories))
+        Divergence(question, _grouped((s.loader, answer(s)) for s in traces))
         for question, answer in _QUESTIONS.items()
     ]
-    asked += _sources(stories)
+    asked += _sources(traces)
     return tuple(divergence for divergence in asked if len(divergence.answers) > 1)
 
 
-_QUESTIONS: Final[Mapping[str, Callable[[LoaderStory], str | None]]] = {
+_QUESTIONS: Final[Mapping[str, Callable[[LoaderTrace], str | None]]] = {
     "outcome": lambda s: f"stops: {s.stopped_by}" if s.stopped_by else s.outcome,
     "class": lambda s: s.model_class,
     "dtype": lambda s: s.dtype,
     "weight files": lambda s: some_files(s.files_read) or None,
-    "tower from": lambda s: s.tower,
-    "projector from": lambda s: s.projector,
+    "tower from": lambda s: _worded(s.tower),
+    "projector from": lambda s: _worded(s.projector),
     "lm_head": lambda s: s.lm_head,
     "missing": lambda s: _of_built(s, by_part(s.missing)),
     "left out": lambda s: _of_built(s, by_part(s.ignored)),
 }
 
 
-def _of_built(story: LoaderStory, answer: str) -> str | None:
-    """An answer that only who builds a model, and gets that far, can give."""
-    return None if story.stopped_by or story.model_class is None else answer or "nothing"
+def _worded(source: PartSource | None) -> str | None:
+    return None if source is None else str(source)
 
 
-def _sources(stories: Sequence[LoaderStory]) -> Iterator[Divergence]:
-    """Tensors that loaders take from different files: one question for all of them."""
+def _of_built(trace: LoaderTrace, answer: str) -> str | None:
+    """Return the answer of a loader that builds a model and does not stop before."""
+    return None if trace.stopped_by or trace.model_class is None else answer or "nothing"
+
+
+def _sources(traces: Sequence[LoaderTrace]) -> Iterator[Divergence]:
+    """Ask one question about all tensors that loaders take from different files."""
     holders: dict[str, dict[str, str]] = {}
-    for story in stories:
-        for tensor, file in story.sources.items():
-            holders.setdefault(tensor, {})[story.loader] = file
+    for trace in traces:
+        for tensor, file in trace.sources.items():
+            holders.setdefault(tensor, {})[trace.loader] = file
     torn = [tensor for tensor, files in sorted(holders.items()) if len(set(files.values())) > 1]
     if torn:
         more = f" and {len(torn) - 1} more" if len(torn) > 1 else ""

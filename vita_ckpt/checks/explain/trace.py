@@ -1,22 +1,44 @@
-"""What a loader does with a directory, told step by step: the story and who writes it down."""
+"""Record what a loader does with a directory, step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final, Literal, NoReturn
 
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.file_listing import Trouble, WeightFile, WeightFiles
 
 Outcome = Literal["complete", "partial", "stops"]
 
-# Where a part comes from.
-CHECKPOINT: Final = "the checkpoint"
-DIRECTORY: Final = "its directory"
-RANDOM: Final = "drawn at random"
-UNFILLED: Final = "left without values"
-NOT_BUILT: Final = "not built"
+
+class PartSource(Enum):
+    """Where the tower or the projector of a loaded model ends up coming from.
+
+    Its string is the source as reports word it.
+    """
+
+    CHECKPOINT = auto()
+    TOWER_DIRECTORY = auto()
+    BASE = auto()
+    RANDOM = auto()
+    UNFILLED = auto()
+    NOT_BUILT = auto()
+
+    def __str__(self) -> str:
+        return _WORDING[self]
+
+
+_WORDING: Final[Mapping[PartSource, str]] = {
+    PartSource.CHECKPOINT: "the checkpoint",
+    PartSource.TOWER_DIRECTORY: "its directory",
+    PartSource.BASE: "its base",
+    PartSource.RANDOM: "drawn at random",
+    PartSource.UNFILLED: "left without values",
+    PartSource.NOT_BUILT: "not built",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +50,8 @@ class Step:
     code: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LoaderStory:
+@dataclass(frozen=True, slots=True, repr=False)
+class LoaderTrace(Displayed):
     """What one loader does with a directory.
 
     ``outcome`` is ``complete`` if every tensor of what it builds gets a stored value and nothing of
@@ -50,8 +72,8 @@ class LoaderStory:
     chosen: str | None = None
     files_read: tuple[str, ...] = ()
     tower_files: tuple[str, ...] = ()
-    tower: str | None = None
-    projector: str | None = None
+    tower: PartSource | None = None
+    projector: PartSource | None = None
     lm_head: str | None = None
     renamed: tuple[tuple[str, str], ...] = ()
     missing: tuple[str, ...] = ()
@@ -62,12 +84,12 @@ class LoaderStory:
 
 
 class _Stopped(Exception):
-    """The loader raises here: the story ends."""
+    """The loader raises here: the trace ends."""
 
 
 @dataclass(slots=True)
-class Teller:
-    """Writes a story down while a loader is replayed over ``files``."""
+class Tracer:
+    """Records a trace while a loader is replayed over ``files``."""
 
     loader: str
     files: WeightFiles
@@ -76,8 +98,8 @@ class Teller:
     chosen: str | None = None
     files_read: list[str] = field(default_factory=list)
     tower_files: list[str] = field(default_factory=list)
-    tower: str | None = None
-    projector: str | None = None
+    tower: PartSource | None = None
+    projector: PartSource | None = None
     lm_head: str | None = None
     renamed: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -85,17 +107,17 @@ class Teller:
     sources: dict[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
-    def tell(self, replay: Callable[[Teller], None]) -> LoaderStory:
-        """The story of ``replay``, as far as it gets."""
+    def trace(self, replay: Callable[[Tracer], None]) -> LoaderTrace:
+        """Run ``replay`` as far as it gets, and return what it recorded."""
         stopped_by = None
         try:
             replay(self)
         except _Stopped:
             stopped_by = self.steps[-1].code
         incomplete = bool(self.missing or self.ignored)
-        incomplete |= bool({self.tower, self.projector} & {RANDOM, UNFILLED})
+        incomplete |= bool({self.tower, self.projector} & {PartSource.RANDOM, PartSource.UNFILLED})
         outcome: Outcome = "stops" if stopped_by else "partial" if incomplete else "complete"
-        return LoaderStory(
+        return LoaderTrace(
             self.loader,
             outcome,
             self.model_class,
@@ -115,20 +137,20 @@ class Teller:
         )
 
     def step(self, action: str, detail: str) -> None:
-        """Something happens."""
+        """Record a step."""
         self.steps.append(Step(action, detail))
 
     def stop(self, code: str, detail: str) -> NoReturn:
-        """The loader raises."""
+        """End the trace: the loader raises an error with this code."""
         self.steps.append(Step("stops", detail, code))
         raise _Stopped
 
     def stop_for(self, trouble: Trouble) -> NoReturn:
-        """The loader raises over a file that cannot be read."""
+        """End the trace: the loader raises over a file that cannot be read."""
         self.stop(trouble.code, trouble.message)
 
     def read(self, file: WeightFile) -> WeightFile:
-        """A weight file is read, if it can be."""
+        """Record that a weight file is read; end the trace if it cannot be."""
         if file.trouble is not None:
             self.stop_for(file.trouble)
         self.files_read.append(file.name)
@@ -136,7 +158,7 @@ class Teller:
 
 
 def by_part(names: Iterable[str]) -> str:
-    """How many of the tensors belong to which part: ``projector 4, vision tower 46``."""
+    """Count the tensors of each part: ``projector 4, vision tower 46``."""
     counts: dict[str, int] = {}
     for name in names:
         label = parts.LABELS[parts.part_of(name)]
@@ -145,7 +167,7 @@ def by_part(names: Iterable[str]) -> str:
 
 
 def some_files(names: Iterable[str]) -> str:
-    """File names as a person reads them: the first and the last of many."""
+    """Join file names for a report: of more than three, the first and the last."""
     listed = list(names)
     if len(listed) > 3:
         return f"{listed[0]} … {listed[-1]} ({len(listed)} files)"

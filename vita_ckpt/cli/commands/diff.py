@@ -14,7 +14,6 @@ from vita_ckpt.checks.diff import (
     PartDifference,
     TensorDifference,
     difference_report,
-    difference_to_json,
     figures,
 )
 from vita_ckpt.checks.rules import RULES
@@ -100,7 +99,7 @@ def command(
         outputs,
         {
             "text": lambda: "".join(f"{line}\n" for line in _screen(found, limit)),
-            "json": lambda: json_text(difference_to_json(found)) + "\n",
+            "json": lambda: json_text(found.to_dict()) + "\n",
         },
     )
     return 1 if found.breaches or (exit_code and not found.identical) else 0
@@ -182,8 +181,8 @@ def _verdict(found: Difference) -> str:
         (len(found.config), "config key"),
         (len(found.files), "file"),
     )
-    said = [f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count]
-    verdict = f"changed: {', '.join(said)}"
+    changes = [f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count]
+    verdict = f"changed: {', '.join(changes)}"
     if found.only:
         verdict += "; --only does not hold" if found.breaches else "; --only holds"
     if found.unread:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import click
 
-from vita_ckpt.api.explain import Explanation, explain, explanation_to_json
+from vita_ckpt.api.explain import explain
 from vita_ckpt.checks.explain.disagreements import Divergence
+from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import LOADERS
-from vita_ckpt.checks.explain.trace import LoaderStory, some_files
+from vita_ckpt.checks.explain.trace import LoaderTrace, some_files
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
@@ -42,20 +43,20 @@ def command(
     if loaders:
         explanation = replace(
             explanation,
-            stories=tuple(story for story in explanation.stories if story.loader in loaders),
+            traces=tuple(trace for trace in explanation.traces if trace.loader in loaders),
             divergences=(),
         )
     if as_json:
-        render.echo_json(explanation_to_json(explanation))
+        render.echo_json(explanation.to_dict())
     else:
         click.echo("\n".join(printable(line) for line in _lines(explanation)))
 
 
 def _lines(explanation: Explanation) -> Iterator[str]:
     yield render.path(explanation.path)
-    for story in explanation.stories:
+    for trace in explanation.traces:
         yield ""
-        yield from _story(story)
+        yield from _trace(trace)
     if explanation.divergences:
         yield ""
         yield "where they diverge"
@@ -63,17 +64,17 @@ def _lines(explanation: Explanation) -> Iterator[str]:
             yield from _divergence(divergence)
 
 
-def _story(story: LoaderStory) -> Iterator[str]:
-    outcome = f"stops: {story.stopped_by}" if story.stopped_by else story.outcome
-    words = [outcome, *filter(None, (story.model_class, story.dtype))]
-    yield f"{story.loader} · {' · '.join(words)}"
-    rows = [(step.action, step.detail) for step in story.steps]
-    if story.stopped_by and story.files_read:
-        rows.insert(-1, ("reads", f"{some_files(story.files_read)}, then"))
-    if story.tower is not None:
-        rows.append(("ends with", f"tower: {story.tower}; projector: {story.projector or 'none'}"))
-    if story.lm_head is not None:
-        rows.append(("", f"lm_head: {story.lm_head}"))
+def _trace(trace: LoaderTrace) -> Iterator[str]:
+    outcome = f"stops: {trace.stopped_by}" if trace.stopped_by else trace.outcome
+    words = [outcome, *filter(None, (trace.model_class, trace.dtype))]
+    yield f"{trace.loader} · {' · '.join(words)}"
+    rows = [(step.action, step.detail) for step in trace.steps]
+    if trace.stopped_by and trace.files_read:
+        rows.insert(-1, ("reads", f"{some_files(trace.files_read)}, then"))
+    if trace.tower is not None:
+        rows.append(("ends with", f"tower: {trace.tower}; projector: {trace.projector or 'none'}"))
+    if trace.lm_head is not None:
+        rows.append(("", f"lm_head: {trace.lm_head}"))
     width = max((len(action) for action, _ in rows), default=0)
     for action, detail in rows:
         yield f"  {action.ljust(width)}  {detail}"

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api.lifecycle import History, history, history_to_json
+from vita_ckpt.api.lifecycle import history
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.core.outcomes import History
 from vita_ckpt.errors import printable
 
 
@@ -26,7 +27,7 @@ def command(settings: Settings, /, checkpoint: str, as_json: bool) -> None:
     """
     found = history(checkpoint, stores=settings.stores)
     if as_json:
-        render.echo_json(history_to_json(found))
+        render.echo_json(found.to_dict())
     else:
         click.echo("\n".join(_lines(found)))
 
@@ -82,5 +83,5 @@ def _seed(entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _pairs(value: Any) -> list[tuple[str, Any]]:
-    """The items of an object; nothing of whatever else somebody may have written there."""
+    """Return the items of an object, and none of anything else."""
     return list(value.items()) if isinstance(value, Mapping) else []

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.inspect import as_checkpoint, inspect, list_tensors, module_tree
-from vita_ckpt.checks.inspect import ConfigLine, Inspection, inspection_to_json
+from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
@@ -56,8 +56,7 @@ def command(
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None
     if as_json:
-        report = inspection_to_json(inspection)
-        render.echo_json({**report, "tensor_list": tensors, "modules": modules})
+        render.echo_json({**inspection.to_dict(), "tensor_list": tensors, "modules": modules})
     elif tensors is None and modules is None:
         click.echo("\n".join(_screen(inspection)))
     else:
@@ -84,7 +83,7 @@ def _screen(inspection: Inspection) -> Iterable[str]:
     rows.append(("total", inspection.tensors, *total, ", ".join(inspection.dtypes) or "–"))
     yield render.table(rows, ("part", "tensors", "params", "bytes", "dtype"), " rrr ")
     lines = [
-        (key, _value(line), _said(line.weights), _verdict(line))
+        (key, _value(line), _as_text(line.weights), _verdict(line))
         for key, line in inspection.config.items()
         if line.present or line.weights is not None
     ]
@@ -144,10 +143,10 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
 def _value(line: ConfigLine) -> str:
     if not line.present:
         return "–"
-    return line.problem if line.problem is not None else _said(line.value)
+    return line.problem if line.problem is not None else _as_text(line.value)
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -157,12 +156,12 @@ def _verdict(line: ConfigLine) -> str:
     return {True: "yes", False: "NO", None: ""}[line.agrees]
 
 
-def _tensor_table(tensors: list[dict[str, Any]]) -> str:
+def _tensor_table(tensors: list[TensorRow]) -> str:
     rows = [(t["name"], t["dtype"], t["shape"], t["shard"] or "–", t["bytes"]) for t in tensors]
     return render.table(rows, ("name", "dtype", "shape", "shard", "bytes"), "    r")
 
 
-def _module_table(modules: list[dict[str, Any]]) -> str:
+def _module_table(modules: list[ModuleRow]) -> str:
     rows = [
         (
             "· " * m["name"].count(".") + m["name"].rpartition(".")[2],

@@ -1,9 +1,6 @@
-"""``vita-ckpt verify``: does this checkpoint really work?"""
+"""``vita-ckpt verify``: one forward pass, and what it shows."""
 
 from __future__ import annotations
-
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +11,6 @@ from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import UsageError
-
-if TYPE_CHECKING:
-    from vita_ckpt.model.verify import Verification
-
-REPORT_VERSION = 1
 
 
 @click.command("verify")
@@ -110,7 +102,7 @@ def command(
     if verification.skipped_audio_tensors:
         settings.note(f"{verification.skipped_audio_tensors} audio tensors are not run")
     if as_json:
-        render.echo_json(_report(verification))
+        render.echo_json(verification.to_dict())
     else:
         click.echo("\n".join(verification_lines(verification)))
     return 1 if has_errors(verification.findings) else 0
@@ -126,14 +118,3 @@ def _max_memory(entries: tuple[str, ...]) -> dict[str | int, int | str] | None:
             )
         memory[device if device == "cpu" else int(device)] = size
     return memory or None
-
-
-def _report(verification: Verification) -> dict[str, Any]:
-    report = asdict(verification)
-    del report["golden"]
-    report["findings"] = [
-        {key: value for key, value in finding.items() if key != "file"}
-        for finding in report["findings"]
-    ]
-    ok = not has_errors(verification.findings)
-    return {"format": "vita-ckpt-verify", "version": REPORT_VERSION, "ok": ok, **report}

@@ -34,13 +34,13 @@ def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
 
 def _command(report: Report, finding: Finding) -> str:
     properties = {"title": printable(finding.rule)}
-    said = wording.title(report)
+    where = wording.title(report)
     if finding.file:
         file = path(finding.file)
         # An annotation is put at a file only if its path can be written on a line.
         if printable(file) == file:
             properties = {"file": file, **properties}
-        said += f", {wording.place(report, finding)}"
+        where += f", {wording.place(report, finding)}"
     listed = ",".join(f"{key}={value.translate(_PROPERTY)}" for key, value in properties.items())
-    message = f"{said}: {wording.sentence(finding)}".translate(_DATA)
+    message = f"{where}: {wording.sentence(finding)}".translate(_DATA)
     return f"::{_COMMANDS[finding.severity]} {listed}::{message}"

@@ -1,4 +1,4 @@
-"""What the formats say alike: a finding in one line, the file it is about, and how many there are.
+"""Word what several formats need: a finding in one line, its file, the counts.
 
 Everything here is one printable line.
 """
@@ -39,8 +39,8 @@ def counts(findings: Iterable[Finding]) -> str:
     """``1 error, 2 warnings``; ``nothing found`` if that is so."""
     severities = [finding.severity for finding in findings]
     numbers = ((severities.count(severity), severity) for severity in SEVERITIES)
-    said = [f"{number} {word}{'s' if number > 1 else ''}" for number, word in numbers if number]
-    return ", ".join(said) or "nothing found"
+    texts = [f"{number} {word}{'s' if number > 1 else ''}" for number, word in numbers if number]
+    return ", ".join(texts) or "nothing found"
 
 
 def summary(reports: Sequence[Report]) -> str:

@@ -1,4 +1,4 @@
-"""Names and shapes of every tensor of a language model, as its config describes it."""
+"""List names and shapes of every tensor of a language model, from its config."""
 
 from __future__ import annotations
 

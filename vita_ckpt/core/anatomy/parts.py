@@ -1,4 +1,4 @@
-"""The parts of a VITA checkpoint, told by the prefixes of its tensor names."""
+"""Tell the parts of a VITA checkpoint by the prefixes of its tensor names."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The projector types: names and shapes of each, and the types that given shapes may be."""
+"""Projector types: the names and shapes of each, and the types that given shapes may be."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any, Final, TypeGuard
@@ -13,9 +13,6 @@ Shapes = Mapping[str, Shape]
 
 # What upstream builds when the config names no type.
 DEFAULT_TYPE: Final = "mlp2x_gelu"
-
-_MLP: Final = re.compile(r"mlp([1-9][0-9]{0,3})x_gelu", re.ASCII)
-_SPP: Final = ("v1", "v2", "v3")
 
 # No model is wider; a config that says so is not believed.
 _LARGEST_WIDTH: Final = 1 << 24
@@ -33,17 +30,59 @@ class Projector:
         return f"{self.type} {self.in_width}→{self.out_width}"
 
 
+@dataclass(frozen=True, slots=True)
+class ProjectorType:
+    """Types that store tensors of the same names and shapes.
+
+    ``name`` identifies them in the table of modules, ``spellings`` is how messages list them.
+    ``layers`` gives the number of layers that a value of ``mm_projector_type`` asks for (1 where
+    it does not vary), and None for a value that is none of these types; ``shapes`` gives the
+    tensors by input width, output width and layers; ``tokens`` the tokens per image after the
+    projector, None where upstream cannot run it.
+
+    ``weight`` is the tensor [out, ``together`` * in] by which such projectors are recognised,
+    empty if they have none; ``together`` is the number of tokens that are concatenated.
+    ``types_of_tensors`` gives the types that a number of tensors can be.
+    """
+
+    name: str
+    spellings: tuple[str, ...]
+    layers: Callable[[str], int | None]
+    shapes: Callable[[int, int, int], dict[str, Shape]]
+    tokens: Callable[[int], int | None]
+    types_of_tensors: Callable[[int], tuple[str, ...]]
+    weight: str
+    together: int = 1
+
+
 def is_known(projector_type: str) -> bool:
-    """Whether upstream builds a working projector from this type.
+    """Return whether upstream builds a working projector from this type.
 
     A type that starts with ``spp`` but names no v1, v2 or v3 is built upstream and then passes its
     input through unprojected; here it is unknown.
     """
-    return _kind(projector_type) is not None
+    return find_type(projector_type) is not None
+
+
+def find_type(projector_type: str) -> ProjectorType | None:
+    """Return the row of the table that a value of ``mm_projector_type`` means, None for none."""
+    return next((kind for kind in TYPES if kind.layers(projector_type) is not None), None)
+
+
+def listed() -> str:
+    """Return all types as a sentence lists them."""
+    names = [spelling for kind in TYPES for spelling in kind.spellings]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def has_no_tensors(projector_type: str) -> bool:
+    """Return whether a projector of this type stores nothing, and so leaves the width as it is."""
+    kind = find_type(projector_type)
+    return kind is not None and not kind.weight
 
 
 def of_config(config: Mapping[str, Any]) -> Projector | None:
-    """The projector that a VITA config describes; None for an unknown type or no width."""
+    """Return the projector that a VITA config describes; None for an unknown type or no width."""
     kind = config.get("mm_projector_type", DEFAULT_TYPE)
     wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
     known = isinstance(kind, str) and is_known(kind)
@@ -51,40 +90,19 @@ def of_config(config: Mapping[str, Any]) -> Projector | None:
 
 
 def expected_shapes(projector: Projector) -> dict[str, Shape]:
-    """Names (below ``model.mm_projector.``) and shapes of every tensor of a known type.
+    """Return names (below ``model.mm_projector.``) and shapes of every tensor of a known type.
 
     Raises KeyError for an unknown type.
     """
-    kind = _kind(projector.type)
-    if kind is None:
+    kind = find_type(projector.type)
+    layers = kind.layers(projector.type) if kind is not None else None
+    if kind is None or layers is None:
         raise KeyError(projector.type)
-    wide, out = projector.in_width, projector.out_width
-    if kind == "linear":
-        return _linear("", wide, out)
-    if kind == "mlp":
-        depth = _mlp_depth(projector.type)
-        shapes = _linear("0.", wide, out)
-        for layer in range(1, depth):
-            shapes |= _linear(f"{2 * layer}.", out, out)
-        return shapes
-    if kind == "spp":
-        return (
-            _linear("linear_0.", wide, wide)
-            | _linear("linear_1.", wide, out)
-            | _linear("linear_2.", out, out)
-        )
-    if kind == "concat":
-        return _linear("linear.", 4 * wide, out)
-    if kind == "ldp":
-        shapes = _linear("model.mlp.1.", wide, out) | _linear("model.mlp.3.", out, out)
-        for block in ("model.mb_block.1.block.", "model.mb_block.2.block."):
-            shapes |= _inverted_residual(block, out)
-        return shapes
-    return {}
+    return kind.shapes(projector.in_width, projector.out_width, layers)
 
 
 def initial_values(shapes: Shapes) -> dict[str, tuple[float | None, float]]:
-    """How torch initialises each tensor of a projector: the bound of a uniform, or None and a fill.
+    """Return how torch initialises each tensor: the bound of a uniform, or None and a fill.
 
     ``nn.Linear`` and ``nn.Conv2d`` draw weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); a
     norm starts at weight 1 and bias 0.
@@ -101,23 +119,20 @@ def initial_values(shapes: Shapes) -> dict[str, tuple[float | None, float]]:
 
 
 def candidates(shapes: Shapes) -> tuple[Projector, ...]:
-    """Every projector that tensors of these names and shapes can be, names below the prefix.
+    """Return every projector that tensors of these names and shapes can be.
 
-    ``vanilla`` and ``minigpt`` store the same tensors, as do the three ``spp`` types: those come
-    together, and only the config can tell them apart. Empty when nothing fits exactly.
+    Names are those below the prefix. ``vanilla`` and ``minigpt`` store the same tensors, as do the
+    three ``spp`` types: those come together, and only the config can tell them apart. Empty when
+    nothing fits exactly.
     """
     guesses: list[Projector] = []
-    if "weight" in shapes:
-        guesses += _from_weight(("linear",), shapes["weight"], 1)
-    elif "0.weight" in shapes:
-        guesses += _from_weight((f"mlp{len(shapes) // 2}x_gelu",), shapes["0.weight"], 1)
-    elif "linear_1.weight" in shapes:
-        types = tuple(f"spp{version}" for version in _SPP)
-        guesses += _from_weight(types, shapes["linear_1.weight"], 1)
-    elif "linear.weight" in shapes:
-        guesses += _from_weight(("vanilla", "minigpt"), shapes["linear.weight"], 4)
-    elif "model.mlp.1.weight" in shapes:
-        guesses += _from_weight(("ldp",), shapes["model.mlp.1.weight"], 1)
+    for kind in TYPES:
+        weight = shapes.get(kind.weight, ()) if kind.weight else ()
+        if len(weight) == 2 and weight[1] % kind.together == 0:
+            guesses += (
+                Projector(name, weight[1] // kind.together, weight[0])
+                for name in kind.types_of_tensors(len(shapes))
+            )
     return tuple(
         guess
         for guess in guesses
@@ -126,55 +141,36 @@ def candidates(shapes: Shapes) -> tuple[Projector, ...]:
 
 
 def same_tensors(one: str, other: str) -> bool:
-    """Whether two types store tensors of the same names and shapes for the same widths."""
-    kinds = (_kind(one), _kind(other))
-    if None in kinds or kinds[0] != kinds[1]:
-        return False
-    return kinds[0] != "mlp" or _mlp_depth(one) == _mlp_depth(other)
+    """Return whether two types store tensors of the same names and shapes for the same widths."""
+    kind = find_type(one)
+    return kind is not None and kind is find_type(other) and kind.layers(one) == kind.layers(other)
 
 
 def tokens_out(projector_type: str, tokens: int) -> int | None:
-    """Tokens per image after a projector of this type, None where upstream cannot run it.
+    """Return the tokens per image after a projector of this type, None if upstream cannot run it.
 
     Pooling works on the square grid of the tower: ``spp`` drops an odd last row and column,
     ``ldp`` halves rounding up; ``vanilla`` and ``minigpt`` take four consecutive tokens.
     """
-    kind = _kind(projector_type)
-    side = isqrt(tokens)
-    if kind is None:
-        return None
-    if kind == "concat":
-        return tokens // 4 if tokens % 4 == 0 else None
-    if kind in ("spp", "ldp"):
-        if side * side != tokens:
-            return None
-        return ((side + (kind == "ldp")) // 2) ** 2
-    return tokens
+    kind = find_type(projector_type)
+    return kind.tokens(tokens) if kind is not None else None
 
 
 def _is_width(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 < value < _LARGEST_WIDTH
 
 
-def _kind(projector_type: str) -> str | None:
-    if projector_type in ("linear", "ldp", "identity"):
-        return projector_type
-    if projector_type in ("vanilla", "minigpt"):
-        return "concat"
-    if projector_type.startswith("spp") and any(v in projector_type for v in _SPP):
-        return "spp"
-    return "mlp" if _MLP.fullmatch(projector_type) else None
+def _named(*types: str) -> Callable[[str], int | None]:
+    """Match a few types by their whole names."""
+    return lambda projector_type: 1 if projector_type in types else None
 
 
-def _mlp_depth(projector_type: str) -> int:
-    match = _MLP.fullmatch(projector_type)
-    return int(match[1]) if match else 0
+def _always(*types: str) -> Callable[[int], tuple[str, ...]]:
+    return lambda _tensors: types
 
 
-def _from_weight(types: tuple[str, ...], weight: Shape, factor: int) -> list[Projector]:
-    if len(weight) != 2 or weight[1] % factor:
-        return []
-    return [Projector(kind, weight[1] // factor, weight[0]) for kind in types]
+def _all_tokens(tokens: int) -> int:
+    return tokens
 
 
 def _linear(prefix: str, wide: int, out: int) -> dict[str, Shape]:
@@ -182,7 +178,7 @@ def _linear(prefix: str, wide: int, out: int) -> dict[str, Shape]:
 
 
 def _inverted_residual(prefix: str, width: int) -> dict[str, Shape]:
-    """MobileNetV3's block: depthwise 3x3, norm, squeeze-excite (with biases), 1x1, norm."""
+    """Return MobileNetV3's block: depthwise 3x3, norm, squeeze-excite (with biases), 1x1, norm."""
     squeeze = _make_divisible(width // 4, 8)
     return {
         f"{prefix}0.0.weight": (width, 1, 3, 3),
@@ -199,6 +195,121 @@ def _inverted_residual(prefix: str, width: int) -> dict[str, Shape]:
 
 
 def _make_divisible(value: int, divisor: int) -> int:
-    """MobileNet's rounding of a channel count: to the nearest multiple, never below 90 % of it."""
+    """Round a channel count as MobileNet does: to a multiple, but never below 90 % of it."""
     rounded = max(divisor, (value + divisor // 2) // divisor * divisor)
     return rounded + divisor if 10 * rounded < 9 * value else rounded
+
+
+_LINEAR: Final = ProjectorType(
+    name="linear",
+    spellings=("linear",),
+    layers=_named("linear"),
+    shapes=lambda wide, out, _layers: _linear("", wide, out),
+    tokens=_all_tokens,
+    types_of_tensors=_always("linear"),
+    weight="weight",
+)
+
+_MLP_TYPE: Final = re.compile(r"mlp([1-9][0-9]{0,3})x_gelu", re.ASCII)
+
+
+def _mlp_layers(projector_type: str) -> int | None:
+    match = _MLP_TYPE.fullmatch(projector_type)
+    return int(match[1]) if match else None
+
+
+def _mlp_shapes(wide: int, out: int, layers: int) -> dict[str, Shape]:
+    shapes = _linear("0.", wide, out)
+    for layer in range(1, layers):
+        shapes |= _linear(f"{2 * layer}.", out, out)
+    return shapes
+
+
+_MLP: Final = ProjectorType(
+    name="mlp",
+    spellings=("mlpNx_gelu",),
+    layers=_mlp_layers,
+    shapes=_mlp_shapes,
+    tokens=_all_tokens,
+    types_of_tensors=lambda tensors: (f"mlp{tensors // 2}x_gelu",),
+    weight="0.weight",
+)
+
+_SPP_VERSIONS: Final = ("v1", "v2", "v3")
+
+
+def _spp_layers(projector_type: str) -> int | None:
+    known = projector_type.startswith("spp") and any(v in projector_type for v in _SPP_VERSIONS)
+    return 1 if known else None
+
+
+def _spp_shapes(wide: int, out: int, _layers: int) -> dict[str, Shape]:
+    first = _linear("linear_0.", wide, wide) | _linear("linear_1.", wide, out)
+    return first | _linear("linear_2.", out, out)
+
+
+def _half_grid(tokens: int, extra: int = 0) -> int | None:
+    side = isqrt(tokens)
+    return ((side + extra) // 2) ** 2 if side * side == tokens else None
+
+
+_SPP_TYPES: Final = tuple(f"spp{version}" for version in _SPP_VERSIONS)
+_SPP: Final = ProjectorType(
+    name="spp",
+    spellings=_SPP_TYPES,
+    layers=_spp_layers,
+    shapes=_spp_shapes,
+    tokens=_half_grid,
+    types_of_tensors=_always(*_SPP_TYPES),
+    weight="linear_1.weight",
+)
+
+
+def _ldp_shapes(wide: int, out: int, _layers: int) -> dict[str, Shape]:
+    shapes = _linear("model.mlp.1.", wide, out) | _linear("model.mlp.3.", out, out)
+    for block in ("model.mb_block.1.block.", "model.mb_block.2.block."):
+        shapes |= _inverted_residual(block, out)
+    return shapes
+
+
+_LDP: Final = ProjectorType(
+    name="ldp",
+    spellings=("ldp",),
+    layers=_named("ldp"),
+    shapes=_ldp_shapes,
+    tokens=lambda tokens: _half_grid(tokens, extra=1),
+    types_of_tensors=_always("ldp"),
+    weight="model.mlp.1.weight",
+)
+
+_FOUR: Final = 4
+_CONCATENATION: Final = ProjectorType(
+    name="concatenation",
+    spellings=("vanilla", "minigpt"),
+    layers=_named("vanilla", "minigpt"),
+    shapes=lambda wide, out, _layers: _linear("linear.", _FOUR * wide, out),
+    tokens=lambda tokens: tokens // _FOUR if tokens % _FOUR == 0 else None,
+    types_of_tensors=_always("vanilla", "minigpt"),
+    weight="linear.weight",
+    together=_FOUR,
+)
+
+_IDENTITY: Final = ProjectorType(
+    name="identity",
+    spellings=("identity",),
+    layers=_named("identity"),
+    shapes=lambda _wide, _out, _layers: {},
+    tokens=_all_tokens,
+    types_of_tensors=_always(),
+    weight="",
+)
+
+# Every type that upstream builds, in the order in which messages list them.
+TYPES: Final = (
+    _LINEAR,
+    _MLP,
+    _SPP,
+    _LDP,
+    _CONCATENATION,
+    _IDENTITY,
+)

@@ -1,4 +1,4 @@
-"""What every vision tower is: sizes, names, the dtype rule, and attention without a mask."""
+"""What all vision towers share: sizes, names, the dtype rule, attention without a mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from vita_ckpt.core.anatomy.towers.tower import LABELS, Tower
+from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.precision import exact_convolutions
 
@@ -17,10 +17,10 @@ from vita_ckpt.model.precision import exact_convolutions
 class VisionTower(nn.Module):
     """A vision tower whose tensors stand below ``vision_tower.`` in its ``state_dict()``.
 
-    ``family`` is the family; ``hidden_size`` the width of its *output*, which the projector
-    receives; ``tokens`` the tokens per image; ``image_size`` the side in pixels of the images that
-    the processor makes for it. The ``state_dict()`` holds exactly what upstream stores, including
-    what no output depends on; that is never run.
+    ``family`` is the name of its family, ``label`` what messages call it; ``hidden_size`` the width
+    of its *output*, which the projector receives; ``tokens`` the tokens per image; ``image_size``
+    the side in pixels of the images that the processor makes for it. The ``state_dict()`` holds
+    exactly what upstream stores, including what no output depends on; that is never run.
 
     A parameter is read only in the forward of the module that owns it, so that a forward
     pre-hook on each owner can supply it.
@@ -34,13 +34,14 @@ class VisionTower(nn.Module):
         if not sizes.patch_size or sizes.image_size is None or not tokens:
             raise unsupported("image_size", "at least one patch", sizes.image_size)
         self.family = sizes.family
+        self.label = sizes.traits.label
         self.hidden_size = sizes.output_width(scales)
         self.tokens = tokens
         self.image_size = sizes.image_size
         self.patch_size = sizes.patch_size
 
     def checkpoint_name(self, name: str) -> str:
-        """Upstream's name, below ``model.vision_tower.``, of a name of this ``state_dict()``."""
+        """Return upstream's name, below ``model.vision_tower.``, of one of ``state_dict()``."""
         return name
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -61,17 +62,17 @@ class VisionTower(nn.Module):
             raise self.misfit(pixel_values, f"images of {self.image_size} x {self.image_size} px")
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether images of this size in pixels can be run."""
+        """Return whether images of this size in pixels can be run."""
         return height == width == self.image_size
 
     def misfit(self, pixel_values: Tensor, expected: str) -> InputError:
-        """The error for images that the tower cannot run."""
+        """Return the error for images that the tower cannot run."""
         return InputError(
             "pixels-do-not-fit-tower",
             "pixel_values",
             expected=expected,
             got=f"{list(pixel_values.shape)}",
-            hint=f"prepare the images with the {LABELS[self.family]} tower's own processor",
+            hint=f"prepare the images with the {self.label} tower's own processor",
         )
 
     def features(self, pixel_values: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class VisionTower(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attn: str | None) -> Tensor:
-    """Attention of all tokens to all: [N, heads, T, head width] each → [N, T, width].
+    """Compute attention of all tokens to all: [N, heads, T, head width] each → [N, T, width].
 
     ``attn="eager"`` is the written-out product, in the dtype of the input; anything else is
     torch's fused kernel.
@@ -100,17 +101,20 @@ def split_heads(hidden: Tensor, heads: int) -> Tensor:
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
-    """A parameter of zeros that waits for the checkpoint's values."""
+    """Return a parameter of zeros, for the checkpoint's values."""
     return nn.Parameter(torch.zeros(*shape))
 
 
 def unsupported(key: str, expected: str, got: object) -> InputError:
-    """The error for a value in a tower's config that no tower can be built from."""
+    """Return the error for a value in a tower's config that no tower can be built from."""
     return InputError("unsupported-tower-config", key, expected=expected, got=str(got))
 
 
 def checked(key: str, value: Any, kind: type) -> Any:
-    """``value`` of a config key if it is of ``kind``: an int is positive, and counts as a float."""
+    """Return a config key's ``value`` of type ``kind``; an int is positive, and passes for a float.
+
+    Raises InputError ``unsupported-tower-config`` for any other value.
+    """
     if kind is int and (type(value) is not int or value <= 0):
         raise unsupported(key, "a positive integer", value)
     if type(value) is not kind and not (kind is float and type(value) is int):

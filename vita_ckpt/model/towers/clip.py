@@ -1,102 +1,15 @@
-"""CLIP and SigLIP: transformers' own vision models, of which only what the features need is run."""
+"""CLIP: the vision transformer of transformers, its CLS token dropped."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import transformers
 from torch import Tensor
 
-from vita_ckpt.core.anatomy.towers.tower import CLIP, SIGLIP, Tower
-from vita_ckpt.model.towers.base import VisionTower, check_shape_of_layers, checked
-
-_OWN: Final = "vision_tower."
-_LEVEL: Final = "vision_model."
-
-# What decides the architecture. The rest of a config.json (dtype, training) is left behind.
-_KEYS: Final[dict[str, type]] = {
-    "hidden_size": int,
-    "intermediate_size": int,
-    "num_hidden_layers": int,
-    "num_attention_heads": int,
-    "num_channels": int,
-    "image_size": int,
-    "patch_size": int,
-    "layer_norm_eps": float,
-    "hidden_act": str,
-    "vision_use_head": bool,
-}
-_LAYER_KEYS: Final = ("hidden_size", "num_attention_heads", "hidden_act")
-
-
-class LibraryTower(VisionTower):
-    """A tower of transformers under upstream's names.
-
-    The output is hidden state -2 (UPSTREAM §3), the input of the last layer: neither that layer
-    nor what follows it is run.
-    """
-
-    def __init__(
-        self,
-        family: str,
-        library: tuple[type[Any], type[Any]],
-        config: Mapping[str, Any],
-        attn: str | None,
-        scales: int = 1,
-    ) -> None:
-        config_class, model_class = library
-        keys: dict[str, Any] = {
-            key: checked(key, config[key], kind) for key, kind in _KEYS.items() if key in config
-        }
-        # 4.41 has only eager attention in these towers, and raises when asked for another.
-        known = getattr(model_class, "_supports_sdpa", False)
-        defaults = config_class()
-        check_shape_of_layers(  # first: 5.x has a way of its own to refuse them
-            *(keys.get(key, getattr(defaults, key)) for key in _LAYER_KEYS)
-        )
-        full = config_class(**keys, attn_implementation=attn if known else "eager")
-        sizes = Tower(
-            family, full.hidden_size, full.num_hidden_layers, full.patch_size, full.image_size
-        )
-        super().__init__(sizes, scales=scales)
-        self.vision_tower = model_class(full)
-
-    def checkpoint_name(self, name: str) -> str:
-        """Upstream's name: transformers 5.6 dropped the level ``vision_model.``."""
-        rest = name.removeprefix(_OWN)
-        return name if rest.startswith(_LEVEL) else f"{_OWN}{_LEVEL}{rest}"
-
-    def hidden_state(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] → hidden state -2, [N, tokens (with CLS, if there is one), width]."""
-        body: Any = getattr(self.vision_tower, _LEVEL.rstrip("."), self.vision_tower)
-        hidden = self.embed(body, pixel_values)
-        for layer in body.encoder.layers[:-1]:
-            hidden = _run(layer, hidden)
-        return hidden
-
-    def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
-        """What the first layer receives."""
-        hidden: Tensor = body.embeddings(pixel_values)
-        return hidden
-
-
-class SiglipTower(LibraryTower):
-    """SigLIP: all patches of hidden state -2."""
-
-    def __init__(self, config: Mapping[str, Any], attn: str | None, scales: int = 1) -> None:
-        library = (transformers.SiglipVisionConfig, transformers.SiglipVisionModel)
-        super().__init__(SIGLIP, library, config, attn, scales)
-
-    def accepts(self, height: int, width: int) -> bool:
-        """Pixels beyond the last whole patch are never seen: only the grid has to fit."""
-        grid = self.image_size // self.patch_size
-        return height // self.patch_size == width // self.patch_size == grid
-
-    def features(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, H, W] → [N, tokens, width]."""
-        return self.hidden_state(pixel_values)
+from vita_ckpt.core.anatomy.towers.families.clip import CLIP
+from vita_ckpt.model.towers.library import LibraryTower
 
 
 class ClipTower(LibraryTower):
@@ -104,10 +17,10 @@ class ClipTower(LibraryTower):
 
     def __init__(self, config: Mapping[str, Any], attn: str | None) -> None:
         library = (transformers.CLIPVisionConfig, transformers.CLIPVisionModel)
-        super().__init__(CLIP, library, config, attn)
+        super().__init__(CLIP.name, library, config, attn)
 
     def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
-        """The library's spelling of the pre-norm, and the checkpoint's."""
+        """Return the embeddings after the pre-norm, in the library's spelling of its name."""
         hidden: Tensor = body.pre_layrnorm(super().embed(body, pixel_values))
         return hidden
 
@@ -116,11 +29,4 @@ class ClipTower(LibraryTower):
         return self.hidden_state(pixel_values)[:, 1:]
 
 
-def _run(layer: Any, hidden: Tensor) -> Tensor:
-    """One encoder layer without masks: 4.41 asks for two and returns a tuple, 5.x for one."""
-    parameters = inspect.signature(type(layer).forward).parameters.values()
-    required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    masks = [None] * (len(required) - 2)
-    output = layer(hidden, *masks)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result
+TOWER = ClipTower

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vita_ckpt.core.anatomy.towers.tower import EVA, Tower
+from vita_ckpt.core.anatomy.towers.families.eva import EVA
+from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.model.towers.base import (
     VisionTower,
     attend,
@@ -45,7 +46,9 @@ class EvaTower(VisionTower):
 
     def __init__(self, config: Mapping[str, Any], attn: str | None) -> None:
         sizes = read_sizes(config)
-        super().__init__(Tower(EVA, sizes.width, sizes.layers, sizes.patch_size, sizes.image_size))
+        super().__init__(
+            Tower(EVA.name, sizes.width, sizes.layers, sizes.patch_size, sizes.image_size)
+        )
         # Upstream's wrapper puts one more level, `model.`, before the tower's own names.
         self.vision_tower = nn.ModuleDict({"model": EvaViT(sizes, attn)})
 
@@ -73,7 +76,7 @@ class EvaViT(nn.Module):
         self.head = nn.Linear(sizes.width, sizes.head_out)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """All blocks but the last."""
+        """Run all blocks but the last."""
         patches: Tensor = self.patch_embed(pixel_values)
         first = self.cls_token.expand(len(patches), -1, -1)
         hidden = torch.cat([first, patches], dim=1) + self.pos_embed
@@ -158,7 +161,7 @@ class _Attention(nn.Module):
         return result
 
     def _turn(self, heads: Tensor) -> Tensor:
-        """Rotary positions on the patches; CLS has none."""
+        """Apply the rotary positions to the patches; CLS has none."""
         first, patches = heads[:, :, :1], heads[:, :, 1:]
         return torch.cat([first, self.rope(patches).to(heads.dtype)], dim=2)
 
@@ -178,7 +181,7 @@ class _SwiGlu(nn.Module):
 
 
 def read_sizes(config: Mapping[str, Any]) -> EvaSizes:
-    """The sizes in ``config``; raises InputError ``unsupported-tower-config``."""
+    """Read the sizes in ``config``; raises InputError ``unsupported-tower-config``."""
     names = [field.name for field in fields(EvaSizes)]
     sizes = EvaSizes(**{name: checked(name, config[name], int) for name in names if name in config})
     if sizes.width % (4 * sizes.heads):
@@ -199,3 +202,6 @@ def _angles(grid: int, head_width: int) -> Tensor:
     rows = along[:, None, :].expand(grid, grid, half)
     columns = along[None, :, :].expand(grid, grid, half)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+TOWER = EvaTower

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from vita_ckpt.core.anatomy.towers.tower import INTERNVIT, Tower
+from vita_ckpt.core.anatomy.towers.families.internvit import INTERNVIT
+from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.towers.base import (
     VisionTower,
@@ -57,7 +58,7 @@ class InternViTTower(VisionTower):
         if grid % 2:
             raise _odd_grid("image_size", grid)
         sizes = Tower(
-            INTERNVIT,
+            INTERNVIT.name,
             options.hidden_size,
             options.num_hidden_layers,
             options.patch_size,
@@ -92,7 +93,7 @@ class InternViT(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """All layers."""
+        """Run all layers."""
         hidden: Tensor = self.embeddings(pixel_values)
         layers: Any = self.encoder.layers
         for layer in layers:
@@ -132,7 +133,7 @@ class _Embeddings(nn.Module):
         return torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """The position table, its grid stretched to that of the image: [1, 1 + patches, width]."""
+        """Stretch the table of positions to the image's grid: [1, 1 + patches, width]."""
         first, table = self.position_embedding[:, :1], self.position_embedding[:, 1:]
         square = table.to(torch.float32).transpose(1, 2).reshape(1, -1, self.grid, self.grid)
         stretched = functional.interpolate(
@@ -207,7 +208,7 @@ def pixel_shuffle(patches: Tensor) -> Tensor:
 
 
 def read_config(config: Mapping[str, Any]) -> InternViTConfig:
-    """The options of a ``config.json``; raises InputError ``unsupported-tower-config``."""
+    """Read the options of a ``config.json``; raises InputError ``unsupported-tower-config``."""
     defaults = asdict(InternViTConfig())
     options = InternViTConfig(
         **{
@@ -231,6 +232,9 @@ def _odd_grid(subject: str, grid: int) -> InputError:
     return InputError(
         "odd-patch-grid",
         subject,
-        expected="an even number of patches along a side, for InternViT's pixel shuffle",
+        expected=f"{INTERNVIT.grid_needed}, for {INTERNVIT.label}'s pixel shuffle",
         got=str(grid),
     )
+
+
+TOWER = InternViTTower

@@ -1,29 +1,28 @@
-"""SigLIP with S2: features at several scales of one image, side by side on the channels."""
+"""S2: features at several scales of one image, side by side on the channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vita_ckpt.errors import InputError
-from vita_ckpt.model.towers.clip import SiglipTower
+from vita_ckpt.model.towers.base import VisionTower
 
 
-class SiglipS2Tower(SiglipTower):
-    """SigLIP at each of ``scales`` (pixels), whatever the size of the input.
+class S2Tower(VisionTower):
+    """A mixin that runs the tower it stands before at each of ``scales`` (pixels).
 
-    An image is resized to each scale and cut into a chessboard of tiles of about the smallest
-    scale; the tiles are run, their feature maps put together, pooled to one tile's grid, and
-    concatenated in ascending order of scale (UPSTREAM §3; Shi et al., "When Do We Not Need Larger
-    Vision Models?"). ``image_size`` is the largest scale, which upstream's processor makes.
+    An image of any size is resized to each scale and cut into a chessboard of tiles of about the
+    smallest scale; the tiles are run, their feature maps put together, pooled to one tile's grid,
+    and concatenated in ascending order of scale (UPSTREAM §3; Shi et al., "When Do We Not Need
+    Larger Vision Models?"). ``image_size`` is the largest scale, which upstream's processor makes.
     """
 
-    def __init__(self, config: Mapping[str, Any], scales: Sequence[int], attn: str | None) -> None:
-        super().__init__(config, attn, scales=len(scales))
+    def use_scales(self, scales: Sequence[int]) -> None:
+        """Set the scales; raises InputError ``s2-scales-do-not-fit-tower``."""
         self.tile_size = self.image_size
         self.scales = tuple(sorted(scales))
         self._check_scales()
@@ -35,7 +34,7 @@ class SiglipS2Tower(SiglipTower):
         return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether tiles of this size fit the position table."""
+        """Return whether tiles of this size fit the position table."""
         return height // self.patch_size == width // self.patch_size == self._grid
 
     @property
@@ -43,7 +42,7 @@ class SiglipS2Tower(SiglipTower):
         return self.tile_size // self.patch_size
 
     def _map_at(self, scale: int, pixel_values: Tensor) -> Tensor:
-        """The feature map of one scale, [N, width, grid, grid]."""
+        """Return the feature map of one scale, [N, width, grid, grid]."""
         boards = self._boards(scale)
         resized = _resize(pixel_values, scale, "bicubic")
         features = super().forward(_cut(resized, boards))
@@ -51,7 +50,7 @@ class SiglipS2Tower(SiglipTower):
         return _resize(_join(tiles, boards), self._grid, "area")
 
     def _boards(self, scale: int) -> int:
-        """Tiles along one side."""
+        """Return the number of tiles along one side."""
         return -(-scale // self.scales[0])
 
     def _check_scales(self) -> None:
@@ -85,7 +84,7 @@ def _cut(images: Tensor, boards: int) -> Tensor:
 
 
 def _join(tiles: Tensor, boards: int) -> Tensor:
-    """The inverse of ``_cut``."""
+    """Undo ``_cut``."""
     _, channels, height, width = tiles.shape
     board = tiles.reshape(-1, boards, boards, channels, height, width)
     joined = board.permute(0, 3, 1, 4, 2, 5)

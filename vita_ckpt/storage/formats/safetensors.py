@@ -1,4 +1,4 @@
-"""The safetensors format: a header read with the format's full validation, and its encoding."""
+"""Read and encode safetensors headers, with the format's full validation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _METADATA = "__metadata__"
 _U64 = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SafetensorsFile:
     """A safetensors file read down to its header."""
 

@@ -1,4 +1,4 @@
-"""Writing a state dict as the zip that ``torch.save`` writes, without torch."""
+"""Write a state dict as the zip of ``torch.save``, without torch."""
 
 from __future__ import annotations
 

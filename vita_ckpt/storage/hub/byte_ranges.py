@@ -1,4 +1,4 @@
-"""Byte ranges of files on the hub: asked for, checked, continued where a connection broke."""
+"""Fetch byte ranges of files on the hub, checked and resumed after interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether files have the same content, by the digests that the hub knows, without moving them."""
+"""Compare files by the digests that the hub lists, without moving them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the hub says when it does not give what was asked for, as errors that say what to do."""
+"""Turn refusals of the hub into errors that say what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A repository pinned to a commit, as a directory: read by byte range, or from the cache."""
+"""List a repository at a commit, and read its files by range or from the cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vita_ckpt.storage.hub.cache import cached, cached_commit, cached_files
 from vita_ckpt.storage.hub.concurrency import at_once
 from vita_ckpt.storage.hub.errors import offline
 from vita_ckpt.storage.hub.session import Session
-from vita_ckpt.storage.stores.base import Entry, Range
+from vita_ckpt.storage.stores.base import Entry, Kind, Range
 from vita_ckpt.storage.stores.local import opened, read_at
 
 _LARGEST_LISTING: Final = 64 << 20
@@ -47,8 +47,8 @@ class Repository:
     def look(self, below: str) -> Entry | None:
         """What lies at a path in the repository."""
         if below in self.files:
-            return Entry("file", self.files[below])
-        return Entry("directory") if next(self._names(below), None) is not None else None
+            return Entry(Kind.FILE, self.files[below])
+        return Entry(Kind.DIRECTORY) if next(self._names(below), None) is not None else None
 
     def listing(self, below: str) -> list[str]:
         """The names in a directory, sorted."""

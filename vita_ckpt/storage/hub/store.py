@@ -16,7 +16,7 @@ from vita_ckpt.storage.hub.concurrency import at_once
 from vita_ckpt.storage.hub.errors import offline
 from vita_ckpt.storage.hub.repository import Repository, list_repository
 from vita_ckpt.storage.hub.session import Session
-from vita_ckpt.storage.stores.base import Entry, Range, Source
+from vita_ckpt.storage.stores.base import Entry, Kind, Range, Source
 
 
 class HubStore:
@@ -135,7 +135,7 @@ class HubStore:
         """
         address = parse_address(root)
         entry = self.look(root)
-        is_file = entry is not None and entry.kind == "file"
+        is_file = entry is not None and entry.kind is Kind.FILE
         folder = posixpath.dirname(address.below) if is_file else address.below
         for start in (posixpath.dirname(folder), folder):
             below = posixpath.normpath(posixpath.join(start, path))

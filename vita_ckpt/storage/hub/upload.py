@@ -1,4 +1,4 @@
-"""A directory to the hub: weights one after another, then one commit that holds everything."""
+"""Upload a directory to the hub in one commit."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def _attempt(subject: str, call: Callable[[], Any]) -> Any:
         error, response = passing.error, response_of(passing.error)
         unheard = response is not None and response.status_code == _NOT_HEARD
         if not unheard and _COMMITS.search(path_of(error)):
-            error.hint = "it may be committed all the same: look at its page, then run it again"
-            raise error from passing
+            hint = "it may be committed all the same: look at its page, then run it again"
+            raise error.replaced(hint=hint) from passing
         raise
 
 

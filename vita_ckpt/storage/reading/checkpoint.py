@@ -1,4 +1,4 @@
-"""The one way in: a directory or a file becomes a Checkpoint, read down to its headers."""
+"""Open a directory or a file as a Checkpoint, down to its headers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from vita_ckpt.core.checkpoint import (
-    PROVENANCE,
-    Checkpoint,
-    File,
-    Layout,
-)
+from vita_ckpt.core.checkpoint import Checkpoint, File, Layout
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
     HOME,
     LORA_FILES,
     NON_LORA,
+    PROVENANCE,
     RUN_FILES,
     SAFETENSORS_INDEX,
     SHARD,
@@ -32,6 +28,7 @@ from vita_ckpt.core.filenames import (
     index_of,
     what_it_looks_like,
 )
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
@@ -43,14 +40,14 @@ from vita_ckpt.storage.reading.index import (
 )
 from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
 from vita_ckpt.storage.reading.shards import Weights, prefetch_shards
-from vita_ckpt.storage.stores.base import Store
+from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
 _DEEPEST: Final = 16
-_WHY_LEFT_OUT: Final = {
-    "broken link": "a broken link",
-    "link to a directory": "a link to a directory",
-    "other": "not a regular file",
+_LEFT_OUT_KINDS: Final = {
+    Kind.BROKEN_LINK: LeftOut.BROKEN_LINK,
+    Kind.DIRECTORY_LINK: LeftOut.DIRECTORY_LINK,
+    Kind.OTHER: LeftOut.NOT_REGULAR,
 }
 
 
@@ -126,7 +123,7 @@ def _open_directory(store: Store, root: str) -> Checkpoint:
     )
     files |= config_files | adapter_files
     provenance = _read_provenance(store, root, files)
-    left_out: dict[str, str] = {}
+    left_out: dict[str, LeftOut] = {}
     used = {shard.name for shard in weights.shards} | files.keys()
     collect_files(store, root, "", used, files, left_out, 0)
     return Checkpoint(
@@ -270,37 +267,37 @@ def collect_files(
     below: str,
     used: set[str],
     files: dict[str, File],
-    left_out: dict[str, str],
+    left_out: dict[str, LeftOut],
     depth: int,
 ) -> None:
-    """Sort what else the directory holds into files to carry and what is left out, with why."""
+    """Sort what else the directory holds into files to carry and what is left out."""
     for name in store.listing(os.path.join(root, below)):
         relative = f"{below}{name}"
         if relative in used or relative == HOME:  # how to undo what was done is no part of it
             continue
         entry = store.look(os.path.join(root, relative))
         if entry is None:  # removed just now, or not to be reached
-            left_out[relative] = "not readable"
+            left_out[relative] = LeftOut.UNREADABLE
         elif entry.file is not None:
             reason = None if below else _why_left_out(name)
             if reason is not None:
                 left_out[relative] = reason
             else:
                 files[relative] = entry.file
-        elif entry.kind != "directory":
-            left_out[relative] = _WHY_LEFT_OUT[entry.kind]
+        elif entry.kind is not Kind.DIRECTORY:
+            left_out[relative] = _LEFT_OUT_KINDS[entry.kind]
         elif (not below and name == STEPS) or STALE_DIRECTORIES.fullmatch(name):
-            left_out[relative] = "a directory of other checkpoints or hidden"
+            left_out[relative] = LeftOut.OTHER_CHECKPOINTS
         elif depth >= _DEEPEST:
-            left_out[relative] = "nested too deeply"
+            left_out[relative] = LeftOut.TOO_DEEP
         else:
             collect_files(store, root, f"{relative}/", used, files, left_out, depth + 1)
 
 
-def _why_left_out(name: str) -> str | None:
-    """Why a regular file in the directory itself is no part of the checkpoint; None if it is."""
+def _why_left_out(name: str) -> LeftOut | None:
+    """Return why a regular file at the top is not part of the checkpoint; None if it is."""
     if TRAINING_STATE.fullmatch(name):
-        return "state of the run that trained the checkpoint"
+        return LeftOut.TRAINING_STATE
     if WEIGHTS_OR_INDEX.fullmatch(name):
-        return "a weight file that is not part of the checkpoint"
-    return "left by a run that was killed" if is_stage(name) else None
+        return LeftOut.OTHER_WEIGHTS
+    return LeftOut.KILLED_RUN if is_stage(name) else None

@@ -1,4 +1,4 @@
-"""Files and tensors of the hub brought to the disk: whole ones to the cache, parts to a folder."""
+"""Fetch files and tensors from the hub: whole files to the cache, parts to a folder."""
 
 from __future__ import annotations
 

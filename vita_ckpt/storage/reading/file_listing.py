@@ -1,4 +1,4 @@
-"""Every file that a loader could take for weights, read down to its header or to its error."""
+"""Read every file that a loader could take for weights, down to its header or error."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from vita_ckpt.core.filenames import HOME
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.stores.base import Store
+from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.os_errors import unreadable_directory
 from vita_ckpt.storage.system.owner import Fate, parse
 
@@ -36,7 +36,9 @@ def is_mid_surgery(store: Store, root: str) -> bool:
     On the hub that is a directory which was uploaded in the middle of one.
     """
     entry = store.look(home(root))
-    return entry is not None and entry.kind == "directory" and store.look(active(root)) is not None
+    return (
+        entry is not None and entry.kind is Kind.DIRECTORY and store.look(active(root)) is not None
+    )
 
 
 def check_whole(store: Store, root: str) -> None:

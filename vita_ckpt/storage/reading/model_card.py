@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.model_card import MODEL_CARD
+from vita_ckpt.core.filenames import MODEL_CARD
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.reading.paths import Stores
 

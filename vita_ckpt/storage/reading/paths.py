@@ -10,7 +10,7 @@ from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import File
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.json_file import read_json_object
-from vita_ckpt.storage.stores.base import Entry, Source, Store
+from vita_ckpt.storage.stores.base import Entry, Kind, Source, Store
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.system.os_errors import os_reason
 
@@ -67,7 +67,7 @@ def find(store: Store, path: str | os.PathLike[str]) -> tuple[str, Entry]:
         raise _not_found(text, str(error)) from error
     except OSError as error:  # a relative path, and the working directory is gone
         raise _not_found(text, os_reason(error)) from error
-    if entry is not None and entry.kind != "broken link":
+    if entry is not None and entry.kind is not Kind.BROKEN_LINK:
         return root, entry
     store.check_known(root)
     raise _not_found(text, store.why_absent(root))
@@ -86,13 +86,13 @@ def _not_found(path: str, reason: str) -> InputError:
 def exists(store: Store, path: str) -> bool:
     """Return whether something lies at ``path``, at the end of a link too."""
     found = store.look(path)
-    return found is not None and found.kind != "broken link"
+    return found is not None and found.kind is not Kind.BROKEN_LINK
 
 
 def is_file(store: Store, path: str) -> bool:
     """Return whether a regular file lies at ``path``, or at the end of a link there."""
     found = store.look(path)
-    return found is not None and found.kind == "file"
+    return found is not None and found.kind is Kind.FILE
 
 
 def is_directory(store: Store, path: str) -> bool:

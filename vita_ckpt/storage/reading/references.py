@@ -1,4 +1,4 @@
-"""What lies around a checkpoint and decides what it becomes: tokenizer, audio, LoRA base."""
+"""Follow what a config names: the base of a LoRA run, an audio encoder."""
 
 from __future__ import annotations
 

@@ -1,22 +1,26 @@
-"""What is readable of a checkpoint, broken or not, and everything that is not."""
+"""Read what is readable of a broken checkpoint, and note everything that is not."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from vita_ckpt.core.checkpoint import PROVENANCE, Checkpoint, File, Layout, Shard, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, Shard, TensorRef
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
+    HUB_DOWNLOADS,
+    PARTIAL_DOWNLOAD,
+    PICKLE_SUFFIXES,
+    PROVENANCE,
     SAFETENSORS_INDEX,
     TRAINING_STATE,
     foreign_kind,
     index_of,
 )
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
 from vita_ckpt.storage.reading.checkpoint import (
     choose_weights,
@@ -35,16 +39,10 @@ from vita_ckpt.storage.reading.index import (
 )
 from vita_ckpt.storage.reading.paths import Stores, find, is_directory, read_json
 from vita_ckpt.storage.reading.shards import duplicate, prefetch_shards, read_shard
-from vita_ckpt.storage.stores.base import Store
+from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
 _T = TypeVar("_T")
-
-_PARTIAL: Final = re.compile(
-    r".*\.(incomplete|part|partial|crdownload|download|aria2|tmp)", re.ASCII | re.IGNORECASE
-)
-_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
-_HUB_DOWNLOADS: Final = os.path.join(".cache", "huggingface", "download")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class _Surveyor:
         config = self._json(home_of_config(self.root, first), CONFIG, files)
         adapter = self._json(self.root, ADAPTER_CONFIG, files) if layout == "lora" else None
         provenance = self._json(self.root, PROVENANCE, files)
-        left_out: dict[str, str] = {}
+        left_out: dict[str, LeftOut] = {}
         # What was chosen and is broken is no left-over: nobody should be told to remove it.
         used = self.chosen | files.keys()
         collect_files(self.store, self.root, "", used, files, left_out, 0)
@@ -169,7 +167,7 @@ class _Surveyor:
         ):
             return None
         entry = self.store.look(path)
-        if entry is None or entry.kind == "broken link":
+        if entry is None or entry.kind is Kind.BROKEN_LINK:
             link = " (a broken link)" if entry is not None else ""
             error = InputError(
                 "missing-shard",
@@ -228,7 +226,7 @@ class _Surveyor:
             )
             self._note(path, error)
 
-    def _beside(self, names: list[str], left_out: Mapping[str, str]) -> None:
+    def _beside(self, names: list[str], left_out: Mapping[str, LeftOut]) -> None:
         """Files beside the weights: left-overs of downloads, pickles that are not tensors."""
         for path in (
             *(os.path.join(self.root, n) for n in names),
@@ -244,7 +242,7 @@ class _Surveyor:
                 )
                 self._note(path, error)
         for name in left_out:
-            if name.endswith(_PICKLES) and not TRAINING_STATE.fullmatch(name):
+            if name.endswith(PICKLE_SUFFIXES) and not TRAINING_STATE.fullmatch(name):
                 path = os.path.join(self.root, name)
                 try:
                     read_shard(self.store, self.root, name)
@@ -299,10 +297,10 @@ def _no_tensors(root: str) -> InputError:
 def is_partial(path: str) -> bool:
     """Whether a file's name says that an interrupted download or copy left it."""
     name = os.path.basename(path)
-    return _PARTIAL.fullmatch(name) is not None and not is_stage(name)
+    return PARTIAL_DOWNLOAD.fullmatch(name) is not None and not is_stage(name)
 
 
 def _hub_left_overs(store: Store, root: str) -> Iterator[str]:
-    folder = os.path.join(root, _HUB_DOWNLOADS)
+    folder = os.path.join(root, HUB_DOWNLOADS)
     if is_directory(store, folder):
         yield from (os.path.join(folder, name) for name in store.listing(folder))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import ADDED_TOKENS, TOKENIZER, VOCABULARY
 from vita_ckpt.storage.reading.paths import Stores, read_json
 
 
@@ -16,7 +17,7 @@ def count_tokens(checkpoint: Checkpoint, stores: Stores) -> int | None:
     ``added_tokens.json`` beside it. A sentencepiece model alone is not read. Raises InputError for
     a file that is no JSON.
     """
-    tokenizer = _read(stores, checkpoint, "tokenizer.json")
+    tokenizer = _read(stores, checkpoint, TOKENIZER)
     if tokenizer is not None:
         model = tokenizer.get("model")
         vocab = model.get("vocab") if isinstance(model, Mapping) else None
@@ -26,10 +27,10 @@ def count_tokens(checkpoint: Checkpoint, stores: Stores) -> int | None:
             return None
         contents = [entry.get("content") for entry in added or [] if isinstance(entry, Mapping)]
         return len(known | {content for content in contents if isinstance(content, str)})
-    vocab = _read(stores, checkpoint, "vocab.json")
+    vocab = _read(stores, checkpoint, VOCABULARY)
     if vocab is None:
         return None
-    return len(vocab.keys() | (_read(stores, checkpoint, "added_tokens.json") or {}).keys())
+    return len(vocab.keys() | (_read(stores, checkpoint, ADDED_TOKENS) or {}).keys())
 
 
 def _vocabulary(vocab: Any) -> set[str] | None:

@@ -1,4 +1,4 @@
-"""Vision towers as they lie on the disk: looked for, opened, and described."""
+"""Find, open and describe vision towers on the disk."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.anatomy.towers import tower as towers
-from vita_ckpt.core.anatomy.towers.tower import CARRIED_CONFIG, CONFIG, PROCESSOR, TowerDirectory
+from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy.towers import TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
 
 
 def find_tower(checkpoint: Checkpoint, stores: Stores) -> TowerDirectory | None:
-    """What lies at ``mm_vision_tower``; None if the config names no tower.
+    """Return what lies at ``mm_vision_tower``; None if the config names no tower.
 
     A relative path is looked up where the command runs, as upstream does, then beside the
     checkpoint, then in it; what a checkpoint on the hub names, in its repository alone. A
@@ -42,7 +42,7 @@ def find_tower(checkpoint: Checkpoint, stores: Stores) -> TowerDirectory | None:
 
 
 def open_tower(path: str, stores: Stores) -> TowerDirectory:
-    """The tower at ``path``, by its config if it has one, else by its tensors."""
+    """Describe the tower at ``path`` by its config if it has one, else by its tensors."""
     config_path = os.path.join(path, CONFIG)
     store = stores.store_of(path)
     if is_file(store, config_path):
@@ -56,7 +56,7 @@ def open_tower(path: str, stores: Stores) -> TowerDirectory:
 def read_tower_config(
     checkpoint: Checkpoint, stores: Stores, tower: str | os.PathLike[str] | None = None
 ) -> Mapping[str, Any] | None:
-    """The config of the tower in a VITA checkpoint; None if the checkpoint has no tower.
+    """Read the config of the tower in a VITA checkpoint; None if the checkpoint has no tower.
 
     In this order: ``tower``, a directory or a ``config.json``, the copy that a swapped checkpoint
     carries, the path in its config, its tensors where they determine it. EVA-CLIP's sizes always
@@ -75,7 +75,7 @@ def read_tower_config(
             )
         return None
     found = towers.tower_of_shapes(own)
-    if found is not None and found.family == towers.EVA:
+    if found is not None and found.traits.lone_file:
         return _sizes_of_shapes(checkpoint, own)
     if tower is not None:
         return read_given_config(tower, stores)
@@ -87,7 +87,7 @@ def read_tower_config(
 
 
 def read_carried_config(checkpoint: Checkpoint, stores: Stores) -> Mapping[str, Any] | None:
-    """The tower's config that a checkpoint, or the target of a plan, carries beside its own."""
+    """Read the tower's config that a checkpoint or the target of a plan carries."""
     if CARRIED_CONFIG in checkpoint.texts:
         carried: Mapping[str, Any] = json.loads(checkpoint.texts[CARRIED_CONFIG])
         return carried
@@ -97,7 +97,7 @@ def read_carried_config(checkpoint: Checkpoint, stores: Stores) -> Mapping[str, 
 
 
 def read_given_config(path: str | os.PathLike[str], stores: Stores) -> Mapping[str, Any]:
-    """The tower's config at ``path``: a tower directory, a checkpoint's, or a ``config.json``.
+    """Read the tower's config at ``path``: a tower directory, a checkpoint or a ``config.json``.
 
     Raises InputError if it describes no tower.
     """
@@ -112,7 +112,8 @@ def read_given_config(path: str | os.PathLike[str], stores: Stores) -> Mapping[s
         raise InputError(
             "tower-config-unknown",
             given,
-            expected="the config.json of a SigLIP, CLIP or InternViT tower, or its directory",
+            expected=f"the config.json of a {towers.listed(towers.WITH_CONFIG)} tower, "
+            "or its directory",
             got="no config.json" if config is None else f"model_type {config.get('model_type')!r}",
             hint="give the tower's own config.json",
         )
@@ -122,7 +123,7 @@ def read_given_config(path: str | os.PathLike[str], stores: Stores) -> Mapping[s
 def read_processor(
     checkpoint: Checkpoint, stores: Stores, tower: str | os.PathLike[str] | None = None
 ) -> Mapping[str, Any] | None:
-    """The ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
+    """Read the ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
 
     In this order: beside what ``tower`` names, in the checkpoint, in the tower that it names.
     """

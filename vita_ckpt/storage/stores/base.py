@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from enum import Enum, auto
+from typing import Protocol
 
 from vita_ckpt.core.checkpoint import File
 
 Range = tuple[int, int]  # offset and size, in bytes
-Kind = Literal["file", "directory", "link to a directory", "broken link", "other"]
 
 
 class Source(Protocol):
@@ -27,6 +27,16 @@ class Source(Protocol):
         """Announce ranges that will be read soon, so that a remote store fetches them together."""
 
 
+class Kind(Enum):
+    """What can lie at a path."""
+
+    FILE = auto()
+    DIRECTORY = auto()
+    DIRECTORY_LINK = auto()
+    BROKEN_LINK = auto()
+    OTHER = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What lies at a path; ``file`` is the identity of a regular file."""
@@ -37,7 +47,7 @@ class Entry:
     @property
     def is_directory(self) -> bool:
         """Return whether there are names in it."""
-        return self.kind in ("directory", "link to a directory")
+        return self.kind in (Kind.DIRECTORY, Kind.DIRECTORY_LINK)
 
 
 class Store(Protocol):

@@ -12,7 +12,7 @@ from typing import Final
 from vita_ckpt.core.address import is_inside
 from vita_ckpt.core.checkpoint import LocalFile
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
-from vita_ckpt.storage.stores.base import Entry, Range, Source
+from vita_ckpt.storage.stores.base import Entry, Kind, Range, Source
 from vita_ckpt.storage.system.os_errors import os_reason, unreadable, unreadable_directory
 
 
@@ -34,12 +34,12 @@ class LocalStore:
             is_link = os.path.islink(path)
             status = os.stat(path)
         except (OSError, ValueError):
-            return Entry("broken link") if os.path.islink(path) else None
+            return Entry(Kind.BROKEN_LINK) if os.path.islink(path) else None
         if stat.S_ISREG(status.st_mode):
-            return Entry("file", LocalFile(path, status.st_size, status.st_mtime_ns))
+            return Entry(Kind.FILE, LocalFile(path, status.st_size, status.st_mtime_ns))
         if not stat.S_ISDIR(status.st_mode):
-            return Entry("other")
-        return Entry("link to a directory" if is_link else "directory")
+            return Entry(Kind.OTHER)
+        return Entry(Kind.DIRECTORY_LINK if is_link else Kind.DIRECTORY)
 
     def listing(self, path: str) -> list[str]:
         """Return the names in a directory, sorted. Raises InputError if it cannot be listed."""
@@ -101,7 +101,7 @@ class LocalStore:
 LOCAL: Final = LocalStore()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _OpenFile:
     """A file on the disk."""
 

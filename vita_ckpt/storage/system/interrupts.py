@@ -1,4 +1,4 @@
-"""Requests to end that must wait until what was begun is whole."""
+"""Defer requests to end until a step is complete."""
 
 from __future__ import annotations
 

@@ -36,17 +36,17 @@ CODES: Final = {
     errno.EPERM: ("output-not-allowed", "check the permissions of the directory"),
 }
 
-_OTHERWISE: Final = ("write-failed", "check the disk")
+OTHERWISE: Final = ("write-failed", "check the disk")
 
 
 def code_of(number: int | None) -> str:
     """Return the code of the error for what the disk refused with this errno."""
-    return CODES.get(number or 0, _OTHERWISE)[0]
+    return CODES.get(number or 0, OTHERWISE)[0]
 
 
 def io_error(error: OSError, path: str, left: str) -> OutputError:
     """What the system said while ``path`` was written, and in which state that leaves it."""
-    code, hint = CODES.get(error.errno or 0, _OTHERWISE)
+    code, hint = CODES.get(error.errno or 0, OTHERWISE)
     return OutputError(code, path, got=os_reason(error), hint=f"{hint}; {left}")
 
 

@@ -1,4 +1,4 @@
-"""Pairs of tensors, byte by byte or value by value: two threads, a few megabytes of memory."""
+"""Compare pairs of tensors byte by byte or value by value."""
 
 from __future__ import annotations
 

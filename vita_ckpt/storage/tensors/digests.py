@@ -1,4 +1,4 @@
-"""Digests of what lies on the disk: of tensors and of files, read once by two threads."""
+"""Take digests of tensors and files, each read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values of raw little-endian elements of any dtype, and how far two sides are apart."""
+"""Decode elements of any dtype, and measure how far two sides are apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors drawn anew: torch's distributions from numpy's Philox, the same bits everywhere."""
+"""Draw tensors anew: torch's distributions from numpy's Philox."""
 
 from __future__ import annotations
 

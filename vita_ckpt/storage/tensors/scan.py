@@ -1,4 +1,4 @@
-"""Every byte of tensors once, in the order of the files, by a few threads through small buffers."""
+"""Pass every byte of tensors to a visitor, read once by a few threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes of a tensor on their way out: copied by the kernel, converted where a cast says."""
+"""Stream the bytes of a tensor: copied by the kernel, converted where a cast says so."""
 
 from __future__ import annotations
 

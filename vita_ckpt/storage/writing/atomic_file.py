@@ -1,4 +1,4 @@
-"""Small files of our own, written whole: plans and goldens to new names, reports over old ones."""
+"""Write small files of our own whole: plans and goldens, and reports over old ones."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO
 
-from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Cast, Checkpoint
 from vita_ckpt.core.options import Link
 from vita_ckpt.core.plan import Plan
@@ -37,7 +36,7 @@ def check_output(out: str, inputs: Iterable[Checkpoint]) -> str:
     parent = os.path.realpath(os.path.dirname(os.path.abspath(out)))
     path = os.path.join(parent, os.path.basename(os.path.abspath(out)))
     for checkpoint in inputs:
-        if not checkpoint.root or is_remote(checkpoint.root):
+        if not os.path.isabs(checkpoint.root):  # none, or an address on the hub
             continue
         root = os.path.realpath(checkpoint.root)
         if path == root or f"{path}/".startswith(f"{root}/") or f"{root}/".startswith(f"{path}/"):

@@ -1,4 +1,4 @@
-"""Which file of a target stays, is patched, or is written anew: pure, from sizes alone."""
+"""Decide which file of a target stays, is patched, or is rewritten, from sizes alone."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from vita_ckpt.core.anatomy.parts import part_of
-from vita_ckpt.core.checkpoint import (
+from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Shard, Tensor
+from vita_ckpt.core.dtype import BITS
+from vita_ckpt.core.filenames import (
+    CONFIG,
     MANIFEST,
     PROVENANCE,
-    Checkpoint,
-    File,
-    Shape,
-    Shard,
-    Tensor,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    TORCH_INDEX_SUFFIX,
 )
-from vita_ckpt.core.dtype import BITS
-from vita_ckpt.core.filenames import CONFIG, SAFETENSORS, SAFETENSORS_INDEX
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import encode_header
@@ -159,7 +158,7 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
     texts = (*_config_text(base, target), *index, *put)
     gone = {text.name for text in texts}
     if SAFETENSORS_INDEX in gone:  # a .bin's index is no longer true
-        gone |= {name for name in base.files if name.endswith(".bin.index.json")}
+        gone |= {name for name in base.files if name.endswith(TORCH_INDEX_SUFFIX)}
     if plan.record is not None:  # written last, from what was written
         gone |= {PROVENANCE, MANIFEST}
     carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from vita_ckpt.core.checkpoint import MANIFEST, Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.digest import digest
+from vita_ckpt.core.filenames import MANIFEST
 from vita_ckpt.core.manifest import FileDigest, Manifest, decode
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import MalformedFileError, StaleInputError

@@ -1,4 +1,4 @@
-"""What was written, read again from the disk and compared with what should be there."""
+"""Read what was written again, and compare it with the plan."""
 
 from __future__ import annotations
 

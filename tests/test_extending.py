@@ -1,0 +1,348 @@
+"""The recipes of CONTRIBUTING.md for a tower family and a projector type, followed on a copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.builder import (
+    random_fill,
+    write_checkpoint,
+    write_safetensors,
+    write_tokenizer,
+)
+from vita_ckpt.core.anatomy import projectors, towers
+
+ROOT = Path(__file__).parent.parent
+SCHEMA = "vita_ckpt/schemas/inspect-v1.json"
+
+FAMILY = '''"""Describe a family that no model has."""
+
+from vita_ckpt.core.anatomy.towers.family import Family
+from vita_ckpt.core.anatomy.towers.shapes import mlp, read_sizes
+
+_DEFAULTS = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "image_size": 8,
+    "patch_size": 2,
+    "intermediate_size": 16,
+}
+
+
+def _expected_shapes(config):
+    sizes = read_sizes(config, _DEFAULTS)
+    shapes = {
+        "stem.weight": (sizes.width, 3, sizes.patch_size, sizes.patch_size),
+        "stem.bias": (sizes.width,),
+        "positions": (1, sizes.grid**2, sizes.width),
+    }
+    for layer in range(sizes.layers):
+        shapes |= mlp(f"layers.{layer}", sizes.width, sizes.mlp)
+    return shapes
+
+
+TOY = Family(
+    name="toy",
+    label="Toy",
+    word="toy",
+    tower_class="ToyVisionTower",
+    patches="stem.weight",
+    present=("layers.0.mlp.fc1.weight",),
+    positions="positions",
+    layers="layers.",
+    expected_shapes=_expected_shapes,
+    model_types=("toy_vision_model",),
+    config_defaults=_DEFAULTS,
+)
+'''
+
+FAMILY_MODULE = '''"""A family that no model has, in torch."""
+
+from torch import nn
+from torch.nn import functional
+
+from vita_ckpt.core.anatomy.towers.families.toy import TOY
+from vita_ckpt.core.anatomy.towers.tower import Tower
+from vita_ckpt.model.towers.base import VisionTower, empty_parameter
+
+
+class ToyTower(VisionTower):
+    def __init__(self, config, attn):
+        width, layers, patch, image = (
+            config.get(key, TOY.config_defaults[key])
+            for key in ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
+        )
+        super().__init__(Tower(TOY.name, width, layers, patch, image))
+        mlp = config.get("intermediate_size", TOY.config_defaults["intermediate_size"])
+        self.vision_tower = Toy(width, layers, mlp, patch, image // patch)
+
+    def features(self, pixel_values):
+        return self.vision_tower(pixel_values)
+
+
+class Toy(nn.Module):
+    def __init__(self, width, layers, mlp, patch, grid):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, patch, stride=patch)
+        self.positions = empty_parameter(1, grid**2, width)
+        self.layers = nn.ModuleList(Layer(width, mlp) for _ in range(layers))
+
+    def forward(self, pixel_values):
+        hidden = self.stem(pixel_values).flatten(2).transpose(1, 2) + self.positions
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        return hidden
+
+
+class Layer(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
+
+    def forward(self, hidden):
+        return self.mlp["fc2"](functional.gelu(self.mlp["fc1"](hidden)))
+
+
+TOWER = ToyTower
+'''
+
+PROJECTOR = """_TOY: Final = ProjectorType(
+    name="toy",
+    spellings=("toy",),
+    layers=_named("toy"),
+    shapes=lambda wide, out, _layers: _linear("toy.", 2 * wide, out),
+    tokens=lambda tokens: tokens // 2 if tokens % 2 == 0 else None,
+    types_of_tensors=_always("toy"),
+    weight="toy.weight",
+    together=2,
+)
+
+"""
+
+PROJECTOR_MODULE = """class Toy(nn.Module):
+    def __init__(self, _projector_type: str, wide: int, out: int) -> None:
+        super().__init__()
+        self.toy = nn.Linear(2 * wide, out)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, count, width = tokens.shape
+        return self.toy(tokens.reshape(batch, count // 2, 2 * width))
+
+
+"""
+
+# What is done in each file, by the path that the recipe gives it.
+FAMILY_EDITS: dict[str, Callable[[str], str]] = {
+    "vita_ckpt/core/anatomy/towers/families/<family>.py": lambda _: FAMILY,
+    "vita_ckpt/core/anatomy/towers/families/__init__.py": lambda text: once(
+        once(text, "    INTERNVIT,\n)", "    INTERNVIT,\n    TOY,\n)"),
+        "from vita_ckpt.core.anatomy.towers.family import",
+        "from vita_ckpt.core.anatomy.towers.families.toy import TOY\n"
+        "from vita_ckpt.core.anatomy.towers.family import",
+    ),
+    "vita_ckpt/model/towers/<family>.py": lambda _: FAMILY_MODULE,
+    SCHEMA: lambda text: text.replace('"internvit"', '"internvit", "toy"').replace(
+        '"InternViTVisionTower"', '"InternViTVisionTower", "ToyVisionTower"'
+    ),
+}
+PROJECTOR_EDITS: dict[str, Callable[[str], str]] = {
+    "vita_ckpt/core/anatomy/projectors.py": lambda text: once(
+        once(text, "    _IDENTITY,\n)", "    _IDENTITY,\n    _TOY,\n)"),
+        "# Every type that upstream builds",
+        PROJECTOR + "# Every type that upstream builds",
+    ),
+    "vita_ckpt/model/projectors.py": lambda text: once(
+        once(text, '    "identity": _identity,\n', '    "identity": _identity,\n    "toy": Toy,\n'),
+        "# How each row of the table",
+        PROJECTOR_MODULE + "# How each row of the table",
+    ),
+}
+
+RUN = """
+import json, sys
+from pathlib import Path
+
+import vita_ckpt
+assert Path(vita_ckpt.__file__).is_relative_to(sys.argv[1]), vita_ckpt.__file__
+
+from click.testing import CliRunner
+from vita_ckpt.cli.main import cli
+
+def run(*arguments):
+    result = CliRunner().invoke(cli, arguments)
+    shown.append([arguments[0], result.exit_code, result.stdout, str(result.exception)])
+
+shown = []
+run("inspect", "tower-toy", "--json")
+run("swap-tower", "--base", "base", "--tower", "tower-toy", "--projector", "reinit",
+    "--projector-type", "toy", "--out", "swapped")
+run("inspect", "swapped", "--json")
+run("extract-tower", "--from", "swapped", "--out", "again")
+run("validate", "swapped")
+run("verify", "swapped", "--device", "cpu", "--json")
+run("swap-tower", "--base", "base", "--tower", "tower-toy", "--projector-type", "none", "--dry-run")
+
+# Every row of the tables has its module.
+from importlib import import_module
+from vita_ckpt.core.anatomy import projectors, towers
+from vita_ckpt.model.projectors import MODULES
+
+assert list(MODULES) == [kind.name for kind in projectors.TYPES]
+for family in towers.KNOWN:
+    module = import_module(f"vita_ckpt.model.towers.{family.name}")
+    assert hasattr(module, "TOWER"), family.name
+    assert hasattr(module, "S2_TOWER") == family.has_s2, family.name
+print(json.dumps(shown))
+"""
+
+
+def once(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
+def files_of_recipe(title: str) -> list[str]:
+    """The files of the package that a recipe of CONTRIBUTING.md lists."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    recipe = page.split(f"### {title}\n")[1].split("\n### ")[0]
+    return re.findall(r"^- `(vita_ckpt/[^`]+)`", recipe, re.MULTILINE)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def follow(root: Path, title: str, edits: dict[str, Callable[[str], str]], name: str) -> None:
+    """Do to the copy in ``root`` what the recipe says, and nothing else."""
+    listed = files_of_recipe(title)
+    assert sorted(listed) == sorted(edits)
+    before = contents(root)
+    for pattern, edit in edits.items():
+        path = root / re.sub("<.*>", name, pattern)
+        assert path.exists() == ("<" not in pattern)
+        path.write_text(edit(path.read_text() if path.exists() else ""))
+    after = contents(root)
+    changed = {path for path in after if after[path] != before.get(path)}
+    assert changed == {re.sub("<.*>", name, pattern) for pattern in listed}
+
+
+def enums(schema: Any) -> list[list[Any]]:
+    """Every enum of a schema."""
+    if isinstance(schema, list):
+        return [found for item in schema for found in enums(item)]
+    if not isinstance(schema, dict):
+        return []
+    own = [schema["enum"]] if "enum" in schema else []
+    return own + [found for value in schema.values() for found in enums(value)]
+
+
+def test_the_schemas_list_the_families_of_the_table() -> None:
+    names = {family.name for family in towers.KNOWN}
+    classes = {family.tower_class for family in towers.KNOWN}
+    classes |= {f"{family.tower_class}S2" for family in towers.WITH_S2}
+    found = 0
+    for path in (ROOT / "vita_ckpt" / "schemas").glob("*.json"):
+        for enum in enums(json.loads(path.read_text())):
+            for listed in (names, classes):
+                if listed & set(enum):
+                    assert set(enum) - {None} == listed, path
+                    found += 1
+    assert found == 4
+
+
+def test_the_schemas_list_no_projector_type() -> None:
+    """A type is a string there: of one kind there are as many as an mlp has layers."""
+    spellings = {spelling for kind in projectors.TYPES for spelling in kind.spellings}
+    for path in (ROOT / "vita_ckpt" / "schemas").glob("*.json"):
+        assert not any(spellings & set(enum) for enum in enums(json.loads(path.read_text())))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    root = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "vita_ckpt", root / "vita_ckpt", ignore=ignored)
+    return root
+
+
+def test_a_tower_family_and_a_projector_type_are_added_by_their_recipes(
+    tmp_path: Path, copy: Path
+) -> None:
+    pytest.importorskip("torch")
+    assert len(files_of_recipe("A tower family")) <= 4
+    assert len(files_of_recipe("A projector type")) <= 2
+    follow(copy, "A tower family", FAMILY_EDITS, "toy")
+    follow(copy, "A projector type", PROJECTOR_EDITS, "toy")
+    work = tmp_path / "work"
+    write_inputs(work)
+    result = subprocess.run(
+        [sys.executable, "-c", RUN, str(copy)],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    tower, swap, swapped, extract, validate, verify, refused = json.loads(result.stdout)
+    for command in (tower, swap, swapped, extract, validate, verify):
+        assert command[1] == 0, command
+    schema = json.loads((copy / SCHEMA).read_text())
+    for found in (json.loads(tower[2]), json.loads(swapped[2])):
+        jsonschema_validate(found, schema)
+        assert found["tower"]["family"] == "toy"
+        assert found["disagreements"] == []
+    assert json.loads(swapped[2])["dispatch"] == {
+        "family": "toy",
+        "tower_class": "ToyVisionTower",
+        "reason": '"toy" in the path',
+    }
+    assert json.loads(swapped[2])["projector"] == {"types": ["toy"], "in_width": 8, "out_width": 16}
+    assert json.loads(verify[2])["tokens_per_image"] == json.loads(swapped[2])["tokens_per_image"]
+    assert json.loads(swapped[2])["tokens_per_image"] == 8
+    assert refused[1] != 0
+    assert "minigpt, identity or toy" in refused[3]
+    again = (work / "again" / "config.json").read_bytes()
+    assert json.loads(again)["model_type"] == "toy_vision_model"
+
+
+def jsonschema_validate(report: Any, schema: Any) -> None:
+    pytest.importorskip("jsonschema").validate(report, schema)
+
+
+def write_inputs(root: Path) -> None:
+    """A checkpoint with another tower, and a tower of the new family."""
+    root.mkdir()
+    write_tokenizer(write_checkpoint(root / "base"), 32)
+    tower = root / "tower-toy"
+    tower.mkdir()
+    width, inner = 8, 16
+    shapes: dict[str, tuple[int, ...]] = {
+        "stem.weight": (width, 3, 2, 2),
+        "stem.bias": (width,),
+        "positions": (1, 16, width),
+    }
+    for layer in range(2):
+        shapes |= {
+            f"layers.{layer}.mlp.fc1.weight": (inner, width),
+            f"layers.{layer}.mlp.fc1.bias": (inner,),
+            f"layers.{layer}.mlp.fc2.weight": (width, inner),
+            f"layers.{layer}.mlp.fc2.bias": (width,),
+        }
+    tensors = {name: ("F32", shape) for name, shape in shapes.items()}
+    write_safetensors(tower / "model.safetensors", tensors, random_fill("F32"))
+    (tower / "config.json").write_text('{"model_type": "toy_vision_model"}\n')

@@ -1,0 +1,165 @@
+"""Match what a loader builds against what the files hold; shared by the loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
+from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
+from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
+from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
+from vita_ckpt.core.checkpoint import Shape, TensorRef
+from vita_ckpt.core.file_listing import WeightFiles
+from vita_ckpt.core.tensor_match import compare
+from vita_ckpt.errors import InputError
+
+# Stored tensors by name, each with the file that it is from.
+Found = Mapping[str, tuple[TensorRef, str]]
+
+
+# The level that CLIP's and SigLIP's towers lost in transformers 5.6, and what every causal language
+# model has its layers below (base_model_prefix).
+VISION_LEVEL: Final = "vision_model."
+BASE_PREFIX: Final = "model"
+TOWER_PREFIX: Final = "model.vision_tower."
+
+
+@dataclass(frozen=True, slots=True)
+class TowerLookup:
+    """What was found at ``mm_vision_tower`` before any loader is replayed.
+
+    ``files`` are the tower directory's; ``from_here`` says whether the path leads there from the
+    working directory, which is where VITA's loaders look.
+    """
+
+    tower: TowerDirectory | None = None
+    files: WeightFiles | None = None
+    from_here: bool = False
+
+
+def require_config(tracer: Tracer) -> Mapping[str, Any]:
+    """Return the directory's config; end the trace without one."""
+    if tracer.files.config_trouble is not None:
+        tracer.stop_for(tracer.files.config_trouble)
+    if tracer.files.config is None:
+        tracer.stop("config-missing", "no config.json")
+    return tracer.files.config
+
+
+def require_backbone(tracer: Tracer, config: Mapping[str, Any]) -> Backbone:
+    """Return the backbone that ``model_type`` names; end the trace if it names none."""
+    model_type = config.get("model_type")
+    known = (b for b in BACKBONES.values() if model_type in (b.model_type, b.plain_model_type))
+    backbone = next(known, None)
+    if backbone is None:
+        expected = ", ".join(BACKBONES)
+        tracer.stop("unknown-model-type", f"model_type {model_type!r} is none of {expected}")
+    return backbone
+
+
+def expected_language_model(
+    tracer: Tracer, backbone: Backbone, config: Mapping[str, Any]
+) -> dict[str, Shape]:
+    """Return the shapes of the language model by its config."""
+    wrong = language_tensors.wrong_sizes(backbone.language_model, config)
+    if wrong:
+        tracer.stop("config-type", f"{wrong[0]} is {config.get(wrong[0])!r}, no size")
+    return language_tensors.expected_shapes(backbone.language_model, config)
+
+
+def expected_projector(
+    tracer: Tracer, config: Mapping[str, Any], found: Found
+) -> Mapping[str, Shape]:
+    """Return the projector's shapes by the config, or those that are stored if it names none."""
+    kind = config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+    if not isinstance(kind, str) or not projectors.is_known(kind):
+        tracer.stop("unknown-projector-type", f"mm_projector_type {kind!r}")
+    projector = projectors.of_config(config)
+    if projector is None:
+        return {n: t.shape for n, (t, _) in found.items() if n.startswith(parts.PROJECTOR_PREFIX)}
+    shapes = projectors.expected_shapes(projector)
+    tracer.step("projector", f"{projector}, from the config")
+    return {parts.PROJECTOR_PREFIX + name: shape for name, shape in shapes.items()}
+
+
+def expected_tower(lookup: TowerLookup, found: Found, family: str) -> dict[str, Shape]:
+    """Return the tower's shapes by its directory's config, or those that are stored without one."""
+    stored = {n: t.shape for n, (t, _) in found.items() if n.startswith(TOWER_PREFIX)}
+    config = lookup.tower.config if lookup.tower is not None else None
+    if config is None:
+        return stored
+    try:
+        shapes = tower_tensors.expected_shapes(config)
+    except InputError:
+        return stored
+    prefix = TOWER_PREFIX + towers.FAMILIES[family].stored_prefix
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def match_audio(tracer: Tracer, config: Mapping[str, Any], found: Found) -> set[str]:
+    """Return the audio tensors to accept: all of them where the config names an encoder."""
+    audio = {
+        name for name in found if parts.part_of(name) in (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
+    }
+    path = config.get("mm_audio_encoder")
+    if path is None:
+        return set()
+    tracer.step("audio", f"built from train.yaml, global_cmvn and final.pt in {path}")
+    if audio:
+        tracer.step("audio", f"{len(audio)} tensors of the checkpoint over the directory's")
+    return audio
+
+
+def refuse_head_beside_base(tracer: Tracer, wanted: Mapping[str, Shape], found: Found) -> None:
+    """End the trace as 4.41.1 does: names without ``model.`` are a base model's, without a head."""
+    heads = [name for name in found if name in wanted]
+    if heads and not any(name.startswith(BASE_PREFIX) for name in found):
+        tracer.stop("foreign-prefix", f"{heads[0]} beside names without model.: taken for corrupt")
+
+
+def match_tensors(
+    tracer: Tracer, wanted: Mapping[str, Shape], found: Found, accepted: set[str], fate: str
+) -> None:
+    """Match names and shapes; record the source of each tensor, the missing and the ignored."""
+    placed = _built_names(wanted, found, accepted)
+    shapes = {place: found[stored][0].shape for stored, place in placed.items()}
+    misfit = compare(wanted, shapes)
+    if misfit.mismatched:
+        tracer.stop("shape-mismatch", f"size mismatch: {describe_mismatch(misfit.mismatched[0])}")
+    tracer.sources |= {stored: found[stored][1] for stored in placed}
+    ignored = [name for name in found if name not in placed]
+    tracer.missing += misfit.missing
+    tracer.ignored += ignored
+    if misfit.missing:
+        example = f"such as {misfit.missing[0]}"
+        tracer.step("lacks", f"{by_part(misfit.missing)}, {example}: {fate}")
+    if ignored:
+        tracer.step("leaves out", f"{by_part(ignored)}: no place for them")
+
+
+def _built_names(wanted: Mapping[str, Shape], found: Found, accepted: set[str]) -> dict[str, str]:
+    """Map stored names to built ones: below ``model.`` if no stored name starts with it."""
+    bare = not any(name.startswith(BASE_PREFIX) for name in found)
+    placed = {name: name for name in found if name in wanted or name in accepted}
+    if bare:
+        below = {name: f"{BASE_PREFIX}.{name}" for name in found if name not in placed}
+        placed |= {name: place for name, place in below.items() if place in wanted}
+    return placed
+
+
+def trace_projector(tracer: Tracer, fate: str) -> None:
+    """Record where the projector comes from, and what it lacks."""
+    own = [name for name in tracer.sources if name.startswith(parts.PROJECTOR_PREFIX)]
+    lacks = any(name.startswith(parts.PROJECTOR_PREFIX) for name in tracer.missing)
+    tracer.projector = PartSource.RANDOM if lacks and not own else PartSource.CHECKPOINT
+    if lacks:
+        tracer.step("draws", f"what the projector lacks: {fate}")
+
+
+def describe_mismatch(mismatch: tuple[str, Shape, Shape]) -> str:
+    """Word one mismatch of shapes: the name, what is stored, what is built."""
+    name, want, got = mismatch
+    return f"{name} is {list(got)}, not {list(want)}"

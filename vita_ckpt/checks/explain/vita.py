@@ -1,0 +1,236 @@
+"""Replay VITA's loaders, which run on transformers 4.41.1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vita_ckpt.checks.explain import file_resolution
+from vita_ckpt.checks.explain.matching import (
+    TOWER_PREFIX,
+    VISION_LEVEL,
+    Found,
+    TowerLookup,
+    describe_mismatch,
+    expected_language_model,
+    expected_projector,
+    expected_tower,
+    match_audio,
+    match_tensors,
+    refuse_head_beside_base,
+    require_backbone,
+    require_config,
+    trace_projector,
+)
+from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part, some_files
+from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJECTOR_RUN
+from vita_ckpt.core.tensor_match import compare
+
+
+def vita_1_5(tracer: Tracer, lookup: TowerLookup) -> None:
+    """Replay the loader of VITA-1.5."""
+    _vita(tracer, lookup, delayed=False)
+
+
+def vita_1_0(tracer: Tracer, lookup: TowerLookup) -> None:
+    """Replay the loader of VITA-1.0: the tower is filled last, unless training goes on."""
+    config = tracer.files.config or {}
+    _vita(tracer, lookup, delayed=not config.get("continuous_training"))
+
+
+def _vita(tracer: Tracer, lookup: TowerLookup, *, delayed: bool) -> None:
+    """Replay either loader; ``delayed`` builds the tower empty and fills it afterwards."""
+    if _needs_base(tracer):
+        return
+    config = require_config(tracer)
+    if towers.tower_of_config(config) is not None:
+        tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
+    backbone = require_backbone(tracer, config)
+    tracer.model_class, tracer.dtype = backbone.architecture, "float16"
+    tracer.step("builds", f"{backbone.architecture}, loader name {backbone.loader_name}")
+    family = _build_tower(tracer, lookup, config, delayed=delayed)
+    read = file_resolution.from_pretrained(tracer, old=True)
+    # With low_cpu_mem_usage a tensor is loaded only if the index knows its name too.
+    named = read.tensors if read.index is None else read.index.weight_map
+    unnamed = sorted(read.tensors.keys() - named.keys())
+    found = {name: tensor for name, tensor in read.tensors.items() if name in named}
+    if unnamed:
+        tracer.ignored += unnamed
+        tracer.step("leaves out", f"{by_part(unnamed)}: the index does not name them")
+    wanted = expected_language_model(tracer, backbone, config)
+    wanted_tower: Mapping[str, Shape] = {}
+    if family is not None:
+        wanted |= expected_projector(tracer, config, found)
+        wanted_tower = expected_tower(lookup, found, family)
+        wanted |= {} if delayed else wanted_tower
+    refuse_head_beside_base(tracer, wanted, found)
+    accepted = match_audio(tracer, config, found)
+    _trace_lm_head(tracer, config, found)
+    match_tensors(tracer, wanted, found, accepted, "on the meta device or drawn at random")
+    if family is not None:
+        trace_projector(tracer, "N(0, 0.02), biases zero, without a word")
+        _finish_tower(tracer, lookup, config, wanted_tower, family=family, delayed=delayed)
+    tracer.step("casts", "to float16, whatever torch_dtype says")
+
+
+def _needs_base(tracer: Tracer) -> bool:
+    """Record how a LoRA or projector run is loaded onto its base; False if it is neither."""
+    names = set(tracer.files.names)
+    model = set(file_resolution.FROM_PRETRAINED_ORDER) & names
+    if model or not names & {ADAPTER_CONFIG, NON_LORA, PROJECTOR_RUN}:
+        return False
+    lora: list[str] = next(([name] for name in LORA_FILES if name in names), [])
+    lora += [NON_LORA] if NON_LORA in names else []
+    for name in lora or [PROJECTOR_RUN]:
+        if name in tracer.files.files:
+            file = tracer.read(tracer.files.files[name])
+            tracer.sources |= dict.fromkeys(file.tensors, name)
+    if lora:
+        base = (tracer.files.adapter_config or {}).get("base_model_name_or_path")
+        tracer.step("loads", f"the base it is given first (the run names {base!r})")
+        tracer.step("renames", "non_lora_trainables without base_model. and the model. after it")
+        tracer.step("merges", "the LoRA deltas into the base")
+    else:
+        tracer.step("loads", "the base it is given, built with the run's config.json")
+        tracer.step("renames", f"{PROJECTOR_RUN} by what follows mm_projector. (get_w)")
+    held = any(parts.part_of(name) == parts.MM_PROJECTOR for name in tracer.sources)
+    tracer.projector = PartSource.CHECKPOINT if held else PartSource.BASE
+    tracer.tower, tracer.dtype = PartSource.BASE, "float16"
+    return True
+
+
+def _build_tower(
+    tracer: Tracer, lookup: TowerLookup, config: Mapping[str, Any], *, delayed: bool
+) -> str | None:
+    """Build the tower before the checkpoint is read; return its family, None without a tower."""
+    path = config.get("mm_vision_tower")
+    if not isinstance(path, str) or not path:
+        tracer.tower = tracer.projector = PartSource.NOT_BUILT
+        tracer.step("tower", "none: the config names no mm_vision_tower")
+        return None
+    dispatch = towers.dispatch(path, bool(config.get("use_s2")))
+    if dispatch.family is None:
+        s2 = dispatch.reason.outcome is towers.Outcome.NO_S2
+        tracer.stop("s2-needs-siglip" if s2 else "tower-path-misleads", str(dispatch.reason))
+    tracer.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
+    tower = lookup.tower
+    if tower is not None and tower.path is not None:
+        if tower.problem is not None:
+            tracer.stop("tower-directory-unreadable", tower.problem)
+        if tower.tower is not None and tower.tower.family != dispatch.family:
+            is_ = tower.tower.traits.label
+            tracer.stop("tower-path-misleads", f"a size mismatch: {tower.path} is {is_}")
+        if not lookup.from_here:
+            tracer.step(
+                "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
+            )
+    else:
+        tracer.step("tower", f"{path} is not reachable from here: a path elsewhere, or a hub id")
+    if delayed:
+        tracer.step("tower", "its config only, from its directory; weights follow at the end")
+    else:
+        _read_tower_directory(tracer, lookup, dispatch.family)
+    return dispatch.family
+
+
+def _read_tower_directory(tracer: Tracer, lookup: TowerLookup, family: str) -> bool:
+    """Replay the tower's own from_pretrained; False if it draws the tower at random."""
+    files = lookup.files
+    if files is None:
+        return True
+    inner = Tracer(tracer.loader, files)
+    names: list[str] = []
+    trace = inner.trace(lambda own: names.extend(_tower_names(own, family)))
+    if trace.stopped_by is not None:
+        tracer.stop(trace.stopped_by, f"in the tower's directory: {trace.steps[-1].detail}")
+    tracer.tower_files += map(files.path_of, trace.files_read)
+    tracer.step("tower", f"filled from its directory: {some_files(trace.files_read)}")
+    if towers.FAMILIES[family].library_class is not None and not any(
+        n.startswith(VISION_LEVEL) for n in names
+    ):
+        tracer.step(
+            "draws",
+            f"the tower at random: its directory's names lack the {VISION_LEVEL} level that "
+            "transformers before 5.6 expects, and it says so only in a warning",
+        )
+        return False
+    return True
+
+
+def _tower_names(own: Tracer, family: str) -> Iterable[str]:
+    """Return the names in a tower's directory; EVA-CLIP is a file by itself."""
+    if not towers.FAMILIES[family].lone_file:
+        return file_resolution.from_pretrained(own, old=True).tensors
+    return [name for file in own.files.files.values() for name in own.read(file).tensors]
+
+
+def _finish_tower(
+    tracer: Tracer,
+    lookup: TowerLookup,
+    config: Mapping[str, Any],
+    wanted: Mapping[str, Shape],
+    *,
+    family: str,
+    delayed: bool,
+) -> None:
+    """Record where the tower's weights come from, once the checkpoint is loaded."""
+    if delayed:
+        filled = _read_tower_directory(tracer, lookup, family)
+        tracer.tower = PartSource.TOWER_DIRECTORY if filled else PartSource.RANDOM
+    else:
+        own = [name for name in tracer.sources if name.startswith(TOWER_PREFIX)]
+        tracer.tower = PartSource.CHECKPOINT if own else PartSource.UNFILLED
+        if own:
+            tracer.step("tower", f"{len(own)} tensors of the checkpoint over the directory's")
+        else:
+            tracer.step(
+                "tower", "none in the checkpoint: most stays on the meta device, the rest is drawn"
+            )
+    if config.get("unfreeze_vision_tower"):
+        _read_tower_again(tracer, wanted)
+
+
+def _read_tower_again(tracer: Tracer, wanted: Mapping[str, Shape]) -> None:
+    """Replay ``unfreeze_vision_tower``: every file is read, strictly, in the system's order."""
+    names = [name for name in tracer.files.names if name.endswith("safetensors")]
+    found: dict[str, list[str]] = {}
+    shapes: dict[str, Shape] = {}
+    for name in names:
+        file = tracer.files.files[name]
+        if file.trouble is not None:
+            tracer.stop_for(file.trouble)
+        tracer.tower_files.append(name)
+        for tensor, ref in file.tensors.items():
+            if tensor.startswith(TOWER_PREFIX):
+                found.setdefault(tensor, []).append(name)
+                shapes[tensor] = ref.shape
+    tracer.step("tower", f"again, strictly, from every *.safetensors file: {some_files(names)}")
+    if not found:
+        tracer.stop("tower-absent", "no *.safetensors file holds a tensor of the tower")
+    misfit = compare(wanted, shapes)
+    if misfit.missing:
+        tracer.stop("missing-tensor", f"{misfit.missing[0]} is in none of them")
+    if misfit.unexpected:
+        tracer.stop("unexpected-tensor", f"{misfit.unexpected[0]} is none of the tower's")
+    if misfit.mismatched:
+        tracer.stop("shape-mismatch", describe_mismatch(misfit.mismatched[0]))
+    twice = [tensor for tensor, holders in found.items() if len(holders) > 1]
+    if twice:
+        tracer.step(
+            "tower", f"{len(twice)} tensors are in several files: the one listed last counts"
+        )
+    tracer.sources |= {tensor: " or ".join(holders) for tensor, holders in found.items()}
+    tracer.ignored = [name for name in tracer.ignored if name not in found]
+    tracer.tower = PartSource.CHECKPOINT
+
+
+def _trace_lm_head(tracer: Tracer, config: Mapping[str, Any], found: Found) -> None:
+    """Record which tensor becomes lm_head: modules are filled one by one and tied at the end."""
+    if config.get("tie_word_embeddings") is not True:
+        tracer.lm_head = parts.LM_HEAD if parts.LM_HEAD in found else None
+        return
+    tracer.lm_head = parts.EMBED_TOKENS
+    if parts.LM_HEAD in found:
+        tracer.step("ties", "lm_head.weight of the file is dropped: the embeddings are used")

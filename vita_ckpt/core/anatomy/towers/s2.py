@@ -1,0 +1,39 @@
+"""S2: the scales at which upstream runs a tower."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vita_ckpt.core.anatomy.towers.tower import Tower
+
+# Upstream's default when the config asks for S2 and names no scales.
+DEFAULT_S2_SCALES: Final = "384,768,1152"
+
+
+def parse_s2_scales(text: str) -> tuple[int, ...] | None:
+    """Return the scales of ``"384,768,1152"`` in ascending order, None if it is no such list."""
+    if not re.fullmatch(r"\s*\d{1,6}\s*(,\s*\d{1,6}\s*)*", text, re.ASCII):
+        return None
+    scales = tuple(sorted(int(scale) for scale in text.split(",")))
+    return scales if scales[0] else None
+
+
+def fits_s2_scales(tower: Tower, scales: tuple[int, ...]) -> bool:
+    """Return whether images of each scale, in ascending order, divide into tiles of the tower's."""
+    if not tower.patch_size or not scales:
+        return False
+    for scale in scales:
+        side, rest = divmod(scale, -(-scale // scales[0]))
+        if rest or side // tower.patch_size != tower.grid:
+            return False
+    return True
+
+
+def number_of_scales(config: Mapping[str, Any]) -> int:
+    """Return how many S2 scales a VITA config asks for: 1 without S2."""
+    if config.get("use_s2") is not True:
+        return 1
+    scales = parse_s2_scales(str(config.get("s2_scales", DEFAULT_S2_SCALES)))
+    return len(scales) if scales else 1

@@ -1,0 +1,82 @@
+"""Build a tower of any family, S2 included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from vita_ckpt.core.anatomy import towers
+from vita_ckpt.errors import InputError
+from vita_ckpt.model.towers.base import VisionTower
+
+
+def tower_of(
+    config: Mapping[str, Any], tower_config: Mapping[str, Any], attn: str | None = None
+) -> VisionTower:
+    """Build the tower that a VITA config asks for, its sizes from the tower's own config.
+
+    ``tower_config`` of a tower that is a lone file is what its tensors say of its sizes. Raises
+    InputError ``invalid-s2-scales``, and what :func:`build_tower` raises.
+    """
+    family = towers.family_of_config(tower_config) or _LONE_FILE
+    scales = None
+    if config.get("use_s2") is True:
+        text = str(config.get("s2_scales", towers.DEFAULT_S2_SCALES))
+        scales = towers.parse_s2_scales(text)
+        if scales is None:
+            raise InputError(
+                "invalid-s2-scales", text, expected="sizes in pixels such as 384,768,1152"
+            )
+    return build_tower(family.name, tower_config, s2_scales=scales, attn=attn)
+
+
+def build_tower(
+    family: str,
+    config: Mapping[str, Any],
+    *,
+    s2_scales: Sequence[int] | None = None,
+    attn: str | None = None,
+) -> VisionTower:
+    """Build a tower in eval mode and in the default dtype, its weights not set.
+
+    ``family`` is the name of a family and decides alone: upstream also builds what the path says,
+    whatever the config is. ``config`` is the tower directory's ``config.json`` (a parent's
+    ``vision_config`` is used); for EVA-CLIP, which has none, ``width``, ``layers``, ``mlp``,
+    ``heads``, ``patch_size``, ``image_size`` and ``head_out``, by default upstream's fixed sizes.
+    Keys that are left out have the defaults of the library (upstream's, for InternViT).
+
+    ``s2_scales`` are pixels, in any order, and ask for the family's S2 variant. ``attn`` is
+    ``"eager"`` or one of the library's other attention implementations; None is the library's
+    choice. Where a family knows no other it is eager.
+
+    Builds on the meta device too; keep buffers real there
+    (``accelerate.init_empty_weights(include_buffers=False)``).
+
+    Raises InputError: ``unknown-tower-family``, ``s2-needs-siglip``, ``odd-patch-grid``,
+    ``unsupported-tower-config``, ``s2-scales-do-not-fit-tower``.
+    """
+    found = towers.FAMILIES.get(family)
+    if found is None:
+        names = ", ".join(known.name for known in towers.KNOWN)
+        raise InputError("unknown-tower-family", family, expected=f"one of {names}", got=family)
+    if s2_scales is not None and not found.has_s2:
+        labels = towers.listed(towers.WITH_S2)
+        raise InputError(
+            "s2-needs-siglip",
+            "use_s2",
+            expected=f"a {labels} tower",
+            got=found.label,
+            hint=f"set use_s2 to false, or swap in a {labels} tower",
+        )
+    # Each family has a module of its name here, with TOWER and, for S2, S2_TOWER.
+    module: Any = import_module(f"vita_ckpt.model.towers.{family}")
+    sizes = towers.inner_config(config)
+    tower: VisionTower = (
+        module.TOWER(sizes, attn) if s2_scales is None else module.S2_TOWER(sizes, s2_scales, attn)
+    )
+    return tower.eval()
+
+
+# What a config that describes no family is taken for: the sizes of a tower without one.
+_LONE_FILE = next(family for family in towers.KNOWN if family.lone_file)

@@ -1,0 +1,91 @@
+"""Run a tower of transformers, of which only what the features need is run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import Tensor
+
+from vita_ckpt.core.anatomy.towers.tower import Tower
+from vita_ckpt.model.towers.base import VisionTower, check_shape_of_layers, checked
+
+_OWN: Final = "vision_tower."
+_LEVEL: Final = "vision_model."
+
+# What decides the architecture. The rest of a config.json (dtype, training) is left behind.
+_KEYS: Final[dict[str, type]] = {
+    "hidden_size": int,
+    "intermediate_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "num_channels": int,
+    "image_size": int,
+    "patch_size": int,
+    "layer_norm_eps": float,
+    "hidden_act": str,
+    "vision_use_head": bool,
+}
+_LAYER_KEYS: Final = ("hidden_size", "num_attention_heads", "hidden_act")
+
+
+class LibraryTower(VisionTower):
+    """A tower of transformers under upstream's names.
+
+    The output is hidden state -2 (UPSTREAM §3), the input of the last layer: neither that layer
+    nor what follows it is run.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        library: tuple[type[Any], type[Any]],
+        config: Mapping[str, Any],
+        attn: str | None,
+        scales: int = 1,
+    ) -> None:
+        config_class, model_class = library
+        keys: dict[str, Any] = {
+            key: checked(key, config[key], kind) for key, kind in _KEYS.items() if key in config
+        }
+        # 4.41 has only eager attention in these towers, and raises when asked for another.
+        known = getattr(model_class, "_supports_sdpa", False)
+        defaults = config_class()
+        check_shape_of_layers(  # first: 5.x has a way of its own to refuse them
+            *(keys.get(key, getattr(defaults, key)) for key in _LAYER_KEYS)
+        )
+        full = config_class(**keys, attn_implementation=attn if known else "eager")
+        sizes = Tower(
+            family, full.hidden_size, full.num_hidden_layers, full.patch_size, full.image_size
+        )
+        super().__init__(sizes, scales=scales)
+        self.vision_tower = model_class(full)
+
+    def checkpoint_name(self, name: str) -> str:
+        """Return upstream's name: transformers 5.6 dropped the level ``vision_model.``."""
+        rest = name.removeprefix(_OWN)
+        return name if rest.startswith(_LEVEL) else f"{_OWN}{_LEVEL}{rest}"
+
+    def hidden_state(self, pixel_values: Tensor) -> Tensor:
+        """[N, 3, H, W] → hidden state -2, [N, tokens (with CLS, if there is one), width]."""
+        body: Any = getattr(self.vision_tower, _LEVEL.rstrip("."), self.vision_tower)
+        hidden = self.embed(body, pixel_values)
+        for layer in body.encoder.layers[:-1]:
+            hidden = _run(layer, hidden)
+        return hidden
+
+    def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
+        """Return what the first layer receives."""
+        hidden: Tensor = body.embeddings(pixel_values)
+        return hidden
+
+
+def _run(layer: Any, hidden: Tensor) -> Tensor:
+    """Run one encoder layer without masks: 4.41 asks for two and returns a tuple, 5.x for one."""
+    parameters = inspect.signature(type(layer).forward).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    masks = [None] * (len(required) - 2)
+    output = layer(hidden, *masks)
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    return result

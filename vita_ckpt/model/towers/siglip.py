@@ -1,0 +1,42 @@
+"""SigLIP: the vision transformer of transformers, alone or at the scales of S2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import transformers
+from torch import Tensor
+
+from vita_ckpt.core.anatomy.towers.families.siglip import SIGLIP
+from vita_ckpt.model.towers.library import LibraryTower
+from vita_ckpt.model.towers.s2 import S2Tower
+
+
+class SiglipTower(LibraryTower):
+    """SigLIP: all patches of hidden state -2."""
+
+    def __init__(self, config: Mapping[str, Any], attn: str | None, scales: int = 1) -> None:
+        library = (transformers.SiglipVisionConfig, transformers.SiglipVisionModel)
+        super().__init__(SIGLIP.name, library, config, attn, scales)
+
+    def accepts(self, height: int, width: int) -> bool:
+        """Return whether the grid fits; pixels beyond the last whole patch are never seen."""
+        grid = self.image_size // self.patch_size
+        return height // self.patch_size == width // self.patch_size == grid
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """[N, 3, H, W] → [N, tokens, width]."""
+        return self.hidden_state(pixel_values)
+
+
+class SiglipS2Tower(S2Tower, SiglipTower):
+    """SigLIP at each of ``scales``, in pixels."""
+
+    def __init__(self, config: Mapping[str, Any], scales: Sequence[int], attn: str | None) -> None:
+        SiglipTower.__init__(self, config, attn, scales=len(scales))
+        self.use_scales(scales)
+
+
+TOWER = SiglipTower
+S2_TOWER = SiglipS2Tower
