@@ -29,7 +29,7 @@ class PutBack:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "kept": list(self.kept)}
 
 
 @dataclass(frozen=True, slots=True)
