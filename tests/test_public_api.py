@@ -97,7 +97,8 @@ SIGNATURES = {
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
-        "Options(link='auto', check=False, digest=False, model_card=False)) -> 'Summary'"
+        "Options(link='auto', check=False, digest=False, model_card=False), stores: 'Stores "
+        "| None' = None) -> 'Summary'"
     ),
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = "

@@ -123,8 +123,9 @@ def test_what_is_said_of_what_says_what_was_done(cli: Cli, base: Path, tmp_path:
             "vita_ckpt.manifest.json": "added",
         }
         assert "README.md" not in {file["name"] for file in summary["carried"]}
-    again = cli("set", base, "image_aspect_ratio=pad", "--in-place", "--digest")
-    assert "replaced: vita_ckpt.manifest.json" in again.out
+    for more in ((), ("--digest",), ("--digest", "--model-card")):
+        again = cli("set", base, "image_aspect_ratio=pad", "--in-place", *more)
+        assert again.out == "nothing to change\n"
     assert cli("set", base, "image_aspect_ratio=pad", "--in-place").out == "nothing to change\n"
 
 

@@ -74,6 +74,7 @@ def test_a_surgery_and_its_history(cli: Cli, tmp_path: Path) -> None:
         "operation": "set",
         "time": kept.time,
         "recovered": False,
+        "kept": [],
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.torture.disk import Node, Nodes, Tree
 from tests.torture.power import Crash
 from tests.torture.runner import Run
-from tests.torture.scenarios import Prepared, call, mid_surgery, normal, state
+from tests.torture.scenarios import Prepared, call, mid_surgery, move_in, normal, state
 
 
 def after_kill(prepared: Prepared, root: Path) -> str:
@@ -106,6 +106,7 @@ def after_crash(prepared: Prepared, crash: Crash, directory: Path) -> str:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     crash.nodes.write(str(directory))
+    move_in(directory)
     _check_surroundings(prepared, directory)
     outcome = settled(prepared, directory)
     if crash.last and not scenario.interrupted:

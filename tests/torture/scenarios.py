@@ -27,6 +27,9 @@ from tests.torture.disk import Nodes, Tree
 from tests.torture.faults import Fault
 from tests.torture.runner import Run, Runner
 from vita_ckpt.cli.main import main
+from vita_ckpt.core.filenames import HOME
+from vita_ckpt.core.journal import decode
+from vita_ckpt.storage.system.state import known_key
 
 _SPEC: Final = Spec()
 _PROVENANCE: Final = "vita_ckpt.json"
@@ -108,6 +111,7 @@ class Prepared:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         self.template.write(str(directory))
+        move_in(directory)
         return directory
 
 
@@ -173,6 +177,7 @@ def _interrupt(argv: Sequence[str], runner: Runner, start: Nodes, directory: Pat
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         start.write(str(directory))
+        move_in(directory)
 
     fresh()
     count, _ = runner.run_recorded(argv, directory)
@@ -182,6 +187,24 @@ def _interrupt(argv: Sequence[str], runner: Runner, start: Nodes, directory: Pat
         if mid_surgery(directory / "base"):
             return Nodes.load(str(directory))
     raise AssertionError("no kill left it mid-surgery")
+
+
+def move_in(root: Path) -> None:
+    """Make the journals of checkpoints that were copied here those of the copies.
+
+    A journal is signed for one directory with a key that lies outside of it, so that a copy is
+    foreign. The states that a sweep makes of memory stand for one directory that stayed where it
+    was: what was signed is signed again for the copy, and what was torn remains as it is.
+    """
+    key = known_key()
+    for path in root.glob(f"*/{HOME}/*/journal.json"):
+        try:
+            journal = decode(path.read_bytes())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if key is not None and journal.is_signed(key, journal.directory):
+            signed = journal.signed(key, path.parents[2].stat().st_ino)
+            path.write_bytes(signed.encode())
 
 
 def state(root: Path, scenario: Scenario) -> Tree:

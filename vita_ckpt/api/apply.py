@@ -14,10 +14,10 @@ from vita_ckpt import __version__
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.checkpoint import EMPTY, Checkpoint
+from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, LocalFile
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
-from vita_ckpt.core.filenames import MANIFEST, MODEL_CARD, PROVENANCE
+from vita_ckpt.core.filenames import MANIFEST, MODEL_CARD, PROVENANCE, may_change_in_place
 from vita_ckpt.core.manifest import encode as encode_manifest
 from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.options import Options
@@ -25,12 +25,15 @@ from vita_ckpt.core.plan import (
     DropFile,
     Plan,
     PutFile,
+    ReplaceTensor,
+    SetConfig,
     input_paths,
     input_revisions,
     plan_from_json,
     subject_of,
 )
-from vita_ckpt.core.provenance import Written, encode, lineage
+from vita_ckpt.core.provenance import Written, encode, lineage, needs_alignment
+from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.summary import (
     FileSize,
     PlannedChange,
@@ -45,6 +48,7 @@ from vita_ckpt.storage.in_place.rollback import sweep
 from vita_ckpt.storage.reading.model_card import read_model_card
 from vita_ckpt.storage.reading.paths import Stores, read_json
 from vita_ckpt.storage.stores.local import LOCAL
+from vita_ckpt.storage.tensors.compare import are_equal
 from vita_ckpt.storage.tensors.stream import no_progress
 from vita_ckpt.storage.writing import commit
 from vita_ckpt.storage.writing.atomic_file import write_new
@@ -116,23 +120,36 @@ def apply_in_place(
     """Make the base of ``plan`` what the plan makes of it, where it is, or leave it as it was.
 
     Tensors that keep their place are patched, other shards are written anew; :func:`undo` brings
-    back what was there. Returns the base's path. Raises UsageError for a plan that is no surgery of
-    a directory, StaleInputError if an input changed since the plan was computed, InputError if
-    another surgery of the base is under way, CastError where a conversion would lose a value,
-    OutputError if the disk fails.
+    back what was there. Where every byte is as the plan makes it, nothing is written, and what is
+    kept to undo an earlier surgery stays. Returns the base's path. Raises UsageError for a plan
+    that is no surgery of a directory, StaleInputError if an input changed since the plan was
+    computed, InputError if another surgery of the base is under way, CastError where a conversion
+    would lose a value, OutputError if the disk fails.
     """
+    change_in_place(plan, options=options, progress=progress, stores=stores)
+    return plan.base.root
+
+
+def change_in_place(
+    plan: Plan,
+    *,
+    options: Options = Options(check=True),
+    progress: Progress = no_progress,
+    stores: Stores | None = None,
+) -> bool:
+    """Do what :func:`apply_in_place` does; return whether there was anything to change."""
     stores = Stores() if stores is None else stores
     _check_here(plan)
     with fetched_tensors(plan, plan.base.root, stores) as here:
-        return _apply_in_place(here, options, progress, stores)
+        return _change_in_place(here, options, progress, stores)
 
 
-def _apply_in_place(plan: Plan, options: Options, progress: Progress, stores: Stores) -> str:
+def _change_in_place(plan: Plan, options: Options, progress: Progress, stores: Stores) -> bool:
     if os.path.isdir(plan.base.root):
         sweep(os.path.realpath(plan.base.root))  # second names of weights among it
     layout = lay_out_in_place(plan)
-    if _is_idle(layout, options):
-        return plan.base.root
+    if _is_idle(plan, layout, options, stores):
+        return False
     known = current_manifest(plan.base, stores)
     now = _now()
     shards: tuple[PatchedShard | WrittenShard, ...] = (*layout.patched, *layout.shards)
@@ -149,12 +166,55 @@ def _apply_in_place(plan: Plan, options: Options, progress: Progress, stores: St
         known=known.files if known is not None else None,
         progress=progress,
     )
-    return plan.base.root
+    return True
 
 
-def _is_idle(layout: InPlaceLayout, options: Options) -> bool:
-    """Return whether there is nothing to write in place, no lineage either."""
-    return not layout.changes and not (options.digest or options.model_card)
+def _is_idle(plan: Plan, layout: InPlaceLayout, options: Options, stores: Stores) -> bool:
+    """Return whether every byte is as the plan makes it, so that there is nothing to do or say.
+
+    Raises what reading the inputs raises, and CastError where a conversion would lose a value.
+    """
+    base = plan.base
+    if layout.changes and not _makes_what_is_there(plan):
+        return False
+    if options.digest and current_manifest(base, stores) is None:
+        return False
+    if not options.model_card:
+        return True
+    said = base.provenance or {}
+    if not isinstance(said.get("operations"), list):
+        return False
+    card = read_model_card(base, stores)
+    return with_lineage(card, said) == card
+
+
+def _makes_what_is_there(plan: Plan) -> bool:
+    """Return whether a plan that has edits makes, byte for byte, what its base is."""
+    base, target = plan.base, plan.target()
+    record = plan.record
+    if target.config != base.config or (
+        record is not None and record.needs_alignment != needs_alignment(base)
+    ):
+        return False
+    replaced = [edit for edit in plan.edits if isinstance(edit, ReplaceTensor)]
+    texts = [edit for edit in plan.edits if isinstance(edit, PutFile)]
+    settings = sum(isinstance(edit, SetConfig) for edit in plan.edits)
+    if len(replaced) + len(texts) + settings != len(plan.edits):  # something comes or goes
+        return False
+    if not all(_is_text_there(edit, base) for edit in texts):
+        return False
+    pairs = {edit.name: (base.tensors[edit.name], edit.tensor) for edit in replaced}
+    return all(a.dtype == b.dtype and a.shape == b.shape for a, b in pairs.values()) and (
+        not remote_refs({edit.name: edit.tensor for edit in replaced}) and are_equal(pairs)
+    )
+
+
+def _is_text_there(edit: PutFile, base: Checkpoint) -> bool:
+    file, data = base.files.get(edit.name), edit.text.encode()
+    if not isinstance(file, LocalFile) or file.size != len(data):
+        return False
+    with LOCAL.open(file.path) as source:
+        return source.file.size == len(data) and source.read(len(data), 0) == data
 
 
 def _layout(plan: Plan, options: Options) -> DirectoryLayout:
@@ -186,7 +246,17 @@ def lay_out_in_place(plan: Plan) -> InPlaceLayout:
             hint="write the result to a new path with --out",
         )
     shared = shared_shards(plan.base, plan.donors)
-    return plan_in_place(plan, plan_layout(plan), shared)
+    layout = plan_in_place(plan, plan_layout(plan), shared)
+    for name in layout.names:
+        if not may_change_in_place(name):
+            raise UsageError(
+                "not-in-place",
+                plan.base.root,
+                expected="changes of weights, indexes, configs and the README in the directory",
+                got=f"one of {name}",
+                hint="write the result to a new path with --out",
+            )
+    return layout
 
 
 def _check_here(plan: Plan) -> None:
@@ -319,15 +389,20 @@ def summarize(
     *,
     in_place: bool = False,
     options: Options = Options(),
+    stores: Stores | None = None,
 ) -> Summary:
     """Summarize what ``plan`` will do: tensors and config before and after, files, bytes.
 
-    With ``in_place`` it is what :func:`apply_in_place` does. The size of lineage, model card and
-    manifest is not known before and not counted.
+    With ``in_place`` it is what :func:`apply_in_place` does, for which tensors on this machine are
+    compared with those that they replace, up to the first difference. The size of lineage, model
+    card and manifest is not known before and not counted.
     """
     target = plan.target()
     changes = lay_out_in_place(plan) if in_place else None
-    is_idle = changes is not None and _is_idle(changes, options)
+    is_idle = changes is not None and _is_idle(plan, changes, options, stores or Stores())
+    if is_idle:
+        plan = replace(plan, edits=())
+        target, changes = plan.target(), lay_out_in_place(plan)
     reasons = {subject_of(edit): edit.reason for edit in plan.edits}
     files = [
         PlannedFile(edit.name, _file_change(edit, plan.base), edit.reason)
@@ -366,6 +441,13 @@ def summarize(
         carried=tuple(FileSize(file.name, file.source.size) for file in layout.carried),
         left_out=plan.base.left_out,
         bytes_to_write=layout.bytes_written + layout.bytes_carried,
+    )
+
+
+def unchanged(summary: Summary) -> Summary:
+    """Return the summary of a plan that turned out to change nothing."""
+    return replace(
+        summary, tensors=(), config=(), files=(), patched=(), rewritten=(), bytes_to_write=0
     )
 
 

@@ -12,6 +12,7 @@ from vita_ckpt.errors import InputError
 from vita_ckpt.storage.in_place import journal, rollback
 from vita_ckpt.storage.in_place.leftovers import Leftover, leftovers_in, leftovers_of, remove
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.signed_journal import is_own, read_journal
 from vita_ckpt.storage.stores.local import LOCAL
 
 
@@ -19,29 +20,30 @@ def undo(path: StrPath, *, force: bool = False) -> PutBack:
     """Bring a checkpoint back to what it was before its last in-place surgery, bit for bit.
 
     Where a surgery has died in the middle, that one is undone and nothing else. ``force`` undoes
-    even what has changed since, and takes over from a process of another host. Raises InputError
-    if nothing can be undone, MalformedFileError if what was saved is damaged, OutputError if the
-    disk fails.
+    even what has changed since, takes over from a process of another host, and trusts a foreign
+    journal. Raises InputError if nothing can be undone or the journal is foreign,
+    MalformedFileError if what was saved is damaged, OutputError if the disk fails.
     """
     root = _directory(path)
     recovered = recover(root, force=force)
     if recovered is not None:
         return recovered
     undone = rollback.undo(root, force=force)
-    return PutBack(root, undone.operation, undone.time, recovered=False)
+    return PutBack(root, undone.journal.operation, undone.journal.time, False, undone.kept)
 
 
 def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
     """Make a checkpoint whole that an in-place surgery left in the middle: as it was before.
 
-    None if there is nothing to do. Raises InputError while the surgery is under way, or if it ran
-    on another host and ``force`` is not set, and otherwise what :func:`undo` raises.
+    None if there is nothing to do. Raises InputError while the surgery is under way, if it ran on
+    another host or its journal is foreign and ``force`` is not set, and otherwise what
+    :func:`undo` raises.
     """
     root = _directory(path)
     found = rollback.recover(root, force=force)
     if found is None:
         return None
-    return PutBack(root, found.operation, found.time, recovered=True)
+    return PutBack(root, found.journal.operation, found.journal.time, True, found.kept)
 
 
 def history(path: StrPath, *, stores: Stores | None = None) -> History:
@@ -118,12 +120,21 @@ def drop_undo(path: StrPath) -> int:
     return rollback.drop_undo(_directory(path))
 
 
+def drop_foreign(path: StrPath, *, dry_run: bool = False) -> list[tuple[str, int]]:
+    """Remove journals of a checkpoint that are foreign or damaged; their paths and bytes.
+
+    The files of the checkpoint stay as they are. With ``dry_run`` nothing is removed. Raises
+    InputError if a process is at work on the checkpoint, OutputError if the system refuses.
+    """
+    return rollback.drop_foreign(_directory(path), dry_run=dry_run)
+
+
 def _undoable(root: str) -> Undoable | None:
     kept = journal.undo_data(root)
     if kept is None:
         return None
-    read = journal.read_journal(kept, root)
-    return Undoable(read.operation, read.time, journal.size_of(kept))
+    read = read_journal(kept, root)
+    return Undoable(read.operation, read.time, journal.size_of(kept), not is_own(read, root))
 
 
 def _directory(path: StrPath) -> str:

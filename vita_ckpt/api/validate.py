@@ -257,8 +257,10 @@ def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
 
 
 def _undo_data(root: str) -> Iterator[Finding]:
-    from vita_ckpt.storage.in_place.journal import read_journal, undo_data  # noqa: PLC0415
-    from vita_ckpt.storage.in_place.rollback import damaged  # noqa: PLC0415 - only when asked for
+    # Only when asked for.
+    from vita_ckpt.storage.in_place.journal import undo_data  # noqa: PLC0415
+    from vita_ckpt.storage.in_place.rollback import damaged  # noqa: PLC0415
+    from vita_ckpt.storage.reading.signed_journal import read_journal  # noqa: PLC0415
 
     kept = undo_data(root)
     if kept is None:

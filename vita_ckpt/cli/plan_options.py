@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -22,7 +22,7 @@ from vita_ckpt.core.options import LINKS, Link, Options
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.core.summary import PlannedTensor, Summary
-from vita_ckpt.errors import UsageError, printable
+from vita_ckpt.errors import InputError, UsageError, printable
 
 _Command = Callable[..., Any]
 
@@ -100,6 +100,12 @@ def begin(settings: Settings, base: str, run: Mapping[str, Any]) -> None:
             settings.note(f"a {found.operation} of {found.time} had died: {base} is as before it")
 
 
+def say_kept(settings: Settings, kept: tuple[str, ...]) -> None:
+    """Say which new files of a surgery that was taken back are still there."""
+    for name in kept:
+        settings.note(f"kept {name}: it is not the file that the surgery wrote")
+
+
 def run_plan(
     settings: Settings,
     plan: Plan,
@@ -121,7 +127,8 @@ def run_plan(
     """
     options = Options(link, in_place if check is None else check, digest, model_card)
     _check_options(options, out=out, plan_out=plan_out, dry_run=dry_run, in_place=in_place)
-    summary = api.summarize(plan, in_place=in_place, options=options)
+    summary = api.summarize(plan, in_place=in_place, options=options, stores=settings.stores)
+    earlier = _earlier_surgery(plan.base.root) if in_place else None
     written = None
     if plan_out is not None:
         api.check_plan_path(plan, plan_out)
@@ -134,9 +141,11 @@ def run_plan(
     else:
         with render.progress(summary.bytes_to_write, settings.quiet) as step:
             if in_place:
-                written = api.apply_in_place(
+                is_changed = api.change_in_place(
                     plan, options=options, progress=step, stores=settings.stores
                 )
+                written = plan.base.root
+                summary = summary if is_changed else api.unchanged(summary)
             else:
                 assert out is not None  # noqa: S101 - one of the two, or a dry run
                 written = api.apply(
@@ -145,7 +154,7 @@ def run_plan(
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
-    for note in plan.notes:
+    for note in (*plan.notes, *_notes_on_undo(summary, earlier, dry_run=dry_run)):
         settings.note(note)
     if plan_out is not None:
         settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
@@ -213,9 +222,31 @@ def _works(settings: Settings, plan: Plan) -> bool:
     return True
 
 
+def _earlier_surgery(base: str) -> str | None:
+    """Return what can be undone now, for a person; None if nothing can."""
+    try:
+        undoable = lifecycle.last_undoable(base)
+    except InputError as error:
+        return f"an earlier surgery ({error.code})"
+    return None if undoable is None else f"{undoable.operation} ({undoable.time})"
+
+
+def _notes_on_undo(summary: Summary, earlier: str | None, *, dry_run: bool) -> Iterator[str]:
+    if earlier is not None and _changes_files(summary):
+        yield (
+            f"{'this would replace' if dry_run else 'this replaced'} what was kept to undo "
+            f"{earlier}: only the last surgery in place can be undone; the same command with --out "
+            "PATH instead of --in-place keeps both"
+        )
+
+
+def _changes_files(summary: Summary) -> bool:
+    return bool(summary.patched or summary.rewritten or summary.files)
+
+
 def _in_place_lines(summary: Summary, written: str | None) -> list[str]:
     lines = _changed_files(summary)
-    if not (summary.patched or summary.rewritten or summary.files):
+    if not _changes_files(summary):
         return ["nothing to change"]
     size, base = render.size(summary.bytes_to_write), render.path(summary.base or os.curdir)
     if written is None:

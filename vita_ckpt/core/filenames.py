@@ -19,6 +19,8 @@ TORCH_INDEX_SUFFIX: Final = f".bin{INDEX_SUFFIX}"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 NON_LORA: Final = "non_lora_trainables.bin"
 STEPS: Final = "mm_projector"
+# The directory of the journals of surgeries in place.
+HOME: Final = ".vita-ckpt"
 PROCESSOR: Final = "preprocessor_config.json"
 # The config of a tower that a surgery carried into a checkpoint.
 CARRIED_CONFIG: Final = "vision_tower_config.json"
@@ -52,6 +54,10 @@ WEIGHTS_OR_INDEX: Final = re.compile(
 )
 TRAINING_STATE: Final = re.compile(
     r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", re.ASCII
+)
+# What a surgery in place may write, replace or remove beside weights and their indexes.
+_WRITTEN_TEXTS: Final = frozenset(
+    {CONFIG, PROCESSOR, CARRIED_CONFIG, PROVENANCE, MANIFEST, MODEL_CARD}
 )
 # What an interrupted download or copy leaves, and where the hub's client keeps its own.
 PARTIAL_DOWNLOAD: Final = re.compile(
@@ -109,3 +115,15 @@ def counts_as_weights(name: str) -> bool:
     """Return whether a loader could take a file of this name for weights or their index."""
     is_state = TRAINING_STATE.fullmatch(name) is not None
     return not is_state and WEIGHTS_OR_INDEX.fullmatch(name) is not None
+
+
+def may_change_in_place(name: str) -> bool:
+    """Return whether a surgery in place may write, replace or remove a file of this name.
+
+    These are the weights, indexes, configs and texts of a checkpoint, in the directory itself:
+    nothing hidden, nothing in a folder, and nothing that another program runs.
+    """
+    if name.startswith(".") or "/" in name or "\0" in name:
+        return False
+    is_index = name.endswith((".safetensors.index.json", ".bin.index.json"))
+    return name in _WRITTEN_TEXTS or is_index or name.endswith(WEIGHT_SUFFIXES)

@@ -17,30 +17,42 @@ HISTORY_VERSION: Final = 1
 class PutBack:
     """A checkpoint restored to its state before ``operation``, which began at ``time``.
 
-    ``recovered`` is set where the surgery, or an undo of it, had been interrupted.
+    ``recovered`` is set where the surgery, or an undo of it, had died in the middle. ``kept`` are
+    files that the surgery added and that have changed since: they are still there.
     """
 
     path: str
     operation: str
     time: str
     recovered: bool
+    kept: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "kept": list(self.kept)}
 
 
 @dataclass(frozen=True, slots=True)
 class Undoable:
-    """The last in-place surgery of a checkpoint, with the number of bytes kept to undo it."""
+    """The last in-place surgery of a checkpoint, with the bytes that are kept to undo it.
+
+    ``foreign`` is set where this user did not sign its journal for this directory: it came with the
+    checkpoint, or the directory was moved or restored, or the key was lost.
+    """
 
     operation: str
     time: str
     nbytes: int
+    foreign: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; the size is called ``bytes``."""
-        return {"operation": self.operation, "time": self.time, "bytes": self.nbytes}
+        """Return the fields as JSON values; the size is ``bytes``."""
+        return {
+            "operation": self.operation,
+            "time": self.time,
+            "bytes": self.nbytes,
+            "foreign": self.foreign,
+        }
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -52,7 +52,10 @@ def test_what_has_changed_since_is_not_overwritten_unasked(base: Path, adapter: 
             file.write(b"\xfe")
         with pytest.raises(InputError, match=f"changed-since.*{path.name}"):
             undo(base)
-        undo(base, force=True)
+        done = undo(base, force=True)
+        # A file that was new is not removed once its bytes are not those that were written.
+        assert done.kept == (("vita_ckpt.json",) if name == "vita_ckpt.json" else ())
+        (base / "vita_ckpt.json").unlink(missing_ok=True)
         assert files_of(base) == before
 
 

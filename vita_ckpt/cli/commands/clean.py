@@ -22,9 +22,17 @@ _WHY_NOT = {
 @click.option(
     "--undo", is_flag=True, help="Remove what is kept to undo the last in-place surgery of PATH."
 )
+@click.option(
+    "--foreign-journal",
+    is_flag=True,
+    help="Remove journals in PATH that you did not sign for this directory, or that are damaged. "
+    "Its files stay as they are.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.pass_obj
-def command(settings: Settings, paths: tuple[str, ...], undo: bool, dry_run: bool) -> None:
+def command(
+    settings: Settings, paths: tuple[str, ...], undo: bool, foreign_journal: bool, dry_run: bool
+) -> None:
     """Remove what killed runs left: in PATH, beside it, and in it if it is a checkpoint.
 
     PATH is a directory of checkpoints, a checkpoint, or the output that never came; by default
@@ -38,6 +46,10 @@ def command(settings: Settings, paths: tuple[str, ...], undo: bool, dry_run: boo
                 click.echo(printable(f"{'would remove' if dry_run else 'removed'} {what}"))
             else:
                 settings.note(f"kept {what}: {_WHY_NOT[leftover.fate]}")
+        if foreign_journal:
+            for journal, nbytes in lifecycle.drop_foreign(path, dry_run=dry_run):
+                what = f"{render.path(journal)} ({render.size(nbytes)})"
+                click.echo(printable(f"{'would remove' if dry_run else 'removed'} {what}"))
         if undo:
             _drop_undo(path, dry_run)
 

@@ -46,7 +46,12 @@ def _lines(found: History) -> Iterator[str]:
     if found.has_manifest:
         yield "· digests of all files: vita-ckpt validate --deep checks them"
     undoable = found.undoable
-    if undoable is not None:
+    if undoable is not None and undoable.foreign:
+        yield printable(
+            f"! the undo data of {undoable.operation} ({undoable.time}) is not signed by you for "
+            "this directory: vita-ckpt clean --foreign-journal removes it"
+        )
+    elif undoable is not None:
         size = render.size(undoable.nbytes)
         yield printable(
             f"· {undoable.operation} of {undoable.time} can be undone (vita-ckpt undo); that keeps "

@@ -6,23 +6,32 @@ import click
 
 from vita_ckpt.api import lifecycle
 from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.plan_options import say_kept
 from vita_ckpt.errors import printable
 
 
 @click.command("recover")
 @click.argument("checkpoint", type=LOCAL)
 @click.option(
-    "--force", is_flag=True, help="Take over from a process of another host, which must be dead."
+    "--force",
+    is_flag=True,
+    help="Trust a journal that you did not sign for this directory, as in a checkpoint of yours "
+    "that was moved or restored; take over from a process of another host, which must be dead; "
+    "and put back what is damaged.",
 )
-def command(checkpoint: str, force: bool) -> None:
+@click.pass_obj
+def command(settings: Settings, /, checkpoint: str, force: bool) -> None:
     """Make CHECKPOINT whole that a surgery in place left in the middle: as it was before.
 
-    An undo that died is brought to its end. A checkpoint that is whole stays as it is.
+    An undo that died is brought to its end. A checkpoint that is whole stays as it is. The journal
+    of a stranger is not obeyed without --force: 'vita-ckpt clean --foreign-journal' removes it.
     """
     found = lifecycle.recover(checkpoint, force=force)
     if found is None:
         click.echo(printable(f"{render.path(checkpoint)} is whole: nothing to do"))
         return
+    say_kept(settings, found.kept)
     path = render.path(found.path)
     click.echo(printable(f"{path} is as it was before {found.operation} ({found.time})"))

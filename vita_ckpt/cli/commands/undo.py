@@ -6,7 +6,9 @@ import click
 
 from vita_ckpt.api import lifecycle
 from vita_ckpt.cli import render
+from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.plan_options import say_kept
 from vita_ckpt.errors import printable
 
 
@@ -15,15 +17,18 @@ from vita_ckpt.errors import printable
 @click.option(
     "--force",
     is_flag=True,
-    help="Undo even what has changed since, and take over from a process of another host.",
+    help="Undo even what has changed since, trust a journal that you did not sign for this "
+    "directory, and take over from a process of another host.",
 )
-def command(checkpoint: str, force: bool) -> None:
+@click.pass_obj
+def command(settings: Settings, /, checkpoint: str, force: bool) -> None:
     """Bring CHECKPOINT back to what it was before its last in-place surgery, bit for bit.
 
     One that died in the middle is undone, and nothing else. Files that have changed since are
     not overwritten without --force. What was undone cannot be done again by this command.
     """
     found = lifecycle.undo(checkpoint, force=force)
+    say_kept(settings, found.kept)
     what = "which had died in the middle" if found.recovered else "undone"
     path = render.path(found.path)
     click.echo(printable(f"{path} is as it was before {found.operation} ({found.time}), {what}"))

@@ -1,7 +1,7 @@
 """The other way out: a checkpoint changed where it is, at the cost of what changes, and back.
 
 Old bytes are saved and synced before new ones are written; a run that dies in between leaves a
-journal that says so (``storage/journal.py``), and putting back what it saved can be done over and
+journal that says so (``core/journal.py``), and putting back what it saved can be done over and
 over. Not promised: what other programs that read the files meanwhile will see.
 """
 
@@ -10,30 +10,41 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, LocalFile
+from vita_ckpt.core.journal import Journal, PatchedFile, ReplacedFile, SavedRange
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.core.plan import Plan
-from vita_ckpt.errors import InputError
+from vita_ckpt.errors import InputError, OutputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.in_place import journal as journals
 from vita_ckpt.storage.in_place.byte_ranges import exclusively, pieces, write_at
-from vita_ckpt.storage.in_place.journal import Journal, PatchedFile, ReplacedFile, SavedRange
 from vita_ckpt.storage.in_place.rollback import remove, retire, roll_back, sweep, taken
 from vita_ckpt.storage.reading.in_progress import active, check_whole, home
 from vita_ckpt.storage.reading.shards import check_unchanged
+from vita_ckpt.storage.reading.signed_journal import (
+    JOURNAL,
+    NEW,
+    OLD,
+    RANGES,
+    check_names,
+    directory_number,
+    is_directory,
+)
 from vita_ckpt.storage.stores.local import LOCAL, opened
+from vita_ckpt.storage.system.access import Access, access_of, close_directory, keep, make_directory
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error, require_space
+from vita_ckpt.storage.system.state import signing_key
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
 from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, no_progress, tensor_bytes
 from vita_ckpt.storage.writing.layout import InPlaceLayout, PatchedShard, WrittenText
+from vita_ckpt.storage.writing.limits import access_in_place, narrowest_of_files
 from vita_ckpt.storage.writing.outputs import Finish, Outputs
 from vita_ckpt.storage.writing.verify_written import check_patched, check_staged
 
@@ -76,12 +87,14 @@ def write_in_place(
     written is read again and compared before the old bytes are given up. ``known`` are digests of
     the base's files, which undo data is checked by. Raises StaleInputError if an input changed
     since the plan was computed, InputError if another surgery of the base is under way, CastError
-    where a conversion loses a value, OutputError if the disk fails.
+    where a conversion loses a value, OutputError if the disk fails, or if there is no place for the
+    key that signs journals.
     """
     root = os.path.realpath(plan.base.root)
     check_whole(LOCAL, root)
+    key = signing_key()
     sweep(root)
-    surgery = _Surgery(plan, layout, root, dict(known or {}), progress)
+    surgery = _Surgery(plan, layout, root, dict(known or {}), key, progress)
     with _said(plan.base.root, "the checkpoint is as it was"):
         check_unchanged(plan.preconditions)
         stage = surgery.prepare(finish, time, check)
@@ -109,6 +122,7 @@ class _Surgery:
     layout: InPlaceLayout
     root: str
     known: dict[str, FileDigest]
+    key: bytes
     progress: Progress
     names: tuple[str, ...] = ()  # of the files that are replaced, in the journal's order
     is_active: bool = False
@@ -119,7 +133,7 @@ class _Surgery:
         stage = journals.temporary(self.root, "prepare")
         saved = sum(shard.nbytes for shard in self.layout.patched)
         require_space(self.root, saved + self.layout.bytes_written + _ROOM)
-        _make(stage)
+        _make(stage, access_of(self.root))
         try:
             self._prepare(stage, finish, time, check)
         except BaseException:
@@ -136,8 +150,11 @@ class _Surgery:
         replaced = self._stage_files(stage, finish, digests, check)
         self._save_files(stage, replaced)
         journal = Journal(self.plan.operation, time, patched, replaced)
-        journals.check(journal, self.root)
-        _write(os.path.join(stage, journals.JOURNAL), journal.encode())
+        journal = journal.signed(self.key, directory_number(self.root))
+        check_names(journal, self.root)
+        with journals.new_descriptor(os.path.join(stage, JOURNAL)) as target:
+            keep(target, self._owners(narrowest_of_files(self.plan.base)))
+            Writer(target, no_progress).write(journal.encode())
         sync_directory(stage)
         sync_directory(home(self.root))
         sync_directory(self.root)
@@ -147,7 +164,8 @@ class _Surgery:
         files: list[PatchedFile] = []
         at = 0
         # Whoever may not read the weights may not read what was saved of them.
-        with journals.new_descriptor(os.path.join(stage, journals.RANGES), 0o600) as target:
+        with journals.new_descriptor(os.path.join(stage, RANGES)) as target:
+            keep(target, self._owners(Access(0o600, 0, 0)))
             writer = Writer(target, no_progress)
             for shard in self.layout.patched:
                 ranges: list[SavedRange] = []
@@ -166,9 +184,9 @@ class _Surgery:
         self, stage: str, finish: Finish, digests: Mapping[str, str], check: bool
     ) -> tuple[ReplacedFile, ...]:
         """New files under numbers, since upstream takes names for weights by how they end."""
-        os.mkdir(os.path.join(stage, journals.OLD), 0o777)
-        new = os.path.join(stage, journals.NEW)
-        os.mkdir(new, 0o777)
+        new = os.path.join(stage, NEW)
+        for folder in (os.path.join(stage, OLD), new):
+            make_directory(folder, access_of(self.root), keep_owner=True)
         layout = self.layout
         named = {name for shard in layout.shards for name, _ in shard.entries}
         named &= {e.name for e in self.plan.tensor_edits}
@@ -189,7 +207,7 @@ class _Surgery:
                 *(text.name for text in texts),
                 *layout.removed,
             )
-            self._copy_modes(stage, len(shards) + len(staged))
+            self._keep_access(stage, len(shards) + len(staged))
             outputs.sync()
         if check:
             check_staged(new, shards, staged)
@@ -221,11 +239,30 @@ class _Surgery:
             return FileDigest(shard.file.size, "")
         return file_digests({name: path})[name]
 
-    def _copy_modes(self, stage: str, count: int) -> None:
-        for number in range(count):
-            old = os.path.join(self.root, self.names[number])
-            if os.path.exists(old):
-                shutil.copymode(old, journals.new_file(stage, number))
+    def _keep_access(self, stage: str, count: int) -> None:
+        """Give new files owner, group and mode of those that they replace."""
+        for number, name in enumerate(self.names[:count]):
+            access = access_in_place(self.plan.base, name)
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(journals.new_file(stage, number), flags)
+            try:
+                is_kept = keep(descriptor, access)
+            finally:
+                os.close(descriptor)
+            path = os.path.join(self.root, name)
+            if not is_kept and os.path.lexists(path):
+                raise OutputError(
+                    "owner-not-kept",
+                    path,
+                    expected=f"a new file of user {access.owner}, as the old one is",
+                    got=f"one of user {os.geteuid()}",
+                    hint="run the command as that user, or write to a new path with --out",
+                )
+
+    def _owners(self, access: Access) -> Access:
+        """Return ``access`` for the owner and group of the checkpoint directory."""
+        root = access_of(self.root)
+        return replace(access, owner=root.owner, group=root.group)
 
     def _save_files(self, stage: str, replaced: tuple[ReplacedFile, ...]) -> None:
         """A second name for every file that will be replaced or removed."""
@@ -240,7 +277,7 @@ class _Surgery:
                 # Where there are no such links they are moved there, once the journal counts.
                 if error.errno not in _NO_LINKS:
                     raise
-        for folder in (journals.OLD, journals.NEW):
+        for folder in (OLD, NEW):
             sync_directory(os.path.join(stage, folder))
 
     def activate(self, stage: str) -> None:
@@ -283,7 +320,7 @@ class _Surgery:
                 with suppress(FileNotFoundError):
                     os.unlink(target)
         _sync_parents(self.root, self.names)
-        sync_directory(os.path.join(path, journals.NEW))
+        sync_directory(os.path.join(path, NEW))
 
     def _move_unsaved(self, path: str) -> None:
         """Keep the old files that could not be given a second name."""
@@ -294,7 +331,7 @@ class _Surgery:
                 os.rename(source, old)
                 moved = True
         if moved:
-            sync_directory(os.path.join(path, journals.OLD))
+            sync_directory(os.path.join(path, OLD))
             _sync_parents(self.root, self.names)
 
     def commit(self) -> None:
@@ -326,16 +363,24 @@ class _Surgery:
             sync(target)
 
 
-def _make(stage: str) -> None:
+def _make(stage: str, access: Access) -> None:
     """A new directory of ours; the one around it may go away meanwhile."""
     folder = os.path.dirname(stage)
     for attempts_left in reversed(range(8)):
-        with suppress(FileExistsError):
-            os.mkdir(folder, 0o777)
-        if os.path.islink(folder):
-            raise InputError("not-a-directory", folder, expected="a directory", got="a link")
+        with suppress(FileExistsError, FileNotFoundError):
+            make_directory(folder, access, keep_owner=True)
+        if os.path.lexists(folder) and not is_directory(folder):
+            raise InputError(
+                "not-a-directory",
+                folder,
+                expected="a directory",
+                got="a link or a file",
+                hint="vita-ckpt clean --foreign-journal removes it",
+            )
+        with suppress(OSError):  # it may have come with the checkpoint, open to everybody
+            close_directory(folder, access)
         try:
-            os.mkdir(stage, 0o777)
+            make_directory(stage, access, keep_owner=True)
         except FileNotFoundError:
             if not attempts_left:
                 raise
@@ -349,11 +394,6 @@ def _ranges(shard: PatchedShard, digests: Mapping[str, str]) -> Iterator[tuple[i
         yield 0, len(shard.header), hashlib.sha256(shard.header).hexdigest()
     for offset, name, tensor in shard.entries:
         yield offset, tensor.nbytes, digests[name]
-
-
-def _write(path: str, data: bytes) -> None:
-    with journals.new_descriptor(path) as target:
-        Writer(target, no_progress).write(data)
 
 
 def _sync_file(path: str) -> None:

@@ -18,105 +18,16 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from vita_ckpt.core.checksummed_json import seal, unseal
-from vita_ckpt.core.manifest import FileDigest
-from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.reading.in_progress import HOME, NOBODY, home, owner_file, who
-from vita_ckpt.storage.stores.local import opened, read_at
+from vita_ckpt.errors import InputError
+from vita_ckpt.storage.reading.in_progress import NOBODY, fate_of, home, owner_file, who
+from vita_ckpt.storage.reading.signed_journal import NEW, OLD, damaged_journal
 from vita_ckpt.storage.system.owner import Fate, current, parse
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
 
-JOURNAL: Final = "journal.json"
-RANGES: Final = "ranges"
-OLD: Final = "old"
-NEW: Final = "new"
-
-_KIND: Final = "vita-ckpt-journal"
 _UNDO: Final = re.compile(r"undo-([0-9]{1,9})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"(prepare|trash)-[0-9a-f]{12}-(?P<tag>.+)", re.ASCII)
-_LARGEST: Final = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class SavedRange:
-    """Bytes of a patched file: where they were, where they are saved, what they were and became.
-
-    ``offset`` in the file, ``at`` in the file of saved ranges, ``size`` in bytes; ``before`` and
-    ``after`` are SHA-256 digests in hex.
-    """
-
-    offset: int
-    size: int
-    at: int
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
-class PatchedFile:
-    """A file that kept its size and got other bytes in some ranges."""
-
-    name: str
-    size: int
-    ranges: tuple[SavedRange, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplacedFile:
-    """A file that another took the place of, that came (``before`` is None) or went (``after``).
-
-    The old one is kept as ``old/N``, the new one was staged as ``new/N``, for the N-th of these.
-    """
-
-    name: str
-    before: FileDigest | None
-    after: FileDigest | None
-
-
-@dataclass(frozen=True, slots=True)
-class Journal:
-    """What an in-place surgery changed, with all that is needed to put it back."""
-
-    operation: str
-    time: str
-    patched: tuple[PatchedFile, ...]
-    replaced: tuple[ReplacedFile, ...]
-
-    @property
-    def names(self) -> list[str]:
-        """Every file that the surgery changed."""
-        return [file.name for file in self.patched] + [file.name for file in self.replaced]
-
-    def encode(self) -> bytes:
-        """The journal as a file, with a digest of itself."""
-        return seal(
-            _KIND,
-            {
-                "operation": self.operation,
-                "time": self.time,
-                "patched": [
-                    {
-                        "name": file.name,
-                        "size": file.size,
-                        "ranges": [
-                            [r.offset, r.size, r.at, r.before, r.after] for r in file.ranges
-                        ],
-                    }
-                    for file in self.patched
-                ],
-                "replaced": [
-                    {
-                        "name": file.name,
-                        "before": None if file.before is None else file.before.to_json(),
-                        "after": None if file.after is None else file.after.to_json(),
-                    }
-                    for file in self.replaced
-                ],
-            },
-        )
 
 
 def undo_data(root: str) -> str | None:
@@ -133,7 +44,7 @@ def next_undo(root: str) -> str:
     last = undo_data(root)
     name = f"undo-{1 if last is None else _number(last) + 1}"
     if not _UNDO.fullmatch(name):
-        raise _damaged(last or name, root, "a number that is too large")
+        raise damaged_journal(last or name, root, "a number that is too large")
     return os.path.join(home(root), name)
 
 
@@ -147,7 +58,7 @@ def leftovers(root: str) -> Iterator[tuple[str, Fate]]:
             owner = parse(found["tag"])
             yield path, owner.fate() if owner is not None else "elsewhere"
         elif _UNDO.fullmatch(name) and path != last:
-            yield path, _fate(path)
+            yield path, fate_of(path)
 
 
 def temporary(root: str, what: str) -> str:
@@ -158,7 +69,7 @@ def temporary(root: str, what: str) -> str:
 def own(directory: str) -> None:
     """Make this process the owner of a new journal."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    os.close(os.open(os.path.join(directory, f"owner-{current().tag}"), flags, 0o666))
+    os.close(os.open(os.path.join(directory, f"owner-{current().tag}"), flags, 0o600))
 
 
 def disown(directory: str) -> None:
@@ -167,6 +78,13 @@ def disown(directory: str) -> None:
         os.rename(
             os.path.join(directory, f"owner-{current().tag}"), os.path.join(directory, NOBODY)
         )
+
+
+def check_idle(directory: str, root: str) -> None:
+    """Raise InputError if the process that a journal names is alive."""
+    if fate_of(directory) == "alive":
+        owner = parse((owner_file(directory) or NOBODY).removeprefix("owner-"))
+        raise _busy(root, f"{owner}, which is at work on it")
 
 
 def claim(directory: str, root: str, hint: str, *, force: bool = False) -> None:
@@ -202,9 +120,9 @@ def claim(directory: str, root: str, hint: str, *, force: bool = False) -> None:
 
 
 @contextmanager
-def new_descriptor(path: str, mode: int = 0o666) -> Iterator[int]:
-    """A descriptor of a new file, which is synced once it has been written."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+def new_descriptor(path: str) -> Iterator[int]:
+    """A descriptor of a new file for its owner alone, which is synced once it has been written."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
         sync(descriptor)
@@ -215,42 +133,6 @@ def new_descriptor(path: str, mode: int = 0o666) -> Iterator[int]:
 def busy(root: str) -> InputError:
     """The error for a surgery of a directory of which another one is under way."""
     return _busy(root, who(root))
-
-
-def read_journal(directory: str, root: str) -> Journal:
-    """The journal in a directory of ours.
-
-    Raises MalformedFileError if it is not, byte for byte, what was written, or names a place
-    outside the checkpoint.
-    """
-    path = os.path.join(directory, JOURNAL)
-    for name in (".", JOURNAL, RANGES, OLD, NEW):
-        if os.path.islink(os.path.normpath(os.path.join(directory, name))):
-            raise _damaged(os.path.join(directory, name), root, "a link")
-    with opened(path) as (descriptor, file):
-        data = read_at(descriptor, min(file.size, _LARGEST), 0, path)
-    try:
-        journal = _decode(data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(path, root, str(error)) from error
-    check(journal, root)
-    return journal
-
-
-def check(journal: Journal, root: str) -> None:
-    """Raise MalformedFileError for a name that leads out of the checkpoint."""
-    top = os.path.realpath(root)
-    for name in journal.names:
-        parts = name.split("/")
-        inside = not {"", ".", ".."} & set(parts) and "\0" not in name and parts[0] != HOME
-        folder = os.path.realpath(os.path.join(top, *parts[:-1])) if inside else ""
-        if not inside or os.path.commonpath([top, folder]) != top:
-            raise MalformedFileError(
-                "path-outside-checkpoint",
-                f"{os.path.join(home(root), JOURNAL)}: {name!r}",
-                expected="a file in the directory",
-                hint=f"the journal is hostile: remove {home(root)}",
-            )
 
 
 def old_file(directory: str, number: int) -> str:
@@ -273,57 +155,6 @@ def size_of(directory: str) -> int:
     return total
 
 
-def _damaged(path: str, root: str, got: str) -> MalformedFileError:
-    return MalformedFileError(
-        "damaged-journal",
-        path,
-        expected="the journal as it was written",
-        got=got,
-        hint=f"nothing was put back; to take {root} as it is, remove its {HOME} directory",
-    )
-
-
-def _decode(data: bytes) -> Journal:
-    body = unseal(_KIND, data)
-    patched = tuple(
-        PatchedFile(
-            _text(file["name"]),
-            _size(file["size"]),
-            tuple(
-                SavedRange(_size(offset), _size(size), _size(at), _text(before), _text(after))
-                for offset, size, at, before, after in file["ranges"]
-            ),
-        )
-        for file in body["patched"]
-    )
-    end = 0
-    for saved in (saved for file in patched for saved in file.ranges):
-        if saved.at != end:
-            raise ValueError("ranges that are not saved one after the other")
-        end += saved.size
-    replaced = tuple(
-        ReplacedFile(_text(file["name"]), _digest(file["before"]), _digest(file["after"]))
-        for file in body["replaced"]
-    )
-    return Journal(_text(body["operation"]), _text(body["time"]), patched, replaced)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text that is none")
-    return value
-
-
-def _size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError("a size that is none")
-    return value
-
-
-def _digest(entry: Any) -> FileDigest | None:
-    return None if entry is None else FileDigest.from_json(entry)
-
-
 def _entries(root: str) -> list[str]:
     try:
         if not stat.S_ISDIR(os.lstat(home(root)).st_mode):
@@ -335,15 +166,6 @@ def _entries(root: str) -> list[str]:
 
 def _number(path: str) -> int:
     return int(path.rpartition("-")[2])
-
-
-def _fate(directory: str) -> Fate:
-    try:
-        name = owner_file(directory) or NOBODY
-    except InputError:
-        return "elsewhere"
-    owner = parse(name.removeprefix("owner-"))
-    return "dead" if name == NOBODY else "elsewhere" if owner is None else owner.fate()
 
 
 def _busy(root: str, got: str) -> InputError:

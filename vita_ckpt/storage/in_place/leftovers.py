@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from vita_ckpt.core.filenames import HOME
 from vita_ckpt.storage.in_place import journal
-from vita_ckpt.storage.reading.in_progress import HOME
 from vita_ckpt.storage.system.os_errors import unreadable_directory
 from vita_ckpt.storage.system.owner import Fate, fate_of_stage, is_stage
 

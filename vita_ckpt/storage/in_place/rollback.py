@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
+from vita_ckpt.core.filenames import HOME
+from vita_ckpt.core.journal import Journal, PatchedFile
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.errors import InputError, MalformedFileError, OutputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
@@ -24,9 +26,19 @@ from vita_ckpt.storage.in_place.byte_ranges import (
     same_range,
     write_at,
 )
-from vita_ckpt.storage.in_place.journal import Journal, PatchedFile
-from vita_ckpt.storage.reading.in_progress import HOME, active, check_whole, home, is_mid_surgery
+from vita_ckpt.storage.reading.in_progress import active, check_whole, home, is_mid_surgery
+from vita_ckpt.storage.reading.signed_journal import (
+    NEW,
+    OLD,
+    RANGES,
+    check_own,
+    is_directory,
+    is_own,
+    is_plain_file,
+    read_journal,
+)
 from vita_ckpt.storage.stores.local import LOCAL, identify, opened
+from vita_ckpt.storage.system.access import access_of, keep
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error, os_reason
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
@@ -34,13 +46,24 @@ from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
 from vita_ckpt.storage.tensors.stream import Writer, no_progress
 
 
-def undo(root: str, *, force: bool = False) -> Journal:
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was put back: the journal that says what had been done, and the files that stayed.
+
+    A surgery's new file is removed only as it was written; ``kept`` are those that have changed.
+    """
+
+    journal: Journal
+    kept: tuple[str, ...]
+
+
+def undo(root: str, *, force: bool = False) -> Restored:
     """Put back what was there before the last in-place surgery; the journal says what that was.
 
-    Raises InputError if nothing can be undone, if a file has changed since (``force`` undoes it all
-    the same), or if somebody works on the checkpoint; MalformedFileError if what was saved is
-    damaged (``force`` puts it back as far as the journal can be read); OutputError if the disk
-    fails.
+    Raises InputError if nothing can be undone, if the journal is foreign or a file has changed
+    since (``force`` undoes it all the same), or if somebody works on the checkpoint;
+    MalformedFileError if what was saved is damaged (``force`` puts it back as far as the journal
+    can be read); OutputError if the disk fails.
     """
     root = os.path.realpath(root)
     check_whole(LOCAL, root)
@@ -52,47 +75,48 @@ def undo(root: str, *, force: bool = False) -> Journal:
             expected="what an in-place surgery leaves",
             hint="undo data is dropped by the next surgery in place, by undo, and by clean --undo",
         )
+    _check_may_take(kept, root, force=force)
     sweep(root)
     hint = f"vita-ckpt undo --force {root}"
     with _claimed(kept, root, hint, force=force):
-        journal = journals.read_journal(kept, root)
+        journal = _read(kept, root, force=force)
         if not force:
             _check_saved(kept, root, journal)
             _check_since(root, journal)
         _check_fits(kept, root, journal)
         with _to_the_end(root, f"what was there before {journal.operation} is back"):
             _activate(kept, root, journal, force=force)
-            put_back(root, journal)
-    return journal
+            return Restored(journal, put_back(root, journal))
 
 
-def recover(root: str, *, force: bool = False) -> Journal | None:
+def recover(root: str, *, force: bool = False) -> Restored | None:
     """Make a directory whole that an in-place surgery left in the middle: as it was before.
 
     An undo that died is brought to its end, which is the same. None if there is nothing to do.
-    ``force`` takes over from a process of another host, and puts back what is damaged. Raises
-    InputError, MalformedFileError and OutputError as :func:`undo` does.
+    ``force`` takes over from a process of another host, trusts a foreign journal, and puts back
+    what is damaged. Raises InputError, MalformedFileError and OutputError as :func:`undo` does.
     """
     root = os.path.realpath(root)
     if not is_mid_surgery(LOCAL, root):
         return None
-    sweep(root)
     path = active(root)
+    _check_may_take(path, root, force=force)
+    sweep(root)
     with _claimed(path, root, f"vita-ckpt recover --force {root}", force=force):
-        journal = journals.read_journal(path, root)
+        journal = _read(path, root, force=force)
         if not force:
             _check_saved(path, root, journal)
+            _check_added(root, journal)
         _check_fits(path, root, journal)
         with _to_the_end(root, f"what was there before {journal.operation} is back"):
-            put_back(root, journal)
-    return journal
+            return Restored(journal, put_back(root, journal))
 
 
 def roll_back(root: str, error: BaseException) -> None:
     """Put back what was there after ``error``; OutputError says what to do if that fails too."""
     path = active(root)
     try:
-        put_back(root, journals.read_journal(path, root))
+        put_back(root, read_journal(path, root))
     except (OSError, InputError) as worse:
         journals.disown(path)
         reason = os_reason(worse) if isinstance(worse, OSError) else str(worse)
@@ -105,9 +129,14 @@ def roll_back(root: str, error: BaseException) -> None:
         ) from error
 
 
-def put_back(root: str, journal: Journal) -> None:
-    """Every byte and name as it was before, synced; the journal goes."""
+def put_back(root: str, journal: Journal) -> tuple[str, ...]:
+    """Bring every byte and name back, synced; the journal goes. Returns new files that stay.
+
+    A file that the surgery added is removed if it is, as far as the journal knows its bytes, what
+    was written. Otherwise it is somebody else's by now.
+    """
     path = active(root)
+    kept: list[str] = []
     with _saved_ranges(path, journal) as source:
         for number, patched in enumerate(journal.patched):
             _unpatch(path, os.path.join(root, patched.name), patched, source, number)
@@ -115,13 +144,15 @@ def put_back(root: str, journal: Journal) -> None:
         target, old = os.path.join(root, file.name), journals.old_file(path, number)
         if os.path.lexists(old):
             os.rename(old, target)
-        elif file.before is None:
-            with suppress(FileNotFoundError):
+        elif file.before is None and os.path.lexists(target):
+            if _is_as_written(target, file.after):
                 os.unlink(target)
-    for folder in sorted({os.path.dirname(os.path.join(root, n)) for n in journal.names}):
-        sync_directory(folder)
-    sync_directory(os.path.join(path, journals.OLD))
+            else:
+                kept.append(file.name)
+    sync_directory(root)
+    sync_directory(os.path.join(path, OLD))
     retire(root, path)
+    return tuple(kept)
 
 
 def drop_undo(root: str) -> int:
@@ -137,6 +168,31 @@ def drop_undo(root: str) -> int:
     with _claimed(kept, root, f"remove {kept}"):
         retire(root, kept)
     return size
+
+
+def drop_foreign(root: str, *, dry_run: bool = False) -> list[tuple[str, int]]:
+    """Remove journals that are not known to be this user's for this directory, with their bytes.
+
+    The checkpoint stays as it is. Raises InputError if the process of one is at work, OutputError
+    if the system refuses.
+    """
+    root = os.path.realpath(root)
+    found = [path for path in _journals(root) if not _is_own(path, root)]
+    sizes = [(path, journals.size_of(path)) for path in found]
+    for path in found:
+        journals.check_idle(path, root)
+    if dry_run:
+        return sizes
+    for path in found:
+        try:
+            if path == home(root):
+                os.unlink(path)
+                sync_directory(root)
+            else:
+                retire(root, path)
+        except OSError as error:
+            raise io_error(error, path, "it is still there") from error
+    return sizes
 
 
 def sweep(root: str) -> None:
@@ -155,8 +211,12 @@ def retire(root: str, path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a directory that counts for nothing, and the one around it if it was the last."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Remove what counts for nothing, and the directory around it if it was the last."""
+    if is_directory(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            os.unlink(path)
     with suppress(OSError):
         os.rmdir(os.path.dirname(path))
 
@@ -171,7 +231,7 @@ def damaged(path: str, root: str, journal: Journal, *, deep: bool) -> Iterator[s
 
     With ``deep`` the tensors of saved files are looked at too, as far as their digests are known.
     """
-    ranges = os.path.join(path, journals.RANGES)
+    ranges = os.path.join(path, RANGES)
     with _saved_ranges(path, journal) as source:
         for patched in journal.patched:
             for saved in patched.ranges:
@@ -185,6 +245,8 @@ def damaged(path: str, root: str, journal: Journal, *, deep: bool) -> Iterator[s
             # It was put back before, or there are no hard links and it has not been moved yet.
             if not _is_like(place, file.before, deep=False):
                 yield f"{old}: {file.name} is gone"
+        elif not is_plain_file(old):
+            yield f"{old}: {file.name} is no file"
         elif os.path.islink(old):  # it leads where it led from its place
             led = os.path.join(os.path.dirname(place), os.readlink(old))
             if not _is_like(led, file.before, deep=deep):
@@ -226,12 +288,12 @@ def _unpatch(path: str, target: str, patched: PatchedFile, source: int, number: 
             with exclusively(target, patched.size) as descriptor:
                 _write_ranges(descriptor, patched, source, path)
             return
-        copy = os.path.join(path, journals.NEW, f"copy-{number}")
+        copy = os.path.join(path, NEW, f"copy-{number}")
         with suppress(FileNotFoundError):
             os.unlink(copy)
         with journals.new_descriptor(copy) as descriptor:
             Writer(descriptor, no_progress).copy(there, 0, patched.size, target)
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            keep(descriptor, access_of(target))
             _write_ranges(descriptor, patched, source, path)
         os.rename(copy, target)
 
@@ -248,7 +310,7 @@ def _write_ranges(descriptor: int, patched: PatchedFile, source: int, path: str)
 @contextmanager
 def _saved_ranges(path: str, journal: Journal) -> Iterator[int]:
     """A descriptor of the saved ranges. Raises MalformedFileError if they are not all there."""
-    name = os.path.join(path, journals.RANGES)
+    name = os.path.join(path, RANGES)
     with opened(name) as (source, file):
         expected = sum(saved.size for patched in journal.patched for saved in patched.ranges)
         if file.size != expected:
@@ -277,21 +339,29 @@ def _check_fits(path: str, root: str, journal: Journal) -> None:
     """Raise InputError unless what is there can take the saved bytes, before any is put back."""
     with _saved_ranges(path, journal):
         pass
+    for number, file in enumerate(journal.replaced):
+        old, target = journals.old_file(path, number), os.path.join(root, file.name)
+        if os.path.lexists(old) and not is_plain_file(old):
+            raise _damage(old, path, "something that is no file")
+        if is_directory(target):
+            raise _not_the_same(target, "a directory")
     for patched in journal.patched:
         target = os.path.join(root, patched.name)
         try:
             size = identify(target).size
         except InputError as error:
-            raise _not_the_same(target, patched.size, error.got) from error
+            raise _not_the_same(target, error.got, patched.size) from error
         if size != patched.size:
-            raise _not_the_same(target, patched.size, f"one of {size} bytes")
+            raise _not_the_same(target, f"one of {size} bytes", patched.size)
 
 
-def _not_the_same(path: str, size: int, got: str) -> InputError:
+def _not_the_same(path: str, got: str, size: int | None = None) -> InputError:
     return InputError(
         "not-the-same-file",
         path,
-        expected=f"the file of {size} bytes that was patched",
+        expected="the file that was written"
+        if size is None
+        else f"the file of {size} bytes that was patched",
         got=got,
         hint="another program replaced it: put that file back, or, to take the checkpoint as it "
         f"is, remove its {HOME} directory",
@@ -319,14 +389,27 @@ def _check_since(root: str, journal: Journal) -> None:
             raise _changed(path, journal)
 
 
+def _check_added(root: str, journal: Journal) -> None:
+    """Raise InputError if there is another file where a surgery in the middle adds one."""
+    for file in journal.replaced:
+        path = os.path.join(root, file.name)
+        if file.before is None and os.path.lexists(path) and not _is_as_written(path, file.after):
+            raise _changed(path, journal)
+
+
 def _changed(path: str, journal: Journal) -> InputError:
     return InputError(
         "changed-since",
         path,
         expected=f"the file as {journal.operation} left it",
         got="one that has changed since",
-        hint="undo --force puts the old one back all the same",
+        hint="--force puts old files back all the same, and keeps new ones that have changed",
     )
+
+
+def _is_as_written(path: str, digest: FileDigest | None) -> bool:
+    """Return whether a file is one that a surgery wrote, which is never a link."""
+    return digest is not None and not os.path.islink(path) and _is_like(path, digest, deep=True)
 
 
 def _is_like(path: str, digest: FileDigest, *, deep: bool) -> bool:
@@ -345,6 +428,35 @@ def _is_like(path: str, digest: FileDigest, *, deep: bool) -> bool:
     except InputError:
         return False
     return seen == dict(known)
+
+
+def _check_may_take(path: str, root: str, *, force: bool) -> None:
+    """Raise InputError unless a journal may be put back; nothing has been touched then."""
+    journals.check_idle(path, root)
+    _read(path, root, force=force)
+
+
+def _read(path: str, root: str, *, force: bool) -> Journal:
+    journal = read_journal(path, root)
+    if not force:
+        check_own(journal, root)
+    return journal
+
+
+def _journals(root: str) -> list[str]:
+    """Return the journals that count in a checkpoint, or what stands in the place of all."""
+    if os.path.lexists(home(root)) and not is_directory(home(root)):
+        return [home(root)]
+    kept = journals.undo_data(root)
+    paths = (active(root), *(() if kept is None else (kept,)))
+    return [path for path in paths if os.path.lexists(path)]
+
+
+def _is_own(path: str, root: str) -> bool:
+    try:
+        return is_own(read_journal(path, root), root)
+    except (InputError, OSError):
+        return False
 
 
 @contextmanager

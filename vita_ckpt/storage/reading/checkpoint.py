@@ -10,6 +10,7 @@ from vita_ckpt.core.checkpoint import Checkpoint, File, Layout
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
+    HOME,
     LORA_FILES,
     NON_LORA,
     PROVENANCE,
@@ -29,7 +30,7 @@ from vita_ckpt.core.filenames import (
 )
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.reading.in_progress import HOME, check_whole
+from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
     check_inside,

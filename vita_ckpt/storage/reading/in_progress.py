@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from vita_ckpt.core.filenames import HOME
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.os_errors import unreadable_directory
-from vita_ckpt.storage.system.owner import parse
+from vita_ckpt.storage.system.owner import Fate, parse
 
-HOME: Final = ".vita-ckpt"
 NOBODY: Final = "owner-nobody"
 
 _ACTIVE: Final = "active"
+_NOT_OWN: Final = ("foreign-journal", "path-outside-checkpoint")
 
 
 def home(root: str) -> str:
@@ -42,16 +43,26 @@ def is_mid_surgery(store: Store, root: str) -> bool:
 
 def check_whole(store: Store, root: str) -> None:
     """Raise InputError if the directory is in the middle of an in-place surgery."""
-    if is_mid_surgery(store, root):
-        raise InputError(
-            "mid-surgery",
-            root,
-            expected="a checkpoint that is whole",
-            got=who(root),
-            hint=f"vita-ckpt recover {root}"
-            if store.is_local
-            else "recover it where it was uploaded from, and push it again",
-        )
+    if not is_mid_surgery(store, root):
+        return
+    got, hint = who(root), "recover it where it was uploaded from, and push it again"
+    if store.is_local:
+        hint = f"vita-ckpt recover {root}"
+        if fate_of(active(root)) != "alive":
+            got, hint = _foreign(root) or (got, hint)
+    raise InputError("mid-surgery", root, expected="a checkpoint that is whole", got=got, hint=hint)
+
+
+def _foreign(root: str) -> tuple[str, str] | None:
+    """Return what to say of a journal that somebody else wrote; None for one's own or a damaged."""
+    from vita_ckpt.storage.reading import signed_journal  # noqa: PLC0415 - seldom needed
+
+    try:
+        journal = signed_journal.read_journal(active(root), root)
+        signed_journal.check_own(journal, root)
+    except InputError as error:
+        return (error.got, error.hint) if error.code in _NOT_OWN else None
+    return None
 
 
 def owner_file(directory: str) -> str | None:
@@ -63,6 +74,16 @@ def owner_file(directory: str) -> str | None:
     except OSError as error:
         raise unreadable_directory(directory, error) from error
     return min(names, default=None)
+
+
+def fate_of(directory: str) -> Fate:
+    """Return what has become of the process that a journal names; ``dead`` where it names none."""
+    try:
+        name = owner_file(directory) or NOBODY
+    except InputError:
+        return "elsewhere"
+    owner = parse(name.removeprefix("owner-"))
+    return "dead" if name == NOBODY else "elsewhere" if owner is None else owner.fate()
 
 
 def who(root: str) -> str:

@@ -45,6 +45,15 @@ def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
     return frozenset(found)
 
 
+def are_equal(pairs: Mapping[str, Pair]) -> bool:
+    """Return whether all pairs are the same bytes; it is known at the first that is not.
+
+    Raises what :func:`differing` raises, and CastError where a conversion loses a value.
+    """
+    smallest_first = sorted(pairs.items(), key=lambda item: item[1][0].nbytes)
+    return not any(differing({name: pair}) for name, pair in smallest_first if pair[0].nbytes)
+
+
 def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
     """Return the distance of the values of each pair, of one shape and not in a packed dtype."""
     jobs: list[Callable[[], Distance]] = []

@@ -15,12 +15,14 @@ from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.formats.torch_writer import check_writable, write_state_dict
 from vita_ckpt.storage.reading.shards import check_unchanged
+from vita_ckpt.storage.system.access import limit, make_directory
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error
 from vita_ckpt.storage.system.owner import stage_name
 from vita_ckpt.storage.system.syscalls import rename_new, sync, sync_directory
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
 from vita_ckpt.storage.writing.layout import DirectoryLayout, WrittenShard, storage_order
+from vita_ckpt.storage.writing.limits import Limits, sources_of
 from vita_ckpt.storage.writing.outputs import Finish, Job, Outputs
 from vita_ckpt.storage.writing.verify_written import check_saved, check_staged
 
@@ -74,7 +76,8 @@ def write_directory(
 ) -> None:
     """Make the directory ``out`` hold the target of ``plan``, complete and synced, or not exist.
 
-    ``finish`` gives the files that say what was done. Shards that are carried are linked or copied
+    ``finish`` gives the files that say what was done. Nothing is more open than what it is made of,
+    at any moment. Shards that are carried are linked or copied
     as ``link`` says; with ``check`` all is read again and compared. Raises StaleInputError if an
     input changed since the plan was computed (or changes while it is read), CastError where a
     conversion loses a value, OutputError if the disk fails, UsageError for a link that cannot be.
@@ -83,9 +86,13 @@ def write_directory(
     shards = {shard.name for shard in plan.base.shards}
     edited = {edit.name for edit in plan.tensor_edits} if plan.record is not None else set()
     with _staged(out, plan) as stage:
-        os.mkdir(stage, 0o777)
+        limits = Limits(plan)
+        make_directory(stage, limits.of_directory())
         left = layout.bytes_carried + layout.bytes_written
-        with Inputs() as inputs, Outputs(stage, progress, left, digested=edited) as outputs:
+        with (
+            Inputs() as inputs,
+            Outputs(stage, progress, left, digested=edited, limits=limits) as outputs,
+        ):
             outputs.require(layout.bytes_written)
             jobs: list[tuple[int, Job]] = [
                 (
@@ -116,7 +123,10 @@ def write_file(
     if out.endswith(".safetensors"):
         shard = WrittenShard("", {"format": "pt"}, storage_order(tensors, {}))
         with _staged(out, plan) as stage:
-            with Inputs() as inputs, Outputs(stage, progress, shard.nbytes) as outputs:
+            with (
+                Inputs() as inputs,
+                Outputs(stage, progress, shard.nbytes, limits=Limits(plan)) as outputs,
+            ):
                 outputs.write_shard(shard, inputs)
                 outputs.sync()
             if check:
@@ -125,7 +135,9 @@ def write_file(
     entries = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     check_writable(entries, out)
     with _staged(out, plan) as stage:
-        with Inputs() as inputs, open(stage, "xb") as handle:
+        access = Limits(plan).of_file("", sources_of(tensors.values()))
+        with Inputs() as inputs, open(stage, "xb", opener=_private) as handle:
+            limit(handle.fileno(), access)
 
             def write(index: int, sink: IO[bytes]) -> None:
                 name = entries[index][0]
@@ -182,6 +194,11 @@ def _staged(out: str, plan: Plan) -> Iterator[str]:
     finally:
         with deferred_interrupts():
             _remove(stage)
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a new file that is for its owner alone."""
+    return os.open(path, flags, 0o600)
 
 
 def _remove(path: str) -> None:

@@ -92,6 +92,16 @@ class InPlaceLayout:
         return bool(self.patched or self.shards or self.texts or self.removed)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Every file that does, but those that say what was done."""
+        parts: tuple[PatchedShard | WrittenShard | WrittenText, ...] = (
+            *self.patched,
+            *self.shards,
+            *self.texts,
+        )
+        return (*(part.name for part in parts), *self.removed)
+
+    @property
     def bytes_written(self) -> int:
         """Bytes of patches, rewritten shards and texts."""
         parts: tuple[PatchedShard | WrittenShard, ...] = (*self.patched, *self.shards)

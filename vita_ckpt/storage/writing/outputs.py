@@ -14,10 +14,12 @@ from typing import Final
 from vita_ckpt.core.options import Link
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.formats.safetensors import encode_header
+from vita_ckpt.storage.system.access import limit, make_directory
 from vita_ckpt.storage.system.os_errors import require_space
 from vita_ckpt.storage.system.syscalls import clone, sync, sync_directory
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, write_tensor
 from vita_ckpt.storage.writing.layout import CarriedFile, WrittenShard, WrittenText
+from vita_ckpt.storage.writing.limits import Limits, sources_of
 
 # Files that are written but not yet synced are kept open, so that no error of theirs is missed.
 _MOST_OPEN: Final = 128
@@ -38,17 +40,25 @@ class Outputs:
 
     Two threads write, because copying costs as much processor time as disk time: one copies while
     the other waits for the disk. ``left`` is how many bytes are still to be written; ``digested``
-    are the names of the tensors whose digests are wanted: ``digests`` has them, in hex.
+    are the names of the tensors whose digests are wanted: ``digests`` has them, in hex. Files and
+    directories are no more open than ``limits`` say; without any they are for their owner alone.
     """
 
     def __init__(
-        self, stage: str, progress: Progress, left: int, *, digested: Collection[str] = ()
+        self,
+        stage: str,
+        progress: Progress,
+        left: int,
+        *,
+        digested: Collection[str] = (),
+        limits: Limits | None = None,
     ) -> None:
         self.digests: dict[str, str] = {}
         self._stage = stage
         self._progress = progress
         self._left = left
         self._digested = digested
+        self._limits = limits
         self._lock = Lock()
         self._helping = Lock()
         self._stopped = Event()
@@ -134,7 +144,8 @@ class Outputs:
         described = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
         header, size = encode_header(described, shard.metadata)
         self.require(len(header) + size)
-        with self._file(shard.name) as target:
+        sources = sources_of(tensor for _, tensor in shard.entries)
+        with self._file(shard.name, sources) as target:
             writer = Writer(target, self._step)
             writer.write(header)
             for name, tensor in shard.entries:
@@ -176,13 +187,16 @@ class Outputs:
             self._progress(count)
 
     @contextmanager
-    def _file(self, name: str) -> Iterator[int]:
-        """A new file to write to; once written it is kept open until it is synced."""
+    def _file(self, name: str, sources: Collection[str] = ()) -> Iterator[int]:
+        """A new file with bytes of ``sources``; once written it is open until it is synced."""
         with self._lock:
             path = self._place(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(path, flags, 0o666)
+        access = self._limits.of_file(name, sources) if self._limits is not None else None
+        descriptor = os.open(path, flags, 0o600 if access is None else access.mode & 0o600)
         try:
+            if self._limits is not None:
+                limit(descriptor, access)
             yield descriptor
         except BaseException:
             os.close(descriptor)
@@ -204,7 +218,11 @@ class Outputs:
     def _make_directories(self, directory: str) -> None:
         if len(directory) > len(self._stage) and directory not in self._directories:
             self._make_directories(os.path.dirname(directory))
-            os.mkdir(directory, 0o777)
+            name = os.path.relpath(directory, self._stage)
+            if self._limits is None:
+                os.mkdir(directory, 0o700)
+            else:
+                make_directory(directory, self._limits.of_directory(name))
             self._directories[directory] = None
 
     def _sync_oldest(self) -> None:
