@@ -8,6 +8,8 @@ a global is a name, a tensor is where its bytes would be, and only the construct
 from __future__ import annotations
 
 import pickletools
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -92,6 +94,22 @@ _PUSHED_AS_READ: Final = frozenset(
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     )
 )
+# What picklers do not write into a pickle of protocol 2, and torch's own reader refuses there.
+_NOT_IN_PROTOCOL_2: Final = frozenset(
+    (
+        *("INT", "LONG", "LONG4", "FLOAT", "STRING", "BINSTRING", "UNICODE", "PUT", "GET"),
+        *("LIST", "DICT", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        *("SHORT_BINUNICODE", "BINUNICODE8", "STACK_GLOBAL", "MEMOIZE", "FRAME"),
+    )
+)
+_DEVICES: Final = re.compile(
+    r"(cpu|cuda|meta|mps|xpu|xla|hpu|npu|ipu|mtia|hip|mlu|musa|maia|vulkan|sdaa|gcu|tpu|lazy|ve|"
+    r"ort|fpga|supa|privateuseone)(:[0-9]{1,3})?",
+    re.ASCII,
+)
+_DIFFERENTIABLE: Final = frozenset(
+    dtype for dtype in BITS if dtype.startswith(("F", "BF", "C")) and dtype != "F8_E8M0"
+)
 _CONSTANTS: Final[dict[str, Any]] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES: Final = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -148,17 +166,22 @@ _MARK: Final = _Mark()
 
 
 def read_pickle(
-    stream: PickleStream, path: str, storages: dict[str, PickledStorage] | None = None
+    stream: PickleStream,
+    path: str,
+    storages: dict[str, PickledStorage] | None = None,
+    *,
+    legacy: bool = False,
 ) -> Any:
     """The object of the next pickle in ``stream``: plain values, dicts, lists and PickledTensor.
 
-    Every storage that the pickle names is put into ``storages`` by its key, where given.
+    Every storage that the pickle names is put into ``storages`` by its key, where given. In a
+    ``legacy`` file its persistent id has one more field.
 
     Raises UnsafePickleError naming the global (or the opcode) that is not on the list, and
     MalformedFileError for what is no pickle. ``path`` is for messages.
     """
     try:
-        return _Machine(path, {} if storages is None else storages).run(stream)
+        return _Machine(path, {} if storages is None else storages, legacy).run(stream)
     except _MALFORMED as error:
         raise MalformedFileError(
             "invalid-pickle", path, expected="a pickle written by torch.save", got=str(error)
@@ -166,9 +189,11 @@ def read_pickle(
 
 
 class _Machine:
-    def __init__(self, path: str, storages: dict[str, PickledStorage]) -> None:
+    def __init__(self, path: str, storages: dict[str, PickledStorage], legacy: bool) -> None:
         self._path = path
         self._storages = storages
+        self._legacy = legacy
+        self._protocol = 0
         self._items_left = _MOST_ITEMS
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -178,6 +203,10 @@ class _Machine:
         for opcode, argument, _ in islice(opcodes, _MOST_OPCODES):
             if opcode.name == "STOP":
                 return self._stack.pop()
+            if opcode.name == "PROTO":
+                self._protocol = int(argument or 0)
+            elif self._protocol == 2 and opcode.name in _NOT_IN_PROTOCOL_2:
+                raise ValueError(f"the opcode {opcode.name} in a pickle of protocol 2")
             self._step(opcode.name, argument)
         raise EOFError("the pickle has no end, or more opcodes than a state dict")
 
@@ -227,8 +256,10 @@ class _Machine:
             stack.append(self._reduce(function, arguments))
         elif name == "BUILD":
             # The attributes of a state dict (its _metadata) do not concern the tensors.
-            self._pop(1)
-            self._top(dict, name)
+            state = self._pop(1)
+            if not isinstance(state[0], dict):
+                raise ValueError("attributes that are no dict")
+            self._top(OrderedDict, name)
         elif name not in ("PROTO", "FRAME"):
             self._refuse(f"the opcode {name}")
 
@@ -247,7 +278,7 @@ class _Machine:
         return items
 
     def _top(self, kind: type, opcode: str) -> Any:
-        if type(self._stack[-1]) is not kind:
+        if not isinstance(self._stack[-1], kind):
             raise ValueError(f"{opcode} on a {type(self._stack[-1]).__name__}")
         return self._stack[-1]
 
@@ -267,9 +298,11 @@ class _Machine:
 
     def _storage(self, identifier: Any) -> PickledStorage:
         match identifier:
-            case ("storage", _Global(name=kind), key, str(), int(size), *rest):
-                if rest not in ([], [None]):
+            case ("storage", _Global(name=kind), key, str(device), int(size), *rest):
+                if rest != ([None] if self._legacy else []):
                     raise ValueError("a storage that is a view of another one")
+                if not _DEVICES.fullmatch(device):
+                    raise ValueError(f"a storage on a device that no torch has: {device!r:.40}")
                 dtype = "" if kind == _UNTYPED else _STORAGE_DTYPES.get(kind)
                 if dtype is not None and isinstance(key, (str, int)) and size >= 0:
                     return self._storages.setdefault(
@@ -281,12 +314,12 @@ class _Machine:
         name = function.name if isinstance(function, _Global) else type(function).__name__
         match name, arguments:
             case "collections.OrderedDict", ():
-                return {}
+                return OrderedDict()
             case "collections.OrderedDict", (list(pairs),):
                 self._items_left -= len(pairs)
                 if self._items_left < 0:
                     raise ValueError("more items than a state dict has")
-                return _pairs([item for pair in pairs for item in _pair(pair)])
+                return OrderedDict(_pairs([item for pair in pairs for item in _pair(pair)]))
             case "torch.Size", (tuple(sizes),):
                 return sizes
             case "torch._utils._rebuild_tensor", (
@@ -301,27 +334,32 @@ class _Machine:
                 offset,
                 sizes,
                 strides,
-                _,
-                _,
+                bool(learns),
+                None | dict(),
                 *metadata,
-            ) if not any(metadata):
-                return _tensor(storage, storage.dtype, offset, sizes, strides)
+            ) if not any(metadata) and len(metadata) <= 1:
+                return _learning(_tensor(storage, storage.dtype, offset, sizes, strides), learns)
             case "torch._utils._rebuild_tensor_v3", (
                 PickledStorage() as storage,
                 offset,
                 sizes,
                 strides,
-                _,
-                _,
+                bool(learns),
+                None | dict(),
                 _Global(name=dtype),
                 *metadata,
-            ) if not any(metadata) and dtype in _DTYPES:
-                return _tensor(storage, _DTYPES[dtype], offset, sizes, strides)
+            ) if not any(metadata) and len(metadata) <= 1 and dtype in _DTYPES:
+                return _learning(_tensor(storage, _DTYPES[dtype], offset, sizes, strides), learns)
             case (
-                "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
-                (PickledTensor() as tensor, *_),
+                "torch._utils._rebuild_parameter",
+                (PickledTensor() as tensor, bool(learns), None | dict()),
             ):
-                return tensor
+                return _learning(tensor, learns)
+            case (
+                "torch._utils._rebuild_parameter_with_state",
+                (PickledTensor() as tensor, bool(learns), None | dict(), _),
+            ):
+                return _learning(tensor, learns)
             case "torch._tensor._rebuild_from_type_v2", (
                 _Global() as rebuild,
                 _Global(name=kind),
@@ -361,6 +399,12 @@ def _tensor(
     if len(sizes) != len(strides) or not dtype:
         raise ValueError("a tensor whose sizes, strides and dtype do not go together")
     return PickledTensor(storage, dtype, offset, tuple(sizes), tuple(strides))
+
+
+def _learning(tensor: PickledTensor, learns: bool) -> PickledTensor:
+    if learns and tensor.dtype not in _DIFFERENTIABLE:
+        raise ValueError(f"a tensor of {tensor.dtype} that requires a gradient")
+    return tensor
 
 
 def state_dict_of(value: Any) -> Mapping[str, PickledTensor] | None:
