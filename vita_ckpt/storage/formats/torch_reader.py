@@ -17,6 +17,7 @@ from vita_ckpt.storage.formats.json_file import raise_lfs_pointer
 from vita_ckpt.storage.formats.torch_zip import Archive
 from vita_ckpt.storage.formats.unpickler import (
     LARGEST_PICKLE,
+    Found,
     PickledStorage,
     PickledTensor,
     read_pickle,
@@ -93,11 +94,11 @@ def _read_zip(source: Source) -> TorchFile:
         )
     read = archive.read({_PICKLE: LARGEST_PICKLE, **dict.fromkeys(_SMALL_RECORDS, 64)})
     file = replace(source.file, digest=digest(read[_PICKLE]))
-    storages: dict[str, PickledStorage] = {}
+    found = Found()
     stream = _Bounded(io.BytesIO(read[_PICKLE]))
-    tensors = state_dict_of(read_pickle(stream, path, storages))
+    tensors = state_dict_of(read_pickle(stream, path, found))
     _check_small_records(read, path)
-    archive.expect(f"data/{key}" for key in storages)
+    archive.expect(f"data/{key}" for key in found.storages)
 
     def locate(storage: PickledStorage) -> tuple[int, int]:
         name = f"data/{storage.key}"
@@ -105,8 +106,7 @@ def _read_zip(source: Source) -> TorchFile:
             raise MalformedFileError("missing-storage", f"{path}: {name}")
         return archive.locate(name)
 
-    places = {key: _place(storage, locate, file) for key, storage in storages.items()}
-    return TorchFile(file, _refs(tensors, places, file))
+    return TorchFile(file, _refs(tensors, found, locate, file))
 
 
 def _check_small_records(read: Mapping[str, bytes], path: str) -> None:
@@ -153,8 +153,8 @@ def _read_legacy(source: Source) -> TorchFile:
             raise MalformedFileError("not-a-torch-file", path, got="another protocol")
         if system.get("little_endian") is not True:
             raise InputError("big-endian-file", path, expected="little-endian storages")
-        storages: dict[str, PickledStorage] = {}
-        tensors = state_dict_of(read_pickle(stream, path, storages, legacy=True))
+        found = Found()
+        tensors = state_dict_of(read_pickle(stream, path, found, legacy=True))
         keys = read_pickle(stream, path)
         described = handle.tell()
     if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
@@ -162,22 +162,22 @@ def _read_legacy(source: Source) -> TorchFile:
     ranges: dict[str, tuple[int, int]] = {}
     position = described
     for key in map(str, keys):
-        if key not in storages:
+        if key not in found.storages:
             raise MalformedFileError(
                 "unknown-storage", f"{path}: {key}", expected="a storage that the pickle names"
             )
         if position + 8 > file_size:
             raise MalformedFileError("truncated-file", path, got=f"{file_size} bytes")
         count = int.from_bytes(source.read(8, position), "little")
-        if count != storages[key].size:
+        if count != found.storages[key].size:
             raise MalformedFileError(
                 "truncated-storage",
                 f"{path}: {key}",
-                expected=f"a storage of {storages[key].size} elements, as the pickle says",
+                expected=f"a storage of {found.storages[key].size} elements, as the pickle says",
                 got=f"{count} elements",
             )
-        ranges[key] = (position + 8, count * storages[key].width)
-        position += 8 + count * storages[key].width
+        ranges[key] = (position + 8, count * found.storages[key].width)
+        position += 8 + count * found.storages[key].width
     file = replace(source.file, digest=digest(source.read(described, 0)))
 
     def locate(storage: PickledStorage) -> tuple[int, int]:
@@ -185,8 +185,7 @@ def _read_legacy(source: Source) -> TorchFile:
             raise MalformedFileError("missing-storage", f"{path}: {storage.key}")
         return ranges[storage.key]
 
-    places = {key: _place(storage, locate, file) for key, storage in storages.items()}
-    return TorchFile(file, _refs(tensors, places, file))
+    return TorchFile(file, _refs(tensors, found, locate, file))
 
 
 class _Stream(io.RawIOBase):
@@ -259,46 +258,50 @@ def _place(storage: PickledStorage, locate: _Locate, file: File) -> int:
 
 
 def _refs(
-    tensors: Mapping[str, PickledTensor] | None,
-    places: Mapping[str, int],
-    file: File,
+    tensors: Mapping[str, PickledTensor] | None, found: Found, locate: _Locate, file: File
 ) -> dict[str, TensorRef]:
     if tensors is None:
         raise MalformedFileError(
             "not-a-state-dict", file.path, expected="a dict of tensors", got="another object"
         )
-    return {
-        name: _ref(name, tensor, places[tensor.storage.key], file)
-        for name, tensor in tensors.items()
-    }
+    places = {key: _place(storage, locate, file) for key, storage in found.storages.items()}
+    refs = {name: _ref(name, tensor, places, file) for name, tensor in tensors.items()}
+    for tensor in found.tensors:  # torch builds them all
+        _check_view(tensor, file.path)
+    return refs
 
 
-def _ref(name: str, tensor: PickledTensor, start: int, file: File) -> TensorRef:
+def _ref(name: str, tensor: PickledTensor, places: Mapping[str, int], file: File) -> TensorRef:
     subject = f"{file.path}: {name}"
     try:
         name.encode("utf-8")
     except UnicodeEncodeError as error:
         raise MalformedFileError("invalid-name", subject, got="a lone surrogate") from error
+    _check_view(tensor, subject)
+    offset = places[tensor.storage.key] + tensor.offset * BITS[tensor.dtype] // 8
+    strides = None if _contiguous(tensor.shape, tensor.strides) else tensor.strides
+    return TensorRef(file, offset, tensor.dtype, tensor.shape, strides)
+
+
+def _check_view(tensor: PickledTensor, subject: str) -> None:
+    """Raise MalformedFileError for a tensor that is not inside its storage."""
     width = BITS[tensor.dtype] // 8
     claimed = tensor.storage.size * tensor.storage.width
     try:
         elements = nbytes(tensor.dtype, tensor.shape) // width
     except OverflowError as error:
         raise MalformedFileError("shape-overflow", subject, got=str(error)) from error
-    if elements:
-        reach = sum(
-            (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+    if not elements:
+        return
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    end = (tensor.offset + reach + 1) * width
+    if end > claimed:
+        raise MalformedFileError(
+            "tensor-outside-storage",
+            subject,
+            expected=f"a view of {claimed} bytes",
+            got=f"one that reaches byte {end}",
         )
-        if (tensor.offset + reach + 1) * width > claimed:
-            raise MalformedFileError(
-                "tensor-outside-storage",
-                subject,
-                expected=f"a view of {claimed} bytes",
-                got=f"one that reaches byte {(tensor.offset + reach + 1) * width}",
-            )
-    offset = start + tensor.offset * width
-    strides = None if _contiguous(tensor.shape, tensor.strides) else tensor.strides
-    return TensorRef(file, offset, tensor.dtype, tensor.shape, strides)
 
 
 def _contiguous(shape: Shape, strides: Shape) -> bool:

@@ -11,7 +11,7 @@ import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NoReturn, Protocol
 
@@ -154,6 +154,14 @@ class PickledTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What a pickle names: storages by key, and tensors, whether or not a name leads to them."""
+
+    storages: dict[str, PickledStorage] = field(default_factory=dict)
+    tensors: list[PickledTensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class _Global:
     name: str
 
@@ -168,20 +176,20 @@ _MARK: Final = _Mark()
 def read_pickle(
     stream: PickleStream,
     path: str,
-    storages: dict[str, PickledStorage] | None = None,
+    found: Found | None = None,
     *,
     legacy: bool = False,
 ) -> Any:
     """The object of the next pickle in ``stream``: plain values, dicts, lists and PickledTensor.
 
-    Every storage that the pickle names is put into ``storages`` by its key, where given. In a
-    ``legacy`` file its persistent id has one more field.
+    Every storage and every tensor that the pickle names is put into ``found``. In a ``legacy`` file
+    the persistent id of a storage has one more field.
 
     Raises UnsafePickleError naming the global (or the opcode) that is not on the list, and
     MalformedFileError for what is no pickle. ``path`` is for messages.
     """
     try:
-        return _Machine(path, {} if storages is None else storages, legacy).run(stream)
+        return _Machine(path, Found() if found is None else found, legacy).run(stream)
     except _MALFORMED as error:
         raise MalformedFileError(
             "invalid-pickle", path, expected="a pickle written by torch.save", got=str(error)
@@ -189,9 +197,9 @@ def read_pickle(
 
 
 class _Machine:
-    def __init__(self, path: str, storages: dict[str, PickledStorage], legacy: bool) -> None:
+    def __init__(self, path: str, found: Found, legacy: bool) -> None:
         self._path = path
-        self._storages = storages
+        self._found = found
         self._legacy = legacy
         self._protocol = 0
         self._items_left = _MOST_ITEMS
@@ -202,7 +210,7 @@ class _Machine:
         opcodes = pickletools.genops(stream)  # type: ignore[arg-type]
         for opcode, argument, _ in islice(opcodes, _MOST_OPCODES):
             if opcode.name == "STOP":
-                return self._stack.pop()
+                return self._pop(1)[0]
             if opcode.name == "PROTO":
                 self._protocol = int(argument or 0)
             elif self._protocol == 2 and opcode.name in _NOT_IN_PROTOCOL_2:
@@ -217,9 +225,9 @@ class _Machine:
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
             if not 0 <= argument < _LARGEST_INDEX:
                 raise ValueError(f"memo entry {argument}")
-            self._memo[argument] = stack[-1]
+            self._memo[argument] = self._top(object, name)
         elif name == "MEMOIZE":
-            self._memo[len(self._memo)] = stack[-1]
+            self._memo[len(self._memo)] = self._top(object, name)
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             if argument not in self._memo:
                 raise ValueError(f"memo entry {argument} is not set")
@@ -250,7 +258,7 @@ class _Machine:
                 raise ValueError("a global whose name is no text")
             stack.append(self._global(f"{module}.{attribute}"))
         elif name == "BINPERSID":
-            stack.append(self._storage(stack.pop()))
+            stack.append(self._storage(self._pop(1)[0]))
         elif name == "REDUCE":
             function, arguments = self._pop(2)
             stack.append(self._reduce(function, arguments))
@@ -267,6 +275,8 @@ class _Machine:
         if count > len(self._stack):
             raise IndexError("the pickle takes more from its stack than it put there")
         items = self._stack[len(self._stack) - count :]
+        if any(item is _MARK for item in items):
+            raise IndexError("the pickle takes more from its stack than it put behind a mark")
         del self._stack[len(self._stack) - count :]
         return items
 
@@ -278,7 +288,7 @@ class _Machine:
         return items
 
     def _top(self, kind: type, opcode: str) -> Any:
-        if not isinstance(self._stack[-1], kind):
+        if self._stack[-1] is _MARK or not isinstance(self._stack[-1], kind):
             raise ValueError(f"{opcode} on a {type(self._stack[-1]).__name__}")
         return self._stack[-1]
 
@@ -305,7 +315,7 @@ class _Machine:
                     raise ValueError(f"a storage on a device that no torch has: {device!r:.40}")
                 dtype = "" if kind == _UNTYPED else _STORAGE_DTYPES.get(kind)
                 if dtype is not None and isinstance(key, (str, int)) and size >= 0:
-                    return self._storages.setdefault(
+                    return self._found.storages.setdefault(
                         str(key), PickledStorage(str(key), dtype, size)
                     )
         raise ValueError("a persistent id that is no storage")
@@ -328,7 +338,9 @@ class _Machine:
                 sizes,
                 strides,
             ):
-                return _tensor(storage, storage.dtype, offset, sizes, strides)
+                return self._made(
+                    _tensor(storage, storage.dtype, offset, sizes, strides), learns=False
+                )
             case "torch._utils._rebuild_tensor_v2", (
                 PickledStorage() as storage,
                 offset,
@@ -338,7 +350,7 @@ class _Machine:
                 None | dict(),
                 *metadata,
             ) if not any(metadata) and len(metadata) <= 1:
-                return _learning(_tensor(storage, storage.dtype, offset, sizes, strides), learns)
+                return self._made(_tensor(storage, storage.dtype, offset, sizes, strides), learns)
             case "torch._utils._rebuild_tensor_v3", (
                 PickledStorage() as storage,
                 offset,
@@ -349,17 +361,17 @@ class _Machine:
                 _Global(name=dtype),
                 *metadata,
             ) if not any(metadata) and len(metadata) <= 1 and dtype in _DTYPES:
-                return _learning(_tensor(storage, _DTYPES[dtype], offset, sizes, strides), learns)
+                return self._made(_tensor(storage, _DTYPES[dtype], offset, sizes, strides), learns)
             case (
                 "torch._utils._rebuild_parameter",
                 (PickledTensor() as tensor, bool(learns), None | dict()),
             ):
-                return _learning(tensor, learns)
+                return self._made(tensor, learns)
             case (
                 "torch._utils._rebuild_parameter_with_state",
                 (PickledTensor() as tensor, bool(learns), None | dict(), _),
             ):
-                return _learning(tensor, learns)
+                return self._made(tensor, learns)
             case "torch._tensor._rebuild_from_type_v2", (
                 _Global() as rebuild,
                 _Global(name=kind),
@@ -368,6 +380,12 @@ class _Machine:
             ) if kind in _TENSOR_TYPES and rebuild.name != name:
                 return self._reduce(rebuild, inner)
         return self._refuse(f"a call of {name} that torch.save does not write")
+
+    def _made(self, tensor: PickledTensor, learns: bool) -> PickledTensor:
+        if learns and tensor.dtype not in _DIFFERENTIABLE:
+            raise ValueError(f"a tensor of {tensor.dtype} that requires a gradient")
+        self._found.tensors.append(tensor)
+        return tensor
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
@@ -399,12 +417,6 @@ def _tensor(
     if len(sizes) != len(strides) or not dtype:
         raise ValueError("a tensor whose sizes, strides and dtype do not go together")
     return PickledTensor(storage, dtype, offset, tuple(sizes), tuple(strides))
-
-
-def _learning(tensor: PickledTensor, learns: bool) -> PickledTensor:
-    if learns and tensor.dtype not in _DIFFERENTIABLE:
-        raise ValueError(f"a tensor of {tensor.dtype} that requires a gradient")
-    return tensor
 
 
 def state_dict_of(value: Any) -> Mapping[str, PickledTensor] | None:
