@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -221,6 +222,12 @@ SHARDED: list[tuple[str, Change]] = [
     ),
     ("no-format-metadata", lambda root: save_file(load_file(root / LAST), root / LAST)),
     ("unsafe-pickle", write("evil.bin", pickle.dumps(Evil(), protocol=2))),
+    ("pickle-runs-code", write("vocab.pkl", pickle.dumps(Evil()))),
+    ("pickle-runs-code", write("sub/rng_state_0.pth", pickle.dumps(Evil()))),
+    ("pickle-runs-code", write("tokenizer.model", pickle.dumps(Evil()))),
+    ("pickle-runs-code", write("scheduler.pt", pickle.dumps(Evil(), protocol=0))),
+    ("pickle-unknown-global", write("data.pickle", b"cmine\nThing\n)R.")),
+    ("pickle-not-read", write("x.joblib", b"\x04\x22\x4d\x18 packed by lz4")),
 ]
 
 
@@ -282,9 +289,22 @@ def test_a_broken_file_of_weights_is_said_once(base: Path) -> None:
 
 
 def test_training_state_is_a_note(base: Path) -> None:
-    (base / "training_args.bin").write_bytes(pickle.dumps(Evil()))
+    (base / "training_args.bin").write_bytes(pickle.dumps({"lr": 1}))
     report = validate(base)
     assert [(one.rule, one.severity) for one in report.findings] == [("training-state", "note")]
+
+
+def test_a_pickle_of_a_trainer_is_a_note_and_one_that_runs_code_an_error(base: Path) -> None:
+    torch.save(argparse.Namespace(lr=1), base / "training_args.bin")
+    torch.save({"a": torch.ones(2)}, base / "optimizer.pt")
+    assert {one.severity for one in validate(base).findings} == {"note"}
+    (base / "vocab.pkl").write_bytes(pickle.dumps(Evil()))
+    first = validate(base).findings[0]
+    assert (first.rule, first.severity, first.subject) == (
+        *("pickle-runs-code", "error", "vocab.pkl"),
+    )
+    assert "posix.system" in first.message
+    assert not Path("/tmp/vita-ckpt-was-executed").exists()
 
 
 TOWER = "model.vision_tower.vision_tower."

@@ -16,6 +16,7 @@ from vita_ckpt.checks.digests import check_manifest, check_written
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.lora import check_lora
+from vita_ckpt.checks.pickles import check_pickles
 from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.structure import check_structure
 from vita_ckpt.checks.subject import Subject
@@ -88,6 +89,7 @@ def report_on(
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
     findings = [_of_problem(problem) for problem in surveyed.problems]
+    findings += check_pickles(surveyed.pickles)
     subject, more = _subject(surveyed, kind, stores)
     findings += more
     if any(found.rule == "other-kind" for found in findings):

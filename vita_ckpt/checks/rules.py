@@ -122,6 +122,34 @@ _FILES: Final = (
     ),
 )
 
+_PICKLES: Final = (
+    Rule(
+        "pickle-runs-code",
+        "error",
+        "a pickle beside the weights that runs code when it is loaded",
+        "It calls what starts programs, reaches files or looks up functions by name: torch.load "
+        "without weights_only, pickle.load, joblib.load and numpy.load with allow_pickle do it.",
+    ),
+    Rule(
+        "pickle-unknown-global",
+        "warning",
+        "a pickle beside the weights with a global that is no trainer's",
+        "Loading it imports the module and calls what is named; nobody here knows what that does.",
+    ),
+    Rule(
+        "pickle-not-read",
+        "warning",
+        "a pickle beside the weights that could not be looked through",
+        "It is damaged, packed, or too large: what it does when it is loaded is not known.",
+    ),
+    Rule(
+        "pickle-of-trainer",
+        "note",
+        "a pickle beside the weights with objects that trainers write",
+        "No loader of VITA needs it, and only torch.load without weights_only reads it.",
+    ),
+)
+
 # What breaks a format is no matter of degree: the ids are the codes of the errors of readers.
 _FORMATS: Final = tuple(
     Rule(id_, "error", title, why)
@@ -673,6 +701,7 @@ _LOADERS: Final = (
 GROUPS: Final[dict[str, tuple[Rule, ...]]] = {
     "files": _FILES,
     "file formats": _FORMATS,
+    "pickles beside the weights": _PICKLES,
     "names and shapes": _NAMES,
     "config": _CONFIG,
     "LoRA runs": _LORA,

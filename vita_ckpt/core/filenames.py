@@ -38,6 +38,12 @@ WEIGHTS_OR_INDEX: Final = re.compile(
 TRAINING_STATE: Final = re.compile(
     r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", re.ASCII
 )
+# Files that a program could unpickle, by their names.
+PICKLES: Final = re.compile(
+    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl|npy|npz|pt|pth|ckpt|bin)"
+    r"|.*\.(pkl|pickle|joblib|pt|pth)\.(gz|bz2|xz|lzma|z|lz4|zst|tar)",
+    re.ASCII | re.IGNORECASE,
+)
 STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
 
 

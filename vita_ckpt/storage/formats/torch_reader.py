@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import raise_lfs_pointer
+from vita_ckpt.storage.formats.source_stream import SourceStream
 from vita_ckpt.storage.formats.torch_zip import Archive
 from vita_ckpt.storage.formats.unpickler import (
     LARGEST_PICKLE,
@@ -24,9 +25,6 @@ from vita_ckpt.storage.formats.unpickler import (
     state_dict_of,
 )
 from vita_ckpt.storage.stores.base import Source
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _PICKLE: Final = "data.pkl"
@@ -142,7 +140,7 @@ def _check_small_records(read: Mapping[str, bytes], path: str) -> None:
 def _read_legacy(source: Source) -> TorchFile:
     """torch's format before 1.6: five pickles, then each storage as its size and its bytes."""
     path, file_size = source.file.path, source.file.size
-    with io.BufferedReader(_Stream(source)) as handle:
+    with io.BufferedReader(SourceStream(source)) as handle:
         stream = _Bounded(handle)
         if read_pickle(stream, path) != _LEGACY_MAGIC:
             raise MalformedFileError(
@@ -186,41 +184,6 @@ def _read_legacy(source: Source) -> TorchFile:
         return ranges[storage.key]
 
     return TorchFile(file, _refs(tensors, found, locate, file))
-
-
-class _Stream(io.RawIOBase):
-    """A source as a stream, read from its start."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if origin + offset < 0:
-            raise OSError(f"a position before the file, {origin + offset}")
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        memory = memoryview(buffer)
-        count = max(0, min(len(memory), self._size - self._position))
-        memory[:count] = self._source.read(count, self._position)
-        self._position += count
-        return count
-
-    @property
-    def _size(self) -> int:
-        return self._source.file.size
 
 
 class _Bounded:

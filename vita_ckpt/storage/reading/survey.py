@@ -34,6 +34,7 @@ from vita_ckpt.storage.reading.index import (
     weight_map_of,
 )
 from vita_ckpt.storage.reading.paths import Stores, find, is_directory, read_json
+from vita_ckpt.storage.reading.pickles import ScannedPickle, scan_beside
 from vita_ckpt.storage.reading.shards import duplicate, prefetch_shards, read_shard
 from vita_ckpt.storage.stores.base import Store
 from vita_ckpt.storage.system.owner import is_stage
@@ -59,12 +60,14 @@ class Problem:
 class Survey:
     """The readable part of a checkpoint and what is wrong with the rest.
 
-    ``unread`` names the tensors that an index promises in files that could not be read.
+    ``unread`` names the tensors that an index promises in files that could not be read,
+    ``pickles`` what the pickles beside the weights name.
     """
 
     checkpoint: Checkpoint
     problems: tuple[Problem, ...] = ()
     unread: frozenset[str] = frozenset()
+    pickles: tuple[ScannedPickle, ...] = ()
 
 
 def survey(path: str | os.PathLike[str], stores: Stores) -> Survey:
@@ -137,7 +140,8 @@ class _Surveyor:
             provenance=provenance,
         )
         self._beside(names, left_out)
-        return Survey(checkpoint, tuple(self.problems), frozenset(self.unread))
+        pickles = scan_beside(self.store, checkpoint, [problem.file for problem in self.problems])
+        return Survey(checkpoint, tuple(self.problems), frozenset(self.unread), pickles)
 
     def _indexed(self, index_name: str, index: Mapping[str, Any], names: list[str]) -> None:
         path = os.path.join(self.root, index_name)
