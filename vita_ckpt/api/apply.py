@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ from vita_ckpt.storage.writing.layout import (
     PatchedShard,
     WrittenShard,
     WrittenText,
+    pickles_left_out,
     plan_in_place,
     plan_layout,
 )
@@ -57,6 +59,7 @@ Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
 _MAKES_A_FILE = ("extract-projector",)
+_A_PICKLE = "a pickle that is no weight file"
 _EXTRACTIONS = (*_MAKES_A_FILE, "extract-tower")
 
 
@@ -82,7 +85,7 @@ def apply(
         with fetched_tensors(plan, os.path.dirname(path), stores) as here:
             commit.write_file(here, path, check=options.check, progress=progress)
         return path
-    with fetched_files(plan, os.path.dirname(path), stores) as here:
+    with fetched_files(plan, os.path.dirname(path), stores, options.carry) as here:
         _write_directory(here, path, options, progress, stores)
     return path
 
@@ -151,7 +154,7 @@ def _is_idle(layout: InPlaceLayout, options: Options) -> bool:
 
 def _layout(plan: Plan, options: Options) -> DirectoryLayout:
     """Every file of the output but those that say what was done."""
-    layout = plan_layout(plan)
+    layout = plan_layout(plan, options.carry)
     said = _said_in(plan, options)
     carried = tuple(file for file in layout.carried if file.name not in said)
     return replace(layout, carried=carried)
@@ -178,7 +181,8 @@ def lay_out_in_place(plan: Plan) -> InPlaceLayout:
             hint="write the result to a new path with --out",
         )
     shared = shared_shards(plan.base, plan.donors)
-    return plan_in_place(plan, plan_layout(plan), shared)
+    # What is not changed stays where it is, pickles too.
+    return plan_in_place(plan, plan_layout(plan, carry=("*",)), shared)
 
 
 def _check_here(plan: Plan) -> None:
@@ -370,12 +374,18 @@ def summarize(
             "bytes_to_write": changes.bytes_written,
         }
     layout = _layout(plan, options)
+    pickles = dict.fromkeys(pickles_left_out(target, options.carry), _A_PICKLE)
     return summary | {
+        "notes": [*plan.notes, *map(_pickle_note, pickles)],
         "rewritten": _sizes(layout.shards) + _text_sizes(layout.texts),
         "carried": [{"name": f.name, "bytes": f.source.size} for f in layout.carried],
-        "left_out": left_out_to_json(plan.base.left_out),
+        "left_out": left_out_to_json({**plan.base.left_out, **pickles}),
         "bytes_to_write": layout.bytes_written + layout.bytes_carried,
     }
+
+
+def _pickle_note(name: str) -> str:
+    return f"{name} is {_A_PICKLE}: it is left out; --carry {shlex.quote(name)} takes it along"
 
 
 def _lineage_changes(plan: Plan, options: Options) -> list[dict[str, Any]]:

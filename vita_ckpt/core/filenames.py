@@ -40,10 +40,11 @@ TRAINING_STATE: Final = re.compile(
 )
 # Files that a program could unpickle, by their names.
 PICKLES: Final = re.compile(
-    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl|npy|npz|pt|pth|ckpt|bin)"
+    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl|pt|pth|ckpt|bin)"
     r"|.*\.(pkl|pickle|joblib|pt|pth)\.(gz|bz2|xz|lzma|z|lz4|zst|tar)",
     re.ASCII | re.IGNORECASE,
 )
+ARRAYS: Final = re.compile(r".*\.np[yz]", re.ASCII | re.IGNORECASE)  # pickles if of objects
 STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from vita_ckpt.core.anatomy.parts import part_of
@@ -19,7 +20,7 @@ from vita_ckpt.core.checkpoint import (
     Tensor,
 )
 from vita_ckpt.core.dtype import BITS
-from vita_ckpt.core.filenames import CONFIG, SAFETENSORS, SAFETENSORS_INDEX
+from vita_ckpt.core.filenames import CONFIG, PICKLES, SAFETENSORS, SAFETENSORS_INDEX
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import encode_header
@@ -133,8 +134,10 @@ def storage_order(
     )
 
 
-def plan_layout(plan: Plan) -> DirectoryLayout:
+def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     """The files of the target of ``plan``, whose base is a directory, or nothing.
+
+    Pickles that are no weight files are left out, but for those that match a pattern of ``carry``.
 
     Where no tensor changes every file is carried. Else a safetensors shard of which none changes
     is carried, any other is rewritten; shards of ``.bin`` become safetensors. A new tensor goes
@@ -152,8 +155,19 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
         gone |= {name for name in base.files if name.endswith(".bin.index.json")}
     if plan.record is not None:  # written last, from what was written
         gone |= {PROVENANCE, MANIFEST}
+    gone |= {*pickles_left_out(target, carry)}
     carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
     return DirectoryLayout(tuple(carried), tuple(written), texts)
+
+
+def pickles_left_out(checkpoint: Checkpoint, carry: Collection[str]) -> list[str]:
+    """The pickles of a checkpoint that are no weight files and match no pattern of ``carry``."""
+    return [
+        name
+        for name in checkpoint.files
+        if PICKLES.fullmatch(name.rpartition("/")[2])
+        and not any(fnmatchcase(part, p) for p in carry for part in (name, name.rpartition("/")[2]))
+    ]
 
 
 def plan_in_place(plan: Plan, layout: DirectoryLayout, shared: Collection[str]) -> InPlaceLayout:
