@@ -226,9 +226,31 @@ SHARDED: list[tuple[str, Change]] = [
     ("pickle-runs-code", write("sub/rng_state_0.pth", pickle.dumps(Evil()))),
     ("pickle-runs-code", write("tokenizer.model", pickle.dumps(Evil()))),
     ("pickle-runs-code", write("scheduler.pt", pickle.dumps(Evil(), protocol=0))),
+    (
+        "duplicate-key",
+        lambda root: (root / "model.safetensors.index.json").write_text(
+            (root / "model.safetensors.index.json")
+            .read_text()
+            .replace('"weight_map": {', '"weight_map": {"lm_head.weight": "x.safetensors", ')
+        ),
+    ),
+    ("ambiguous-weights", lambda root: _pickled(root, 1.0)),
+    ("ambiguous-weights", lambda root: _pickled(root, 0.0, extra=torch.ones(2))),
     ("pickle-unknown-global", write("data.pickle", b"cmine\nThing\n)R.")),
     ("pickle-not-read", write("x.joblib", b"\x04\x22\x4d\x18 packed by lz4")),
 ]
+
+
+def _pickled(root: Path, added: float, **more: torch.Tensor) -> None:
+    """Put the whole model beside its shards as a .bin, its norm changed by a number."""
+    whole = {n: t for file in root.glob("*.safetensors") for n, t in load_file(file).items()}
+    whole["model.norm.weight"] += added
+    torch.save({**whole, **more}, root / "pytorch_model.bin")
+
+
+def test_the_same_weights_pickled_are_no_error(sharded: Path) -> None:
+    _pickled(sharded, 0.0)
+    assert rules(sharded) == ["other-weights"]
 
 
 def _append(path: Path, _name: str, root: Path) -> None:
@@ -318,6 +340,8 @@ NAMES: list[tuple[str, Change]] = [
     ("unexpected-tensor", put("predictor_head.weight", 3, 16)),
     ("shape-mismatch", put("model.layers.1.mlp.up_proj.weight", 3, 16)),
     ("shape-mismatch", put(f"{TOWER}encoder.layers.1.ls2", 3)),
+    ("projector-dtype", put("model.mm_projector.0.bias", 16, dtype=torch.complex64)),
+    ("projector-dtype", put("model.mm_projector.0.bias", 16, dtype=torch.int32)),
     ("empty-tensor", put("model.mm_projector.0.weight", 0)),
     ("foreign-prefix", rename("", "module.")),
     ("foreign-prefix", rename("", "base_model.model.")),

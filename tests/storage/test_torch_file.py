@@ -269,6 +269,15 @@ def test_views_stay_inside_their_storage(
     assert error.value.code == code
 
 
+def test_a_view_that_would_fill_a_disk_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    torch.save({"a": torch.ones(1).expand(10**6, 10**6), "b": torch.ones(3)}, path)
+    with pytest.raises(MalformedFileError, match=r"expanded-tensor: .*x\.bin: expected"):
+        read_torch(path)
+    torch.save({"a": torch.ones(1).expand(1000, 1000)}, path)
+    assert read_torch(path).tensors["a"].shape == (1000, 1000)
+
+
 def test_other_zips(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     good = rebuilt(4, 0, (4,), (1,))

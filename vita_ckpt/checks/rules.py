@@ -205,6 +205,11 @@ _FORMATS: Final = tuple(
             "The file is damaged.",
         ),
         (
+            ("expanded-tensor",),
+            "tensors of a .bin that repeat a few bytes until they fill a disk",
+            "A view with a stride of 0 is as large as it says once somebody writes it.",
+        ),
+        (
             ("not-a-torch-file", "torchscript-archive", "big-endian-file", "not-a-regular-file"),
             "a file of another kind where weights should be",
             "No loader of VITA reads it.",
@@ -287,6 +292,12 @@ _NAMES: Final = (
         "warning",
         "the floating tensors of one part have different dtypes",
         "Loaders convert all to one; a part in two dtypes was put together from two sources.",
+    ),
+    Rule(
+        "projector-dtype",
+        "error",
+        "a tensor of the projector that is complex, integer or boolean",
+        "A projector multiplies real numbers: loading it drops a part of the values, or raises.",
     ),
     Rule(
         "tower-absent",
@@ -534,9 +545,10 @@ _VALUES: Final = (
     ),
     Rule(
         "value-float16-overflow",
-        "error",
+        "warning",
         "a tensor with values above 65504",
-        "Upstream's loader casts everything to float16: they become infinite.",
+        "In float32 or bfloat16 they are sound. Upstream's loader casts everything to float16: "
+        "there they become infinite.",
     ),
     Rule(
         "value-all-zero",

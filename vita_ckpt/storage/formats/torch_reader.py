@@ -27,6 +27,8 @@ from vita_ckpt.storage.formats.unpickler import (
 from vita_ckpt.storage.stores.base import Source
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
+# A view may repeat bytes of its storage, as an expanded tensor does; written, it is whole.
+_MOST_REPEATED: Final = 256 << 20
 _PICKLE: Final = "data.pkl"
 _SERIALIZATION_ID: Final = ".data/serialization_id"
 # What torch reads beside the pickle and the storages, in the order of the file.
@@ -231,7 +233,24 @@ def _refs(
     refs = {name: _ref(name, tensor, places, file) for name, tensor in tensors.items()}
     for tensor in found.tensors:  # torch builds them all
         _check_view(tensor, file.path)
+    repeated = sum(max(0, _size(tensor) - _claimed(tensor)) for tensor in tensors.values())
+    if repeated > _MOST_REPEATED:
+        raise MalformedFileError(
+            "expanded-tensor",
+            file.path,
+            expected=f"views that repeat at most {_MOST_REPEATED} bytes",
+            got=f"{repeated} bytes",
+            hint="save the tensors themselves, not expanded views of them",
+        )
     return refs
+
+
+def _size(tensor: PickledTensor) -> int:
+    return prod(tensor.shape) * BITS[tensor.dtype] // 8
+
+
+def _claimed(tensor: PickledTensor) -> int:
+    return tensor.storage.size * tensor.storage.width
 
 
 def _ref(name: str, tensor: PickledTensor, places: Mapping[str, int], file: File) -> TensorRef:
@@ -249,7 +268,7 @@ def _ref(name: str, tensor: PickledTensor, places: Mapping[str, int], file: File
 def _check_view(tensor: PickledTensor, subject: str) -> None:
     """Raise MalformedFileError for a tensor that is not inside its storage."""
     width = BITS[tensor.dtype] // 8
-    claimed = tensor.storage.size * tensor.storage.width
+    claimed = _claimed(tensor)
     try:
         elements = nbytes(tensor.dtype, tensor.shape) // width
     except OverflowError as error:
