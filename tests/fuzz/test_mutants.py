@@ -82,7 +82,7 @@ def refused_elsewhere(
 @pytest.mark.parametrize("kind", ["zip", "zip without checksums", "legacy"])
 def test_files_of_torch(tmp_path: Path, kind: str, count: int) -> None:
     sound = saved(kind)
-    # Storages are filled with what occurs nowhere else; padding is made of Zs.
+    # The padding is made of Zs.
     places = [i for i in range(len(sound)) if sound[i : i + 3] != b"ZZZ"]
 
     def why(data: bytes) -> str:
