@@ -33,6 +33,7 @@ Global = tuple[str, str]
 _MOST_BYTES: Final = 256 << 20
 _LARGEST_READ: Final = 64 << 20
 _MOST_REMOTE_BYTES: Final = 1 << 20
+_REMOTE_READ: Final = 1 << 18
 _MOST_OPCODES: Final = 1 << 20
 _LONGEST_TEXT: Final = 1 << 20
 _MOST_GLOBALS: Final = 1 << 14
@@ -91,7 +92,9 @@ def scan_pickles(source: Source) -> Scan:
     """Return what the pickles in a file name. Raises no InputError for what the file contains."""
     scanner = _Scanner(source.file)
     try:
-        with io.BufferedReader(SourceStream(source)) as handle:
+        # On the hub every read is a request.
+        size = _REMOTE_READ if isinstance(source.file, RemoteFile) else io.DEFAULT_BUFFER_SIZE
+        with io.BufferedReader(SourceStream(source), size) as handle:
             scanner.scan(handle)
         failure = ""
     except _TooMuchError as error:

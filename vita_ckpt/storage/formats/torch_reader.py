@@ -28,7 +28,7 @@ from vita_ckpt.storage.stores.base import Source
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 # A view may repeat bytes of its storage, as an expanded tensor does; written, it is whole.
-_MOST_REPEATED: Final = 256 << 20
+_MOST_REPEATED: Final = 4 << 30
 _PICKLE: Final = "data.pkl"
 _SERIALIZATION_ID: Final = ".data/serialization_id"
 # What torch reads beside the pickle and the storages, in the order of the file.

@@ -20,7 +20,7 @@ from vita_ckpt.core.checkpoint import (
     Tensor,
 )
 from vita_ckpt.core.dtype import BITS
-from vita_ckpt.core.filenames import CONFIG, PICKLES, SAFETENSORS, SAFETENSORS_INDEX
+from vita_ckpt.core.filenames import CONFIG, NO_WEIGHTS, SAFETENSORS, SAFETENSORS_INDEX
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import encode_header
@@ -165,7 +165,7 @@ def pickles_left_out(checkpoint: Checkpoint, carry: Collection[str]) -> list[str
     return [
         name
         for name in checkpoint.files
-        if PICKLES.fullmatch(name.rpartition("/")[2])
+        if NO_WEIGHTS.fullmatch(name.rpartition("/")[2])
         and not any(fnmatchcase(part, p) for p in carry for part in (name, name.rpartition("/")[2]))
     ]
 
