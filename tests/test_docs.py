@@ -62,6 +62,7 @@ def test_every_code_of_a_broken_file_is_a_rule() -> None:
         "formats/json_file",
         "formats/safetensors",
         "formats/torch_reader",
+        "formats/torch_zip",
         "formats/unpickler",
         "reading/checkpoint",
         "reading/index",

@@ -17,13 +17,13 @@ from tests.conftest import GOLDEN
 SIGNATURES = {
     "apply": (
         "(plan: 'Plan', out: 'StrPath', *, options: 'Options' = Options(link='auto', "
-        "check=False, digest=False, model_card=False), progress: 'Progress' = no_progress, "
-        "stores: 'Stores | None' = None) -> 'str'"
+        "check=False, digest=False, model_card=False, carry=()), progress: 'Progress' = "
+        "no_progress, stores: 'Stores | None' = None) -> 'str'"
     ),
     "apply_in_place": (
         "(plan: 'Plan', *, options: 'Options' = Options(link='auto', check=True, "
-        "digest=False, model_card=False), progress: 'Progress' = no_progress, stores: "
-        "'Stores | None' = None) -> 'str'"
+        "digest=False, model_card=False, carry=()), progress: 'Progress' = no_progress, "
+        "stores: 'Stores | None' = None) -> 'str'"
     ),
     "clean": ("(path: 'StrPath', *, dry_run: 'bool' = False) -> 'list[tuple[Leftover, bool]]'"),
     "drop_undo": ("(path: 'StrPath') -> 'int'"),
@@ -97,8 +97,8 @@ SIGNATURES = {
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
-        "Options(link='auto', check=False, digest=False, model_card=False), stores: 'Stores "
-        "| None' = None) -> 'Summary'"
+        "Options(link='auto', check=False, digest=False, model_card=False, carry=()), "
+        "stores: 'Stores | None' = None) -> 'Summary'"
     ),
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -221,7 +222,35 @@ SHARDED: list[tuple[str, Change]] = [
     ),
     ("no-format-metadata", lambda root: save_file(load_file(root / LAST), root / LAST)),
     ("unsafe-pickle", write("evil.bin", pickle.dumps(Evil(), protocol=2))),
+    ("pickle-runs-code", write("vocab.pkl", pickle.dumps(Evil()))),
+    ("pickle-runs-code", write("sub/rng_state_0.pth", pickle.dumps(Evil()))),
+    ("pickle-runs-code", write("tokenizer.model", pickle.dumps(Evil()))),
+    ("pickle-runs-code", write("scheduler.pt", pickle.dumps(Evil(), protocol=0))),
+    (
+        "duplicate-key",
+        lambda root: (root / "model.safetensors.index.json").write_text(
+            (root / "model.safetensors.index.json")
+            .read_text()
+            .replace('"weight_map": {', '"weight_map": {"lm_head.weight": "x.safetensors", ')
+        ),
+    ),
+    ("ambiguous-weights", lambda root: _pickled(root, 1.0)),
+    ("ambiguous-weights", lambda root: _pickled(root, 0.0, extra=torch.ones(2))),
+    ("pickle-unknown-global", write("data.pickle", b"cmine\nThing\n)R.")),
+    ("pickle-not-read", write("x.joblib", b"\x04\x22\x4d\x18 packed by lz4")),
 ]
+
+
+def _pickled(root: Path, added: float, **more: torch.Tensor) -> None:
+    """Put the whole model beside its shards as a .bin, its norm changed by a number."""
+    whole = {n: t for file in root.glob("*.safetensors") for n, t in load_file(file).items()}
+    whole["model.norm.weight"] += added
+    torch.save({**whole, **more}, root / "pytorch_model.bin")
+
+
+def test_the_same_weights_pickled_are_no_error(sharded: Path) -> None:
+    _pickled(sharded, 0.0)
+    assert rules(sharded) == ["other-weights"]
 
 
 def _append(path: Path, _name: str, root: Path) -> None:
@@ -282,9 +311,22 @@ def test_a_broken_file_of_weights_is_said_once(base: Path) -> None:
 
 
 def test_training_state_is_a_note(base: Path) -> None:
-    (base / "training_args.bin").write_bytes(pickle.dumps(Evil()))
+    (base / "training_args.bin").write_bytes(pickle.dumps({"lr": 1}))
     report = validate(base)
     assert [(one.rule, one.severity) for one in report.findings] == [("training-state", "note")]
+
+
+def test_a_pickle_of_a_trainer_is_a_note_and_one_that_runs_code_an_error(base: Path) -> None:
+    torch.save(argparse.Namespace(lr=1), base / "training_args.bin")
+    torch.save({"a": torch.ones(2)}, base / "optimizer.pt")
+    assert {one.severity for one in validate(base).findings} == {"note"}
+    (base / "vocab.pkl").write_bytes(pickle.dumps(Evil()))
+    first = validate(base).findings[0]
+    assert (first.rule, first.severity, first.subject) == (
+        *("pickle-runs-code", "error", "vocab.pkl"),
+    )
+    assert "posix.system" in first.message
+    assert not Path("/tmp/vita-ckpt-was-executed").exists()
 
 
 TOWER = "model.vision_tower.vision_tower."
@@ -298,6 +340,8 @@ NAMES: list[tuple[str, Change]] = [
     ("unexpected-tensor", put("predictor_head.weight", 3, 16)),
     ("shape-mismatch", put("model.layers.1.mlp.up_proj.weight", 3, 16)),
     ("shape-mismatch", put(f"{TOWER}encoder.layers.1.ls2", 3)),
+    ("projector-dtype", put("model.mm_projector.0.bias", 16, dtype=torch.complex64)),
+    ("projector-dtype", put("model.mm_projector.0.bias", 16, dtype=torch.int32)),
     ("empty-tensor", put("model.mm_projector.0.weight", 0)),
     ("foreign-prefix", rename("", "module.")),
     ("foreign-prefix", rename("", "base_model.model.")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,20 @@ def test_what_is_said_of_a_copy(
     assert far.code == near.code, far.err
     assert without_paths(far.out, f"hf://org/vita@{commit}") == without_paths(near.out, str(root))
     assert machine.large_bytes < headers_of(root) + 6 * 60
+
+
+def test_pickles_are_looked_through_by_range(machine: Machine, tmp_path: Path) -> None:
+    """A small one whole, of a large one a megabyte; and inspect does not look at all."""
+    root = shutil.copytree(BASE, tmp_path / "elsewhere" / "base")
+    (root / "vocab.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    (root / "large.pkl").write_bytes(pickle.dumps([str(n) for n in range(300_000)]))
+    machine.hub.add("org/vita", root)
+    done = machine.run("validate", "org/vita", "--format", "json")
+    found = {(f["rule"], f["subject"]) for f in json.loads(done.out)["reports"][0]["findings"]}
+    assert {("pickle-runs-code", "vocab.pkl"), ("pickle-not-read", "large.pkl")} <= found
+    assert machine.hub.bytes_sent < (2 << 20) < (root / "large.pkl").stat().st_size
+    assert machine.run("inspect", "org/vita").code == 0
+    assert not [seen for seen in machine.hub.seen if ".pkl" in seen.path]
 
 
 def test_broken_shards_are_findings(machine: Machine, tmp_path: Path) -> None:

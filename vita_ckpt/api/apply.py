@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, LocalFile
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.filenames import MANIFEST, MODEL_CARD, PROVENANCE, may_change_in_place
+from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.manifest import encode as encode_manifest
 from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.options import Options
@@ -58,6 +60,7 @@ from vita_ckpt.storage.writing.layout import (
     PatchedShard,
     WrittenShard,
     WrittenText,
+    pickles_left_out,
     plan_in_place,
     plan_layout,
 )
@@ -69,7 +72,6 @@ Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
 _MAKES_A_FILE = ("extract-projector",)
-_EXTRACTIONS = (*_MAKES_A_FILE, "extract-tower")
 
 
 def apply(
@@ -94,7 +96,7 @@ def apply(
         with fetched_tensors(plan, os.path.dirname(path), stores) as here:
             commit.write_file(here, path, check=options.check, progress=progress)
         return path
-    with fetched_files(plan, os.path.dirname(path), stores) as here:
+    with fetched_files(plan, os.path.dirname(path), stores, options.carry) as here:
         _write_directory(here, path, options, progress, stores)
     return path
 
@@ -219,7 +221,7 @@ def _is_text_there(edit: PutFile, base: Checkpoint) -> bool:
 
 def _layout(plan: Plan, options: Options) -> DirectoryLayout:
     """Lay out every file of the output but the lineage, the model card and the manifest."""
-    layout = plan_layout(plan)
+    layout = plan_layout(plan, options.carry)
     written = _lineage_files(plan, options)
     carried = tuple(file for file in layout.carried if file.name not in written)
     return replace(layout, carried=carried)
@@ -246,7 +248,8 @@ def lay_out_in_place(plan: Plan) -> InPlaceLayout:
             hint="write the result to a new path with --out",
         )
     shared = shared_shards(plan.base, plan.donors)
-    layout = plan_in_place(plan, plan_layout(plan), shared)
+    # What is not changed stays where it is, pickles too.
+    layout = plan_in_place(plan, plan_layout(plan, carry=("*",)), shared)
     for name in layout.names:
         if not may_change_in_place(name):
             raise UsageError(
@@ -435,13 +438,20 @@ def summarize(
             bytes_to_write=changes.bytes_written,
         )
     layout = _layout(plan, options)
+    pickles = dict.fromkeys(pickles_left_out(target, options.carry), LeftOut.PICKLE)
     return replace(
         summary,
+        notes=(*plan.notes, *map(_pickle_note, pickles)),
         rewritten=_sizes(layout.shards) + _text_sizes(layout.texts),
         carried=tuple(FileSize(file.name, file.source.size) for file in layout.carried),
-        left_out=plan.base.left_out,
+        left_out={**plan.base.left_out, **pickles},
         bytes_to_write=layout.bytes_written + layout.bytes_carried,
     )
+
+
+def _pickle_note(name: str) -> str:
+    left = f"{name} is {LeftOut.PICKLE}: it is left out"
+    return f"{left}; --carry {shlex.quote(name)} takes it along"
 
 
 def unchanged(summary: Summary) -> Summary:

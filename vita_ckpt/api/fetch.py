@@ -15,7 +15,9 @@ from vita_ckpt.storage.system.owner import stage_name
 
 
 @contextmanager
-def fetched_files(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
+def fetched_files(
+    plan: Plan, beside: str, stores: Stores, carry: Collection[str] = ()
+) -> Iterator[Plan]:
     """Yield ``plan``, which makes a directory, with everything it reads from the hub on the disk.
 
     Files of the base that are carried or rewritten are downloaded to the cache. Of adapters and
@@ -27,7 +29,7 @@ def fetched_files(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
     from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
     from vita_ckpt.storage.writing.layout import plan_layout  # noqa: PLC0415
 
-    layout = plan_layout(plan)
+    layout = plan_layout(plan, carry)
     refs = frozenset().union(*(remote_refs(dict(shard.entries)) for shard in layout.shards))
     of_base = {f for f in plan.base.fingerprint if isinstance(f, RemoteFile)}
     whole = {f.source for f in layout.carried if isinstance(f.source, RemoteFile)}

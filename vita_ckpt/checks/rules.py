@@ -123,6 +123,34 @@ _FILES: Final = (
     ),
 )
 
+_PICKLES: Final = (
+    Rule(
+        "pickle-runs-code",
+        "error",
+        "a pickle beside the weights that runs code when it is loaded",
+        "It calls what starts programs, reaches files or looks up functions by name: torch.load "
+        "without weights_only, pickle.load, joblib.load and numpy.load with allow_pickle do it.",
+    ),
+    Rule(
+        "pickle-unknown-global",
+        "warning",
+        "a pickle beside the weights with a global that is no trainer's",
+        "Loading it imports the module and calls what is named; nobody here knows what that does.",
+    ),
+    Rule(
+        "pickle-not-read",
+        "warning",
+        "a pickle beside the weights that could not be looked through",
+        "It is damaged, packed, or too large: what it does when it is loaded is not known.",
+    ),
+    Rule(
+        "pickle-of-trainer",
+        "note",
+        "a pickle beside the weights with objects that trainers write",
+        "No loader of VITA needs it, and only torch.load without weights_only reads it.",
+    ),
+)
+
 # What breaks a format is no matter of degree: the ids are the codes of the errors of readers.
 _FORMATS: Final = tuple(
     Rule(id_, "error", title, why)
@@ -176,6 +204,11 @@ _FORMATS: Final = tuple(
             ("missing-storage", "unknown-storage", "truncated-storage", "tensor-outside-storage"),
             "a tensor of a .bin that points where there is nothing",
             "The file is damaged.",
+        ),
+        (
+            ("expanded-tensor",),
+            "tensors of a .bin that repeat a few bytes until they fill a disk",
+            "A view with a stride of 0 is as large as it says once somebody writes it.",
         ),
         (
             ("not-a-torch-file", "torchscript-archive", "big-endian-file", "not-a-regular-file"),
@@ -260,6 +293,12 @@ _NAMES: Final = (
         "warning",
         "the floating tensors of one part have different dtypes",
         "Loaders convert all to one; a part in two dtypes was put together from two sources.",
+    ),
+    Rule(
+        "projector-dtype",
+        "error",
+        "a tensor of the projector that is complex, integer or boolean",
+        "A projector multiplies real numbers: loading it drops a part of the values, or raises.",
     ),
     Rule(
         "tower-absent",
@@ -519,9 +558,10 @@ _VALUES: Final = (
     ),
     Rule(
         "value-float16-overflow",
-        "error",
+        "warning",
         "a tensor with values above 65504",
-        "Upstream's loader casts everything to float16: they become infinite.",
+        "In float32 or bfloat16 they are sound. Upstream's loader casts everything to float16: "
+        "there they become infinite.",
     ),
     Rule(
         "value-all-zero",
@@ -686,6 +726,7 @@ _LOADERS: Final = (
 GROUPS: Final[dict[str, tuple[Rule, ...]]] = {
     "files": _FILES,
     "file formats": _FORMATS,
+    "pickles beside the weights": _PICKLES,
     "names and shapes": _NAMES,
     "config": _CONFIG,
     "LoRA runs": _LORA,

@@ -48,6 +48,7 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
     elif subject.kind == kinds.PROJECTOR:
         yield from _lone_projector(subject)
     yield from _dtypes(checkpoint)
+    yield from _not_floating(subject)
 
 
 def check_audio(checkpoint: Checkpoint, unread: Collection[str] = ()) -> Iterator[Finding]:
@@ -328,6 +329,20 @@ def _unknown_projector(checkpoint: Checkpoint, shapes: Mapping[str, Shape], pref
         hint="a part of it was not saved, or two were mixed",
         file=_file(checkpoint, prefix + next(iter(shapes))),
     )
+
+
+def _not_floating(subject: Subject) -> Iterator[Finding]:
+    """Tensors of a projector whose values are no real numbers."""
+    for name, tensor in subject.checkpoint.refs.items():
+        is_projector = subject.kind == kinds.PROJECTOR or "mm_projector" in name
+        if is_projector and not tensor.dtype.startswith(("F", "BF")):
+            yield finding(
+                "projector-dtype",
+                name,
+                f"expected a floating dtype, got {tensor.dtype}",
+                hint="take the projector from a sound copy",
+                file=tensor.source.path,
+            )
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:

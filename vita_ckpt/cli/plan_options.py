@@ -83,6 +83,13 @@ def surgery_options(command: _Command) -> _Command:
         click.option(
             "--model-card", is_flag=True, help="Say in README.md how the checkpoint was made."
         ),
+        click.option(
+            "--carry",
+            multiple=True,
+            metavar="GLOB",
+            help="Take along pickles that are no weight files and match, as vocab.pkl. They can "
+            "run code when they are loaded, so they are left out by default. Can be repeated.",
+        ),
     )
 
 
@@ -119,13 +126,14 @@ def run_plan(
     link: Link = "auto",
     digest: bool = False,
     model_card: bool = False,
+    carry: tuple[str, ...] = (),
     verify_first: bool = False,
 ) -> int:
     """Save, show and run a plan as its options say; return the exit code.
 
     With ``verify_first`` its target is verified by a forward pass before anything is written.
     """
-    options = Options(link, in_place if check is None else check, digest, model_card)
+    options = Options(link, in_place if check is None else check, digest, model_card, carry)
     _check_options(options, out=out, plan_out=plan_out, dry_run=dry_run, in_place=in_place)
     summary = api.summarize(plan, in_place=in_place, options=options, stores=settings.stores)
     earlier = _earlier_surgery(plan.base.root) if in_place else None
@@ -154,7 +162,7 @@ def run_plan(
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
-    for note in (*plan.notes, *_notes_on_undo(summary, earlier, dry_run=dry_run)):
+    for note in (*summary.notes, *_notes_on_undo(summary, earlier, dry_run=dry_run)):
         settings.note(note)
     if plan_out is not None:
         settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
@@ -172,7 +180,8 @@ def _check_options(
     """Raise UsageError for options that do not go together."""
     if in_place:
         link = options.link if options.link != "auto" else None
-        for option, value in {"--out": out, "--plan-out": plan_out, "--link": link}.items():
+        given = {"--out": out, "--plan-out": plan_out, "--link": link}
+        for option, value in {**given, "--carry": options.carry or None}.items():
             if value is not None:
                 raise UsageError(
                     "options-exclude-each-other",
@@ -192,7 +201,7 @@ def _check_options(
             "options-exclude-each-other",
             "--plan-out",
             expected="--out too, for options that say how to write it",
-            got="--link, --check, --digest or --model-card without an output",
+            got="--link, --check, --digest, --model-card or --carry without an output",
             hint="give them to vita-ckpt apply",
         )
     elif (

@@ -64,6 +64,19 @@ PARTIAL_DOWNLOAD: Final = re.compile(
     r".*\.(incomplete|part|partial|crdownload|download|aria2|tmp)", re.ASCII | re.IGNORECASE
 )
 HUB_DOWNLOADS: Final = ".cache/huggingface/download"
+# Files that a program could unpickle, by their names.
+PICKLES: Final = re.compile(
+    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl|pt|pth|ckpt|bin)"
+    r"|.*\.(pkl|pickle|joblib|pt|pth)\.(gz|bz2|xz|lzma|z|lz4|zst|tar)",
+    re.ASCII | re.IGNORECASE,
+)
+# Pickles that are no weights by their names; an audio encoder's final.pt may be some.
+NO_WEIGHTS: Final = re.compile(
+    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl)(\.(gz|bz2|xz|lzma|z|lz4|zst))?"
+    r"|(training_args|optimizer|scheduler|scaler|rng_state|random_states).*\.(bin|pt|pth|ckpt)",
+    re.ASCII | re.IGNORECASE,
+)
+ARRAYS: Final = re.compile(r".*\.np[yz]", re.ASCII | re.IGNORECASE)  # pickles if of objects
 STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
 
 

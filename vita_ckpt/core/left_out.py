@@ -26,6 +26,7 @@ class LeftOut(Enum):
     PARTIAL_DOWNLOAD = auto()
     HIDDEN = auto()
     NOT_UTF8 = auto()
+    PICKLE = auto()
 
     def __str__(self) -> str:
         return _WORDING[self]
@@ -45,6 +46,7 @@ _WORDING: Final[Mapping[LeftOut, str]] = {
     LeftOut.PARTIAL_DOWNLOAD: "what an interrupted download or copy left",
     LeftOut.HIDDEN: "hidden",
     LeftOut.NOT_UTF8: "a name that is not UTF-8",
+    LeftOut.PICKLE: "a pickle that is no weight file",
 }
 
 

@@ -17,10 +17,12 @@ class Options:
     system can (``reflink``) and copies where it cannot, ``hardlink`` and ``symlink`` make another
     name for the base's file, ``copy`` copies. ``check`` reads what was written again and compares.
     ``digest`` adds a manifest of every file; a base that has one keeps it in any case.
-    ``model_card`` adds a section to the README.
+    ``model_card`` adds a section to the README. ``carry`` are patterns for pickles that are no
+    weight files and go into the output all the same; those that match none are left out.
     """
 
     link: Link = "auto"
     check: bool = False
     digest: bool = False
     model_card: bool = False
+    carry: tuple[str, ...] = ()

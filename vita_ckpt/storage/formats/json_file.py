@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -34,7 +35,16 @@ def read_json_object(source: Source) -> tuple[dict[str, Any], File]:
     if data.startswith(b"version https://git-lfs"):
         raise_lfs_pointer(path)
     try:
-        value = json.loads(data.decode("utf-8"))
+        # A name twice in an index: which file a tensor is in depends on the reader.
+        pairs = _unique if path.endswith(".index.json") else None
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
+    except _TwiceError as error:
+        raise MalformedFileError(
+            "duplicate-key",
+            f"{path}: {error}",
+            expected="each key once",
+            got="it stands there twice",
+        ) from error
     except UnicodeDecodeError as error:
         raise MalformedFileError("invalid-json", path, expected="UTF-8", got=str(error)) from error
     except (ValueError, RecursionError) as error:
@@ -52,6 +62,17 @@ def read_json_object(source: Source) -> tuple[dict[str, Any], File]:
             got="nested too deeply",
         )
     return value, replace(file, digest=digest(data))
+
+
+class _TwiceError(Exception):
+    """A key that an object has twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _TwiceError(Counter(key for key, _ in pairs).most_common(1)[0][0])
+    return found
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

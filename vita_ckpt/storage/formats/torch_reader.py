@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
-import struct
-import zipfile
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import raise_lfs_pointer
+from vita_ckpt.storage.formats.source_stream import SourceStream
+from vita_ckpt.storage.formats.torch_zip import Archive
 from vita_ckpt.storage.formats.unpickler import (
     LARGEST_PICKLE,
+    Found,
     PickledStorage,
     PickledTensor,
     read_pickle,
@@ -24,14 +26,17 @@ from vita_ckpt.storage.formats.unpickler import (
 )
 from vita_ckpt.storage.stores.base import Source
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 _ZIP_MAGIC: Final = b"PK\x03\x04"
-_DIRECTORY: Final = 0x10  # in the attributes of an entry, as MS-DOS has them
-_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
-# A central directory of this size lists a hundred thousand storages.
-_LARGEST_DIRECTORY: Final = 16 << 20
+# A view may repeat bytes of its storage, as an expanded tensor does; written, it is whole.
+_MOST_REPEATED: Final = 4 << 30
+_PICKLE: Final = "data.pkl"
+_SERIALIZATION_ID: Final = ".data/serialization_id"
+# What torch reads beside the pickle and the storages, in the order of the file.
+_SMALL_RECORDS: Final = (
+    *(".format_version", ".storage_alignment", "byteorder"),
+    *("version", ".data/version", _SERIALIZATION_ID),
+)
+_VERSION: Final = re.compile(rb"([1-9]|10)\n?")
 
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL: Final = 1001
@@ -74,14 +79,12 @@ def read_torch(source: Source) -> TorchFile:
 
 def _read_zip(source: Source) -> TorchFile:
     path = source.file.path
-    entries = _zip_entries(source)
-    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
-    if len(pickles) != 1:
+    archive = Archive(source)
+    if _PICKLE not in archive:
         raise MalformedFileError(
-            "not-a-torch-file", path, expected="one data.pkl in the zip", got=f"{len(pickles)}"
+            "not-a-torch-file", path, expected="data.pkl in the zip", got="no such record"
         )
-    prefix = pickles[0].removesuffix("data.pkl")
-    if f"{prefix}constants.pkl" in entries:
+    if "constants.pkl" in archive:
         raise InputError(
             "torchscript-archive",
             path,
@@ -89,95 +92,57 @@ def _read_zip(source: Source) -> TorchFile:
             got="a TorchScript archive",
             hint="save module.state_dict() instead",
         )
-    raw = _zip_read(source, entries[pickles[0]], LARGEST_PICKLE)
-    if f"{prefix}byteorder" in entries:
-        order = _zip_read(source, entries[f"{prefix}byteorder"], 64)
-        if order != b"little":
-            raise InputError(
-                "big-endian-file",
-                path,
-                expected="little-endian storages",
-                got=repr(order),
-                hint="save it again on a little-endian machine",
-            )
+    read = archive.read({_PICKLE: LARGEST_PICKLE, **dict.fromkeys(_SMALL_RECORDS, 64)})
+    file = replace(source.file, digest=digest(read[_PICKLE]))
+    found = Found()
+    stream = _Bounded(io.BytesIO(read[_PICKLE]))
+    tensors = state_dict_of(read_pickle(stream, path, found))
+    _check_small_records(read, path)
+    archive.expect(f"data/{key}" for key in found.storages)
 
     def locate(storage: PickledStorage) -> tuple[int, int]:
-        entry = entries.get(f"{prefix}data/{storage.key}")
-        if entry is None:
-            raise MalformedFileError("missing-storage", f"{path}: data/{storage.key}")
-        return _zip_range(source, entry)
+        name = f"data/{storage.key}"
+        if name not in archive:
+            raise MalformedFileError("missing-storage", f"{path}: {name}")
+        return archive.locate(name)
 
-    file = replace(source.file, digest=digest(raw))
-    tensors = state_dict_of(read_pickle(_Bounded(io.BytesIO(raw)), path))
-    named = {f"{prefix}data/{tensor.storage.key}" for tensor in (tensors or {}).values()}
-    starts = (entries[name].header_offset for name in named & entries.keys())
-    source.expect((start, _LOCAL_HEADER.size) for start in starts)
-    return TorchFile(file, _refs(tensors, locate, file))
+    return TorchFile(file, _refs(tensors, found, locate, file))
 
 
-def _zip_entries(source: Source) -> dict[str, zipfile.ZipInfo]:
-    path = source.file.path
-    with _SmallReads(source) as handle:
-        try:
-            with zipfile.ZipFile(handle) as archive:
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as e:
-            raise MalformedFileError(
-                "invalid-zip",
-                path,
-                expected="a zip file",
-                got=str(e),
-                hint="the file is cut off or damaged: copy or download it again",
-            ) from e
-    entries: dict[str, zipfile.ZipInfo] = {}
-    for info in infos:
-        if info.filename in entries:
-            raise MalformedFileError("duplicate-zip-entry", f"{path}: {info.filename}")
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise MalformedFileError(
-                "compressed-zip-entry",
-                f"{path}: {info.filename}",
-                expected="entries stored as they are",
-                got="a compressed or encrypted one",
-            )
-        if info.external_attr & _DIRECTORY and info.file_size:
-            raise MalformedFileError(
-                "invalid-zip",
-                f"{path}: {info.filename}",
-                expected="a file",
-                got="an entry that calls itself a directory: torch would not read it",
-            )
-        entries[info.filename] = info
-    return entries
-
-
-def _zip_range(source: Source, info: zipfile.ZipInfo) -> tuple[int, int]:
-    """First byte and length of an entry's data: its local header decides where they start."""
-    path = source.file.path
-    header = source.read(_LOCAL_HEADER.size, info.header_offset)
-    magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-    if magic != _ZIP_MAGIC:
-        raise MalformedFileError("invalid-zip", f"{path}: {info.filename}", got="no local header")
-    return info.header_offset + _LOCAL_HEADER.size + name_length + extra_length, info.file_size
-
-
-def _zip_read(source: Source, info: zipfile.ZipInfo, limit: int) -> bytes:
-    path = source.file.path
-    start, size = _zip_range(source, info)
-    if size > limit:
-        raise MalformedFileError(
-            "pickle-too-large",
-            f"{path}: {info.filename}",
-            expected=f"at most {limit} bytes",
-            got=f"{size} bytes",
+def _check_small_records(read: Mapping[str, bytes], path: str) -> None:
+    """Refuse what torch refuses of the records beside the pickle and the storages."""
+    order = read.get("byteorder", b"little")
+    if order == b"big":
+        raise InputError(
+            "big-endian-file",
+            path,
+            expected="little-endian storages",
+            got=repr(order),
+            hint="save it again on a little-endian machine",
         )
-    return source.read(size, start)
+    # One of the two says the version, and torch takes the first.
+    versions = [read[name] for name in (".data/version", "version") if name in read]
+    wrong = {} if order == b"little" else {"byteorder": order}
+    if not versions or not all(_VERSION.fullmatch(version) for version in versions):
+        wrong["version"] = versions[0] if versions else b""
+    if not re.fullmatch(rb"[0-9]+", read.get(".storage_alignment", b"64")):
+        wrong[".storage_alignment"] = read[".storage_alignment"]
+    if not read.get(_SERIALIZATION_ID, b"").isascii():
+        wrong[_SERIALIZATION_ID] = read[_SERIALIZATION_ID]
+    for name, value in wrong.items():
+        raise MalformedFileError(
+            "not-a-torch-file",
+            f"{path}: {name}",
+            expected="what torch.save writes there",
+            got=repr(value) if value else "nothing",
+            hint="the file is damaged, or not written by torch.save",
+        )
 
 
 def _read_legacy(source: Source) -> TorchFile:
     """torch's format before 1.6: five pickles, then each storage as its size and its bytes."""
     path, file_size = source.file.path, source.file.size
-    with io.BufferedReader(_Stream(source)) as handle:
+    with io.BufferedReader(SourceStream(source)) as handle:
         stream = _Bounded(handle)
         if read_pickle(stream, path) != _LEGACY_MAGIC:
             raise MalformedFileError(
@@ -188,8 +153,8 @@ def _read_legacy(source: Source) -> TorchFile:
             raise MalformedFileError("not-a-torch-file", path, got="another protocol")
         if system.get("little_endian") is not True:
             raise InputError("big-endian-file", path, expected="little-endian storages")
-        storages: dict[str, PickledStorage] = {}
-        tensors = state_dict_of(read_pickle(stream, path, storages))
+        found = Found()
+        tensors = state_dict_of(read_pickle(stream, path, found, legacy=True))
         keys = read_pickle(stream, path)
         described = handle.tell()
     if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
@@ -197,15 +162,22 @@ def _read_legacy(source: Source) -> TorchFile:
     ranges: dict[str, tuple[int, int]] = {}
     position = described
     for key in map(str, keys):
-        if key not in storages:
+        if key not in found.storages:
             raise MalformedFileError(
                 "unknown-storage", f"{path}: {key}", expected="a storage that the pickle names"
             )
         if position + 8 > file_size:
             raise MalformedFileError("truncated-file", path, got=f"{file_size} bytes")
-        size = int.from_bytes(source.read(8, position), "little") * storages[key].width
-        ranges[key] = (position + 8, size)
-        position += 8 + size
+        count = int.from_bytes(source.read(8, position), "little")
+        if count != found.storages[key].size:
+            raise MalformedFileError(
+                "truncated-storage",
+                f"{path}: {key}",
+                expected=f"a storage of {found.storages[key].size} elements, as the pickle says",
+                got=f"{count} elements",
+            )
+        ranges[key] = (position + 8, count * found.storages[key].width)
+        position += 8 + count * found.storages[key].width
     file = replace(source.file, digest=digest(source.read(described, 0)))
 
     def locate(storage: PickledStorage) -> tuple[int, int]:
@@ -213,53 +185,7 @@ def _read_legacy(source: Source) -> TorchFile:
             raise MalformedFileError("missing-storage", f"{path}: {storage.key}")
         return ranges[storage.key]
 
-    return TorchFile(file, _refs(tensors, locate, file))
-
-
-class _Stream(io.RawIOBase):
-    """A source as a stream, read from its start."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if origin + offset < 0:
-            raise OSError(f"a position before the file, {origin + offset}")
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        memory = memoryview(buffer)
-        count = max(0, min(len(memory), self._size - self._position))
-        memory[:count] = self._source.read(count, self._position)
-        self._position += count
-        return count
-
-    @property
-    def _size(self) -> int:
-        return self._source.file.size
-
-
-class _SmallReads(_Stream):
-    """A file for zipfile, which reads as much as the file itself tells it to."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, self._size - self._position)
-        size = left if size is None or size < 0 else min(size, left)
-        if size > _LARGEST_DIRECTORY:
-            raise ValueError(f"a read of {size} bytes, more than a directory of tensors needs")
-        return super().read(size) or b""
+    return TorchFile(file, _refs(tensors, found, locate, file))
 
 
 class _Bounded:
@@ -281,53 +207,83 @@ class _Bounded:
         return line
 
 
+def _place(storage: PickledStorage, locate: _Locate, file: File) -> int:
+    """Where a storage starts; raises MalformedFileError unless all of it is in the file."""
+    start, size = locate(storage)
+    claimed = storage.size * storage.width
+    if claimed > size or start + size > file.size:
+        raise MalformedFileError(
+            "truncated-storage",
+            f"{file.path}: storage {storage.key}",
+            expected=f"{claimed} bytes at {start}",
+            got=f"{max(0, min(size, file.size - start))} bytes",
+            hint="the file is cut off or damaged: copy or download it again",
+        )
+    return start
+
+
 def _refs(
-    tensors: Mapping[str, PickledTensor] | None,
-    locate: _Locate,
-    file: File,
+    tensors: Mapping[str, PickledTensor] | None, found: Found, locate: _Locate, file: File
 ) -> dict[str, TensorRef]:
     if tensors is None:
         raise MalformedFileError(
             "not-a-state-dict", file.path, expected="a dict of tensors", got="another object"
         )
-    return {name: _ref(name, tensor, locate, file) for name, tensor in tensors.items()}
+    places = {key: _place(storage, locate, file) for key, storage in found.storages.items()}
+    refs = {name: _ref(name, tensor, places, file) for name, tensor in tensors.items()}
+    for tensor in found.tensors:  # torch builds them all
+        _check_view(tensor, file.path)
+    repeated = sum(max(0, _size(tensor) - _claimed(tensor)) for tensor in tensors.values())
+    if repeated > _MOST_REPEATED:
+        raise MalformedFileError(
+            "expanded-tensor",
+            file.path,
+            expected=f"views that repeat at most {_MOST_REPEATED} bytes",
+            got=f"{repeated} bytes",
+            hint="save the tensors themselves, not expanded views of them",
+        )
+    return refs
 
 
-def _ref(name: str, tensor: PickledTensor, locate: _Locate, file: File) -> TensorRef:
+def _size(tensor: PickledTensor) -> int:
+    return prod(tensor.shape) * BITS[tensor.dtype] // 8
+
+
+def _claimed(tensor: PickledTensor) -> int:
+    return tensor.storage.size * tensor.storage.width
+
+
+def _ref(name: str, tensor: PickledTensor, places: Mapping[str, int], file: File) -> TensorRef:
     subject = f"{file.path}: {name}"
     try:
         name.encode("utf-8")
     except UnicodeEncodeError as error:
         raise MalformedFileError("invalid-name", subject, got="a lone surrogate") from error
+    _check_view(tensor, subject)
+    offset = places[tensor.storage.key] + tensor.offset * BITS[tensor.dtype] // 8
+    strides = None if _contiguous(tensor.shape, tensor.strides) else tensor.strides
+    return TensorRef(file, offset, tensor.dtype, tensor.shape, strides)
+
+
+def _check_view(tensor: PickledTensor, subject: str) -> None:
+    """Raise MalformedFileError for a tensor that is not inside its storage."""
     width = BITS[tensor.dtype] // 8
-    start, size = locate(tensor.storage)
-    claimed = tensor.storage.size * tensor.storage.width
-    if claimed > size or start + size > file.size:
-        raise MalformedFileError(
-            "truncated-storage",
-            subject,
-            expected=f"{claimed} bytes at {start}",
-            got=f"{max(0, min(size, file.size - start))} bytes",
-            hint="the file is cut off or damaged: copy or download it again",
-        )
+    claimed = _claimed(tensor)
     try:
         elements = nbytes(tensor.dtype, tensor.shape) // width
     except OverflowError as error:
         raise MalformedFileError("shape-overflow", subject, got=str(error)) from error
-    if elements:
-        reach = sum(
-            (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+    if not elements:
+        return
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    end = (tensor.offset + reach + 1) * width
+    if end > claimed:
+        raise MalformedFileError(
+            "tensor-outside-storage",
+            subject,
+            expected=f"a view of {claimed} bytes",
+            got=f"one that reaches byte {end}",
         )
-        if (tensor.offset + reach + 1) * width > claimed:
-            raise MalformedFileError(
-                "tensor-outside-storage",
-                subject,
-                expected=f"a view of {claimed} bytes",
-                got=f"one that reaches byte {(tensor.offset + reach + 1) * width}",
-            )
-    offset = start + tensor.offset * width
-    strides = None if _contiguous(tensor.shape, tensor.strides) else tensor.strides
-    return TensorRef(file, offset, tensor.dtype, tensor.shape, strides)
 
 
 def _contiguous(shape: Shape, strides: Shape) -> bool:

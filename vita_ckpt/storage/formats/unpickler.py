@@ -8,8 +8,10 @@ a global is a name, a tensor is where its bytes would be, and only the construct
 from __future__ import annotations
 
 import pickletools
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NoReturn, Protocol
 
@@ -92,6 +94,22 @@ _PUSHED_AS_READ: Final = frozenset(
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     )
 )
+# What picklers do not write into a pickle of protocol 2, and torch's own reader refuses there.
+_NOT_IN_PROTOCOL_2: Final = frozenset(
+    (
+        *("INT", "LONG", "LONG4", "FLOAT", "STRING", "BINSTRING", "UNICODE", "PUT", "GET"),
+        *("LIST", "DICT", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        *("SHORT_BINUNICODE", "BINUNICODE8", "STACK_GLOBAL", "MEMOIZE", "FRAME"),
+    )
+)
+_DEVICES: Final = re.compile(
+    r"(cpu|cuda|meta|mps|xpu|xla|hpu|npu|ipu|mtia|hip|mlu|musa|maia|vulkan|sdaa|gcu|tpu|lazy|ve|"
+    r"ort|fpga|supa|privateuseone)(:[0-9]{1,3})?",
+    re.ASCII,
+)
+_DIFFERENTIABLE: Final = frozenset(
+    dtype for dtype in BITS if dtype.startswith(("F", "BF", "C")) and dtype != "F8_E8M0"
+)
 _CONSTANTS: Final[dict[str, Any]] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES: Final = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -136,6 +154,14 @@ class PickledTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What a pickle names: storages by key, and tensors, whether or not a name leads to them."""
+
+    storages: dict[str, PickledStorage] = field(default_factory=dict)
+    tensors: list[PickledTensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class _Global:
     name: str
 
@@ -148,17 +174,22 @@ _MARK: Final = _Mark()
 
 
 def read_pickle(
-    stream: PickleStream, path: str, storages: dict[str, PickledStorage] | None = None
+    stream: PickleStream,
+    path: str,
+    found: Found | None = None,
+    *,
+    legacy: bool = False,
 ) -> Any:
     """The object of the next pickle in ``stream``: plain values, dicts, lists and PickledTensor.
 
-    Every storage that the pickle names is put into ``storages`` by its key, where given.
+    Every storage and every tensor that the pickle names is put into ``found``. In a ``legacy`` file
+    the persistent id of a storage has one more field.
 
     Raises UnsafePickleError naming the global (or the opcode) that is not on the list, and
     MalformedFileError for what is no pickle. ``path`` is for messages.
     """
     try:
-        return _Machine(path, {} if storages is None else storages).run(stream)
+        return _Machine(path, Found() if found is None else found, legacy).run(stream)
     except _MALFORMED as error:
         raise MalformedFileError(
             "invalid-pickle", path, expected="a pickle written by torch.save", got=str(error)
@@ -166,9 +197,11 @@ def read_pickle(
 
 
 class _Machine:
-    def __init__(self, path: str, storages: dict[str, PickledStorage]) -> None:
+    def __init__(self, path: str, found: Found, legacy: bool) -> None:
         self._path = path
-        self._storages = storages
+        self._found = found
+        self._legacy = legacy
+        self._protocol = 0
         self._items_left = _MOST_ITEMS
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -177,7 +210,11 @@ class _Machine:
         opcodes = pickletools.genops(stream)  # type: ignore[arg-type]
         for opcode, argument, _ in islice(opcodes, _MOST_OPCODES):
             if opcode.name == "STOP":
-                return self._stack.pop()
+                return self._pop(1)[0]
+            if opcode.name == "PROTO":
+                self._protocol = int(argument or 0)
+            elif self._protocol == 2 and opcode.name in _NOT_IN_PROTOCOL_2:
+                raise ValueError(f"the opcode {opcode.name} in a pickle of protocol 2")
             self._step(opcode.name, argument)
         raise EOFError("the pickle has no end, or more opcodes than a state dict")
 
@@ -188,9 +225,9 @@ class _Machine:
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
             if not 0 <= argument < _LARGEST_INDEX:
                 raise ValueError(f"memo entry {argument}")
-            self._memo[argument] = stack[-1]
+            self._memo[argument] = self._top(object, name)
         elif name == "MEMOIZE":
-            self._memo[len(self._memo)] = stack[-1]
+            self._memo[len(self._memo)] = self._top(object, name)
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             if argument not in self._memo:
                 raise ValueError(f"memo entry {argument} is not set")
@@ -221,14 +258,16 @@ class _Machine:
                 raise ValueError("a global whose name is no text")
             stack.append(self._global(f"{module}.{attribute}"))
         elif name == "BINPERSID":
-            stack.append(self._storage(stack.pop()))
+            stack.append(self._storage(self._pop(1)[0]))
         elif name == "REDUCE":
             function, arguments = self._pop(2)
             stack.append(self._reduce(function, arguments))
         elif name == "BUILD":
             # The attributes of a state dict (its _metadata) do not concern the tensors.
-            self._pop(1)
-            self._top(dict, name)
+            state = self._pop(1)
+            if not isinstance(state[0], dict):
+                raise ValueError("attributes that are no dict")
+            self._top(OrderedDict, name)
         elif name not in ("PROTO", "FRAME"):
             self._refuse(f"the opcode {name}")
 
@@ -236,6 +275,8 @@ class _Machine:
         if count > len(self._stack):
             raise IndexError("the pickle takes more from its stack than it put there")
         items = self._stack[len(self._stack) - count :]
+        if any(item is _MARK for item in items):
+            raise IndexError("the pickle takes more from its stack than it put behind a mark")
         del self._stack[len(self._stack) - count :]
         return items
 
@@ -247,7 +288,7 @@ class _Machine:
         return items
 
     def _top(self, kind: type, opcode: str) -> Any:
-        if type(self._stack[-1]) is not kind:
+        if self._stack[-1] is _MARK or not isinstance(self._stack[-1], kind):
             raise ValueError(f"{opcode} on a {type(self._stack[-1]).__name__}")
         return self._stack[-1]
 
@@ -267,12 +308,14 @@ class _Machine:
 
     def _storage(self, identifier: Any) -> PickledStorage:
         match identifier:
-            case ("storage", _Global(name=kind), key, str(), int(size), *rest):
-                if rest not in ([], [None]):
+            case ("storage", _Global(name=kind), key, str(device), int(size), *rest):
+                if rest != ([None] if self._legacy else []):
                     raise ValueError("a storage that is a view of another one")
+                if not _DEVICES.fullmatch(device):
+                    raise ValueError(f"a storage on a device that no torch has: {device!r:.40}")
                 dtype = "" if kind == _UNTYPED else _STORAGE_DTYPES.get(kind)
                 if dtype is not None and isinstance(key, (str, int)) and size >= 0:
-                    return self._storages.setdefault(
+                    return self._found.storages.setdefault(
                         str(key), PickledStorage(str(key), dtype, size)
                     )
         raise ValueError("a persistent id that is no storage")
@@ -281,12 +324,12 @@ class _Machine:
         name = function.name if isinstance(function, _Global) else type(function).__name__
         match name, arguments:
             case "collections.OrderedDict", ():
-                return {}
+                return OrderedDict()
             case "collections.OrderedDict", (list(pairs),):
                 self._items_left -= len(pairs)
                 if self._items_left < 0:
                     raise ValueError("more items than a state dict has")
-                return _pairs([item for pair in pairs for item in _pair(pair)])
+                return OrderedDict(_pairs([item for pair in pairs for item in _pair(pair)]))
             case "torch.Size", (tuple(sizes),):
                 return sizes
             case "torch._utils._rebuild_tensor", (
@@ -295,33 +338,40 @@ class _Machine:
                 sizes,
                 strides,
             ):
-                return _tensor(storage, storage.dtype, offset, sizes, strides)
+                return self._made(
+                    _tensor(storage, storage.dtype, offset, sizes, strides), learns=False
+                )
             case "torch._utils._rebuild_tensor_v2", (
                 PickledStorage() as storage,
                 offset,
                 sizes,
                 strides,
-                _,
-                _,
+                bool(learns),
+                None | dict(),
                 *metadata,
-            ) if not any(metadata):
-                return _tensor(storage, storage.dtype, offset, sizes, strides)
+            ) if not any(metadata) and len(metadata) <= 1:
+                return self._made(_tensor(storage, storage.dtype, offset, sizes, strides), learns)
             case "torch._utils._rebuild_tensor_v3", (
                 PickledStorage() as storage,
                 offset,
                 sizes,
                 strides,
-                _,
-                _,
+                bool(learns),
+                None | dict(),
                 _Global(name=dtype),
                 *metadata,
-            ) if not any(metadata) and dtype in _DTYPES:
-                return _tensor(storage, _DTYPES[dtype], offset, sizes, strides)
+            ) if not any(metadata) and len(metadata) <= 1 and dtype in _DTYPES:
+                return self._made(_tensor(storage, _DTYPES[dtype], offset, sizes, strides), learns)
             case (
-                "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
-                (PickledTensor() as tensor, *_),
+                "torch._utils._rebuild_parameter",
+                (PickledTensor() as tensor, bool(learns), None | dict()),
             ):
-                return tensor
+                return self._made(tensor, learns)
+            case (
+                "torch._utils._rebuild_parameter_with_state",
+                (PickledTensor() as tensor, bool(learns), None | dict(), _),
+            ):
+                return self._made(tensor, learns)
             case "torch._tensor._rebuild_from_type_v2", (
                 _Global() as rebuild,
                 _Global(name=kind),
@@ -330,6 +380,12 @@ class _Machine:
             ) if kind in _TENSOR_TYPES and rebuild.name != name:
                 return self._reduce(rebuild, inner)
         return self._refuse(f"a call of {name} that torch.save does not write")
+
+    def _made(self, tensor: PickledTensor, learns: bool) -> PickledTensor:
+        if learns and tensor.dtype not in _DIFFERENTIABLE:
+            raise ValueError(f"a tensor of {tensor.dtype} that requires a gradient")
+        self._found.tensors.append(tensor)
+        return tensor
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:

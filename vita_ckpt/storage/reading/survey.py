@@ -38,6 +38,8 @@ from vita_ckpt.storage.reading.index import (
     weight_map_of,
 )
 from vita_ckpt.storage.reading.paths import Stores, find, is_directory, read_json
+from vita_ckpt.storage.reading.pickles import ScannedPickle, scan_beside
+from vita_ckpt.storage.reading.rival_weights import other_weights
 from vita_ckpt.storage.reading.shards import duplicate, prefetch_shards, read_shard
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
@@ -57,12 +59,14 @@ class Problem:
 class Survey:
     """The readable part of a checkpoint and what is wrong with the rest.
 
-    ``unread`` names the tensors that an index promises in files that could not be read.
+    ``unread`` names the tensors that an index promises in files that could not be read,
+    ``pickles`` what the pickles beside the weights name.
     """
 
     checkpoint: Checkpoint
     problems: tuple[Problem, ...] = ()
     unread: frozenset[str] = frozenset()
+    pickles: tuple[ScannedPickle, ...] = ()
 
 
 def survey(path: str | os.PathLike[str], stores: Stores) -> Survey:
@@ -135,7 +139,8 @@ class _Surveyor:
             provenance=provenance,
         )
         self._beside(names, left_out)
-        return Survey(checkpoint, tuple(self.problems), frozenset(self.unread))
+        pickles = scan_beside(self.store, checkpoint, [problem.file for problem in self.problems])
+        return Survey(checkpoint, tuple(self.problems), frozenset(self.unread), pickles)
 
     def _indexed(self, index_name: str, index: Mapping[str, Any], names: list[str]) -> None:
         path = os.path.join(self.root, index_name)
@@ -241,16 +246,21 @@ class _Surveyor:
                     hint="download it again, or remove it",
                 )
                 self._note(path, error)
+        pickled: dict[str, TensorRef] = {}
         for name in left_out:
             if name.endswith(PICKLE_SUFFIXES) and not TRAINING_STATE.fullmatch(name):
                 path = os.path.join(self.root, name)
                 try:
-                    read_shard(self.store, self.root, name)
+                    tensors = read_shard(self.store, self.root, name)[1]
+                    pickled |= tensors if name.startswith("pytorch_model") else {}
                 except INCONCLUSIVE:
                     raise
                 except InputError as error:
                     if error.code == "unsafe-pickle":
                         self._note(path, error)
+        other = other_weights(self.tensors, pickled) if self.store.is_local else None
+        if other is not None:
+            self._note(pickled[other].source.path, _two_models(self.root, other))
 
     def _json(self, folder: str, name: str, files: dict[str, File]) -> dict[str, Any] | None:
         read = self._attempt(
@@ -282,6 +292,16 @@ class _Surveyor:
 
 def _other_kind(root: str, kind: str) -> InputError:
     return InputError("other-kind", root, expected="weights that VITA's loaders read", got=kind)
+
+
+def _two_models(root: str, tensor: str) -> InputError:
+    return InputError(
+        "ambiguous-weights",
+        root,
+        expected="one set of weights, or two that are the same",
+        got=f"complete pickled weights beside the others, and {tensor} differs",
+        hint="loaders disagree which one counts: remove the stale one",
+    )
 
 
 def _no_tensors(root: str) -> InputError:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from vita_ckpt.core.anatomy.parts import part_of
@@ -14,6 +15,7 @@ from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.filenames import (
     CONFIG,
     MANIFEST,
+    NO_WEIGHTS,
     PROVENANCE,
     SAFETENSORS,
     SAFETENSORS_INDEX,
@@ -142,8 +144,10 @@ def storage_order(
     )
 
 
-def plan_layout(plan: Plan) -> DirectoryLayout:
+def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     """Return the files of the target of ``plan``, whose base is a directory, or empty.
+
+    Pickles that are not weight files are left out, except those that match a glob of ``carry``.
 
     If no tensor changes, every file is carried. Otherwise a safetensors shard without changed
     tensors is carried, and any other shard is rewritten; ``.bin`` shards become safetensors. A new
@@ -162,8 +166,19 @@ def plan_layout(plan: Plan) -> DirectoryLayout:
         gone |= {name for name in base.files if name.endswith(TORCH_INDEX_SUFFIX)}
     if plan.record is not None:  # written last, from what was written
         gone |= {PROVENANCE, MANIFEST}
+    gone |= {*pickles_left_out(target, carry)}
     carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
     return DirectoryLayout(tuple(carried), tuple(written), texts)
+
+
+def pickles_left_out(checkpoint: Checkpoint, carry: Collection[str]) -> list[str]:
+    """The pickles of a checkpoint that are no weight files and match no pattern of ``carry``."""
+    return [
+        name
+        for name in checkpoint.files
+        if NO_WEIGHTS.fullmatch(name.rpartition("/")[2])
+        and not any(fnmatchcase(part, p) for p in carry for part in (name, name.rpartition("/")[2]))
+    ]
 
 
 def plan_in_place(plan: Plan, layout: DirectoryLayout, shared: Collection[str]) -> InPlaceLayout:

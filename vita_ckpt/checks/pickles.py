@@ -1,0 +1,69 @@
+"""What the pickles beside the weights would do when somebody loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
+
+from vita_ckpt.checks.rules import finding
+from vita_ckpt.core.pickle_globals import Judgement, judge
+from vita_ckpt.core.report import Finding
+
+_MOST_NAMES: Final = 8
+
+
+class Pickle(Protocol):
+    """A pickle that was looked through."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def globals(self) -> frozenset[tuple[str, str]]: ...  # noqa: D102
+    @property
+    def computed(self) -> bool: ...  # noqa: D102
+    @property
+    def failure(self) -> str: ...  # noqa: D102
+
+
+def check_pickles(pickles: Iterable[Pickle]) -> Iterator[Finding]:
+    """Yield what pickles could do, one finding for each kind of global in a file."""
+    for pickle in pickles:
+        by_kind: dict[Judgement, list[str]] = {}
+        for module, name in sorted(pickle.globals):
+            by_kind.setdefault(judge(module, name), []).append(f"{module}.{name}")
+        if pickle.computed:
+            by_kind.setdefault("runs-code", []).append("a global whose name is computed")
+        if "runs-code" in by_kind:
+            yield finding(
+                "pickle-runs-code",
+                pickle.name,
+                f"expected values only, got {_listed(by_kind['runs-code'])}",
+                hint="do not load it: remove it, and ask where it came from",
+                file=pickle.path,
+            )
+        if "unknown" in by_kind:
+            yield finding(
+                "pickle-unknown-global",
+                pickle.name,
+                f"expected what trainers write, got {_listed(by_kind['unknown'])}",
+                hint="find out what wrote it before anybody loads it, or remove it",
+                file=pickle.path,
+            )
+        if "trainer" in by_kind:
+            message = f"what trainers write: {_listed(by_kind['trainer'])}"
+            yield finding("pickle-of-trainer", pickle.name, message, file=pickle.path)
+        if pickle.failure:
+            yield finding(
+                "pickle-not-read",
+                pickle.name,
+                f"expected a pickle that can be looked through, got {pickle.failure}",
+                hint="remove it, or load it only if you know what wrote it",
+                file=pickle.path,
+            )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,95 @@
+"""The pickles in a directory that are no weights of it: found, and looked through."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.filenames import ARRAYS, PICKLES
+from vita_ckpt.errors import INCONCLUSIVE, InputError
+from vita_ckpt.storage.stores.base import Store
+
+# Files of these names are texts or tensors: what they start with is not looked at.
+_OTHERS: Final = re.compile(
+    r".*\.(json|jsonl|txt|md|py|yaml|yml|safetensors|png|jpg|jpeg|gif|svg|html|gitattributes|log)",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedPickle:
+    """A pickle of a directory: the modules and names of its globals.
+
+    ``computed`` says that it takes a global whose name is not written in it, ``failure`` why it was
+    not looked through to its end; empty if it was.
+    """
+
+    name: str
+    path: str
+    globals: frozenset[tuple[str, str]]
+    computed: bool
+    failure: str
+
+
+def is_pickle(store: Store, path: str) -> bool:
+    """Return whether a file is a pickle, by its name or by how it starts.
+
+    Of what lies on the hub only the name is looked at.
+    """
+    name = os.path.basename(path)
+    if PICKLES.fullmatch(name) or ARRAYS.fullmatch(name):
+        return True
+    if not store.is_local or _OTHERS.fullmatch(name):
+        return False
+    try:
+        with store.open(path) as source:
+            start = source.read(min(3, source.file.size), 0)
+    except INCONCLUSIVE:
+        raise
+    except InputError:
+        return False
+    # The protocol, and an opcode.
+    return len(start) == 3 and start[0] == 0x80 and start[1] in range(2, 6) and start[2] > 0x20
+
+
+def scan_beside(
+    store: Store, checkpoint: Checkpoint, known: Collection[str]
+) -> tuple[ScannedPickle, ...]:
+    """Look through the pickles of a directory that are no weights of it, but not through ``known``.
+
+    Weights themselves are read as tensors, and refused where they are more than that.
+    """
+    return tuple(
+        _scan(store, checkpoint.root, name)
+        for name in _beside(store, checkpoint)
+        if os.path.join(checkpoint.root, name) not in known
+    )
+
+
+def _beside(store: Store, checkpoint: Checkpoint) -> Iterator[str]:
+    for name in sorted({*checkpoint.files, *checkpoint.left_out}):
+        path = os.path.join(checkpoint.root, name)
+        if name not in checkpoint.files:
+            entry = store.look(path)
+            if entry is None or entry.file is None:
+                continue
+        if is_pickle(store, path):
+            yield name
+
+
+def _scan(store: Store, root: str, name: str) -> ScannedPickle:
+    from vita_ckpt.storage.formats.pickle_scan import scan_pickles  # noqa: PLC0415 - few have any
+
+    path = os.path.join(root, name)
+    try:
+        with store.open(path) as source:
+            found = scan_pickles(source)
+    except INCONCLUSIVE:
+        raise
+    except InputError as error:
+        return ScannedPickle(name, path, frozenset(), False, f"{error.code}: {error.got}")
+    return ScannedPickle(name, path, found.globals, found.computed, found.failure)
