@@ -18,8 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tests.fuzz.damage import NUMBERS
-from tests.fuzz.test_every_bit import saved, why_not
-from tests.fuzz.test_pickles import NOT_ADMITTED
+from tests.fuzz.torch_files import NOT_ADMITTED, saved, why_not
 from tests.sources import read_safetensors, read_torch
 from vita_ckpt.errors import InputError
 

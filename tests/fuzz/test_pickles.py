@@ -22,6 +22,7 @@ from tests.fuzz.conftest import Explore
 from tests.fuzz.damage import NUMBERS, Step, damage, damaged
 from tests.fuzz.pickles import TRAPS, Edit, edited, edits, programs, state_dicts
 from tests.fuzz.sandbox import Sandbox, is_one_line, survives
+from tests.fuzz.torch_files import NOT_ADMITTED
 from tests.sources import read_torch
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
@@ -67,10 +68,6 @@ def read(path: Path) -> None:
     for ref in opened.tensors.values():
         assert not ref.nbytes or 0 <= ref.offset <= ref.offset + ref.span <= size
     agrees_with_torch(path)
-
-
-# What torch says of globals and of protocols that it does not take with weights_only.
-NOT_ADMITTED = ("Unsupported global", "Unsupported operand", "Unsupported class")
 
 
 def agrees_with_torch(path: Path) -> None:

@@ -72,6 +72,7 @@ Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
 _MAKES_A_FILE = ("extract-projector",)
+_EXTRACTIONS = (*_MAKES_A_FILE, "extract-tower")
 
 
 def apply(
