@@ -21,6 +21,7 @@ from vita_ckpt.core.verification import Verification
 from vita_ckpt.model.answer import ask
 from vita_ckpt.model.image import processor_of, read_image
 from vita_ckpt.model.load import StrPath, fit, load_model
+from vita_ckpt.model.tokenizer import TokenizerProcess
 from vita_ckpt.model.vita import VitaModel
 from vita_ckpt.storage.reading.paths import Stores
 
@@ -52,6 +53,7 @@ def verify_checkpoint(
     golden: Mapping[str, Any] | None = None,
     image: StrPath | None = None,
     prompt: str | None = None,
+    tokenizer: TokenizerProcess | None = None,
     max_new_tokens: int = 1,
     stores: Stores | None = None,
 ) -> Verification:
@@ -61,14 +63,17 @@ def verify_checkpoint(
     the weights are read once. ``against`` is a checkpoint whose text-only logits must be the same;
     ``golden`` the fingerprint of an earlier verification. ``image`` is a file that takes the place
     of the first synthetic image and is what ``prompt`` asks about: its answer has at most
-    ``max_new_tokens``. Errors of the input are raised as
-    :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives findings.
+    ``max_new_tokens``, and is encoded and decoded by ``tokenizer``. Errors of the input are raised
+    as :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives
+    findings.
     """
     vita_config(checkpoint)
     pixels = None
     if image is not None:
         pixels = processor_of(checkpoint, tower, stores=stores).pixels(read_image(image))[None]
-    question = None if prompt is None else ask(checkpoint, prompt, with_image=pixels is not None)
+    question = None
+    if prompt is not None and tokenizer is not None:
+        question = ask(checkpoint, prompt, with_image=pixels is not None, tokenizer=tokenizer)
     findings: list[Finding] = []
     watch = _Watch()
     started = time.perf_counter()
