@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,8 @@ def test_memory_of_a_template(root: Path, template: str) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
 def test_a_template_without_end(root: Path, name: str) -> None:
+    if name == "chat_template.jinja" and find_spec("transformers.modeling_rope_utils") is None:
+        pytest.skip("transformers 4.41 does not read it")
     words = ("more than 4 s of CPU time", "rendering the chat template")
     with refused(root, "tokenizer-over-limit", *words, cpu_seconds=4):
         write_tokenizer(root, 32, chat_template=LOOPS)

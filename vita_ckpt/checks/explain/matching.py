@@ -9,6 +9,7 @@ from typing import Any, Final
 from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
+from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, TensorRef
@@ -64,7 +65,7 @@ def expected_language_model(
     tracer: Tracer, backbone: Backbone, config: Mapping[str, Any]
 ) -> dict[str, Shape]:
     """Return the shapes of the language model by its config."""
-    wrong = language_tensors.wrong_sizes(backbone.language_model, config)
+    wrong = wrong_sizes(backbone.language_model, config)
     if wrong:
         tracer.stop("config-type", f"{wrong[0]} is {config.get(wrong[0])!r}, no size")
     return language_tensors.expected_shapes(backbone.language_model, config)
