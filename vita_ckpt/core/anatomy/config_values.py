@@ -120,7 +120,7 @@ _VITA: Final[dict[str, Bound]] = {
     "torch_dtype": _DTYPE,
     "dtype": _DTYPE,
     "mm_hidden_size": _optional(_WIDTH),
-    "mm_projector_type": _optional(_TEXT),
+    "mm_projector_type": _TEXT,
     "use_s2": _optional(_BOOLEAN),
     "s2_scales": _optional(_TEXT),
     "tokenizer_model_max_length": _optional(_integer(1, 1 << 63)),
@@ -211,12 +211,14 @@ def wrong_tower_values(config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
         return tuple(_beyond({key: config.get(key) for key in _LONE_FILE}, _LONE_FILE))
     inner = {**family.config_defaults, **inner_config(config)}
     wrong = tuple(_beyond(inner, _TOWER))
-    width, heads = inner["hidden_size"], inner["num_attention_heads"]
-    if not wrong and width % heads:
+    if wrong:
+        return wrong
+    width, heads = inner["hidden_size"], inner.get("num_attention_heads", 1)
+    if width % heads:
         return (WrongValue("num_attention_heads", f"a divisor of {width}", repr(heads)),)
-    if not wrong and inner["image_size"] < inner["patch_size"]:
+    if inner["image_size"] < inner["patch_size"]:
         return (WrongValue("image_size", "at least one patch", repr(inner["image_size"])),)
-    return wrong
+    return ()
 
 
 def _beyond(values: Mapping[str, Any], bounds: Mapping[str, Bound]) -> Iterator[WrongValue]:
