@@ -8,6 +8,7 @@ from pathlib import Path
 
 from docs import generate
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.model import tokenizer_process
 from vita_ckpt.storage.hub import errors as hub_errors
 from vita_ckpt.storage.system import os_errors
 
@@ -29,9 +30,11 @@ def codes_in(path: Path) -> set[str]:
 
 
 def test_every_error_code_is_explained() -> None:
-    used = {
-        code for code, _ in (*os_errors.CODES.values(), os_errors.OTHERWISE)
-    } | hub_errors.MEANINGS.keys()
+    used = (
+        {code for code, _ in (*os_errors.CODES.values(), os_errors.OTHERWISE)}
+        | hub_errors.MEANINGS.keys()
+        | set(tokenizer_process.CODES)
+    )
     for path in (ROOT / "vita_ckpt").rglob("*.py"):
         used |= codes_in(path)
     for path in (ROOT / "vita_ckpt" / "checks" / "explain").glob("*.py"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tokenizer,
 from tests.builders import lively
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import InputError, UsageError, load_model, open_checkpoint, verify
-from vita_ckpt.model.answer import ask, greedy
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.model.answer import Question, greedy
+from vita_ckpt.model.answer import ask as ask_with
+from vita_ckpt.model.tokenizer import TokenizerProcess
 
 STREAM: Any = {"cpu": 0}
 MESSAGES = "{% for m in messages %}w5 {{ m.content }} w6{% endfor %}"
@@ -25,6 +29,22 @@ TEMPLATE = MESSAGES + "{% if add_generation_prompt %} w7{% endif %}"
 def root(tmp_path: Path) -> Path:
     write_tower(tmp_path / "tower-internvit", TowerSpec())
     return write_tokenizer(lively(write_checkpoint(tmp_path / "c")), 32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared() -> Iterator[None]:
+    """One process for all questions of this module: starting one takes a second."""
+    with TokenizerProcess() as tokenizer:
+        SHARED[:] = [tokenizer]
+        yield
+    SHARED.clear()
+
+
+SHARED: list[TokenizerProcess] = []
+
+
+def ask(checkpoint: Checkpoint, prompt: str, *, with_image: bool) -> Question:
+    return ask_with(checkpoint, prompt, with_image=with_image, tokenizer=SHARED[0])
 
 
 def without_cache(

@@ -22,6 +22,7 @@ from vita_ckpt.storage.writing.atomic_file import check_new, write_new
 if TYPE_CHECKING:
     import torch
 
+    from vita_ckpt.model.tokenizer import TokenizerProcess
     from vita_ckpt.model.vita import VitaModel
 
 # What weights may take: bytes or a text such as "4GB", by GPU number or "cpu".
@@ -122,13 +123,13 @@ def verify(
             local(here)
     if save_golden is not None:
         check_new(os.fspath(save_golden))
-    from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
-
     stores = Stores() if stores is None else stores
     checkpoint = downloaded(as_checkpoint(path, stores), stores)
     base = None if against is None else downloaded(as_checkpoint(against, stores), stores)
     earlier = None if golden is None else _read_golden(os.fspath(golden))
-    with _memory_errors(checkpoint.root):
+    with _tokenizer_process(prompt) as tokenizer, _memory_errors(checkpoint.root):
+        from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
+
         verification = forward.verify_checkpoint(
             checkpoint,
             device=device,
@@ -141,11 +142,24 @@ def verify(
             golden=earlier,
             image=image,
             prompt=prompt,
+            tokenizer=tokenizer,
             max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens,
         )
     if save_golden is not None and verification.golden is not None:
         write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
     return verification
+
+
+@contextmanager
+def _tokenizer_process(prompt: str | None) -> Iterator[TokenizerProcess | None]:
+    """Start the process for a prompt's tokenizer: it gets ready while torch is imported."""
+    if prompt is None:
+        yield None
+        return
+    from vita_ckpt.model.tokenizer import TokenizerProcess  # noqa: PLC0415 - only with a prompt
+
+    with TokenizerProcess() as process:
+        yield process
 
 
 @contextmanager

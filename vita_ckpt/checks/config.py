@@ -11,6 +11,7 @@ from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_tower_values
 from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
@@ -33,6 +34,7 @@ def check_config(subject: Subject) -> Iterator[Finding]:
         yield from _keys(subject)
     if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL):
         yield from _model_type(subject)
+        yield from _values(subject)
         yield from _embeddings(subject)
     if subject.kind == kinds.VITA:
         yield from _paths(subject)
@@ -131,6 +133,20 @@ def _model_type(subject: Subject) -> Iterator[Finding]:
             "architectures",
             f"expected ['{backbone.architecture}'], got {architectures!r}",
         )
+
+
+def _values(subject: Subject) -> Iterator[Finding]:
+    """Check the keys that the loader reads."""
+    model_type = str(subject.config.get("model_type"))
+    backbone = BACKBONES.get(model_type)
+    family = backbone.language_model if backbone else PLAIN_LANGUAGE_MODELS.get(model_type)
+    if family is None:
+        return
+    for wrong in wrong_language_values(family, subject.config):
+        line = subject.inspection.config.get(wrong.key)
+        if line is None or line.problem is None:  # which has been said
+            message = f"expected {wrong.expected}, got {wrong.got}"
+            yield _of(subject, "config-type", wrong.key, message)
 
 
 def _embeddings(subject: Subject) -> Iterator[Finding]:
@@ -252,6 +268,9 @@ def _s2(subject: Subject) -> Iterator[Finding]:
 
 def _tower(subject: Subject) -> Iterator[Finding]:
     tower, config = subject.inspection.tower, subject.tower_config
+    for wrong in () if config is None else wrong_tower_values(config):
+        message = f"expected {wrong.expected} in the tower's config, got {wrong.got}"
+        yield finding("config-type", wrong.key, message)
     if tower is None:
         return
     described = towers.tower_of_config(config) if config is not None else None

@@ -390,8 +390,9 @@ _CONFIG: Final = (
     Rule(
         "config-type",
         "error",
-        "a key of the vision config has a value of the wrong type",
-        'The string "false" is true in Python; numbers as text fail far from here.',
+        "a key of the config has a value of the wrong type, or one that no model can have",
+        'The string "false" is true in Python; numbers as text fail far from here, and so do sizes '
+        "that no model has.",
     ),
     Rule(
         "config-weights-mismatch",

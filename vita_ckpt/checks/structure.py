@@ -11,6 +11,7 @@ from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.binding import AUDIO_PREFIX, bind_tower, builds_audio, is_audio, is_harmless
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
@@ -121,12 +122,8 @@ def _language_model(subject: Subject) -> Iterator[Finding]:
     family = backbone.language_model if backbone else PLAIN_LANGUAGE_MODELS.get(model_type)
     if family is None:
         return  # a rule of the config
-    wrong = language_tensors.wrong_sizes(family, config)
-    if wrong:
-        for key in wrong:
-            message = f"expected the size of a {family} model, got {config.get(key)!r}"
-            yield finding("config-type", key, message, file=subject.config_path)
-        return
+    if wrong_sizes(family, config):
+        return  # a rule of the config
     wanted = language_tensors.expected_shapes(family, config)
     found = {
         name: tensor.shape

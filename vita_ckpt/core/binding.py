@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
@@ -93,7 +94,7 @@ def bind_language_model(config: Mapping[str, Any], shapes: Shapes) -> PartBindin
     model_type = str(config.get("model_type"))
     backbone = BACKBONES.get(model_type)
     family = backbone.language_model if backbone else PLAIN_LANGUAGE_MODELS.get(model_type)
-    if family is None or language_tensors.wrong_sizes(family, config):
+    if family is None or wrong_sizes(family, config):
         return None
     wanted = language_tensors.expected_shapes(family, config)
     known = (parts.LANGUAGE_MODEL, parts.OTHER, parts.LORA)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from vita_ckpt.errors import InputError, MalformedFileError, UsageError
+from vita_ckpt.model.tokenizer import TokenizerProcess
+from vita_ckpt.model.tokenizer_process import IMAGE
 from vita_ckpt.model.vita import IMAGE_TOKEN, VitaModel
 from vita_ckpt.storage.reading.paths import read_json
 from vita_ckpt.storage.stores.local import LOCAL
-
-# How an image is written in a prompt.
-IMAGE: Final = "<image>"
 
 _TOKENIZER_FILES: Final = (TOKENIZER_CONFIG, TOKENIZER)
 
@@ -37,7 +33,7 @@ class Question:
     input_ids: Tensor
     stop: frozenset[int]
     root: str
-    tokenizer: Any
+    tokenizer: TokenizerProcess
 
     def answer(self, model: VitaModel, pixel_values: Tensor | None, *, max_new_tokens: int) -> str:
         """The model's greedy answer, as text; ``pixel_values`` [1, 3, H, W] if there is an image.
@@ -60,19 +56,20 @@ class Question:
             max_new_tokens=max_new_tokens,
             stop=self.stop,
         )
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return self.tokenizer.decode(ids)
 
 
-def ask(checkpoint: Checkpoint, prompt: str, *, with_image: bool) -> Question:
-    """A prompt in the words of the checkpoint's tokenizer.
+def ask(
+    checkpoint: Checkpoint, prompt: str, *, with_image: bool, tokenizer: TokenizerProcess
+) -> Question:
+    """Return a prompt in the words of the checkpoint's tokenizer, which ``tokenizer`` builds.
 
     The image stands before the text, or where the prompt says ``<image>``. With a chat template
     the prompt is the one message of a user, else plain text after the tokenizer's first token.
 
     Raises UsageError for an empty prompt, one that is no text, or one with more images than there
-    are; InputError ``tokenizer-missing``, ``tokenizer-needs-code``, ``tokenizer-unreadable``,
-    ``path-outside-checkpoint`` or ``chat-template-failed``.
+    are; InputError ``tokenizer-missing``, ``path-outside-checkpoint``, and what
+    :class:`~vita_ckpt.model.tokenizer.TokenizerProcess` raises.
     """
     if not prompt.strip():
         raise UsageError("empty-prompt", "--prompt", expected="a text")
@@ -89,19 +86,14 @@ def ask(checkpoint: Checkpoint, prompt: str, *, with_image: bool) -> Question:
         )
     if with_image and IMAGE not in prompt:
         prompt = f"{IMAGE}\n{prompt}"
-    tokenizer = _tokenizer(checkpoint)
-    ids: list[int] = []
-    if getattr(tokenizer, "chat_template", None):
-        prompt = _chat(checkpoint, tokenizer, prompt)
-    elif tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
-        # Only what stands before a text: some tokenizers would also end it.
-        ids.append(tokenizer.bos_token_id)
-    for index, piece in enumerate(prompt.split(IMAGE)):
-        ids += [IMAGE_TOKEN] * (index > 0)
-        ids += tokenizer(piece, add_special_tokens=False).input_ids if piece else []
+    encoded = tokenizer.encode(checkpoint.root, _directory(checkpoint), prompt)
+    ids = encoded.pieces[0]
+    for piece in encoded.pieces[1:]:
+        ids = [*ids, IMAGE_TOKEN, *piece]
     if not ids:
         raise UsageError("empty-prompt", "--prompt", expected="a text", got="no token")
-    return Question(torch.tensor(ids), _stop_ids(checkpoint, tokenizer), checkpoint.root, tokenizer)
+    stop = _stop_ids(checkpoint, encoded.eos)
+    return Question(torch.tensor(ids), stop, checkpoint.root, tokenizer)
 
 
 @torch.inference_mode()
@@ -135,8 +127,8 @@ def greedy(
     return answer
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer; nothing is downloaded and none of its code is run."""
+def _directory(checkpoint: Checkpoint) -> str:
+    """Return the directory of the tokenizer's files."""
     found = [checkpoint.files[name].path for name in _TOKENIZER_FILES if name in checkpoint.files]
     if not found:
         raise InputError(
@@ -147,26 +139,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
             hint="copy the tokenizer's files into it, or leave out --prompt",
         )
     _check_paths(checkpoint)
-    # Given instead of the checkpoint's config.json, which may ask for code of its own and whose
-    # model_type no library knows.
-    config: Any = transformers.PretrainedConfig()
-    config.tokenizer_class = "PreTrainedTokenizerFast"
-    try:
-        with _quiet():
-            return AutoTokenizer.from_pretrained(
-                os.path.dirname(found[0]),
-                config=config,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-    except Exception as error:  # whatever a tokenizer's file makes the library raise
-        needs_code = "trust_remote_code" in str(error)
-        raise InputError(
-            "tokenizer-needs-code" if needs_code else "tokenizer-unreadable",
-            checkpoint.root,
-            expected="a tokenizer that the library knows",
-            got="one with code of its own, which is not run" if needs_code else _said(error),
-        ) from error
+    return os.path.dirname(found[0])
 
 
 def _check_paths(checkpoint: Checkpoint) -> None:
@@ -185,47 +158,11 @@ def _check_paths(checkpoint: Checkpoint) -> None:
             )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's advice on stderr: what matters here is raised."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
-
-
-def _chat(checkpoint: Checkpoint, tokenizer: Any, prompt: str) -> str:
-    """The prompt as the one message of a user, and the beginning of the answer to it."""
-    try:
-        text = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-        )
-        said = "" if text.count(IMAGE) == prompt.count(IMAGE) else f"{text.count(IMAGE)} of them"
-    except Exception as error:  # noqa: BLE001 - a template is a program
-        said = _said(error)
-    if said:
-        raise InputError(
-            "chat-template-failed",
-            checkpoint.root,
-            expected=f"a template that renders one message and keeps its {IMAGE}",
-            got=said,
-        )
-    return text
-
-
-def _stop_ids(checkpoint: Checkpoint, tokenizer: Any) -> frozenset[int]:
+def _stop_ids(checkpoint: Checkpoint, eos: int | None) -> frozenset[int]:
     """Every end that the tokenizer, the config or the generation config names."""
-    named = [tokenizer.eos_token_id, (checkpoint.config or {}).get("eos_token_id")]
+    named = [eos, (checkpoint.config or {}).get("eos_token_id")]
     if GENERATION_CONFIG in checkpoint.files:
         generation, _ = read_json(LOCAL, checkpoint.files[GENERATION_CONFIG].path)
         named.append(generation.get("eos_token_id"))
     ids = (i for value in named for i in (value if isinstance(value, list) else [value]))
     return frozenset(i for i in ids if type(i) is int)
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

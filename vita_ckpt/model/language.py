@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.core.anatomy.config_values import ROPE_KEYS, wrong_language_values
 from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
 from vita_ckpt.errors import InputError, UsageError
 
@@ -23,18 +24,10 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
     """Build the ``…ForCausalLM`` of a VITA config, in the default dtype, its weights not set.
 
     ``attn`` is the library's attention implementation (``"eager"``, ``"sdpa"`` …), by default
-    ``"sdpa"``. Raises InputError for a ``model_type`` that VITA does not have, UsageError for an
-    ``attn`` that the library does not have or that is not available here.
+    ``"sdpa"``. Raises InputError for a ``model_type`` that VITA does not have or a value that no
+    model can have, UsageError for an ``attn`` that the library does not have, or not here.
     """
-    backbone = BACKBONES.get(str(config.get("model_type")))
-    if backbone is None:
-        raise InputError(
-            "unknown-model-type",
-            config.get("model_type"),
-            expected=f"one of {', '.join(BACKBONES)}",
-            hint="the config.json is not one of a VITA checkpoint",
-        )
-    family = backbone.language_model
+    family = check_language_values(config)
     keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
     keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
     if keys.get("head_dim", 0) is None:
@@ -56,6 +49,31 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
         for layer in model.model.layers:
             setattr(layer, _moe_attribute(layer), SparseMoe(keys))
     return model
+
+
+def check_language_values(config: Mapping[str, Any]) -> str:
+    """Return the family of the language model of a VITA config.
+
+    Raises InputError ``unknown-model-type``, or ``unsupported-config`` for a value that no model
+    can be built with.
+    """
+    backbone = BACKBONES.get(str(config.get("model_type")))
+    if backbone is None:
+        raise InputError(
+            "unknown-model-type",
+            config.get("model_type"),
+            expected=f"one of {', '.join(BACKBONES)}",
+            hint="the config.json is not one of a VITA checkpoint",
+        )
+    for wrong in wrong_language_values(backbone.language_model, config):
+        raise InputError(
+            "unsupported-config",
+            wrong.key,
+            expected=wrong.expected,
+            got=wrong.got,
+            hint="vita-ckpt validate lists every such key",
+        )
+    return backbone.language_model
 
 
 def stored_name(name: str) -> str:
@@ -130,8 +148,15 @@ def _rope(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
     if isinstance(given, Mapping):  # a config written by transformers 5
         theta = given.get("rope_theta", theta)
         scaling = given if given.get("rope_type", "default") != "default" else None
+    scaling = _known(scaling)
     if int(transformers.__version__.split(".")[0]) < 5:
-        return {"rope_theta": theta} | ({"rope_scaling": dict(scaling)} if scaling else {})
-    parameters = {**(scaling or {}), "rope_theta": theta}
+        return {"rope_theta": theta} | ({"rope_scaling": scaling} if scaling else {})
+    parameters = {**scaling, "rope_theta": theta}
     parameters.setdefault("rope_type", parameters.pop("type", "default"))
     return {"rope_parameters": parameters}
+
+
+def _known(scaling: Any) -> dict[str, Any]:
+    """Leave out what no type of scaling has."""
+    names = {"type", "rope_type", *ROPE_KEYS}
+    return {name: value for name, value in (scaling or {}).items() if name in names}

@@ -30,6 +30,12 @@ def build_projector(projector_type: str, in_width: int, out_width: int) -> nn.Mo
     ``tokens-do-not-fit-projector`` where the tokens do not form a square grid, or their number is
     not a multiple of four.
     """
+    kind = check_type(projector_type)
+    return MODULES[kind.name](projector_type, in_width, out_width).eval()
+
+
+def check_type(projector_type: str) -> projectors.ProjectorType:
+    """Return the row of a projector type; raises InputError ``unknown-projector-type``."""
     kind = projectors.find_type(projector_type)
     if kind is None:
         raise InputError(
@@ -38,7 +44,7 @@ def build_projector(projector_type: str, in_width: int, out_width: int) -> nn.Mo
             expected=projectors.listed(),
             hint="mm_projector_type in config.json names it",
         )
-    return MODULES[kind.name](projector_type, in_width, out_width).eval()
+    return kind
 
 
 def _linear(_projector_type: str, wide: int, out: int) -> nn.Module:

@@ -18,12 +18,15 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding, worst_first
 from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.core.tensor_match import KeyMismatch
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.model.answer import ask
 from vita_ckpt.model.image import processor_of, read_image
-from vita_ckpt.model.load import StrPath, fit, load_model
+from vita_ckpt.model.load import StrPath, dtype_of, fit, load_model
+from vita_ckpt.model.tokenizer import TokenizerProcess
 from vita_ckpt.model.vita import VitaModel
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.tower import read_tower_config
 
 # The largest value of float16, into which upstream's loader casts everything.
 FLOAT16_MAX: Final = 65504.0
@@ -53,6 +56,7 @@ def verify_checkpoint(
     golden: Mapping[str, Any] | None = None,
     image: StrPath | None = None,
     prompt: str | None = None,
+    tokenizer: TokenizerProcess | None = None,
     max_new_tokens: int = 1,
     stores: Stores | None = None,
 ) -> Verification:
@@ -62,48 +66,51 @@ def verify_checkpoint(
     the weights are read once. ``against`` is a checkpoint whose text-only logits must be the same;
     ``golden`` the fingerprint of an earlier verification. ``image`` is a file that takes the place
     of the first synthetic image and is what ``prompt`` asks about: its answer has at most
-    ``max_new_tokens``. Errors of the input are raised as
-    :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives findings.
+    ``max_new_tokens``, and is encoded and decoded by ``tokenizer``. Errors of the input are raised
+    as :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives
+    findings.
     """
     vita_config(checkpoint)
     pixels = None
     if image is not None:
         pixels = processor_of(checkpoint, tower, stores=stores).pixels(read_image(image))[None]
-    question = None if prompt is None else ask(checkpoint, prompt, with_image=pixels is not None)
+    question = None
+    if prompt is not None and tokenizer is not None:
+        question = ask(checkpoint, prompt, with_image=pixels is not None, tokenizer=tokenizer)
     findings: list[Finding] = []
     watch = _Watch()
     started = time.perf_counter()
     options: dict[str, Any] = {"device": device, "dtype": dtype, "tower": tower, "attn": attn}
+    stores = Stores() if stores is None else stores
     options["stores"] = stores
-    model = load_model(checkpoint, max_memory=max_memory, observe=watch, strict=False, **options)
-    findings += _misfits(model, checkpoint)
+    findings += _misfits(fit(checkpoint, read_tower_config(checkpoint, stores, tower)))
+    is_broken = bool(findings)
     findings += check_audio(checkpoint)
-    broken = bool(findings)
+    if is_broken:
+        return _not_run(checkpoint, findings, dtype, time.perf_counter() - started)
+    model = load_model(checkpoint, max_memory=max_memory, observe=watch, **options)
     if needs_alignment(checkpoint):
         findings.append(_untrained())
     loaded = time.perf_counter()
-    rows: Mapping[str, Tensor] = {}
-    tokens = None
-    if not broken:
-        watch.follow(model)
-        batch = _Batch.of(model, pixels)
-        done = batch.run(model)
-        model.observe_rest()
-        watch.stop()
-        rows, tokens = done.rows, done.image_tokens
-        findings += _check_image_tokens(tokens, batch.expected_tokens)
-        findings += _check_rows(rows, model)
-        findings += watch.findings()
+    watch.follow(model)
+    batch = _Batch.of(model, pixels)
+    done = batch.run(model)
+    model.observe_rest()
+    watch.stop()
+    rows, tokens = done.rows, done.image_tokens
+    findings += _check_image_tokens(tokens, batch.expected_tokens)
+    findings += _check_rows(rows, model)
+    findings += watch.findings()
     passed = time.perf_counter()
     answer = None
-    if question is not None and rows and not any(f.rule == "logits-not-finite" for f in findings):
+    if question is not None and not any(f.rule == "logits-not-finite" for f in findings):
         answer = question.answer(model, pixels, max_new_tokens=max_new_tokens)
-    if rows and model.device.type == "cuda":
+    if model.device.type == "cuda":
         findings += _check_float16(checkpoint, batch, options, max_memory)
-    if rows and against is not None:
+    if against is not None:
         findings += _check_against(against, rows["text"], options, max_memory)
-    fingerprint = _fingerprint(rows) if rows else None
-    if golden is not None and fingerprint is not None:
+    fingerprint = _fingerprint(rows)
+    if golden is not None:
         findings += _check_golden(golden, rows)
     return Verification(
         path=checkpoint.root,
@@ -115,12 +122,38 @@ def verify_checkpoint(
         pass_seconds=passed - loaded,
         peak_memory=_peak(model),
         tokens_per_image=tokens,
-        skipped_audio_tensors=sum(
-            parts.part_of(name) in (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
-            for name in checkpoint.tensors
-        ),
+        skipped_audio_tensors=_audio_tensors(checkpoint),
         answer=answer,
         golden=fingerprint,
+    )
+
+
+def _not_run(
+    checkpoint: Checkpoint, findings: list[Finding], dtype: str | None, seconds: float
+) -> Verification:
+    """Return what is known of a checkpoint whose tensors are not those of its config."""
+    if needs_alignment(checkpoint):
+        findings.append(_untrained())
+    return Verification(
+        path=checkpoint.root,
+        device="meta",
+        dtype=_name(dtype_of(dtype, checkpoint)),
+        streamed=False,
+        findings=worst_first(findings),
+        load_seconds=seconds,
+        pass_seconds=0.0,
+        peak_memory=_peak_of_host(),
+        tokens_per_image=None,
+        skipped_audio_tensors=_audio_tensors(checkpoint),
+        answer=None,
+        golden=None,
+    )
+
+
+def _audio_tensors(checkpoint: Checkpoint) -> int:
+    return sum(
+        parts.part_of(name) in (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
+        for name in checkpoint.tensors
     )
 
 
@@ -322,8 +355,7 @@ def _check_rows(rows: Mapping[str, Tensor], model: VitaModel) -> list[Finding]:
     return findings
 
 
-def _misfits(model: VitaModel, checkpoint: Checkpoint) -> list[Finding]:
-    misfit = fit(model, checkpoint)
+def _misfits(misfit: KeyMismatch) -> list[Finding]:
     return [
         *(
             Finding("missing-tensor", "error", n, "the model has it, the checkpoint does not")
@@ -436,4 +468,8 @@ def _peak(model: VitaModel) -> int:
     gpus = [device for device in devices if device.type == "cuda"]
     if gpus:
         return sum(torch.cuda.max_memory_allocated(device) for device in gpus)
+    return _peak_of_host()
+
+
+def _peak_of_host() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

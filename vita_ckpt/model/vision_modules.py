@@ -63,7 +63,7 @@ class VisionModules(nn.Module):
         if tower_config is not None:
             self.vision_tower = tower_of(self.config, tower_config, attn)
             kind = str(self.config.get("mm_projector_type", projectors.DEFAULT_TYPE))
-            width = self.config.get("mm_hidden_size", self.vision_tower.hidden_size)
+            width = self.config.get("mm_hidden_size") or self.vision_tower.hidden_size
             hidden = self.language_model.config.hidden_size
             self.mm_projector = build_projector(kind, width, hidden)
 

@@ -19,7 +19,7 @@ from vita_ckpt.model.weights import Streaming, Weights, on_meta
 
 IMAGE_TOKEN: Final = -200
 AUDIO_TOKEN: Final = -500
-_STATES: Final = 3  # classes of vita-fo-Qwen2's state predictor
+STATES: Final = 3  # what the state predictor of vita-fo-Qwen2 tells apart
 
 # The number of lm_head's rows that are multiplied at once while streaming.
 _HEAD_ROWS: Final = 16384
@@ -54,7 +54,7 @@ class VitaModel(VisionModules):
         hidden: int = self.language_model.config.hidden_size
         self.build_vision_modules(tower_config, attn)
         if has_predictor:
-            self.predictor_head = nn.Linear(hidden, _STATES)
+            self.predictor_head = nn.Linear(hidden, STATES)
         self._streaming: Streaming | None = None
 
     @property
@@ -161,7 +161,7 @@ class VitaModel(VisionModules):
     def _pad(self, rows: Sequence[Tensor]) -> Tensor:
         limit = self.config.get("tokenizer_model_max_length")
         if type(limit) is int:
-            rows = [row[:limit] for row in rows]
+            rows = [row[: min(limit, len(row))] for row in rows]
         longest = max(len(row) for row in rows)
         left = self.config.get("tokenizer_padding_side") == "left"
         padded: list[Tensor] = []

@@ -13,8 +13,9 @@ from vita_ckpt.checks.explain.matching import (
     match_tensors,
 )
 from vita_ckpt.checks.explain.trace import PartSource, Tracer
-from vita_ckpt.core.anatomy import language_tensors, parts, towers
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.core.anatomy.config_values import wrong_sizes
 
 
 def hub_model(tracer: Tracer, lookup: Lookup) -> None:
@@ -24,7 +25,7 @@ def hub_model(tracer: Tracer, lookup: Lookup) -> None:
     tracer.step("fills", "the module that it is given, in that module's dtype, not strictly")
     backbone = BACKBONES.get(str(config.get("model_type")))
     found = read.tensors
-    if backbone is None or language_tensors.wrong_sizes(backbone.language_model, config):
+    if backbone is None or wrong_sizes(backbone.language_model, config):
         tracer.sources |= {name: file for name, (_, file) in found.items()}
         return
     tracer.model_class = backbone.architecture

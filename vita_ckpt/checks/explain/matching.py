@@ -11,6 +11,7 @@ from vita_ckpt.core import binding
 from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
+from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, TensorRef
 from vita_ckpt.core.file_listing import WeightFiles
@@ -67,7 +68,7 @@ def expected_language_model(
     tracer: Tracer, backbone: Backbone, config: Mapping[str, Any]
 ) -> dict[str, Shape]:
     """Return the shapes of the language model by its config."""
-    wrong = language_tensors.wrong_sizes(backbone.language_model, config)
+    wrong = wrong_sizes(backbone.language_model, config)
     if wrong:
         tracer.stop("config-type", f"{wrong[0]} is {config.get(wrong[0])!r}, no size")
     return language_tensors.expected_shapes(backbone.language_model, config)

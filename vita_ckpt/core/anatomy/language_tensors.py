@@ -56,31 +56,13 @@ DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-# Upper limits, to reject implausible configs: no language model has more layers or experts.
-_MOST_LAYERS: Final = 1024
-_MOST_EXPERTS: Final = 1 << 14
-_LARGEST: Final = 1 << 24
-
-
-def wrong_sizes(family: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the config keys whose values are not valid sizes of a language model."""
-    keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
-    wrong: list[str] = [key for key in _SIZES if key in keys and not _is_size(keys[key], key)]
-    head = keys.get("head_dim")
-    if head is not None and not _is_size(head, "head_dim"):
-        wrong.append("head_dim")
-    if not wrong and head is None and keys["hidden_size"] % keys["num_attention_heads"]:
-        wrong.append("num_attention_heads")
-    if not wrong and keys["num_hidden_layers"] * keys.get("num_local_experts", 1) > _MOST_EXPERTS:
-        wrong.append("num_local_experts")
-    return tuple(wrong)
-
 
 def expected_shapes(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the shapes of all tensors of a Qwen2, Mixtral or Mistral, by their names in 4.41.
 
-    ``lm_head.weight`` is included unless the config ties it to the embeddings. The config must have
-    no :func:`wrong_sizes`.
+    ``lm_head.weight`` is among them unless the config ties it to the embeddings. The config must
+    have none of the
+    :func:`~vita_ckpt.core.anatomy.config_values.wrong_sizes`.
     """
     keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
     width, inner, vocab = keys["hidden_size"], keys["intermediate_size"], keys["vocab_size"]
@@ -113,19 +95,3 @@ def expected_shapes(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
     if keys["tie_word_embeddings"] is not True:
         shapes["lm_head.weight"] = (vocab, width)
     return shapes
-
-
-_SIZES: Final = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_local_experts",
-)
-
-
-def _is_size(value: Any, key: str) -> bool:
-    most = _MOST_LAYERS if key in ("num_hidden_layers", "num_local_experts") else _LARGEST
-    return type(value) is int and 0 < value <= most

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.anatomy.config_values import wrong_tower_values
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.towers.base import VisionTower
 
@@ -19,6 +20,7 @@ def tower_of(
     For a tower in a lone weight file, ``tower_config`` holds the sizes derived from its tensors.
     Raises InputError ``invalid-s2-scales``, and the errors of :func:`build_tower`.
     """
+    check_tower_values(tower_config)
     family = towers.family_of_config(tower_config) or _LONE_FILE
     scales = None
     if config.get("use_s2") is True:
@@ -29,6 +31,17 @@ def tower_of(
                 "invalid-s2-scales", text, expected="sizes in pixels such as 384,768,1152"
             )
     return build_tower(family.name, tower_config, s2_scales=scales, attn=attn)
+
+
+def check_tower_values(config: Mapping[str, Any]) -> None:
+    """Raise InputError ``unsupported-tower-config`` for a value that no tower can have."""
+    for wrong in wrong_tower_values(config):
+        raise InputError(
+            "unsupported-tower-config",
+            wrong.key,
+            expected=f"{wrong.expected} in the tower's config",
+            got=wrong.got,
+        )
 
 
 def build_tower(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vita_ckpt.core.anatomy.towers.s2 import MOST_TILES
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.towers.base import VisionTower
 
@@ -56,8 +57,9 @@ class S2Tower(VisionTower):
 
     def _check_scales(self) -> None:
         for scale in self.scales:
-            side, rest = divmod(scale, self._boards(scale)) if scale > 0 else (0, 0)
-            if rest or not self.accepts(side, side):
+            tiles = self._boards(scale) if scale > 0 else 1
+            side, rest = divmod(scale, tiles)
+            if rest or tiles > MOST_TILES or not self.accepts(side, side):
                 raise InputError(
                     "s2-scales-do-not-fit-tower",
                     "s2_scales",

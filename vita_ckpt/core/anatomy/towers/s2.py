@@ -11,6 +11,9 @@ from vita_ckpt.core.anatomy.towers.tower import Tower
 # Upstream's default when the config asks for S2 without naming scales.
 DEFAULT_S2_SCALES: Final = "384,768,1152"
 
+# Along a side of the largest scale. Upstream's default has three.
+MOST_TILES: Final = 16
+
 
 def parse_s2_scales(text: str) -> tuple[int, ...] | None:
     """Return the scales in a list such as ``"384,768,1152"``, ascending; None if it is invalid."""
@@ -22,7 +25,7 @@ def parse_s2_scales(text: str) -> tuple[int, ...] | None:
 
 def fits_s2_scales(tower: Tower, scales: tuple[int, ...]) -> bool:
     """Return whether images of each scale (ascending) divide into tiles of the tower's size."""
-    if not tower.patch_size or not scales:
+    if not tower.patch_size or not scales or scales[-1] > MOST_TILES * scales[0]:
         return False
     for scale in scales:
         side, rest = divmod(scale, -(-scale // scales[0]))

@@ -16,6 +16,7 @@ _DEFAULTS: Final = {
     "image_size": 224,
     "patch_size": 14,
     "intermediate_size": 12800,
+    "num_attention_heads": 25,
 }
 
 

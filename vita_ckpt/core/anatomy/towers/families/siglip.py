@@ -21,6 +21,7 @@ _DEFAULTS: Final = {
     "image_size": 224,
     "patch_size": 16,
     "intermediate_size": 3072,
+    "num_attention_heads": 12,
 }
 
 
