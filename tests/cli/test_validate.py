@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import junitparser
 import pytest
 
 import vita_ckpt
 from fixtures.builder import TowerSpec, snapshot, write_checkpoint, write_tower
+from tests.cli.test_formats import VALIDATOR
 from tests.conftest import Cli, assert_one_error
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.cli.formats import FORMATS
 
 RUN = "from vita_ckpt.cli.main import main; main()"
 
@@ -78,6 +82,67 @@ def test_exit_codes(cli: Cli, base: Path, tmp_path: Path) -> None:
     both = cli("validate", tmp_path / "nowhere", base)
     assert both.code == 3
     assert "hidden-size-mismatch" in both.out
+
+
+def reported(out: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(out)
+    VALIDATOR.validate(value)
+    return value
+
+
+def test_a_checkpoint_does_not_silence_its_own_validation(
+    cli: Cli, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(base, mm_hidden_size=8)
+    for name, text in (("vita-ckpt.toml", ""), ("pyproject.toml", "[tool.vita-ckpt]\n")):
+        (base / name).write_text(f'{text}ignore = ["*"]\n')
+    monkeypatch.chdir(base)
+    for path in (".", "..", "model.safetensors", base):
+        result = cli("validate", path, "--format", "json")
+        found = reported(result.out)["policy"]
+        assert found["ignore"] == []
+        assert found["disregarded"] == ["vita-ckpt.toml", "pyproject.toml"]
+        assert "vita-ckpt.toml is not obeyed" in result.err
+    for name in FORMATS:
+        result = cli("validate", ".", "--format", name)
+        assert result.code == 1
+        assert "vita-ckpt.toml" in (result.err if name == "text" else result.out)
+
+
+def test_every_format_says_what_was_ignored(cli: Cli, base: Path) -> None:
+    edit(base, mm_hidden_size=8)
+    Path("vita-ckpt.toml").write_text('ignore = ["hidden-size-mismatch"]\n')
+    for name in FORMATS:
+        result = cli("validate", "base", "--format", name)
+        assert result.code == 0
+        said = result.err if name == "text" else result.out
+        assert "vita-ckpt.toml" in said
+        assert "hidden-size-mismatch" in said
+    policy = reported(cli("validate", "base", "--format", "json").out)["policy"]
+    assert policy["file"] == "vita-ckpt.toml"
+    assert policy["ignore"] == ["hidden-size-mismatch"]
+
+
+def test_every_path_is_in_every_format(cli: Cli, base: Path) -> None:
+    for paths in (("base", "nowhere"), ("nowhere",)):
+        for name in FORMATS:
+            result = cli("validate", *paths, "--format", name, "--ignore", "*")
+            assert result.code == 3
+            assert "nowhere" in (result.out + result.err if name == "text" else result.out)
+        outputs = [f"--output={name}={name}.txt" for name in FORMATS]
+        cli("validate", *paths, *outputs)
+        report = reported(Path("json.txt").read_text())
+        assert report["ok"] is False
+        assert report["reports"][-1]["read"] is False
+        assert [found["rule"] for found in report["reports"][-1]["findings"]] == ["not-found"]
+        suites = list(junitparser.JUnitXml.fromfile("junit.txt"))
+        assert (suites[-1].name, suites[-1].errors) == ("nowhere", 1)
+        (run,) = json.loads(Path("sarif.txt").read_text())["runs"]
+        assert run["results"][-1]["ruleId"] == "not-found"
+        (invocation,) = run["invocations"]
+        assert invocation["executionSuccessful"] is False
+        assert "nowhere" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+        assert "::error title=not-found::nowhere" in Path("github.txt").read_text()
 
 
 def test_wrong_calls(cli: Cli, base: Path) -> None:

@@ -15,7 +15,7 @@ from vita_ckpt.api.reports import write_report
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import FORMATS, renderer
 from vita_ckpt.cli.main import forget_stdout
-from vita_ckpt.core.report import Report
+from vita_ckpt.core.report import Report, Selection
 from vita_ckpt.errors import UsageError
 
 _Command = Callable[..., Any]
@@ -99,18 +99,21 @@ def check_outputs(outputs: Iterable[Output], checkpoints: Iterable[str]) -> None
 def deliver(
     reports: Sequence[Report],
     rules: Mapping[str, Rule],
-    report_format: str,
+    report_format: str | None,
     outputs: Iterable[Output],
     own: Mapping[str, Callable[[], str]] | None = None,
+    selection: Selection = Selection(),
 ) -> None:
-    """Write ``reports`` to every output, then to stdout. Raises OutputError if the disk refuses.
+    """Write ``reports`` to every output, then to stdout if a format is given.
+
+    Raises OutputError if the disk refuses.
 
     That nobody reads stdout to its end changes nothing in what a command found, and exits with.
     ``own`` are the formats in which a command has more to say than a report.
     """
 
     def rendered(name: str) -> str:
-        return own[name]() if own and name in own else renderer(name)(reports, rules)
+        return own[name]() if own and name in own else renderer(name)(reports, rules, selection)
 
     for output in outputs:
         write_report(
@@ -118,6 +121,8 @@ def deliver(
             rendered(output.format),
             append=output.path == os.environ.get(_JOB_SUMMARY),
         )
+    if report_format is None:
+        return
     try:
         click.echo(rendered(report_format), nl=False)
         sys.stdout.flush()

@@ -7,16 +7,20 @@ from typing import Final
 
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
-from vita_ckpt.core.report import Report, worst_first
+from vita_ckpt.core.report import Report, Selection, worst_first
 from vita_ckpt.errors import printable
 
 # A character reference is never markup, in a table cell neither.
 _REFERENCES: Final = str.maketrans({c: f"&#{ord(c)};" for c in "&<>\"'\\`*_~[]()!|$@:#"})
 
 
-def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+def render(
+    reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
+) -> str:
     """A heading and a table for each checkpoint; GitHub's dialect."""
     lines = [f"**{wording.summary(reports)}**", ""]
+    for sentence in selection.sentences():
+        lines += [_text(printable(sentence)), ""]
     for report in reports:
         lines += _checkpoint(report)
     return "\n".join(lines)
