@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -63,6 +64,9 @@ HOSTILE = (
     "a\nb\r\n::error::x",
     "::set-output name=a::b",
     "##[error]x",
+    "x ##vso[task.setvariable variable=a]b",
+    "::stop-commands::x",
+    "www.example.org http://example.org a@example.org @user #123 GH-1 o/r#1 o/r@" + "ab12" * 10,
     "%0A::warning::%25",
     "file.bin,line=1:2",
     "a | b | c",
@@ -100,6 +104,13 @@ FINDINGS = st.builds(
 HOSTILE_REPORTS = st.lists(
     st.builds(Report, path=NAMES, kind=NAMES, findings=st.lists(FINDINGS, max_size=4).map(tuple)),
     max_size=3,
+)
+
+
+# What a text node of GitHub's pages turns into a link, as its parser and its filters find it.
+AUTOLINKS = re.compile(
+    r"(?i)www\.|(https?|ftp)://|mailto:|xmpp:|[a-z0-9._+-]+@[a-z0-9]|@[a-z0-9]|#[0-9]|GH-[0-9]"
+    r"|\b[0-9]*[a-f][0-9a-f]{39}\b"
 )
 
 
@@ -461,7 +472,7 @@ def read_markdown(text: str) -> _Page:
 @given(HOSTILE_REPORTS)
 def test_markdown_shows_names_as_they_are(reports: list[Report]) -> None:
     page = read_markdown(rendered("markdown", reports))
-    plain = {"p", "strong", "h3", "code", "table", "thead", "tbody", "tr", "th", "td"}
+    plain = {"p", "strong", "h3", "code", "table", "thead", "tbody", "tr", "th", "td", "wbr"}
     assert page.tags <= plain
     assert len(page.headings) == len(reports)
     rows = [row for row in page.rows if row]
@@ -494,3 +505,37 @@ def test_the_same_reports_give_the_same_bytes_in_another_process() -> None:
         env={**os.environ, "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"},
     )
     assert done.stdout.decode() == "".join(rendered(name, REPORTS) for name in FORMATS)
+
+
+@given(HOSTILE_REPORTS)
+def test_markdown_makes_no_link_of_a_name(reports: list[Report]) -> None:
+    for text in html.unescape(rendered("markdown", reports)).split("<wbr>"):
+        assert not AUTOLINKS.search(text.replace("mailto:", "").replace("xmpp:", ""))
+
+
+@given(HOSTILE_REPORTS)
+def test_no_format_starts_a_command_of_azure_or_github(reports: list[Report]) -> None:
+    for name in FORMATS:
+        text = rendered(name, reports)
+        assert "##[" not in text
+        assert "##vso[" not in text.lower()
+
+
+def test_credentials_are_in_no_report() -> None:
+    report = Report(
+        "https://me:secret@host/hf_abcdefghijklmnopqrstuv",
+        "https://host/x?X-Amz-Signature=secret",
+        (
+            finding(
+                "missing-shard",
+                "ssh://:secret@host/a",
+                "GET /a?b=c&token=secret",
+                hint="https://secret@host hf_abcdefghijklmnopqrstuvsecret",
+                file="https://me:secret@host/a?secret",
+            ),
+        ),
+    )
+    for name in FORMATS:
+        text = rendered(name, [report])
+        assert "secret" not in text
+        assert "hf_abc" not in text

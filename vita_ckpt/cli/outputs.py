@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,8 +12,8 @@ import click
 from vita_ckpt.api.locate import local
 from vita_ckpt.api.reports import write_report
 from vita_ckpt.checks.rules import Rule
+from vita_ckpt.cli import console
 from vita_ckpt.cli.formats import FORMATS, renderer
-from vita_ckpt.cli.main import forget_stdout
 from vita_ckpt.core.report import Report, Selection
 from vita_ckpt.errors import UsageError
 
@@ -123,11 +122,12 @@ def deliver(
         )
     if report_format is None:
         return
+    text = rendered(report_format)
     try:
-        click.echo(rendered(report_format), nl=False)
-        sys.stdout.flush()
+        # The commands of github are its own: in them every name is escaped.
+        console.write(text if report_format == "github" else console.harmless(text))
     except BrokenPipeError:
-        forget_stdout()
+        console.forget_stdout()
 
 
 def _output(value: str) -> Output:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from vita_ckpt.cli import console
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.errors import printable
@@ -56,7 +57,7 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = ""
 
 def echo_json(value: Any) -> None:
     """JSON to stdout, in ASCII: whatever a name contains is escaped."""
-    click.echo(json_text(value))
+    console.say(json_text(value))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 
 from vita_ckpt.api.inspect import as_checkpoint, inspect, list_tensors, module_tree
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
@@ -58,11 +58,11 @@ def command(
     if as_json:
         render.echo_json({**inspection.to_dict(), "tensor_list": tensors, "modules": modules})
     elif tensors is None and modules is None:
-        click.echo("\n".join(_screen(inspection)))
+        console.say("\n".join(_screen(inspection)))
     else:
         tables = [_tensor_table(tensors)] if tensors is not None else []
         tables += [_module_table(modules)] if modules is not None else []
-        click.echo("\n\n".join(tables))
+        console.say("\n\n".join(tables))
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:

@@ -6,7 +6,7 @@ import click
 
 from vita_ckpt.api.push import push
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import deliver
 from vita_ckpt.cli.paths import LOCAL
@@ -51,11 +51,11 @@ def command(
     )
     if done.url is None:
         deliver((done.report,), RULES, "text", ())
-        click.echo("error: not-sound: nothing was uploaded (--force uploads it)", err=True)
+        console.warn("error: not-sound: nothing was uploaded (--force uploads it)")
         return 1
     for name, reason in sorted(done.left_out.items()):
         settings.note(f"not uploaded: {name}: {reason}")
     for name in done.removed:
         settings.note(f"removed from the repository: {name}")
-    click.echo(f"pushed {render.counted(len(done.files), 'file')}: {done.url}")
+    console.say_done(f"pushed {render.counted(len(done.files), 'file')}: {done.url}")
     return 0

@@ -14,6 +14,7 @@ from vita_ckpt.api.validate_many import validate_all
 from vita_ckpt.checks.files import finding_of_error
 from vita_ckpt.checks.kinds import UNKNOWN
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.cli import console
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
@@ -95,7 +96,7 @@ def command(
             why = replace(finding_of_error(result, ""), severity="error")
             reports.append(Report(path, UNKNOWN, (why,), read=False))
     for error in unread:
-        click.echo(f"error: {printable(error)}", err=True)
+        console.warn(f"error: {printable(error)}")
     # For a person the lines above say it all, if there is nothing else to say.
     silent = len(unread) == len(reports) and report_format == "text"
     deliver(reports, RULES, None if silent else report_format, outputs, selection=policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -12,6 +13,11 @@ from vita_ckpt.errors import printable
 
 # A character reference is never markup, in a table cell neither.
 _REFERENCES: Final = str.maketrans({c: f"&#{ord(c)};" for c in "&<>\"'\\`*_~[]()!|$@:#"})
+# What GitHub makes a link of, even where it is spelt by references, and in <code> too: addresses,
+# mentions, issues and commits. An element in between is no part of one, and shows nothing.
+_LINKS: Final = re.compile(
+    r"(?i)[@#]|:(?=/)|\bwww(?=\.)|\bGH(?=-[0-9])|\b(?=[0-9]*[a-f])[0-9a-f]{4}(?=[0-9a-f]{3,36}\b)"
+)
 
 
 def render(
@@ -47,7 +53,7 @@ def _checkpoint(report: Report) -> Iterator[str]:
 
 
 def _text(line: str) -> str:
-    return line.translate(_REFERENCES)
+    return _LINKS.sub("\\g<0>\n", line).translate(_REFERENCES).replace("\n", "<wbr>")
 
 
 def _code(line: str) -> str:

@@ -15,7 +15,7 @@ from vita_ckpt.cli.render import path
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.report import Finding, Report, Selection, worst_first
 from vita_ckpt.core.strict_json import json_text
-from vita_ckpt.errors import printable
+from vita_ckpt.errors import printable, redacted
 
 _SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -97,7 +97,7 @@ def _result(report: Report, finding: Finding, order: Mapping[str, int]) -> dict[
 
 def _uri(name: str) -> str:
     """A relative reference if ``name`` lies below the working directory, else a whole URI."""
-    shown = path(name or os.curdir)
+    shown = redacted(path(name or os.curdir))
     if is_remote(shown):
         return quote(_unicode(shown), safe="/:@")
     encoded = quote(_unicode(shown))
