@@ -185,6 +185,33 @@ def test_globs_and_directories(cli: Cli, base: Path, tmp_path: Path) -> None:
     assert_one_error(cli("validate", "nothing*"), 3, "not-found")
 
 
+def test_a_stray_adapter_hides_no_checkpoint(cli: Cli, base: Path, tmp_path: Path) -> None:
+    broken = write_checkpoint(tmp_path / "many" / "broken")
+    edit(broken, mm_hidden_size=8)
+    for stray in ("mm_projector.bin", "adapter_model.safetensors", "audio_adpter.bin"):
+        (tmp_path / "many" / stray).write_bytes((broken / "model.safetensors").read_bytes())
+        for config in ((), ("adapter_config.json",), ("adapter_config.json", "config.json")):
+            for name in config:
+                (tmp_path / "many" / name).write_text("{}")
+            result = cli("validate", "many", "--format", "json")
+            assert result.code in (1, 3)
+            reports = reported(result.out)["reports"]
+            paths = [one["path"] for one in reports]
+            assert paths == ["many", "many/broken"]
+            assert not reports[1]["ok"]
+            for name in config:
+                (tmp_path / "many" / name).unlink()
+        (tmp_path / "many" / stray).unlink()
+    # A stray adapter_config.json alone makes no adapter.
+    (tmp_path / "many" / "adapter_config.json").write_text("{}")
+    result = cli("validate", "many", "--format", "json")
+    assert not reported(result.out)["ok"]
+    # Steps of a run, and what a checkpoint carries, are parts of it.
+    for name in ("checkpoint-100", "tower"):
+        shutil.copytree(broken, base / name)
+    assert len(reported(cli("validate", "base", "--format", "json").out)["reports"]) == 1
+
+
 def test_hostile_names_are_escaped(cli: Cli, base: Path) -> None:
     edit(base, model_type="\x1b[31mred\n::error::x")
     result = cli("validate", base)
