@@ -155,9 +155,12 @@ def holds_checkpoints(path: str) -> list[str]:
     """
     if not os.path.isdir(path):
         return []
+    why_not = _why_not(path)
+    if why_not == "unreadable-directory":
+        return []  # said by whoever opens it
     names = LOCAL.listing(path)
     with_config = CONFIG in names
-    lies_loose = _why_not(path) in _NO_CHECKPOINT
+    lies_loose = why_not in _NO_CHECKPOINT
     # What has weights of a model of its own holds only what is part of it, such as its tower.
     if index_of(names) is not None or any(single in names for single, _ in SINGLE_FILES):
         return []

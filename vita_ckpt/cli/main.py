@@ -83,6 +83,8 @@ class _LazyGroup(click.Group):
         except BrokenPipeError:  # click would call it 1, which says that something was found
             console.forget_stdout()
             return 0
+        except KeyboardInterrupt as interrupt:  # click would print an empty line first
+            raise click.exceptions.Abort from interrupt
 
 
 def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
@@ -119,6 +121,7 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
 
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
+    _heed_interrupts()  # the command is imported, and is about to begin
     ctx.obj = Settings(quiet, debug)
     # Read by huggingface_hub once something on the hub is asked for: errors are said here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -145,9 +148,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
     console.prepare()
-    # A request to end is an interrupt: what was staged is removed on the way out.
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(_run(arguments))
 
 
@@ -220,6 +220,14 @@ def _print_error(line: str) -> None:
 def _print_traceback() -> None:
     for line in traceback.format_exc().splitlines():
         console.warn(escaped(line))
+
+
+def _heed_interrupts() -> None:
+    """Raise KeyboardInterrupt at a request to end: what was staged is removed on the way out."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
