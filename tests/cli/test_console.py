@@ -111,3 +111,24 @@ def test_a_full_stdout_changes_nothing_in_work_that_is_done(base: Path) -> None:
         code, lines = run(*arguments)
         assert code == 3
         assert lines == ["error: system: no space left on device"]
+
+
+def test_json_is_json_whatever_the_checkpoint_says(cli: Cli, base: Path) -> None:
+    def strict(text: str) -> None:
+        json.loads(text, parse_constant=pytest.fail)
+
+    (base / "vita_ckpt.json").write_text(
+        '{"needs_alignment": false, '
+        '"operations": [{"time": NaN, "arguments": {"a": [-Infinity, 1e999]}}]}'
+    )
+    strict(cli("history", base, "--json").out)
+    work = ["set", base, "mm_hidden_size=7", "--json"]
+    strict(cli(*work, "--dry-run").out)
+    strict(cli(*work, "--out", "out", "--plan-out", "plan.json").out)
+    strict(Path("plan.json").read_text())
+    strict(Path("out/vita_ckpt.json").read_text())
+    strict(cli("history", "out", "--json").out)
+    strict(cli("set", base, "mm_hidden_size=9", "--in-place", "--json").out)
+    strict((base / "vita_ckpt.json").read_text())
+    for command in ("inspect", "explain"):
+        strict(cli(command, base, "--json").out)

@@ -10,6 +10,7 @@ from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import deliver
 from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.errors import escaped
 
 
 @click.command("push")
@@ -57,5 +58,6 @@ def command(
         settings.note(f"not uploaded: {name}: {reason}")
     for name in done.removed:
         settings.note(f"removed from the repository: {name}")
-    console.say_done(f"pushed {render.counted(len(done.files), 'file')}: {done.url}")
+    files = render.counted(len(done.files), "file")
+    console.say_done(escaped(f"pushed {files}: {done.url}"))
     return 0
