@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vita_ckpt.errors import AdapterError
+from vita_ckpt.errors import AdapterError, printable, redacted
 
 
 def test_with_subject_copies() -> None:
@@ -16,3 +16,31 @@ def test_replaced_keeps_what_is_not_given() -> None:
     error = AdapterError("empty-tensor", "a", expected="b", got="c", hint="d")
     assert str(error.replaced(hint="e")) == "empty-tensor: a: expected b, got c (e)"
     assert str(error.replaced(expected="e")) == "empty-tensor: a: expected e, got c (d)"
+
+
+def test_credentials_are_left_out() -> None:
+    for said, shown in (
+        ("https://user:pass@host/a b", "https://…@host/a b"),
+        ("https:/user:pass@host/a", "https:/…@host/a"),
+        ("https://host/a?X-Amz-Signature=b&c=d e", "https://host/a?… e"),
+        ("url: /a?b=c&X-Amz-Signature=d (timed out)", "url: /a?b=c&X-Amz-Signature=… (timed out)"),
+        ("runs/hf_AbCdEfGhIjKlMnOpQrSt/x", "runs/hf_…/x"),
+        ("Authorization: Bearer abcdefgh12345", "Authorization: Bearer …"),
+        ("hf://org/name@main/below", "hf://org/name@main/below"),
+        ("model.layers.0.self_attn?", "model.layers.0.self_attn?"),
+        ("self_hf_attention_layers", "self_hf_attention_layers"),
+    ):
+        error = AdapterError("empty-tensor", said, expected=said, got=said, hint=said)
+        want = f"empty-tensor: {shown}: expected {shown}, got {shown} ({shown})"
+        assert str(error) == want
+
+
+def test_long_texts_are_redacted_quickly() -> None:
+    for part in ("a://", "a.a", "a:/", "?a&", "hf_", "x:/@"):
+        redacted(part * 200_000)
+
+
+def test_no_log_command() -> None:
+    for text in ("##[error]x", "a ###[b", "##VSO[task]"):
+        assert "##[" not in printable(text)
+        assert "##VSO[" not in printable(text)

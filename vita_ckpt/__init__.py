@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # as that of typing, whose import would take longer than all of this
 
 if TYPE_CHECKING:  # for type checkers: the same names as in the table below, which a test compares
     from vita_ckpt.api.apply import (
@@ -338,11 +337,17 @@ _HOME_OF = {
 }
 
 
+if TYPE_CHECKING:
+    from typing import Any
+
+
 def __getattr__(name: str) -> Any:
     if name == "__all__":  # not a constant: which names there are depends on what is installed
         return _public_names()
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - slow, and not for the command line
+
     return getattr(import_module(_HOME_OF[name]), name)
 
 

@@ -1,6 +1,6 @@
 """Run the command line as ``python -m vita_ckpt``."""
 
-from vita_ckpt.cli.main import main
+from vita_ckpt.entry import main
 
 if __name__ == "__main__":
     main()

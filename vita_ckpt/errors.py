@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, TypeVar
 
 _E = TypeVar("_E", bound="VitaCkptError")
@@ -23,13 +24,44 @@ _UNPRINTABLE = {
 _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _UNPRINTABLE}
 
 
+# What nobody else may read: user and password of a URL, its query, and tokens.
+_USER_OF_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3})[^\s/?#'\"<>]*@(?=[^\s/])")
+_QUERY_OF_URL = re.compile(
+    r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3}[^\s?'\"<>]{0,2000})\?[^\s'\"<>)]+"
+)
+_SECRET_OF_QUERY = re.compile(
+    r"(?i)([?&](?:x-(?:amz|goog|ms)-[a-z-]+|sig|signature|[a-z_-]*(?:token|key|secret)|pass(?:word)?"
+    r"|policy|key-pair-id)=)[^\s&'\"<>)]+"
+)
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(hf_|api_org_|gh[pousr]_|glpat-)[A-Za-z0-9]{16,}"
+    r"|(?<![A-Za-z0-9])(?P<long>github_pat_)[A-Za-z0-9_]{16,}"
+    r"|(?i:(?<=\bbearer )[A-Za-z0-9._~+/=-]{8,})"
+)
+# GitHub and Azure obey ``##[command]`` and ``##vso[command]`` anywhere in a line.
+_LOG_COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """Return ``text`` without credentials: of URLs, of their queries, and tokens."""
+    if "://" in text or ":/" in text:
+        text = _USER_OF_URL.sub(r"\1…@", text)
+        text = _QUERY_OF_URL.sub(r"\1?…", text)
+    if "=" in text:
+        text = _SECRET_OF_QUERY.sub(r"\1…", text)
+    return _TOKEN.sub(lambda match: f"{match[1] or match['long'] or ''}…", text)
+
+
 def escaped(text: str) -> str:
-    """Return ``text`` as one line, safe on a terminal: control characters escaped."""
-    return text.translate(_ESCAPES)
+    """Return ``text`` as one line to be printed.
+
+    Control characters and the beginnings of log commands are escaped, credentials left out.
+    """
+    return _LOG_COMMAND.sub(r"#\\x23", redacted(text).translate(_ESCAPES))
 
 
 def printable(text: object) -> str:
-    """Return ``text`` as one line, safe on a terminal: control characters escaped, bounded."""
+    """Return ``text`` as one line to be printed, as :func:`escaped`, and bounded."""
     line = escaped(str(text))
     if len(line) > _LONGEST:
         line = f"{line[:_KEPT]}…{line[-_KEPT:]}"

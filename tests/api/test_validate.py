@@ -386,7 +386,10 @@ CONFIG: list[tuple[str, Change]] = [
     ("invalid-json", write("config.json", "{")),
     ("unknown-model-type", config(model_type="llava")),
     ("architecture-mismatch", config(architectures=["LlavaForCausalLM"])),
+    ("architecture-mismatch", config(architectures=["VITAMixtralForCausalLM"])),
+    ("architecture-missing", config(architectures=None)),
     ("unknown-projector-type", config(mm_projector_type="mlp")),
+    ("unknown-projector-type", config(mm_projector_type=None)),
     ("unknown-projector-type", config(mm_projector_type="spp")),
     ("config-type", config(use_s2="false")),
     ("config-type", config(mm_hidden_size="32")),
@@ -556,6 +559,18 @@ class TestAdapters:
         assert "system" in validate(tmp_path).findings[0].message
 
 
+def test_a_lone_shard_proves_nothing(tmp_path: Path) -> None:
+    root = write_checkpoint(tmp_path / "c", shards=2)
+    for shard in root.glob("model-*.safetensors"):
+        report = validate(shard)
+        (found,) = [one for one in report.findings if one.severity == "error"]
+        assert found.rule == "lone-shard"
+        assert str(root) in found.hint
+    only = tmp_path / "model-00001-of-00001.safetensors"
+    only.write_bytes((root / "model-00001-of-00002.safetensors").read_bytes())
+    assert "lone-shard" not in rules(only)
+
+
 class TestLora:
     def run_at(self, root: Path, base: Path | None = None, **adapter: Any) -> Path:
         root.mkdir(exist_ok=True)
@@ -610,6 +625,15 @@ class TestLora:
         assert "lora-target-absent" in rules(run)
         save_file({**good, name: torch.ones(8, 4)}, file)
         assert "lora-target-absent" in rules(run)
+
+    def test_dora(self, tmp_path: Path, base: Path) -> None:
+        run = self.run_at(tmp_path / "run", base, use_dora=True)
+        assert rules(run) == ["dora-magnitude-missing"]
+        file = run / "adapter_model.safetensors"
+        good = load_file(file)
+        module = next(iter(good)).partition(".lora_")[0]
+        save_file({**good, f"{module}.lora_magnitude_vector": torch.ones(16)}, file)
+        assert rules(run) == []
 
     def test_ranks_of_single_modules(self, tmp_path: Path, base: Path) -> None:
         run = self.run_at(tmp_path / "run", base, r=8, rank_pattern={"q_proj": 4})

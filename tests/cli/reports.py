@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
+import jsonschema
 from hypothesis import strategies as st
 
 from vita_ckpt.checks.rules import RULES, Rule, finding
 from vita_ckpt.cli.formats import renderer
 from vita_ckpt.core.report import Finding, Report
 from vita_ckpt.errors import printable
+
+SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "report-v1.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 BROKEN = Report(
     "ckpts/vita",
@@ -43,6 +49,9 @@ HOSTILE = (
     "a\nb\r\n::error::x",
     "::set-output name=a::b",
     "##[error]x",
+    "x ##vso[task.setvariable variable=a]b",
+    "::stop-commands::x",
+    "www.example.org http://example.org a@example.org @user #123 GH-1 o/r#1 o/r@" + "ab12" * 10,
     "%0A::warning::%25",
     "file.bin,line=1:2",
     "a | b | c",

@@ -129,6 +129,42 @@ def test_no_report_goes_into_a_checkpoint(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "c.json").exists()
 
 
+def test_no_report_goes_where_a_planted_link_leads(run: Run, tmp_path: Path) -> None:
+    shared, home = tmp_path / "shared", tmp_path / "home"
+    for folder in (shared, home):
+        folder.mkdir()
+    shared.chmod(0o1777)
+    victim = home / "victim"
+    victim.write_text("mine")
+    for target in (victim, home / "absent"):
+        (shared / "report").symlink_to(target)
+        (home / "second").symlink_to(shared / "report")
+        for path in (shared / "report", home / "second"):
+            assert_refused(run, "output-is-a-link", f"--output=json={path}")
+            with pytest.raises(UsageError):
+                deliver(REPORTS, RULES, "text", [Output("json", str(path))])
+        (shared / "report").unlink()
+        (home / "second").unlink()
+    (home / "loop").symlink_to(home / "loop")
+    assert_refused(run, "output-is-a-link", f"--output=json={home / 'loop'}")
+    assert victim.read_text() == "mine"
+    # A link that only we can have made is followed.
+    (home / "link").symlink_to("victim")
+    (shared / "ours").symlink_to(home)
+    run(f"--output=json={home / 'link'}", f"--output=junit={shared / 'ours' / 'new'}")
+    assert victim.read_text() == rendered("json", REPORTS)
+    assert (home / "new").read_text() == rendered("junit", REPORTS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link away")
+def test_a_folder_behind_a_strangers_link_is_refused(run: Run, tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "theirs").symlink_to(tmp_path / "home")
+    os.lchown(tmp_path / "theirs", 65534, 65534)
+    assert_refused(run, "output-is-a-link", f"--output=json={tmp_path / 'theirs' / 'r'}")
+
+
 def test_a_disk_that_refuses_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     gone = Output("json", str(tmp_path / "gone" / "report.json"))
     with pytest.raises(OutputError, match="write-failed") as error:

@@ -50,13 +50,34 @@ def test_the_files(tmp_path: Path) -> None:
     project.write_text("[tool.other]\nx = 1\n")
     assert read_policy((), (), None, where) == Policy()
     project.write_text('[tool.vita-ckpt]\nstrict = true\nignore = ["tower-path-*"]\n')
-    assert read_policy((), (), None, where) == Policy((), ("tower-path-*",), True)
+    assert read_policy((), (), None, where) == Policy((), ("tower-path-*",), True, str(project))
     assert read_policy((), ("value-nan, value-inf",), False, where) == Policy(
-        (), ("value-nan", "value-inf"), False
+        (), ("value-nan", "value-inf"), False, str(project)
     )
-    (tmp_path / "vita-ckpt.toml").write_text('select = ["missing-tensor"]\n')
-    assert read_policy((), (), None, where) == Policy(("missing-tensor",))
-    assert read_policy(("value-*",), (), True, where) == Policy(("value-*",), (), True)
+    own = tmp_path / "vita-ckpt.toml"
+    own.write_text('select = ["missing-tensor"]\n')
+    assert read_policy((), (), None, where) == Policy(("missing-tensor",), file=str(own))
+    assert read_policy(("value-*",), (), True, where) == Policy(("value-*",), (), True, str(own))
+
+
+def test_what_is_validated_decides_nothing(tmp_path: Path) -> None:
+    inside = tmp_path / "c" / "below"
+    inside.mkdir(parents=True)
+    (tmp_path / "c" / "model.safetensors").touch()
+    own = tmp_path / "c" / "vita-ckpt.toml"
+    own.write_text('ignore = ["*"]\n')
+    (inside / "pyproject.toml").write_text('[tool.vita-ckpt]\nignore = ["*"]\n')
+    (tmp_path / "vita-ckpt.toml").symlink_to(own)
+    (tmp_path / "also").symlink_to(tmp_path / "c")
+    for root in (tmp_path / "c", tmp_path / "also", tmp_path / "c" / "model.safetensors"):
+        for where in (tmp_path / "c", tmp_path / "also", tmp_path):
+            policy = read_policy((), (), None, str(where), validated=["hf://o/n", str(root)])
+            assert policy == Policy(disregarded=(str(where / "vita-ckpt.toml"),))
+            assert "not obeyed" in policy.sentences()[0]
+    policy = read_policy((), (), None, str(inside), validated=[str(tmp_path / "c")])
+    assert policy == Policy(disregarded=(str(inside / "pyproject.toml"),))
+    beside = read_policy((), (), None, str(tmp_path / "c"), validated=[str(inside)])
+    assert beside == Policy((), ("*",), file=str(own))
 
 
 @pytest.mark.parametrize(

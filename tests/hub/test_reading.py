@@ -20,7 +20,7 @@ from tests.conftest import GOLDEN, Cli, Result, assert_one_error
 from tests.hub.conftest import Machine, headers_of
 from vita_ckpt.core.address import Address
 from vita_ckpt.core.checkpoint import RemoteFile
-from vita_ckpt.errors import HubError
+from vita_ckpt.errors import HubError, redacted
 from vita_ckpt.storage.hub.repository import Repository
 from vita_ckpt.storage.hub.session import Session
 from vita_ckpt.storage.hub.store import HubStore
@@ -597,7 +597,7 @@ def test_what_is_almost_an_address_is_looked_for_here_alone(machine: Machine) ->
         "org/vita/": "hf://org/vita",
     }.items():
         done = machine.run("inspect", text)
-        assert_one_error(done, 3, f"not-found: {text}: ", f"{address} looks on the hub")
+        assert_one_error(done, 3, f"not-found: {redacted(text)}: ", f"{address} looks on the hub")
         assert machine.hub.seen == []
     assert_one_error(machine.run("inspect", "org/vita/sub"), 3, "not-found", "(check the path)")
     assert machine.hub.seen == []

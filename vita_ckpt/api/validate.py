@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
 from vita_ckpt.api.locate import StrPath, locate
@@ -31,7 +31,14 @@ from vita_ckpt.checks.values import Values, check_tensor, values_of
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
-from vita_ckpt.core.filenames import CONFIG, foreign_kind, index_of
+from vita_ckpt.core.filenames import (
+    CONFIG,
+    SINGLE_FILES,
+    STEP,
+    STEPS,
+    foreign_kind,
+    index_of,
+)
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
@@ -143,18 +150,40 @@ def check_values(
 
 
 def holds_checkpoints(path: str) -> list[str]:
-    """List the checkpoints, adapters and towers in a directory that is none itself."""
-    if not os.path.isdir(path) or os.path.lexists(os.path.join(path, CONFIG)):
+    """List what is to be validated in a directory of checkpoints, adapters and towers.
+
+    Empty for a directory that is one itself, with nothing but its own steps below. An adapter that
+    lies beside checkpoints hides none of them: it is listed with them.
+    """
+    if not os.path.isdir(path):
         return []
-    # Loose weight files without an index and a config make no checkpoint either.
-    if _why_not(path) not in ("not-a-checkpoint", "missing-index"):
+    why_not = _why_not(path)
+    if why_not == "unreadable-directory":
+        return []  # said by whoever opens it
+    names = LOCAL.listing(path)
+    with_config = CONFIG in names
+    lies_loose = why_not in _NO_CHECKPOINT
+    # What has weights of a model of its own holds only what is part of it, such as its tower.
+    if index_of(names) is not None or any(single in names for single, _ in SINGLE_FILES):
         return []
-    below = (os.path.join(path, name) for name in LOCAL.listing(path) if not name.startswith("."))
-    return [
-        entry
-        for entry in below
-        if os.path.isdir(entry) and _why_not(entry) not in ("not-a-checkpoint", "missing-index")
+    if lies_loose and with_config:
+        return []
+    below = [
+        os.path.join(path, name)
+        for name in names
+        # The steps of a run are its own: of a run that says so by its config.
+        if not name.startswith(".")
+        and (lies_loose or name != STEPS)
+        and not (with_config and STEP.fullmatch(name))
     ]
+    found = [
+        entry for entry in below if os.path.isdir(entry) and _why_not(entry) not in _NO_CHECKPOINT
+    ]
+    return [path, *found] if found and not lies_loose else found
+
+
+# Loose weight files without an index and a config make no checkpoint either.
+_NO_CHECKPOINT: Final = ("not-a-checkpoint", "missing-index")
 
 
 def _why_not(path: str) -> str | None:

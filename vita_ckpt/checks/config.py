@@ -44,16 +44,12 @@ def check_config(subject: Subject) -> Iterator[Finding]:
         yield from _provenance(subject)
     elif subject.kind == kinds.TOWER:
         yield from _tower(subject)
-    elif subject.kind == kinds.PROJECTOR and subject.config.get("mm_projector_type"):
+    elif subject.kind == kinds.PROJECTOR and "mm_projector_type" in subject.config:
         yield from _projector_type(subject)
 
 
 def _missing(subject: Subject) -> Iterator[Finding]:
-    known = subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER)
-    tower = subject.inspection.tower
-    is_eva = subject.kind == kinds.TOWER and tower is not None and tower.traits.lone_file
-    directory = subject.checkpoint.layout != "file"
-    if known and directory and not is_eva:
+    if CONFIG in subject.inspection.missing:
         yield finding(
             "config-missing",
             CONFIG,
@@ -129,7 +125,7 @@ def _model_type(subject: Subject) -> Iterator[Finding]:
     if backbone is not None and architectures != [backbone.architecture]:
         yield _of(
             subject,
-            "architecture-mismatch",
+            "architecture-mismatch" if architectures else "architecture-missing",
             "architectures",
             f"expected ['{backbone.architecture}'], got {architectures!r}",
         )
@@ -233,12 +229,13 @@ def _path(subject: Subject, key: str, path: str, reachable: Any) -> Iterator[Fin
 
 def _projector_type(subject: Subject) -> Iterator[Finding]:
     kind = subject.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
-    if isinstance(kind, str) and not projectors.is_known(kind):
+    # Only a key that is absent means the default: upstream raises for null.
+    if kind is None or (isinstance(kind, str) and not projectors.is_known(kind)):
         yield _of(
             subject,
             "unknown-projector-type",
             "mm_projector_type",
-            f"expected {projectors.listed()}, got {kind!r}",
+            f"expected {projectors.listed()}, got {'null' if kind is None else repr(kind)}",
         )
 
 

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Final, TypedDict
 
-from vita_ckpt.checks.kinds import TOWER, VITA, kind_of
+from vita_ckpt.checks.kinds import LANGUAGE_MODEL, LORA_RUN, TOWER, VITA, kind_of
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
 from vita_ckpt.core.display import Displayed
+from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.provenance import needs_alignment
 
@@ -93,7 +94,8 @@ class LoraSummary:
 class Inspection(Displayed):
     """A checkpoint as ``inspect`` reports it.
 
-    ``disagreements`` are sentences about what does not fit. ``needs_alignment`` is set where
+    ``disagreements`` are sentences about what does not fit, ``missing`` names the files without
+    which no loader can use the weights, such as config.json. ``needs_alignment`` is set where
     the projector was drawn at random and not trained since.
     """
 
@@ -119,6 +121,7 @@ class Inspection(Displayed):
     lora: LoraSummary | None
     needs_alignment: bool
     disagreements: tuple[str, ...]
+    missing: tuple[str, ...]
     left_out: Mapping[str, LeftOut]
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,6 +185,7 @@ def inspect_checkpoint(
     backbone = BACKBONES.get(str(config.get("model_type")))
     plain = PLAIN_LANGUAGE_MODELS.get(str(config.get("model_type")))
     architectures = config.get("architectures")
+    missing = tuple(missing_files(checkpoint, kind, facts.tower))
     return Inspection(
         path=checkpoint.root,
         kind=kind,
@@ -206,9 +210,24 @@ def inspect_checkpoint(
         tokens_per_image=facts.tokens_per_image(kind),
         lora=_lora(checkpoint),
         needs_alignment=needs_alignment(checkpoint),
-        disagreements=tuple(facts.disagreements(kind, lines)),
+        disagreements=(
+            *facts.disagreements(kind, lines),
+            *(f"no {name} beside the weights: no loader can use them" for name in missing),
+        ),
+        missing=missing,
         left_out=checkpoint.left_out,
     )
+
+
+def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Iterator[str]:
+    """Name the files that a directory of this kind needs beside its weights, and has not."""
+    if checkpoint.layout == "file":
+        return
+    is_eva = kind == TOWER and tower is not None and tower.traits.lone_file
+    if kind in (VITA, LANGUAGE_MODEL, TOWER) and checkpoint.config is None and not is_eva:
+        yield CONFIG
+    if kind == LORA_RUN and checkpoint.adapter_config is None:
+        yield ADAPTER_CONFIG
 
 
 def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[TensorRow]:
@@ -256,7 +275,6 @@ class _Facts:
     projector: ProjectorSummary | None
     has_projector: bool
     dispatch: Dispatch | None
-    has_config: bool
     empty: tuple[str, ...]
 
     @classmethod
@@ -289,7 +307,6 @@ class _Facts:
             else None,
             has_projector=bool(own),
             dispatch=dispatch,
-            has_config=checkpoint.config is not None,
             empty=tuple(n for n, tensor in checkpoint.tensors.items() if 0 in tensor.shape),
         )
 
@@ -454,8 +471,6 @@ class _Facts:
             yield from _differences(self.tower, self.directory)
         if kind == VITA and self.tower is None:
             yield "no vision tower in the weights: VITA-1.5's loader would leave it uninitialised"
-        if kind == VITA and not self.has_config:
-            yield "no config.json"
         if self.empty:
             yield f"{len(self.empty)} tensors have no elements (ZeRO-3), such as {self.empty[0]}"
         scales = self.config.get("s2_scales")

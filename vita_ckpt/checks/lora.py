@@ -20,6 +20,8 @@ _DELTA: Final = re.compile(
     r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<half>[AB])(\.[^.]+)?(\.weight)?", re.ASCII
 )
 
+_MAGNITUDE: Final = ".lora_magnitude_vector"
+
 # Of many deltas with the same defect this many are named.
 _NAMED: Final = 12
 
@@ -43,6 +45,7 @@ def check_lora(subject: Subject) -> Iterator[Finding]:
         return
     yield from _scale(subject, config)
     yield from _halves(checkpoint, config, pairs)
+    yield from _magnitudes(checkpoint, config, pairs)
     yield from _base(subject, config, pairs)
 
 
@@ -96,6 +99,25 @@ def _halves(checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs) ->
                     f"{list(shapes[0])} and {list(shapes[1])}",
                     file=refs[halves["A"]].source.path,
                 )
+
+
+def _magnitudes(
+    checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs
+) -> Iterator[Finding]:
+    """Check that a DoRA run has the magnitude of every module that has a delta."""
+    if not config.get("use_dora"):
+        return
+    present = {name.partition(_MAGNITUDE)[0] for name in checkpoint.tensors if _MAGNITUDE in name}
+    absent = [module for module in pairs if module not in present]
+    for module in absent[:_NAMED]:
+        name = next(iter(pairs[module].values()))
+        yield finding(
+            "dora-magnitude-missing",
+            module,
+            f"expected {module}{_MAGNITUDE} for each of {len(pairs)} deltas, since use_dora is "
+            f"set, got none for {len(absent)}",
+            file=checkpoint.refs[name].source.path,
+        )
 
 
 def _rank(module: str, config: Mapping[str, Any]) -> Any:

@@ -40,6 +40,12 @@ _FILES: Final = (
         "Every loader stops here, most of them after reading the others for minutes.",
     ),
     Rule(
+        "lone-shard",
+        "error",
+        "one file of a checkpoint that consists of several",
+        "What is sound in it says nothing about the others: validate the directory.",
+    ),
+    Rule(
         "index-mismatch",
         "error",
         "the index and a weight file disagree about a tensor",
@@ -377,8 +383,14 @@ _CONFIG: Final = (
     ),
     Rule(
         "architecture-mismatch",
+        "error",
+        "architectures names another class than that of model_type",
+        "Servers choose the class by the one, upstream's loader by the other: each builds its own.",
+    ),
+    Rule(
+        "architecture-missing",
         "warning",
-        "architectures does not name the class of model_type",
+        "architectures names no class",
         "Servers choose the class by it.",
     ),
     Rule(
@@ -523,6 +535,13 @@ _LORA: Final = (
         "error",
         "lora_alpha is no positive number",
         "It is half of the scale of every delta.",
+    ),
+    Rule(
+        "dora-magnitude-missing",
+        "error",
+        "use_dora without the magnitudes of the deltas",
+        "DoRA scales each column of a weight by lora_magnitude_vector: without it PEFT draws other "
+        "values than were trained.",
     ),
     Rule(
         "lora-untrained",

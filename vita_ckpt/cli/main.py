@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from vita_ckpt import __version__
-from vita_ckpt.errors import VitaCkptError, printable
+from vita_ckpt.cli import console
+from vita_ckpt.errors import VitaCkptError, escaped, printable
 
 if TYPE_CHECKING:
     from vita_ckpt import Stores
@@ -63,7 +64,7 @@ class Settings:
     def note(self, text: str) -> None:
         """Say something beside the data: to stderr, unless quiet."""
         if not self.quiet:
-            _print_to_stderr(printable(text))
+            console.warn(printable(text))
 
 
 class _LazyGroup(click.Group):
@@ -80,8 +81,10 @@ class _LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # click would call it 1, which says that something was found
-            forget_stdout()
+            console.forget_stdout()
             return 0
+        except KeyboardInterrupt as interrupt:  # click would print an empty line first
+            raise click.exceptions.Abort from interrupt
 
 
 def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
@@ -118,6 +121,7 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
 
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
+    _heed_interrupts()  # the command is imported, and is about to begin
     ctx.obj = Settings(quiet, debug)
     # Read by huggingface_hub once something on the hub is asked for: errors are said here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -143,9 +147,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
-    # A request to end is an interrupt: what was staged is removed on the way out.
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, _interrupt)
+    console.prepare()
     sys.exit(_run(arguments))
 
 
@@ -161,7 +163,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         sys.stdout.flush()
     except VitaCkptError as error:
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         _print_error(str(error))
         return error.exit_code
     except click.exceptions.Abort as error:
@@ -178,17 +180,17 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         _print_error(f"usage: {printable(error.format_message())} ({command} --help)")
         return error.exit_code
     except BrokenPipeError:
-        forget_stdout()
+        console.forget_stdout()
         return 0
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         _print_error(f"system: {printable(': '.join(_os_error_parts(error)))}")
-        forget_stdout()
+        console.forget_stdout()
         return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         _print_error(
             f"internal-error: {type(error).__name__}: {printable(error)} "
             "(a bug of vita-ckpt: --debug shows where)"
@@ -211,20 +213,21 @@ def _os_error_parts(error: OSError) -> list[str]:
     return [*subject, (error.strerror or str(error) or type(error).__name__).lower()]
 
 
-def forget_stdout() -> None:
-    """Discard what is left for stdout, so that flushing it at exit cannot fail."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _print_error(line: str) -> None:
-    _print_to_stderr(f"error: {line}")
+    console.warn(f"error: {line}")
 
 
-def _print_to_stderr(line: str) -> None:
-    """Print one line on stderr; ignore a stderr that is closed."""
-    with contextlib.suppress(OSError):
-        click.echo(line, err=True)
+def _print_traceback() -> None:
+    for line in traceback.format_exc().splitlines():
+        console.warn(escaped(line))
+
+
+def _heed_interrupts() -> None:
+    """Raise KeyboardInterrupt at a request to end: what was staged is removed on the way out."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,15 +12,16 @@ import click
 from vita_ckpt.api.locate import local
 from vita_ckpt.api.reports import write_report
 from vita_ckpt.checks.rules import Rule
+from vita_ckpt.cli import console
 from vita_ckpt.cli.formats import FORMATS, renderer
-from vita_ckpt.cli.main import forget_stdout
-from vita_ckpt.core.report import Report
+from vita_ckpt.core.report import Report, Selection
 from vita_ckpt.errors import UsageError
 
 _Command = Callable[..., Any]
 
 # GitHub names the file of a step's summary here; all commands of the step share it.
 _JOB_SUMMARY: Final = "GITHUB_STEP_SUMMARY"
+_MOST_LINKS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,14 @@ def report_options(command: _Command) -> _Command:
 def check_outputs(outputs: Iterable[Output], checkpoints: Iterable[str]) -> None:
     """Raise UsageError unless every output may be written: before work that takes minutes.
 
-    A report replaces nothing but a regular file, and never one of ``checkpoints`` (paths of
+    A report replaces nothing but a regular file, follows no link that somebody else could have put
+    there, and never replaces one of ``checkpoints`` (paths of
     directories and weight files) or in one of them.
     """
     roots = [os.path.realpath(checkpoint) for checkpoint in checkpoints]
     taken: set[str] = set()
     for output in outputs:
-        path = os.path.realpath(output.path)
+        path = _target(output)
         subject = f"--output {output.format}={output.path}"
         if os.path.lexists(path) and not os.path.isfile(path):
             raise UsageError(
@@ -99,30 +100,78 @@ def check_outputs(outputs: Iterable[Output], checkpoints: Iterable[str]) -> None
 def deliver(
     reports: Sequence[Report],
     rules: Mapping[str, Rule],
-    report_format: str,
+    report_format: str | None,
     outputs: Iterable[Output],
     own: Mapping[str, Callable[[], str]] | None = None,
+    selection: Selection = Selection(),
 ) -> None:
-    """Write ``reports`` to every output, then to stdout. Raises OutputError if the disk refuses.
+    """Write ``reports`` to every output, then to stdout if a format is given.
+
+    Raises OutputError if the disk refuses.
 
     That nobody reads stdout to its end changes nothing in what a command found, and exits with.
     ``own`` are the formats in which a command has more to say than a report.
     """
 
     def rendered(name: str) -> str:
-        return own[name]() if own and name in own else renderer(name)(reports, rules)
+        return own[name]() if own and name in own else renderer(name)(reports, rules, selection)
 
     for output in outputs:
         write_report(
-            os.path.realpath(output.path),
+            _target(output),
             rendered(output.format),
             append=output.path == os.environ.get(_JOB_SUMMARY),
         )
+    if report_format is None:
+        return
+    text = rendered(report_format)
     try:
-        click.echo(rendered(report_format), nl=False)
-        sys.stdout.flush()
+        # The commands of github are its own: in them every name is escaped.
+        console.write(text if report_format == "github" else console.harmless(text))
     except BrokenPipeError:
-        forget_stdout()
+        console.forget_stdout()
+
+
+def _target(output: Output) -> str:
+    """Return the path that is written, with its links followed.
+
+    Raises UsageError for a link in a folder that others can write to, since they may have put it
+    there: for the last component always, for a folder unless the link is ours or the system's.
+    """
+    place = os.path.abspath(output.path)
+    pending = place.split(os.sep)[1:]
+    real, hops = os.sep, 0
+    while pending:
+        name = pending.pop(0)
+        step = os.path.join(real, name)
+        if name in ("", os.curdir):
+            continue
+        if name == os.pardir:
+            real = os.path.dirname(real)
+        elif not os.path.islink(step):
+            real = step
+        else:
+            is_last = not pending
+            hops += 1
+            if hops > _MOST_LINKS or _may_be_planted(step, is_last=is_last):
+                raise UsageError(
+                    "output-is-a-link",
+                    f"--output {output.format}={output.path}",
+                    expected="a path without links that others could have put there",
+                    got=f"a link at {step}",
+                    hint="remove the link, or name the file that it leads to",
+                )
+            target = os.readlink(step)
+            real = os.sep if os.path.isabs(target) else real
+            pending = [*target.split(os.sep), *pending]
+    return real
+
+
+def _may_be_planted(link: str, *, is_last: bool) -> bool:
+    """Return whether somebody else may have put a link where it is."""
+    folder, own = os.stat(os.path.dirname(link)), (0, os.geteuid())
+    others_write = folder.st_mode & 0o022 != 0 or folder.st_uid not in own
+    return others_write and (is_last or os.lstat(link).st_uid not in own)
 
 
 def _output(value: str) -> Output:

@@ -12,7 +12,7 @@ import click
 from vita_ckpt.api import apply as api
 from vita_ckpt.api import lifecycle
 from vita_ckpt.api.verify import verify
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.verification_text import verification_lines
@@ -21,6 +21,7 @@ from vita_ckpt.core.checkpoint import Tensor
 from vita_ckpt.core.options import LINKS, Link, Options
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
+from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.core.summary import PlannedTensor, Summary
 from vita_ckpt.errors import InputError, UsageError, printable
 
@@ -166,11 +167,13 @@ def run_plan(
         settings.note(note)
     if plan_out is not None:
         settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
+    # The work is done: what it wrote is there, whether or not stdout takes the lines about it.
+    say = console.say if dry_run else console.say_done
     if as_json:
-        render.echo_json({**summary.to_dict(), "out": written})
+        say(json_text({**summary.to_dict(), "out": written}))
     else:
         lines = _in_place_lines if in_place else _lines
-        click.echo("\n".join(lines(summary, written)))
+        say("\n".join(lines(summary, written)))
     return 0
 
 
@@ -226,7 +229,7 @@ def _works(settings: Settings, plan: Plan) -> bool:
     for line in ("the result, which is not written yet", *said):
         settings.note(line)
     if has_errors(verification.findings):
-        click.echo("error: verification-failed: nothing was written", err=True)
+        console.warn("error: verification-failed: nothing was written")
         return False
     return True
 

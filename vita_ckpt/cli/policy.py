@@ -1,4 +1,7 @@
-"""Which rules count: options of the command line over ``vita-ckpt.toml`` or ``pyproject.toml``."""
+"""Which rules count: options of the command line over ``vita-ckpt.toml`` or ``pyproject.toml``.
+
+A configuration file that lies in what is validated is data of a stranger, and is never obeyed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.core.report import Report
+from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.report import Report, Selection
 from vita_ckpt.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -25,12 +29,8 @@ _LARGEST: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Selection):
     """Rules to look at (all if none is named), rules to leave out, and what an error is."""
-
-    select: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    strict: bool = False
 
     def applied(self, report: Report) -> Report:
         """``report`` with the findings that count."""
@@ -48,14 +48,20 @@ class Policy:
 
 
 def read_policy(
-    select: Sequence[str], ignore: Sequence[str], strict: bool | None, directory: str = "."
+    select: Sequence[str],
+    ignore: Sequence[str],
+    strict: bool | None,
+    directory: str = ".",
+    *,
+    validated: Iterable[str] = (),
 ) -> Policy:
-    """The policy of the options, where they are given, else of the directory's configuration.
+    """Return the policy of the options, where they are given, else of the configuration file.
 
     ``vita-ckpt.toml`` holds the keys at its top, ``pyproject.toml`` below ``[tool.vita-ckpt]``; the
-    first that is there counts. Raises UsageError for a key, a type or a rule that is none.
+    first that is in ``directory`` counts, unless it lies in one of the ``validated`` paths or leads
+    there. Raises UsageError for a key, a type or a rule that is none.
     """
-    table, path = _read(directory)
+    table, path, disregarded = _read(directory, [_root(p) for p in validated if not is_remote(p)])
     unknown = table.keys() - {"select", "ignore", "strict"}
     if unknown:
         raise _invalid(path, "select, ignore and strict", f"the key {sorted(unknown)[0]!r}")
@@ -69,6 +75,8 @@ def read_policy(
         tuple(_split(select)) or tuple(table.get("select", ())),
         tuple(_split(ignore)) or tuple(table.get("ignore", ())),
         bool(table.get("strict", False)) if strict is None else strict,
+        path,
+        disregarded,
     )
     for rule in (*policy.select, *policy.ignore):
         if not any(_matches(known, (rule,)) for known in RULES):
@@ -81,21 +89,39 @@ def read_policy(
     return policy
 
 
-def _read(directory: str) -> tuple[Mapping[str, Any], str]:
+def _read(directory: str, roots: Sequence[str]) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
+    """Return the table that counts, its file (empty if there is none), and files not obeyed."""
+    disregarded: list[str] = []
     for name, below in ((_OWN, ()), (_PROJECT, ("tool", _TABLE))):
         path = os.path.join(directory, name)
         if not os.path.isfile(path):
             continue
+        if _lies_in(path, roots):
+            disregarded.append(os.path.normpath(path))
+            continue
         try:
             with open(path, "rb") as file:
                 table: Any = tomllib.loads(file.read(_LARGEST).decode("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise _invalid(path, "a TOML file", str(error)) from error
         for key in below:
             table = table.get(key, {}) if isinstance(table, dict) else {}
         if isinstance(table, dict) and (table or name == _OWN):
-            return table, path
-    return {}, directory
+            return table, os.path.normpath(path), tuple(disregarded)
+    return {}, "", tuple(disregarded)
+
+
+def _root(path: str) -> str:
+    """Return the directory that a validated path stands for: of a lone file, where it lies."""
+    real = os.path.realpath(path)
+    return real if os.path.isdir(real) else os.path.dirname(real)
+
+
+def _lies_in(path: str, roots: Iterable[str]) -> bool:
+    """Return whether a file, or what it is a link to, is below one of ``roots``."""
+    folder, name = os.path.split(path)
+    places = {os.path.join(os.path.realpath(folder or os.curdir), name), os.path.realpath(path)}
+    return any(place.startswith(os.path.join(root, "")) for root in roots for place in places)
 
 
 def _split(rules: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from vita_ckpt.cli import console
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.errors import printable
@@ -55,8 +56,8 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = ""
 
 
 def echo_json(value: Any) -> None:
-    """Print ``value`` to stdout as ASCII JSON, with other characters escaped."""
-    click.echo(json_text(value))
+    """JSON to stdout, in ASCII: whatever a name contains is escaped."""
+    console.say(json_text(value))
 
 
 @contextmanager

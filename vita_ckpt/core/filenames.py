@@ -43,6 +43,7 @@ PROJECTOR_RUN: Final = "mm_projector.bin"
 RUN_FILES: Final = (PROJECTOR_RUN, "mm_projector.safetensors", "audio_adpter.bin")
 STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
 SHARD: Final = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
+_SHARD_OF: Final = re.compile(r"-[0-9]{1,9}-of-([0-9]{1,9})\.", re.ASCII)
 STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII)
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES: Final = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
@@ -84,6 +85,12 @@ def index_of(names: Iterable[str]) -> str | None:
     """Return the index that says which files of a directory are its weights, if one does."""
     found = next((n for n in (SAFETENSORS_INDEX, TORCH_INDEX) if n in names), None)
     return None if found == TORCH_INDEX and SAFETENSORS in names else found
+
+
+def shards_in_all(name: str) -> int:
+    """Return of how many files a weight file is one by its name: ``-00001-of-00004``; else 0."""
+    match = _SHARD_OF.search(name)
+    return int(match[1]) if match is not None else 0
 
 
 def what_it_looks_like(names: list[str]) -> str:

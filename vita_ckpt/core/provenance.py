@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint, files_read
+from vita_ckpt.core.strict_json import finite
 
 if TYPE_CHECKING:
     from vita_ckpt.core.plan import Plan
@@ -75,8 +76,8 @@ def lineage(
 
 
 def encode(content: Mapping[str, Any]) -> bytes:
-    """The bytes of ``vita_ckpt.json``."""
-    return (json.dumps(content, indent=2) + "\n").encode("ascii")
+    """Return the bytes of ``vita_ckpt.json``, whatever the base's said: JSON for every parser."""
+    return (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
 def last_written(checkpoint: Checkpoint) -> Written:

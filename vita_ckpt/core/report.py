@@ -37,11 +37,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Report(Displayed):
-    """The findings at ``path``, checked as a ``kind`` such as ``vita-checkpoint``."""
+    """What was found at ``path``, which was taken for a ``kind`` such as ``vita-checkpoint``.
+
+    ``read`` is false for a path that could not be read at all: the finding says why.
+    """
 
     path: str
     kind: str
     findings: tuple[Finding, ...]
+    read: bool = True
 
     def count(self, severity: Severity) -> int:
         """Count the findings of this severity."""
@@ -52,6 +56,7 @@ class Report(Displayed):
         return {
             "path": _unicode(self.path),
             "kind": _unicode(self.kind),
+            "read": self.read,
             **outcome(self.findings),
             "findings": [finding.to_dict() for finding in worst_first(self.findings)],
         }
@@ -61,6 +66,47 @@ class Report(Displayed):
         yield "path", self.path
         yield "kind", self.kind
         yield from finding_rows(self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rules counted for the reports of a run, and which configuration file said so.
+
+    ``file`` is empty where no file was obeyed. ``disregarded`` names configuration files that came
+    with what was validated, and were therefore not obeyed.
+    """
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    strict: bool = False
+    file: str = ""
+    disregarded: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the selection as JSON: the ``policy`` of ``schemas/report-v1.json``."""
+        return {
+            "file": _unicode(self.file),
+            "select": [_unicode(rule) for rule in self.select],
+            "ignore": [_unicode(rule) for rule in self.ignore],
+            "strict": self.strict,
+            "disregarded": [_unicode(path) for path in self.disregarded],
+        }
+
+    def sentences(self) -> list[str]:
+        """Say in one sentence each what was obeyed, left out and disregarded."""
+        said = []
+        choice = [f"selects {' '.join(self.select)}"] if self.select else []
+        choice += [f"ignores {' '.join(self.ignore)}"] if self.ignore else []
+        choice += ["warnings fail too"] if self.strict else []
+        if self.file:
+            said.append(f"configuration {self.file}: {', '.join(choice) or 'every rule counts'}")
+        elif self.select or self.ignore:
+            said.append(f"options: {', '.join(choice)}")
+        said += [
+            f"configuration {path} is not obeyed: it lies in what is validated"
+            for path in self.disregarded
+        ]
+        return said
 
 
 def outcome(findings: Iterable[Finding]) -> dict[str, Any]:

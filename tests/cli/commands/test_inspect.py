@@ -161,3 +161,28 @@ def test_usage_errors_are_exit_2(cli: Cli) -> None:
     assert cli("inspect").code == 2
     assert cli("inspect", "--no-such-option", "x").code == 2
     assert cli("no-such-command").code == 2
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_missing_beside_the_weights_is_a_finding(
+    cli: Cli, tmp_path: Path, as_json: bool
+) -> None:
+    root = write_checkpoint(tmp_path / "c")
+    run = tmp_path / "run"
+    run.mkdir()
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes: dict[str, tuple[int, ...]] = {f"{module}.lora_A.weight": (4, 16)}
+    write_adapter(run / "adapter_model.safetensors", shapes, prefix="")
+    (root / "config.json").unlink()
+    for path, name in ((root, "config.json"), (run, "adapter_config.json")):
+        result = cli("inspect", path, *(["--json"] if as_json else []))
+        assert (result.code, result.err) == (1, "")
+        if as_json:
+            said = json.loads(result.out)
+            jsonschema.validate(said, SCHEMA)
+            assert said["missing"] == [name]
+            assert any(f"no {name}" in sentence for sentence in said["disagreements"])
+        else:
+            assert f"! no {name}" in result.out
+    # A lone file needs neither.
+    assert cli("inspect", root / "model.safetensors").code == 0

@@ -8,12 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import junitparser
 import pytest
 
 import vita_ckpt
 from fixtures.builder import TowerSpec, snapshot, write_checkpoint, write_tower
+from tests.cli.reports import VALIDATOR
 from tests.conftest import Cli, assert_one_error
+from vita_ckpt.cli.formats import FORMATS
 
 RUN = "from vita_ckpt.cli.main import main; main()"
 
@@ -79,6 +83,67 @@ def test_exit_codes(cli: Cli, base: Path, tmp_path: Path) -> None:
     assert "hidden-size-mismatch" in both.out
 
 
+def reported(out: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(out)
+    VALIDATOR.validate(value)
+    return value
+
+
+def test_a_checkpoint_does_not_silence_its_own_validation(
+    cli: Cli, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(base, mm_hidden_size=8)
+    for name, text in (("vita-ckpt.toml", ""), ("pyproject.toml", "[tool.vita-ckpt]\n")):
+        (base / name).write_text(f'{text}ignore = ["*"]\n')
+    monkeypatch.chdir(base)
+    for path in (".", "..", "model.safetensors", base):
+        result = cli("validate", path, "--format", "json")
+        found = reported(result.out)["policy"]
+        assert found["ignore"] == []
+        assert found["disregarded"] == ["vita-ckpt.toml", "pyproject.toml"]
+        assert "vita-ckpt.toml is not obeyed" in result.err
+    for name in FORMATS:
+        result = cli("validate", ".", "--format", name)
+        assert result.code == 1
+        assert "vita-ckpt.toml" in (result.err if name == "text" else result.out)
+
+
+def test_every_format_says_what_was_ignored(cli: Cli, base: Path) -> None:
+    edit(base, mm_hidden_size=8)
+    Path("vita-ckpt.toml").write_text('ignore = ["hidden-size-mismatch"]\n')
+    for name in FORMATS:
+        result = cli("validate", "base", "--format", name)
+        assert result.code == 0
+        said = result.err if name == "text" else result.out
+        assert "vita-ckpt.toml" in said
+        assert "hidden-size-mismatch" in said
+    policy = reported(cli("validate", "base", "--format", "json").out)["policy"]
+    assert policy["file"] == "vita-ckpt.toml"
+    assert policy["ignore"] == ["hidden-size-mismatch"]
+
+
+def test_every_path_is_in_every_format(cli: Cli, base: Path) -> None:
+    for paths in (("base", "nowhere"), ("nowhere",)):
+        for name in FORMATS:
+            result = cli("validate", *paths, "--format", name, "--ignore", "*")
+            assert result.code == 3
+            assert "nowhere" in (result.out + result.err if name == "text" else result.out)
+        outputs = [f"--output={name}={name}.txt" for name in FORMATS]
+        cli("validate", *paths, *outputs)
+        report = reported(Path("json.txt").read_text())
+        assert report["ok"] is False
+        assert report["reports"][-1]["read"] is False
+        assert [found["rule"] for found in report["reports"][-1]["findings"]] == ["not-found"]
+        suites = list(junitparser.JUnitXml.fromfile("junit.txt"))
+        assert (suites[-1].name, suites[-1].errors) == ("nowhere", 1)
+        (run,) = json.loads(Path("sarif.txt").read_text())["runs"]
+        assert run["results"][-1]["ruleId"] == "not-found"
+        (invocation,) = run["invocations"]
+        assert invocation["executionSuccessful"] is False
+        assert "nowhere" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+        assert "::error title=not-found::nowhere" in Path("github.txt").read_text()
+
+
 def test_wrong_calls(cli: Cli, base: Path) -> None:
     assert_one_error(cli("validate"), 2, "usage")
     assert_one_error(cli("validate", base, "--kind", "cat"), 2, "usage")
@@ -117,6 +182,33 @@ def test_globs_and_directories(cli: Cli, base: Path, tmp_path: Path) -> None:
         report = json.loads(cli("validate", *paths, "--format", "json", "--jobs", "2").out)
         assert len(report["reports"]) == count
     assert_one_error(cli("validate", "nothing*"), 3, "not-found")
+
+
+def test_a_stray_adapter_hides_no_checkpoint(cli: Cli, base: Path, tmp_path: Path) -> None:
+    broken = write_checkpoint(tmp_path / "many" / "broken")
+    edit(broken, mm_hidden_size=8)
+    for stray in ("mm_projector.bin", "adapter_model.safetensors", "audio_adpter.bin"):
+        (tmp_path / "many" / stray).write_bytes((broken / "model.safetensors").read_bytes())
+        for config in ((), ("adapter_config.json",), ("adapter_config.json", "config.json")):
+            for name in config:
+                (tmp_path / "many" / name).write_text("{}")
+            result = cli("validate", "many", "--format", "json")
+            assert result.code in (1, 3)
+            reports = reported(result.out)["reports"]
+            paths = [one["path"] for one in reports]
+            assert paths == ["many", "many/broken"]
+            assert not reports[1]["ok"]
+            for name in config:
+                (tmp_path / "many" / name).unlink()
+        (tmp_path / "many" / stray).unlink()
+    # A stray adapter_config.json alone makes no adapter.
+    (tmp_path / "many" / "adapter_config.json").write_text("{}")
+    result = cli("validate", "many", "--format", "json")
+    assert not reported(result.out)["ok"]
+    # Steps of a run, and what a checkpoint carries, are parts of it.
+    for name in ("checkpoint-100", "tower"):
+        shutil.copytree(broken, base / name)
+    assert len(reported(cli("validate", "base", "--format", "json").out)["reports"]) == 1
 
 
 def test_hostile_names_are_escaped(cli: Cli, base: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vita_ckpt.api import lifecycle
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.errors import printable
@@ -43,7 +43,7 @@ def command(
         for leftover, gone in lifecycle.clean(path, dry_run=dry_run):
             what = f"{render.path(leftover.path)} ({render.size(leftover.nbytes)})"
             if gone:
-                click.echo(printable(f"{'would remove' if dry_run else 'removed'} {what}"))
+                console.say_done(printable(f"{'would remove' if dry_run else 'removed'} {what}"))
             else:
                 settings.note(f"kept {what}: {_WHY_NOT[leftover.fate]}")
         if foreign_journal:
@@ -62,4 +62,4 @@ def _drop_undo(path: str, dry_run: bool) -> None:
         nbytes = lifecycle.drop_undo(path)
     if nbytes:
         what = f"the undo data of {render.path(path)} ({render.size(nbytes)})"
-        click.echo(printable(f"{'would remove' if dry_run else 'removed'} {what}"))
+        console.say_done(printable(f"{'would remove' if dry_run else 'removed'} {what}"))

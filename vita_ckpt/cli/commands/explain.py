@@ -12,7 +12,7 @@ from vita_ckpt.checks.explain.disagreements import Divergence
 from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import LOADERS
 from vita_ckpt.checks.explain.trace import LoaderTrace, some_files
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.errors import printable
@@ -49,7 +49,7 @@ def command(
     if as_json:
         render.echo_json(explanation.to_dict())
     else:
-        click.echo("\n".join(printable(line) for line in _lines(explanation)))
+        console.say("\n".join(printable(line) for line in _lines(explanation)))
 
 
 def _lines(explanation: Explanation) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.lifecycle import history
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.outcomes import History
@@ -29,7 +29,7 @@ def command(settings: Settings, /, checkpoint: str, as_json: bool) -> None:
     if as_json:
         render.echo_json(found.to_dict())
     else:
-        click.echo("\n".join(_lines(found)))
+        console.say("\n".join(_lines(found)))
 
 
 def _lines(found: History) -> Iterator[str]:

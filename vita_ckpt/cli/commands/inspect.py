@@ -9,7 +9,7 @@ import click
 
 from vita_ckpt.api.inspect import as_checkpoint, inspect, list_tensors, module_tree
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
@@ -43,12 +43,13 @@ _KINDS = {
 @click.pass_obj
 def command(
     settings: Settings, /, checkpoint: str, as_json: bool, pattern: str | None, depth: int | None
-) -> None:
+) -> int:
     """Say what CHECKPOINT is, without loading it.
 
     CHECKPOINT is a checkpoint directory, an adapter or its run, a LoRA run, a vision tower, or a
     lone weight file. Every key of the vision config is shown beside what the weights themselves
-    say; a tower directory that is not reachable from here is said, not an error.
+    say; a tower directory that is not reachable from here is said, not an error. Exit 1 if
+    config.json is missing, or adapter_config.json of a LoRA run.
     """
     stores = settings.stores
     opened = as_checkpoint(checkpoint, stores)
@@ -58,11 +59,12 @@ def command(
     if as_json:
         render.echo_json({**inspection.to_dict(), "tensor_list": tensors, "modules": modules})
     elif tensors is None and modules is None:
-        click.echo("\n".join(_screen(inspection)))
+        console.say("\n".join(_screen(inspection)))
     else:
         tables = [_tensor_table(tensors)] if tensors is not None else []
         tables += [_module_table(modules)] if modules is not None else []
-        click.echo("\n\n".join(tables))
+        console.say("\n\n".join(tables))
+    return 1 if inspection.missing else 0
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:

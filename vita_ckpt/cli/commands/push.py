@@ -6,10 +6,11 @@ import click
 
 from vita_ckpt.api.push import push
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import deliver
 from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.errors import escaped
 
 
 @click.command("push")
@@ -51,11 +52,12 @@ def command(
     )
     if done.url is None:
         deliver((done.report,), RULES, "text", ())
-        click.echo("error: not-sound: nothing was uploaded (--force uploads it)", err=True)
+        console.warn("error: not-sound: nothing was uploaded (--force uploads it)")
         return 1
     for name, reason in sorted(done.left_out.items()):
         settings.note(f"not uploaded: {name}: {reason}")
     for name in done.removed:
         settings.note(f"removed from the repository: {name}")
-    click.echo(f"pushed {render.counted(len(done.files), 'file')}: {done.url}")
+    files = render.counted(len(done.files), "file")
+    console.say_done(escaped(f"pushed {files}: {done.url}"))
     return 0

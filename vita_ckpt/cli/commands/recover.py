@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vita_ckpt.api import lifecycle
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.plan_options import say_kept
@@ -30,8 +30,8 @@ def command(settings: Settings, /, checkpoint: str, force: bool) -> None:
     """
     found = lifecycle.recover(checkpoint, force=force)
     if found is None:
-        click.echo(printable(f"{render.path(checkpoint)} is whole: nothing to do"))
+        console.say_done(printable(f"{render.path(checkpoint)} is whole: nothing to do"))
         return
     say_kept(settings, found.kept)
     path = render.path(found.path)
-    click.echo(printable(f"{path} is as it was before {found.operation} ({found.time})"))
+    console.say_done(printable(f"{path} is as it was before {found.operation} ({found.time})"))

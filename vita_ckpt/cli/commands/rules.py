@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from vita_ckpt.checks.rules import GROUPS, RULES
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.errors import UsageError
 
 
@@ -23,10 +23,10 @@ def command(rule: str | None, as_json: bool) -> None:
         render.echo_json([asdict(one) for one in chosen])
     elif rule is not None:
         one = RULES[rule]
-        click.echo(f"{one.id} ({one.severity}): {one.title}\n{one.why}")
+        console.say(f"{one.id} ({one.severity}): {one.title}\n{one.why}")
     else:
         blocks = []
         for group, rules in GROUPS.items():
             rows = [(one.id, one.severity, one.title) for one in rules]
             blocks.append(render.table(rows, (group, "severity", "")))
-        click.echo("\n\n".join(blocks))
+        console.say("\n\n".join(blocks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vita_ckpt.api import lifecycle
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.plan_options import say_kept
@@ -31,4 +31,6 @@ def command(settings: Settings, /, checkpoint: str, force: bool) -> None:
     say_kept(settings, found.kept)
     what = "which had died in the middle" if found.recovered else "undone"
     path = render.path(found.path)
-    click.echo(printable(f"{path} is as it was before {found.operation} ({found.time}), {what}"))
+    console.say_done(
+        printable(f"{path} is as it was before {found.operation} ({found.time}), {what}")
+    )

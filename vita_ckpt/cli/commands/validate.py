@@ -5,12 +5,16 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 
 from vita_ckpt.api.validate import KINDS, holds_checkpoints
 from vita_ckpt.api.validate_many import validate_all
+from vita_ckpt.checks.files import finding_of_error
+from vita_ckpt.checks.kinds import UNKNOWN
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.cli import console
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
@@ -62,15 +66,18 @@ def command(
 
     PATH is a checkpoint, an adapter, a LoRA run or a tower; a glob; or a directory of such. Only
     headers, configs and the values of small parts are read unless --values. Options that are not
-    given come from vita-ckpt.toml or [tool.vita-ckpt] in pyproject.toml, where the command runs.
+    given come from vita-ckpt.toml or [tool.vita-ckpt] in pyproject.toml, where the command runs,
+    unless that file lies in what is validated.
     Exit 0 without errors, 1 with errors, 3 if something could not be read at all.
     """
-    policy = read_policy(select, ignore, strict)
     chosen = list(_expanded(paths))
+    policy = read_policy(select, ignore, strict, validated=[*_globbed(paths), *chosen])
+    for sentence in policy.sentences() if policy.file or policy.disregarded else ():
+        settings.note(sentence)
     check_outputs(outputs, chosen)
     reports: list[Report] = []
     unread: list[VitaCkptError] = []
-    for result in validate_all(
+    results = validate_all(
         chosen,
         kind=kind,
         values=values,
@@ -79,23 +86,32 @@ def command(
         golden=golden,
         jobs=jobs,
         stores=settings.stores,
-    ):
+    )
+    for path, result in zip(chosen, results, strict=True):
         if isinstance(result, Report):
             reports.append(policy.applied(result))
         else:
             unread.append(result)
-    if reports or not unread:
-        deliver(reports, RULES, report_format, outputs)
+            # What no rule may leave out: nothing was looked at there.
+            why = replace(finding_of_error(result, ""), severity="error")
+            reports.append(Report(path, UNKNOWN, (why,), read=False))
     for error in unread:
-        click.echo(f"error: {printable(error)}", err=True)
+        console.warn(f"error: {printable(error)}")
+    # For a person the lines above say it all, if there is nothing else to say.
+    silent = len(unread) == len(reports) and report_format == "text"
+    deliver(reports, RULES, None if silent else report_format, outputs, selection=policy)
     if unread:
         return max(error.exit_code for error in unread)
     return 1 if policy.fails(reports) else 0
 
 
-def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
-    """Each checkpoint: globs that the shell left alone, and directories of checkpoints."""
+def _globbed(paths: tuple[str, ...]) -> Iterator[str]:
+    """Yield each path; of a glob that the shell left alone, what it matches."""
     for path in paths:
-        matches = [path] if os.path.lexists(path) else sorted(glob.glob(path)) or [path]
-        for match in matches:
-            yield from holds_checkpoints(match) or [match]
+        yield from [path] if os.path.lexists(path) else sorted(glob.glob(path)) or [path]
+
+
+def _expanded(paths: tuple[str, ...]) -> Iterator[str]:
+    """Yield each checkpoint, those in directories of checkpoints included."""
+    for path in _globbed(paths):
+        yield from holds_checkpoints(path) or [path]

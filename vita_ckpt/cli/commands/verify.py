@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vita_ckpt.api import verify as api
-from vita_ckpt.cli import render
+from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.verification_text import verification_lines
@@ -104,7 +104,7 @@ def command(
     if as_json:
         render.echo_json(verification.to_dict())
     else:
-        click.echo("\n".join(verification_lines(verification)))
+        console.say("\n".join(verification_lines(verification)))
     return 1 if has_errors(verification.findings) else 0
 
 

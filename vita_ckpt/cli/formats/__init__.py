@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Final, Protocol
 
 from vita_ckpt.checks.rules import Rule
-from vita_ckpt.core.report import Report
+from vita_ckpt.core.report import Report, Selection
 
-Render = Callable[[Sequence[Report], Mapping[str, Rule]], str]
+
+class Render(Protocol):
+    """Render reports, with the rules that were looked at, and which of them counted."""
+
+    def __call__(
+        self,
+        reports: Sequence[Report],
+        rules: Mapping[str, Rule],
+        selection: Selection = Selection(),
+    ) -> str:
+        """Return whole lines."""
+        ...
+
 
 FORMATS: Final = ("text", "json", "junit", "sarif", "github", "markdown")
 

@@ -8,7 +8,7 @@ from typing import Final
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
 from vita_ckpt.cli.render import path
-from vita_ckpt.core.report import SEVERITIES, Finding, Report, Severity
+from vita_ckpt.core.report import SEVERITIES, Finding, Report, Selection, Severity
 from vita_ckpt.errors import printable
 
 _COMMANDS: Final[Mapping[Severity, str]] = {
@@ -20,7 +20,9 @@ _DATA: Final = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 _PROPERTY: Final = {**_DATA, **str.maketrans({":": "%3A", ",": "%2C"})}
 
 
-def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+def render(
+    reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
+) -> str:
     """One command for each finding, the worst of all first: GitHub shows ten of each severity."""
     lines = [
         _command(report, finding)
@@ -29,7 +31,11 @@ def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
         for finding in report.findings
         if finding.severity == severity
     ]
-    return "".join(f"{line}\n" for line in [*lines, wording.summary(reports)])
+    said = [
+        f"::notice title=policy::{printable(sentence).translate(_DATA)}"
+        for sentence in selection.sentences()
+    ]
+    return "".join(f"{line}\n" for line in [*lines, *said, wording.summary(reports)])
 
 
 def _command(report: Report, finding: Finding) -> str:

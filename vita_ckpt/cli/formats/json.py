@@ -7,13 +7,15 @@ from typing import Final
 
 from vita_ckpt import __version__
 from vita_ckpt.checks.rules import Rule
-from vita_ckpt.core.report import Report, outcome
+from vita_ckpt.core.report import Report, Selection, outcome
 from vita_ckpt.core.strict_json import json_text
 
 REPORT_VERSION: Final = 1
 
 
-def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+def render(
+    reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
+) -> str:
     """Render in ASCII; bytes of a name that are no Unicode are spelled out as ``\\udcff``."""
     findings = [finding for report in reports for finding in report.findings]
     value = {
@@ -21,6 +23,7 @@ def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
         "version": REPORT_VERSION,
         "tool": {"name": "vita-ckpt", "version": __version__},
         **outcome(findings),
+        "policy": selection.to_dict(),
         "reports": [report.to_dict() for report in reports],
     }
     return json_text(value) + "\n"

@@ -8,20 +8,27 @@ from xml.etree import ElementTree as ET
 
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
-from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.report import Finding, Report, Selection, worst_first
 from vita_ckpt.errors import printable
 
 # What printable leaves and XML has not.
 _NOT_XML: Final = str.maketrans({"\ufffe": "\\ufffe", "\uffff": "\\uffff"})
 
 
-def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+def render(
+    reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
+) -> str:
     """Errors fail; warnings are skipped tests, which is where pages show a text without failing.
 
     Notes pass, with their text as output; a checkpoint without findings is one test that passes.
     """
     suites = [_suite(report, rules) for report in reports]
     root = ET.Element("testsuites", {"name": "vita-ckpt", **_totals(suites)})
+    if said := selection.sentences():
+        properties = ET.SubElement(root, "properties")
+        for sentence in said:
+            attributes = {"name": "policy", "value": _xml(printable(sentence))}
+            ET.SubElement(properties, "property", attributes)
     root.extend(suites)
     ET.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
@@ -48,7 +55,9 @@ def _case(report: Report, rule: Rule | None, findings: Sequence[Finding]) -> ET.
     name = _xml(printable(worst.rule))
     case = ET.Element("testcase", {"name": name})
     message = rule.title if rule is not None else wording.counts(findings)
-    if worst.severity == "error":
+    if not report.read:
+        body = ET.SubElement(case, "error", {"type": name, "message": "it could not be read"})
+    elif worst.severity == "error":
         body = ET.SubElement(case, "failure", {"type": name, "message": message})
     elif worst.severity == "warning":
         body = ET.SubElement(case, "skipped", {"type": name, "message": message})
@@ -72,7 +81,7 @@ def _totals(elements: Sequence[ET.Element]) -> dict[str, str]:
     return {
         "tests": number(".//testcase"),
         "failures": number(".//failure"),
-        "errors": "0",
+        "errors": number(".//error"),
         "skipped": number(".//skipped"),
     }
 

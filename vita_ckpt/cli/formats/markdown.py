@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
-from vita_ckpt.core.report import Report, worst_first
+from vita_ckpt.core.report import Report, Selection, worst_first
 from vita_ckpt.errors import printable
 
 # A character reference is never markup, in a table cell neither.
 _REFERENCES: Final = str.maketrans({c: f"&#{ord(c)};" for c in "&<>\"'\\`*_~[]()!|$@:#"})
+# What GitHub makes a link of, even where it is spelt by references, and in <code> too: addresses,
+# mentions, issues and commits. An element in between is no part of one, and shows nothing.
+_LINKS: Final = re.compile(
+    r"(?i)[@#]|:(?=/)|\bwww(?=\.)|\bGH(?=-[0-9])|\b(?=[0-9]*[a-f])[0-9a-f]{4}(?=[0-9a-f]{3,36}\b)"
+)
 
 
-def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+def render(
+    reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
+) -> str:
     """A heading and a table for each checkpoint; GitHub's dialect."""
     lines = [f"**{wording.summary(reports)}**", ""]
+    for sentence in selection.sentences():
+        lines += [_text(printable(sentence)), ""]
     for report in reports:
         lines += _checkpoint(report)
     return "\n".join(lines)
@@ -43,7 +53,7 @@ def _checkpoint(report: Report) -> Iterator[str]:
 
 
 def _text(line: str) -> str:
-    return line.translate(_REFERENCES)
+    return _LINKS.sub("\\g<0>\n", line).translate(_REFERENCES).replace("\n", "<wbr>")
 
 
 def _code(line: str) -> str:

@@ -13,14 +13,16 @@ from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
 from vita_ckpt.cli.render import path
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.report import Finding, Report, Selection, worst_first
 from vita_ckpt.core.strict_json import json_text
-from vita_ckpt.errors import printable
+from vita_ckpt.errors import printable, redacted
 
 _SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+def render(
+    reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
+) -> str:
     """One run with every rule of the table; severities are levels of the same names."""
     order = {rule: index for index, rule in enumerate(rules)}
     driver = {
@@ -33,8 +35,32 @@ def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
         for report in reports
         for finding in worst_first(report.findings)
     ]
-    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "invocations": [_invocation(reports, selection)],
+        "results": results,
+    }
     return json_text({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}) + "\n"
+
+
+def _invocation(reports: Sequence[Report], selection: Selection) -> dict[str, Any]:
+    """Say whether everything could be read, and which rules counted."""
+    return {
+        "executionSuccessful": all(report.read for report in reports),
+        "toolConfigurationNotifications": [
+            {"level": "note", "message": {"text": _no_links(printable(sentence))}}
+            for sentence in selection.sentences()
+        ],
+        "toolExecutionNotifications": [
+            {
+                "level": "error",
+                "message": {"text": _no_links(f"{wording.title(report)}: could not be read")},
+            }
+            for report in reports
+            if not report.read
+        ],
+    }
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
@@ -71,7 +97,7 @@ def _result(report: Report, finding: Finding, order: Mapping[str, int]) -> dict[
 
 def _uri(name: str) -> str:
     """A relative reference if ``name`` lies below the working directory, else a whole URI."""
-    shown = path(name or os.curdir)
+    shown = redacted(path(name or os.curdir))
     if is_remote(shown):
         return quote(_unicode(shown), safe="/:@")
     encoded = quote(_unicode(shown))

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli.formats import wording
 from vita_ckpt.cli.render import table
-from vita_ckpt.core.report import Report, worst_first
+from vita_ckpt.core.report import Report, Selection, worst_first
 from vita_ckpt.errors import printable
 
 
-def render(reports: Sequence[Report], rules: Mapping[str, Rule]) -> str:
+def render(
+    reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
+) -> str:
     """A table for each checkpoint, the worst first; hints below it; a line that sums up."""
     return "".join(f"{line}\n" for report in reports for line in _checkpoint(report)) + (
         f"{wording.summary(reports)}\n"

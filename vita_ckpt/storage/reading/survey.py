@@ -19,6 +19,7 @@ from vita_ckpt.core.filenames import (
     TRAINING_STATE,
     foreign_kind,
     index_of,
+    shards_in_all,
 )
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
@@ -96,6 +97,15 @@ class _Surveyor:
         folder = self.store.folder_of(self.root)
         self._passes(self.root, lambda: check_whole(self.store, folder))
         opened = self._attempt(self.root, lambda: open_file(self.store, self.root))
+        if (of := shards_in_all(os.path.basename(self.root))) > 1:
+            error = InputError(
+                "lone-shard",
+                self.root,
+                expected=f"all {of} files of the checkpoint",
+                got="one of them",
+                hint=f"name the directory: {folder}",
+            )
+            self._note(self.root, error)
         empty = Checkpoint(self.root, "file", {})
         return Survey(opened or empty, tuple(self.problems))
 

@@ -1,0 +1,134 @@
+"""What is printed reaches every terminal and every pipeline as text, and as nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import vita_ckpt
+from fixtures.builder import write_checkpoint
+from tests.conftest import Cli
+
+COMMAND = [sys.executable, "-m", "vita_ckpt"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)}
+LOCALES = (
+    {"PYTHONIOENCODING": "latin-1"},
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+)
+# What a runner takes for a command: GitHub at the beginning of a line, both anywhere in it.
+RUNS = re.compile(r"(?im)^\s*::|##(\[|vso\[)")
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_checkpoint(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    "name", ["::error file=x::y", "  ::add-mask::x", "##[error]x", "a ##vso[task.x]y", "::stop-a::"]
+)
+def test_no_name_starts_a_command(cli: Cli, base: Path, tmp_path: Path, name: str) -> None:
+    root = write_checkpoint(tmp_path / name)
+    save_file({name: np.zeros(2, np.float32)}, str(tmp_path / f"{name}.safetensors"))
+    other = json.loads((root / "config.json").read_text())
+    (root / "config.json").write_text(json.dumps({**other, name: name, "model_type": name}))
+    for arguments in (
+        ["inspect", name],
+        ["inspect", name, "--json"],
+        ["inspect", f"{name}.safetensors", "--tensors"],
+        ["inspect", f"{name}.safetensors", "--depth", "3"],
+        ["inspect", f"{name}-absent"],
+        ["validate", name],
+        ["validate", name, "--format", "json"],
+        ["validate", name, "--format", "junit"],
+        ["validate", name, f"{name}-absent", "--format", "sarif"],
+        ["diff", "base", name],
+        ["explain", name],
+        ["history", name],
+        ["set", name, name],
+        ["clean", name],
+    ):
+        result = cli(*arguments)
+        assert not RUNS.search(result.out), arguments
+        assert not RUNS.search(result.err), arguments
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_output_never_fails_after_the_work(base: Path, locale: dict[str, str]) -> None:
+    for arguments, code in (
+        (["set", "base", "mm_hidden_size=7", "--in-place"], 0),
+        (["set", "base", "mm_hidden_size=7", "--out", "日本"], 0),
+        (["inspect", "base"], 0),
+        (["validate", "base"], 1),
+        (["diff", "base", "日本"], 0),
+        (["inspect", "nö"], 3),
+        (["--help"], 0),
+    ):
+        done = subprocess.run(
+            [*COMMAND, *arguments], env={**ENVIRONMENT, **locale}, capture_output=True, check=False
+        )
+        assert done.returncode == code, (arguments, done)
+        assert b"internal-error" not in done.stderr
+        assert b"?" not in done.stdout
+
+
+def test_a_full_stdout_changes_nothing_in_work_that_is_done(base: Path) -> None:
+    def run(*arguments: str) -> tuple[int, list[str]]:
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run(
+                [*COMMAND, *arguments],
+                env=ENVIRONMENT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        return done.returncode, done.stderr.splitlines()
+
+    for last in ([], ["--json"]):
+        work = ["--quiet", "set", "base", "mm_hidden_size=7"]
+        code, lines = run(*work, "--out", f"out{len(last)}", *last)
+        assert (code, len(lines)) == (0, 1)
+        assert "stdout could not be written: no space left on device" in lines[0]
+        assert Path(f"out{len(last)}").is_dir()
+        code, lines = run(*work, "--dry-run", *last)
+        assert (code, len(lines)) == (3, 1)
+    for arguments in (
+        ["validate", "base"],
+        ["inspect", "base"],
+        ["validate", "base", "--format=json"],
+    ):
+        code, lines = run(*arguments)
+        assert code == 3
+        assert lines == ["error: system: no space left on device"]
+
+
+def test_json_is_json_whatever_the_checkpoint_says(cli: Cli, base: Path) -> None:
+    def strict(text: str) -> None:
+        json.loads(text, parse_constant=pytest.fail)
+
+    (base / "vita_ckpt.json").write_text(
+        '{"needs_alignment": false, '
+        '"operations": [{"time": NaN, "arguments": {"a": [-Infinity, 1e999]}}]}'
+    )
+    strict(cli("history", base, "--json").out)
+    work = ["set", base, "mm_hidden_size=7", "--json"]
+    strict(cli(*work, "--dry-run").out)
+    strict(cli(*work, "--out", "out", "--plan-out", "plan.json").out)
+    strict(Path("plan.json").read_text())
+    strict(Path("out/vita_ckpt.json").read_text())
+    strict(cli("history", "out", "--json").out)
+    strict(cli("set", base, "mm_hidden_size=9", "--in-place", "--json").out)
+    strict((base / "vita_ckpt.json").read_text())
+    for command in ("inspect", "explain"):
+        strict(cli(command, base, "--json").out)
