@@ -35,7 +35,7 @@ def render(
 def _checkpoint(report: Report) -> Iterator[str]:
     yield f"### {_code(wording.title(report))}"
     yield ""
-    yield f"{_text(printable(report.kind))} · {wording.counts(report.findings)}"
+    yield f"{_paragraph(printable(report.kind))} · {wording.counts(report.findings)}"
     yield ""
     if not report.findings:
         return
@@ -54,6 +54,12 @@ def _checkpoint(report: Report) -> Iterator[str]:
 
 def _text(line: str) -> str:
     return _LINKS.sub("\\g<0>\n", line).translate(_REFERENCES).replace("\n", "<wbr>")
+
+
+def _paragraph(line: str) -> str:
+    """Return a text that starts a paragraph, whatever it starts with: no list, no code block."""
+    text = _text(line)
+    return text if text[:1].isalpha() or text[:1] in ("&", "") else f"&#{ord(text[0])};{text[1:]}"
 
 
 def _code(line: str) -> str:
