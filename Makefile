@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPAT := .venv-compat
+BARE := .venv-bare
+TEST_TOOLS := hatchling hypothesis jsonschema pytest-xdist junitparser markdown-it-py pytest PyYAML \
+	sarif-pydantic
 # One process more than there are processors: some tests wait for what is slow on purpose.
 PROCESSES := $(shell expr $$(nproc) + 1)
 
-.PHONY: demo test test-compat torture check lint format docs bench clean
+.PHONY: demo test test-compat test-bare lock torture check lint format docs bench clean
 
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -16,9 +19,19 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
-# The same tests in the environment that VITA itself pins: transformers 4.41.1.
+# The same tests with the oldest version of everything that pyproject.toml allows, among them
+# transformers 4.41.1, which VITA itself pins. Torch is the one that 'make test' has.
 test-compat: $(COMPAT)/.installed
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/pytest -n $(PROCESSES) --dist loadfile
+
+# What works without the extra 'model', with the oldest versions too: no torch is installed there.
+test-bare: $(BARE)/.installed
+	$(BARE)/bin/pytest -n $(PROCESSES) --dist loadfile -m "not torch and not torture" \
+		tests/cli tests/core tests/checks tests/surgery
+
+# What the action installs, with digests: asks PyPI.
+lock: $(STAMP)
+	$(BIN)/python .ci/lock.py
 
 # Every system call killed and failed, every power cut, sixteen rivals, long fuzzing: minutes.
 torture: $(STAMP)
@@ -44,7 +57,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/foundation.py
 
 clean:
-	rm -rf $(VENV) $(COMPAT) demo-out
+	rm -rf $(VENV) $(COMPAT) $(BARE) demo-out
 
 # Every version is pinned by constraints.txt, the build's too: pip passes it on to its build environment.
 $(STAMP): pyproject.toml constraints.txt
@@ -55,6 +68,11 @@ $(STAMP): pyproject.toml constraints.txt
 $(COMPAT)/.installed: pyproject.toml constraints-compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-		$(COMPAT)/bin/pip install -q -e '.[model]' hatchling hypothesis jsonschema pytest-xdist \
-		junitparser markdown-it-py pytest PyYAML sarif-pydantic
+		$(COMPAT)/bin/pip install -q -e '.[model]' $(TEST_TOOLS)
+	@touch $@
+
+$(BARE)/.installed: pyproject.toml constraints-compat.txt
+	test -x $(BARE)/bin/python || $(PYTHON) -m venv $(BARE)
+	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		$(BARE)/bin/pip install -q -e . $(TEST_TOOLS)
 	@touch $@

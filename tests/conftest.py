@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+
+_NEEDS_TORCH = re.compile(
+    r"^ *(from|import) +(torch|transformers|PIL|safetensors\.torch|tests\.(storage|model))\b", re.M
+)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the modules that import torch where it is not installed: ``make test-bare``."""
+    if collection_path.suffix != ".py" or find_spec("torch") is not None:
+        return None
+    return True if _NEEDS_TORCH.search(collection_path.read_text("utf-8")) else None
 
 
 @dataclass(frozen=True)

@@ -173,9 +173,18 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path, command: list[str]) -> 
         lambda _: vita_ckpt.drop_undo(ADDRESS),
         lambda _: lifecycle.leftovers(ADDRESS),
         lambda _: vita_ckpt.push(ADDRESS, "org/other"),
-        lambda _: vita_ckpt.verify(GOLDEN / "A1" / "base", golden=ADDRESS),
-        lambda _: vita_ckpt.verify(GOLDEN / "A1" / "base", save_golden=ADDRESS),
-        lambda _: vita_ckpt.verify(GOLDEN / "A1" / "base", image=ADDRESS),
+        pytest.param(
+            lambda _: vita_ckpt.verify(GOLDEN / "A1" / "base", golden=ADDRESS),
+            marks=pytest.mark.torch,
+        ),
+        pytest.param(
+            lambda _: vita_ckpt.verify(GOLDEN / "A1" / "base", save_golden=ADDRESS),
+            marks=pytest.mark.torch,
+        ),
+        pytest.param(
+            lambda _: vita_ckpt.verify(GOLDEN / "A1" / "base", image=ADDRESS),
+            marks=pytest.mark.torch,
+        ),
     ],
 )
 def test_the_library_refuses_it_as_well(

@@ -78,6 +78,7 @@ def test_a_surgery_and_its_history(cli: Cli, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.torch
 def test_verify(cli: Cli) -> None:
     base = GOLDEN / "A1" / "base"
     printed = json.loads(cli("verify", base, "--device", "cpu", "--json").out)

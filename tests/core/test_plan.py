@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,9 +26,8 @@ from vita_ckpt.core.plan import (
     PutFile,
     ReplaceTensor,
     SetConfig,
-    input_paths,
-    plan_from_json,
     plan_to_json,
+    saved_plan,
 )
 from vita_ckpt.errors import InputError, StaleInputError
 
@@ -55,7 +55,7 @@ EDITS = (
     PutFile("new.json", "{}\n", "put"),
     DropFile("old.json", "stale"),
 )
-PLAN = Plan("test", BASE, EDITS, (DONOR,), ("said",))
+PLAN = Plan("test", BASE, EDITS, (DONOR,), ("said",), request={"asked": None})
 
 
 def test_the_target_does_not_depend_on_the_order() -> None:
@@ -101,102 +101,92 @@ def test_diff_shows_what_a_plan_does() -> None:
     assert keys == {"x": (1, [2]), "z": (None, None)}
 
 
+def saved(plan: Plan = PLAN) -> Any:
+    return json.loads(json.dumps(plan_to_json(plan)))
+
+
 def test_a_saved_plan_is_the_plan() -> None:
-    data = json.loads(json.dumps(plan_to_json(PLAN)))
-    assert input_paths(data) == ("/base", "/donor.safetensors")
-    assert plan_from_json(data, [BASE, DONOR]) == PLAN
+    read = saved_plan(saved())
+    assert read.paths == ("/base", "/donor.safetensors")
+    assert (read.operation, read.request) == ("test", {"asked": None})
+    read.check_inputs([BASE, DONOR])
+    read.check_same(PLAN)
 
 
 def test_a_plan_from_nothing() -> None:
-    plan = Plan("extract", EMPTY, (AddTensor("c", NEW, ""),), (DONOR,))
-    data = json.loads(json.dumps(plan_to_json(plan)))
-    assert input_paths(data) == ("", "/donor.safetensors")
-    assert plan_from_json(data, [EMPTY, DONOR]) == plan
+    plan = Plan("extract", EMPTY, (AddTensor("c", NEW, ""),), (DONOR,), request={})
+    read = saved_plan(saved(plan))
+    assert read.paths == ("", "/donor.safetensors")
+    read.check_inputs([EMPTY, DONOR])
+    read.check_same(plan)
+
+
+def test_notes_may_say_something_else() -> None:
+    saved_plan(saved() | {"notes": ["another"]}).check_same(PLAN)
 
 
 @pytest.mark.parametrize("field", ["size", "mtime_ns", "digest", "path"])
 def test_a_changed_input_is_refused(field: str) -> None:
-    data = plan_to_json(PLAN)
+    data = saved()
     data["inputs"][0]["files"][0][field] = "/other" if field == "path" else 5
     with pytest.raises(StaleInputError, match="/base/model"):
-        plan_from_json(data, [BASE, DONOR])
+        saved_plan(data).check_inputs([BASE, DONOR])
     data["inputs"][0]["files"] = []
     with pytest.raises(StaleInputError, match="/base/model"):
-        plan_from_json(data, [BASE, DONOR])
+        saved_plan(data).check_inputs([BASE, DONOR])
 
 
 def broken_plans() -> list[Any]:
     plans: list[Any] = [None, [], {}, {"format": "vita-ckpt-plan", "version": 99}]
-    for path in (
-        ("inputs",),
-        ("edits",),
-        ("notes",),
-        ("operation",),
-        ("inputs", 0),
-        ("inputs", 0, "path"),
-        ("inputs", 0, "files"),
-        ("edits", 0),
-        ("edits", 0, "edit"),
-        ("edits", 0, "name"),
-        ("edits", 0, "input"),
-        ("edits", 0, "tensor"),
-        ("edits", 0, "dtype"),
-        ("edits", 0, "reason"),
-        ("edits", 1, "name"),
-        ("edits", 3, "key"),
-        ("edits", 5, "init"),
-        ("edits", 5, "init", "dtype"),
-        ("edits", 5, "init", "shape"),
-        ("edits", 5, "init", "fill"),
-        ("edits", 6, "name"),
-        ("edits", 6, "text"),
-        ("edits", 7, "name"),
-        ("notes", 0),
-    ):
-        values: list[Any] = [None, 3.5, "nonsense", [[]]]
+    for path in _places(saved()):
+        if path[:1] == ("notes",) and len(path) > 1:
+            continue
+        values: list[Any] = [None, 3.5, "nonsense", [[]], {"a": 1}]
         for value in values:
-            plan = json.loads(json.dumps(plan_to_json(PLAN)))
+            plan = saved()
             place = plan
             for step in path[:-1]:
                 place = place[step]
-            if value == "nonsense" and path[-1] in (
-                "operation",
-                "reason",
-                "key",
-                0,
-                "path",
-                "text",
-            ):
-                continue
-            if value == 3.5 and path[-1] == "fill":
-                continue
-            place[path[-1]] = value
-            plans.append(plan)
-    plan = plan_to_json(PLAN)
-    plan["edits"][0]["input"] = -1
-    plans.append(plan)
-    for number, key, value in (
-        (5, "shape", [1 << 63, 4]),
-        (5, "shape", [-1]),
-        (5, "bound", 1e9),
-        (5, "bound", -1.0),
-        (5, "fill", 7e4),
-        (5, "fill", float("nan")),
-        (6, "name", "config.json"),
-        (6, "name", "../config.json"),
-        (6, "name", "/etc/x.json"),
-        (6, "name", "code.py"),
-        (6, "name", "sub/a.json"),
+            if place[path[-1]] != value and path[0] not in ("request", "operation"):
+                place[path[-1]] = value
+                plans.append(plan)
+    for edit in (
+        {"edit": "set-config", "key": "auto_map", "value": {}, "reason": ""},
+        {"edit": "drop-file", "name": "config.json", "reason": ""},
+        {"edit": "put-file", "name": "adapter_config.json", "text": "{}", "reason": ""},
+        {"edit": "set-config", "key": "x", "value": float("nan"), "reason": ""},
     ):
-        plan = json.loads(json.dumps(plan_to_json(PLAN)))
-        edit = plan["edits"][number]
-        (edit["init"] if number == 5 else edit)[key] = value
+        plan = saved()
+        plan["edits"].append(edit)
         plans.append(plan)
-    return plans
+    for key in saved():
+        plan = saved()
+        del plan[key]
+        plans.append(plan)
+    for strange in ("a\0b", "\ud800"):
+        plan = saved()
+        plan["inputs"][0]["path"] = strange
+        plans.append(plan)
+    return [*plans, saved() | {"more": None}]
+
+
+def _places(value: Any) -> Iterator[tuple[Any, ...]]:
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield (key,)
+            yield from ((key, *below) for below in _places(value[key]))
 
 
 @pytest.mark.parametrize("data", broken_plans())
-def test_what_is_no_plan_is_said(data: Any) -> None:
+def test_what_is_another_plan_is_said(data: Any) -> None:
     with pytest.raises(InputError) as error:
-        plan_from_json(data, [BASE, DONOR])
+        read = saved_plan(data)
+        read.check_inputs([BASE, DONOR])
+        read.check_same(PLAN)
     assert "\n" not in str(error.value)
+
+
+def test_a_path_may_hold_bytes_that_are_no_utf8() -> None:
+    data = saved()
+    data["inputs"][0]["path"] = "/base\udcff"
+    assert saved_plan(data).paths[0] == "/base\udcff"

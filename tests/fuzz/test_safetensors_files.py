@@ -17,7 +17,7 @@ from tests.fuzz.sandbox import (
     library_reads,
     survives,
 )
-from tests.sources import read_safetensors
+from tests.sources import NEWEST_DTYPES, read_safetensors
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import InputError
 
@@ -105,6 +105,7 @@ def _object(fields: list[tuple[str, str]]) -> str:
     return "{" + ",".join(f'"{key}":{value}' for key, value in fields) + "}"
 
 
+@NEWEST_DTYPES
 def test_headers_that_are_nearly_right(explore: Explore, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from vita_ckpt import __version__
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
+from vita_ckpt.api.plans import plan_again
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, LocalFile
 from vita_ckpt.core.diff import diff_config, diff_tensors
@@ -29,9 +30,7 @@ from vita_ckpt.core.plan import (
     PutFile,
     ReplaceTensor,
     SetConfig,
-    input_paths,
-    input_revisions,
-    plan_from_json,
+    saved_plan,
     subject_of,
 )
 from vita_ckpt.core.provenance import Written, encode, lineage, needs_alignment
@@ -72,7 +71,6 @@ Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
 _MAKES_A_FILE = ("extract-projector",)
-_EXTRACTIONS = (*_MAKES_A_FILE, "extract-tower")
 
 
 def apply(
@@ -344,36 +342,42 @@ def check_plan_path(plan: Plan, path: StrPath) -> None:
 
 
 def save_plan(plan: Plan, path: StrPath) -> None:
-    """Write a plan as JSON to a new file outside its inputs; :func:`load_plan` reads it."""
+    """Write a plan as JSON to a new file outside its inputs; :func:`load_plan` reads it.
+
+    Raises UsageError for a plan that no function ``plan_…`` of this package computed.
+    """
     check_plan_path(plan, path)
+    if plan.request is None:
+        raise UsageError(
+            "plan-not-repeatable",
+            plan.operation,
+            expected="a plan of a function such as plan_swap_tower, which can be computed again",
+            hint="apply it without saving it",
+        )
     write_new(os.fspath(path), json.dumps(plan.to_dict(), indent=2) + "\n")
 
 
 def base_of(path: StrPath) -> str:
     """Return the path of the base of a saved plan. Raises InputError if the file is no plan."""
     with _named(path):
-        return input_paths(read_json(LOCAL, local(path))[0])[0]
+        return saved_plan(read_json(LOCAL, local(path))[0]).paths[0]
 
 
 def load_plan(path: StrPath, *, stores: Stores | None = None) -> Plan:
-    """Load a plan that :func:`save_plan` wrote, and open its inputs again.
+    """Load a plan that :func:`save_plan` wrote: open its inputs, and compute it again.
 
-    Raises StaleInputError if one of them is not what the plan was computed from.
+    Raises StaleInputError if an input is not what the plan was computed from, and InputError if
+    the file says anything that its operation does not make of these inputs.
     """
     data, _ = read_json(LOCAL, local(path))
     with _named(path):
         stores = Stores() if stores is None else stores
-        pairs = zip(input_paths(data), input_revisions(data), strict=True)
+        saved = saved_plan(data)
+        pairs = zip(saved.paths, saved.revisions, strict=True)
         inputs = [reopen(root, revision, stores) for root, revision in pairs]
-        plan = plan_from_json(data, inputs)
-    if plan.record is None and plan.operation not in _EXTRACTIONS:
-        raise InputError(
-            "invalid-plan",
-            os.fspath(path),
-            expected=f"what a {plan.operation} leaves to be known",
-            got="a plan without a record",
-            hint="write one with --plan-out",
-        )
+        saved.check_inputs(inputs)
+        plan = plan_again(saved, inputs, stores)
+        saved.check_same(plan)
     return plan
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from types import NoneType
+from typing import Any, Final
 
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, locate
@@ -16,7 +17,7 @@ from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
-from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.plan import Plan, SavedPlan, not_a_plan
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
@@ -40,7 +41,9 @@ def plan_extract_projector(
     Tensors are named as upstream does, ``model.mm_projector.0.weight``, or ``0.weight`` if
     ``bare``. Raises InputError if it cannot be read and AdapterError if it has no projector.
     """
-    return projector_surgery.plan_extract_projector(as_checkpoint(checkpoint, stores), bare=bare)
+    opened = as_checkpoint(checkpoint, stores)
+    plan = projector_surgery.plan_extract_projector(opened, bare=bare)
+    return replace(plan, request={"bare": bare})
 
 
 def plan_merge_projector(
@@ -75,13 +78,11 @@ def plan_merge_projector(
                 expected="a base that has its vision tower already",
                 hint="make the checkpoint first, then merge into it",
             )
-        return _plan_assemble(base, adapter, tower, stores)
-    return projector_surgery.plan_merge_projector(
-        base,
-        adapter,
-        dtype=_dtype(dtype),
-        extras=(extras,) if isinstance(extras, str) else extras,
-    )
+        return _plan_assemble(base, adapter, tower, None, stores)
+    code = _dtype(dtype)
+    names = (extras,) if isinstance(extras, str) else extras
+    plan = projector_surgery.plan_merge_projector(base, adapter, dtype=code, extras=names)
+    return replace(plan, request={"dtype": code, "extras": sorted(names)})
 
 
 def plan_swap_tower(
@@ -112,10 +113,12 @@ def plan_swap_tower(
     stores = Stores() if stores is None else stores
     donor = as_checkpoint(tower, stores)
     choice = projector if projector in ("keep", "reinit") else None
+    path = tower_path if tower_path is not None else _path_for_config(tower, donor)
+    given = None if tower_config is None else _whole(tower_config, stores)
     args = VisionModelArgs(
         vision_tower=donor,
-        mm_vision_tower=tower_path if tower_path is not None else _path_for_config(tower, donor),
-        tower_config=_config_of(donor, tower_config, stores),
+        mm_vision_tower=path,
+        tower_config=_config_of(donor, given, stores),
         processor=read_processor(donor, stores),
         mm_projector_type=projector_type,
         pretrain_mm_mlp_adapter=None
@@ -126,7 +129,17 @@ def plan_swap_tower(
         use_s2=use_s2,
         s2_scales=s2_scales,
     )
-    return vision_modules.initialize_vision_modules(as_checkpoint(base, stores), args)
+    plan = vision_modules.initialize_vision_modules(as_checkpoint(base, stores), args)
+    request = {
+        "tower_path": path,
+        "tower_config": given,
+        "projector": choice,
+        "projector_type": projector_type,
+        "seed": seed,
+        "use_s2": use_s2,
+        "s2_scales": s2_scales,
+    }
+    return replace(plan, request=request)
 
 
 def plan_extract_tower(
@@ -143,9 +156,11 @@ def plan_extract_tower(
     """
     stores = Stores() if stores is None else stores
     opened = as_checkpoint(checkpoint, stores)
-    return vision_modules.plan_extract_tower(
-        opened, _config_of(opened, tower_config, stores), read_processor(opened, stores)
+    given = None if tower_config is None else _whole(tower_config, stores)
+    plan = vision_modules.plan_extract_tower(
+        opened, _config_of(opened, given, stores), read_processor(opened, stores)
     )
+    return replace(plan, request={"tower_config": given})
 
 
 def plan_set(
@@ -162,7 +177,79 @@ def plan_set(
         inspect_checkpoint(side, find_tower(side, stores)).disagreements
         for side in (plan.base, plan.target())
     )
-    return replace(plan, notes=tuple(s for s in after if s not in before))
+    notes = tuple(s for s in after if s not in before)
+    return replace(plan, notes=notes, request={"values": dict(values)})
+
+
+_OPTIONAL_TEXT: Final = (str, NoneType)
+# What each operation can be asked for, with the types of the values.
+_REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
+    "extract-projector": {"bare": (bool,)},
+    "merge-projector": {"dtype": _OPTIONAL_TEXT, "extras": (list,)},
+    "merge-projector with a tower": {"tower_path": (str,)},
+    "swap-tower": {
+        "tower_path": (str,),
+        "tower_config": _OPTIONAL_TEXT,
+        "projector": _OPTIONAL_TEXT,
+        "projector_type": _OPTIONAL_TEXT,
+        "seed": (int,),
+        "use_s2": (bool, NoneType),
+        "s2_scales": _OPTIONAL_TEXT,
+    },
+    "extract-tower": {"tower_config": _OPTIONAL_TEXT},
+    "set": {"values": (dict,)},
+}
+_NUMBERS_OF_INPUTS: Final = {
+    "extract-projector": (2,),
+    "merge-projector": (2, 3),
+    "swap-tower": (2, 3),
+    "extract-tower": (2,),
+    "set": (1,),
+}
+
+
+def plan_again(saved: SavedPlan, inputs: Sequence[Checkpoint], stores: Stores) -> Plan:
+    """Compute a saved plan again from its operation, its request and its opened ``inputs``.
+
+    Raises InputError for a request that the operation does not take.
+    """
+    if len(inputs) not in _NUMBERS_OF_INPUTS.get(saved.operation, ()):
+        raise not_a_plan(f"a {saved.operation} of {len(inputs)} inputs")
+    assembles = saved.operation == "merge-projector" and len(inputs) > 2
+    types = _REQUESTS["merge-projector with a tower" if assembles else saved.operation]
+    if saved.request.keys() != types.keys():
+        raise not_a_plan(f"a request for {', '.join(map(repr, saved.request)) or 'nothing'}")
+    for key, value in saved.request.items():
+        if type(value) not in types[key]:
+            raise not_a_plan(f"{key} that is a {type(value).__name__}")
+    try:
+        return _dispatch(saved.operation, saved.request, inputs, stores)
+    except UsageError as error:  # nobody has used an option
+        raise not_a_plan(str(error)) from error
+
+
+def _dispatch(
+    operation: str, request: Mapping[str, Any], inputs: Sequence[Checkpoint], stores: Stores
+) -> Plan:
+    base, *donors = inputs
+    if operation == "extract-projector":
+        return plan_extract_projector(donors[0], **request, stores=stores)
+    if operation == "extract-tower":
+        return plan_extract_tower(donors[0], **request, stores=stores)
+    if operation == "set":
+        return plan_set(base, request["values"], stores=stores)
+    tower, adapter = donors[0], donors[-1]
+    if operation == "merge-projector":
+        if len(donors) > 1:
+            return _plan_assemble(base, adapter, tower, request["tower_path"], stores)
+        if not all(isinstance(name, str) for name in request["extras"]):
+            raise not_a_plan("extras that are no texts")
+        return plan_merge_projector(base, adapter, **request, stores=stores)
+    choice = request["projector"]
+    if choice not in (("keep", "reinit", None) if len(donors) == 1 else (None,)):
+        raise not_a_plan(f"a projector {choice!r} of {len(inputs)} inputs")
+    projector = adapter if len(donors) > 1 else choice
+    return plan_swap_tower(base, tower, **{**request, "projector": projector}, stores=stores)
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -178,11 +265,16 @@ def _is_plain(base: Checkpoint) -> bool:
 
 
 def _plan_assemble(
-    base: Checkpoint, adapter: Checkpoint, tower: Checkpoint | StrPath | None, stores: Stores
+    base: Checkpoint,
+    adapter: Checkpoint,
+    tower: Checkpoint | StrPath | None,
+    tower_path: str | None,
+    stores: Stores,
 ) -> Plan:
     """Plan a VITA checkpoint from a base without a tower, a run, and the run's tower.
 
-    This is what upstream's "base model + projector" load makes.
+    This is what upstream's "base model + projector" load makes. ``tower_path`` is the string for
+    the config, by default what the run's names or the path as it was given.
     """
     has_tower = any(part_of(name) == VISION_TOWER for name in base.tensors)
     if has_tower:
@@ -215,11 +307,11 @@ def _plan_assemble(
     _check_sizes(base, adapter)
     donor = as_checkpoint(tower, stores)
     kind, scales, use_s2 = (run.get(key) for key in ("mm_projector_type", "s2_scales", "use_s2"))
+    if tower_path is None:
+        tower_path = named if isinstance(named, str) and named else _path_for_config(tower, donor)
     args = VisionModelArgs(
         vision_tower=donor,
-        mm_vision_tower=named
-        if isinstance(named, str) and named
-        else _path_for_config(tower, donor),
+        mm_vision_tower=tower_path,
         tower_config=_config_of(donor, None, stores),
         processor=read_processor(donor, stores),
         mm_projector_type=kind if isinstance(kind, str) else None,
@@ -229,7 +321,8 @@ def _plan_assemble(
         model_type=_vita_model_type(run),
         run_config=run,
     )
-    return vision_modules.initialize_vision_modules(base, args, operation="merge-projector")
+    plan = vision_modules.initialize_vision_modules(base, args, operation="merge-projector")
+    return replace(plan, request={"tower_path": tower_path})
 
 
 def _vita_model_type(run: Mapping[str, Any]) -> str | None:
@@ -251,6 +344,12 @@ def _check_sizes(base: Checkpoint, adapter: Checkpoint) -> None:
             )
 
 
+def _whole(path: StrPath, stores: Stores) -> str:
+    """Return a path that leads to the same place wherever a saved plan is applied."""
+    found = locate(path, stores)
+    return stores.store_of(found).absolute(found)
+
+
 def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
     """Return the string that upstream will look a tower up by: the path as it was given."""
     named = (donor.config or {}).get("mm_vision_tower")
@@ -268,11 +367,11 @@ def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
 
 
 def _config_of(
-    donor: Checkpoint, tower_config: StrPath | None, stores: Stores
+    donor: Checkpoint, tower_config: str | None, stores: Stores
 ) -> Mapping[str, Any] | None:
     """Return the config of a tower, standalone or in a VITA checkpoint."""
     if tower_config is not None:
-        return read_given_config(locate(tower_config, stores), stores)
+        return read_given_config(tower_config, stores)
     if any(name.startswith(TOWER_PREFIX) for name in donor.tensors):
         return read_tower_config(donor, stores)
     own = donor.config

@@ -168,7 +168,8 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         return error.exit_code
     except click.exceptions.Abort as error:
         # What was being written says in which state that is left.
-        state = error.__cause__.args if isinstance(error.__cause__, KeyboardInterrupt) else ()
+        reason = error.__context__  # click 8.1 raises it from None
+        state = reason.args if isinstance(reason, KeyboardInterrupt) else ()
         _print_error(f"interrupted: {printable(state[0])}" if state else "interrupted")
         return _INTERRUPTED
     except click.ClickException as error:

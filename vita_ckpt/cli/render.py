@@ -50,8 +50,10 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = ""
     """Return a plain table; ``right`` has the character ``r`` for each right-aligned column."""
     from tabulate import tabulate  # noqa: PLC0415 - slow to import, and JSON does not need it
 
-    align = [("right" if flag == "r" else "left") for flag in right.ljust(len(headers))]
     cells = [[printable(cell) for cell in row] for row in rows]
+    # tabulate 0.9 refuses an alignment for a column that is not there.
+    width = max(map(len, cells), default=0)
+    align = [("right" if flag == "r" else "left") for flag in right.ljust(width)[:width]]
     return tabulate(cells, headers, tablefmt="plain", colalign=align, disable_numparse=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -14,23 +14,14 @@ from vita_ckpt.core.checkpoint import (
     RandomInit,
     RemoteFile,
     Tensor,
-    TensorRef,
     files_read,
 )
 from vita_ckpt.core.display import Displayed, count_by_type
-from vita_ckpt.core.dtype import CAST_TARGETS, can_cast, nbytes
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE
 from vita_ckpt.errors import InputError, StaleInputError
 
 FORMAT: Final = "vita-ckpt-plan"
-VERSION: Final = 2
-
-
-# The files that a surgery writes beside the weights are small JSON files in the directory itself.
-_FILE: Final = re.compile(r"[a-z_]{1,64}\.json", re.ASCII)
-
-# No initialisation has values as large as this, which every dtype can hold.
-_LARGEST_VALUE: Final = 60000.0
+VERSION: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +101,9 @@ class Plan(Displayed):
 
     ``notes`` are sentences for the user: what was decided, what is left out. Two edits of one name
     are refused, so the order of the edits never matters. A plan without a ``record`` extracts a
-    part, which starts a lineage of its own.
+    part, which starts a lineage of its own. ``request`` is what the planner was asked for beside
+    its inputs, as JSON values: a saved plan is computed again from it. A plan without one cannot be
+    saved.
     """
 
     operation: str
@@ -119,6 +112,7 @@ class Plan(Displayed):
     donors: tuple[Checkpoint, ...] = ()
     notes: tuple[str, ...] = ()
     record: Record | None = None
+    request: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.record is not None and len(self.record.roles) != len(self.donors):
@@ -207,6 +201,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "operation": plan.operation,
+        "request": dict(plan.request) if plan.request is not None else None,
         "inputs": [
             {
                 "path": checkpoint.root,
@@ -221,49 +216,71 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def input_paths(data: Any) -> tuple[str, ...]:
-    """Return the paths or pinned addresses of a saved plan's inputs; empty for no base.
+@dataclass(frozen=True, slots=True)
+class SavedPlan:
+    """A plan as a file says it, before anything in it is believed.
+
+    ``paths`` are those of its inputs, or their pinned addresses, empty for no base. ``revisions``
+    are the branches or tags that led to them, or empty texts.
+    """
+
+    content: Mapping[str, Any]
+    operation: str
+    request: Mapping[str, Any]
+    paths: tuple[str, ...]
+    revisions: tuple[str, ...]
+
+    def check_inputs(self, inputs: Sequence[Checkpoint]) -> None:
+        """Raise StaleInputError unless ``inputs`` are what the plan was computed from.
+
+        They are compared byte for byte as far as fingerprints tell.
+        """
+        for number, (checkpoint, entry) in enumerate(
+            zip(inputs, self.content["inputs"], strict=True)
+        ):
+            files = files_read(checkpoint) if number else checkpoint.fingerprint
+            _check_unchanged(checkpoint.root, files, _expect(entry.get("files"), list, "files"))
+
+    def check_same(self, plan: Plan) -> None:
+        """Raise InputError unless ``plan``, computed again, is the one that was saved.
+
+        Notes may differ: they also tell of what lies around the inputs.
+        """
+        computed = json.loads(json.dumps(plan_to_json(plan)))
+        for key in computed | dict(self.content):
+            if key not in self.content:
+                raise not_a_plan(f"no {key}")
+            if key == "edits":
+                _check_same_edits(self.content.get(key), computed[key])
+            elif key == "notes":
+                _check_notes(self.content.get(key))
+            elif key not in computed:
+                raise not_a_plan(f"a key {key!r}")
+            elif self.content.get(key) != computed[key]:
+                raise not_a_plan(f"another {key} than a {plan.operation} of its inputs has")
+
+
+def saved_plan(data: Any) -> SavedPlan:
+    """Read the part of a saved plan from which it can be computed again.
 
     Raises InputError if ``data`` is no plan of this version.
     """
-    plan = _expect(data, dict, "the plan")
-    if plan.get("format") != FORMAT:
-        raise _not_a_plan("JSON of another kind")
-    if _expect(plan.get("version"), int, "a version") != VERSION:
-        raise _not_a_plan(f"version {plan['version']}")
-    inputs = _expect(plan.get("inputs"), list, "inputs")
+    content = _expect(data, dict, "the plan")
+    if content.get("format") != FORMAT:
+        raise not_a_plan("JSON of another kind")
+    if _expect(content.get("version"), int, "a version") != VERSION:
+        raise not_a_plan(f"version {content['version']}")
+    inputs = _expect(content.get("inputs"), list, "inputs")
     if not inputs:
-        raise _not_a_plan("no inputs")
-    return tuple(_expect(_expect(i, dict, "an input").get("path"), str, "a path") for i in inputs)
-
-
-def input_revisions(data: Any) -> tuple[str, ...]:
-    """Return the branch or tag that led to each of a saved plan's inputs, or an empty text.
-
-    Raises InputError if ``data`` is no plan of this version.
-    """
-    input_paths(data)
-    return tuple(_expect(entry.get("revision", ""), str, "a revision") for entry in data["inputs"])
-
-
-def plan_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Plan:
-    """Read the plan of ``data`` on its re-opened ``inputs``.
-
-    Raises StaleInputError if an input is not, byte for byte as far as fingerprints tell, the one
-    that the plan was computed from, and InputError if ``data`` is not a plan.
-    """
-    input_paths(data)
-    for number, (checkpoint, entry) in enumerate(zip(inputs, data["inputs"], strict=True)):
-        files = files_read(checkpoint) if number else checkpoint.fingerprint
-        _check_unchanged(checkpoint.root, files, _expect(entry.get("files"), list, "files"))
-    edits = [_edit_from_json(edit, inputs) for edit in _expect(data.get("edits"), list, "edits")]
-    notes = [_expect(note, str, "a note") for note in _expect(data.get("notes"), list, "notes")]
-    operation = _expect(data.get("operation"), str, "operation")
-    record = _record_from_json(data.get("record"))
-    try:
-        return Plan(operation, inputs[0], tuple(edits), tuple(inputs[1:]), tuple(notes), record)
-    except ValueError as error:
-        raise _not_a_plan(str(error)) from error
+        raise not_a_plan("no inputs")
+    entries = [_expect(entry, dict, "an input") for entry in inputs]
+    return SavedPlan(
+        content,
+        _expect(content.get("operation"), str, "an operation"),
+        _expect(content.get("request"), dict, "a request"),
+        tuple(_path(entry.get("path")) for entry in entries),
+        tuple(_expect(entry.get("revision", ""), str, "a revision") for entry in entries),
+    )
 
 
 def subject_of(edit: Edit) -> tuple[str, str]:
@@ -277,12 +294,6 @@ def _file_json(file: File) -> dict[str, Any]:
     if isinstance(file, RemoteFile):
         return {"path": file.path, "size": file.size, "etag": file.etag, "digest": file.digest}
     return {"path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "digest": file.digest}
-
-
-_KINDS: Final[dict[str, type[AddTensor] | type[ReplaceTensor]]] = {
-    "add-tensor": AddTensor,
-    "replace-tensor": ReplaceTensor,
-}
 
 
 def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[str, Any]:
@@ -309,75 +320,24 @@ def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[st
     }
 
 
-def _record_from_json(data: Any) -> Record | None:
-    if data is None:
-        return None
-    record = _expect(data, dict, "a record")
-    roles = _expect(record.get("roles"), list, "roles")
-    seed = record.get("seed")
-    return Record(
-        tuple(_expect(role, str, "a role") for role in roles),
-        _expect(record.get("arguments"), dict, "arguments"),
-        None if seed is None else _expect(seed, int, "a seed"),
-        _expect(record.get("needs_alignment"), bool, "needs_alignment"),
+def _check_same_edits(saved: Any, computed: Sequence[Mapping[str, Any]]) -> None:
+    edits = _expect(saved, list, "edits")
+    if edits == computed:
+        return
+    strange = next((edit for edit in edits if edit not in computed), None)
+    if strange is None:
+        raise not_a_plan("other edits than its operation makes: some are missing or out of order")
+    kind, name = (
+        (strange.get("edit"), strange.get("name", strange.get("key")))
+        if isinstance(strange, Mapping)
+        else ("an edit", strange)
     )
+    raise not_a_plan(f"what its operation does not make of its inputs: {kind} {name!r}")
 
 
-def _edit_from_json(data: Any, inputs: Sequence[Checkpoint]) -> Edit:
-    edit = _expect(data, dict, "an edit")
-    kind = _expect(edit.get("edit"), str, "an edit")
-    reason = _expect(edit.get("reason"), str, "a reason")
-    if kind == "set-config":
-        return SetConfig(_expect(edit.get("key"), str, "a key"), edit.get("value"), reason)
-    name = _expect(edit.get("name"), str, "a name")
-    if kind == "drop-tensor":
-        return DropTensor(name, reason)
-    if kind == "drop-file":
-        return DropFile(name, reason)
-    if kind == "put-file":
-        return PutFile(_file_name(name), _expect(edit.get("text"), str, "a text"), reason)
-    if kind not in _KINDS:
-        raise _not_a_plan(f"an edit {kind!r}")
-    if "init" in edit:
-        return _KINDS[kind](name, _init_from_json(edit["init"]), reason)
-    origin = _expect(edit.get("input"), int, "an input")
-    donor = inputs[origin].tensors if 0 <= origin < len(inputs) else {}
-    tensor = donor.get(_expect(edit.get("tensor"), str, "a tensor"))
-    if not isinstance(tensor, TensorRef):
-        raise _not_a_plan(f"{edit.get('tensor')!r} is not a tensor of input {origin}")
-    dtype = _expect(edit.get("dtype"), str, "a dtype")
-    if not can_cast(tensor.dtype, dtype):
-        raise _not_a_plan(f"a conversion of {tensor.dtype} to {dtype!r}")
-    return _KINDS[kind](name, tensor if dtype == tensor.dtype else Cast(tensor, dtype), reason)
-
-
-def _file_name(name: str) -> str:
-    """Check that a name stays in the output directory and is not taken for code or weights."""
-    if not _FILE.fullmatch(name):
-        raise _not_a_plan(f"a file {name!r}")
-    return name
-
-
-def _init_from_json(data: Any) -> RandomInit:
-    drawn = _expect(data, dict, "an initialisation")
-    dtype = _expect(drawn.get("dtype"), str, "a dtype")
-    sizes = _expect(drawn.get("shape"), list, "a shape")
-    bound, fill = drawn.get("bound"), _expect(drawn.get("fill"), float, "a fill")
-    if not abs(fill) < _LARGEST_VALUE:
-        raise _not_a_plan(f"a fill {fill}")
-    if dtype not in CAST_TARGETS or not all(type(size) is int and size >= 0 for size in sizes):
-        raise _not_a_plan(f"an initialisation of {dtype} {sizes}")
-    try:
-        nbytes(dtype, sizes)
-    except OverflowError as error:
-        raise _not_a_plan(str(error)) from error
-    if bound is not None and not 0 <= _expect(bound, float, "a bound") < _LARGEST_VALUE:
-        raise _not_a_plan(f"a bound {bound}")
-    seed, name = (
-        _expect(drawn.get("seed"), int, "a seed"),
-        _expect(drawn.get("name"), str, "a name"),
-    )
-    return RandomInit(dtype, tuple(sizes), seed, name, bound, fill)
+def _check_notes(saved: Any) -> None:
+    for note in _expect(saved, list, "notes"):
+        _expect(note, str, "a note")
 
 
 def _inputs(plan: Plan) -> list[tuple[File, ...]]:
@@ -403,22 +363,30 @@ def _check_unchanged(root: str, seen: Sequence[File], files: Sequence[Any]) -> N
     )
 
 
+def _path(value: Any) -> str:
+    """Check a path, in which bytes that are no UTF-8 stand as Python spells them."""
+    path: str = _expect(value, str, "a path")
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise not_a_plan("a path with a lone surrogate") from None
+    if "\0" in path:
+        raise not_a_plan("a path with a NUL")
+    return path
+
+
 def _expect(value: Any, kind: type, what: str) -> Any:
     if type(value) is not kind:
-        raise _not_a_plan(f"{what} that is a {type(value).__name__}")
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise _not_a_plan(f"{what} with a lone surrogate") from error
+        raise not_a_plan(f"{what} that is a {type(value).__name__}")
     return value
 
 
-def _not_a_plan(got: str) -> InputError:
+def not_a_plan(got: str) -> InputError:
+    """Return the error for a file that is no plan, or one that was changed."""
     return InputError(
         "invalid-plan",
         "the plan",
-        expected=f"a plan of version {VERSION}",
+        expected=f"a plan of version {VERSION}, as it was saved",
         got=got,
         hint="write one with --plan-out",
     )

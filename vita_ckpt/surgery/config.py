@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
 from vita_ckpt.core.anatomy import projectors, towers
-from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
+from vita_ckpt.core.anatomy.config_keys import LARGEST_NUMBER, VISION_KEYS
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.plan import Plan, Record, SetConfig
 from vita_ckpt.core.provenance import needs_alignment
@@ -78,8 +77,8 @@ def _is_possible(key: str, value: Any) -> bool:
     if isinstance(value, str):
         return bool(value) and value.isprintable()
     if key == "mm_projector_lr":
-        return isfinite(value) and value >= 0
-    return isinstance(value, bool) or value > 0
+        return bool(0 <= value < LARGEST_NUMBER)
+    return isinstance(value, bool) or 0 < value < LARGEST_NUMBER
 
 
 def _types(key: str) -> tuple[type, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.core.anatomy.config_keys import LARGEST_NUMBER, VISION_KEYS
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import Tower
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
@@ -299,6 +300,8 @@ def _run_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
     keys = {key: args.run_config[key] for key in _RUN_KEYS if key in args.run_config}
     if builds_audio(args.run_config) and any(map(is_audio, base.tensors)):
         keys["mm_audio_encoder"] = args.run_config["mm_audio_encoder"]
+    for key, value in keys.items():
+        _check_run_value(key, value)
     if "continuous_training" in args.run_config:
         keys["continuous_training"] = False  # as upstream resets it after loading
     return keys
@@ -312,6 +315,25 @@ def _audio_notes(base: Checkpoint, args: VisionModelArgs) -> tuple[str, ...]:
         f"mm_audio_encoder {name!r} of the run is left out: the base has no tensors of an audio "
         "encoder, and the loader would leave it in uninitialised memory",
     )
+
+
+def _check_run_value(key: str, value: Any) -> None:
+    """Raise InputError for a value of a run's config that is not of the type of its key."""
+    if value is None:
+        return
+    types = VISION_KEYS[key]
+    fits = type(value) in types and (
+        value.isprintable() if isinstance(value, str) else abs(value) < LARGEST_NUMBER
+    )
+    if not fits:
+        names = " or ".join(kind.__name__ for kind in types)
+        raise InputError(
+            "invalid-run-config",
+            key,
+            expected=f"a value that the key can have: {names}",
+            got=repr(value),
+            hint="correct the config.json of the run",
+        )
 
 
 def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[str, Any]:

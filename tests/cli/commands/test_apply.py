@@ -50,10 +50,10 @@ def test_a_plan_whose_base_is_a_lone_file(
     plan["edits"] = []
     plan["record"]["roles"] = []
     path.write_text(json.dumps(plan))
-    assert_one_error(cli("apply", path, "--out", tmp_path / "out"), 3, "not-a-checkpoint")
+    assert_one_error(cli("apply", path, "--out", tmp_path / "out"), 3, "invalid-plan")
     plan["edits"] = [{"edit": "set-config", "key": "\ud800", "value": 1, "reason": ""}]
     path.write_text(json.dumps(plan))
-    assert_one_error(cli("apply", path, "--out", tmp_path / "out"), 3, "invalid-plan", "surrogate")
+    assert_one_error(cli("apply", path, "--out", tmp_path / "out"), 3, "invalid-plan")
 
 
 def test_a_plan_that_is_none(cli: Cli, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def in_a8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(A8)
 
 
+@pytest.mark.torch
 @pytest.mark.usefixtures("in_a8")
 def test_the_main_job(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -90,6 +91,7 @@ def test_a_saved_swap(cli: Cli, tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "out") == read_tensors(A8 / "swapped_by_upstream")
 
 
+@pytest.mark.torch
 @pytest.mark.usefixtures("in_a8")
 def test_the_mark_of_an_untrained_projector(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -124,6 +126,7 @@ def test_what_cannot_be_written_is_not_verified_first(cli: Cli, tmp_path: Path) 
         assert_one_error(cli("swap-tower", *call, *more), 2, code)
 
 
+@pytest.mark.torch
 def test_a_failed_verification_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     """A tower whose values float16 cannot hold."""
     write_tower(tmp_path / "tower-internvit", TowerSpec())

@@ -24,3 +24,6 @@ VISION_KEYS: Final[dict[str, Types]] = {
     "tokenizer_padding_side": (str,),
     "mm_audio_encoder": (str,),
 }
+
+# No number of a config is as large: transformers says 1e30 for a tokenizer without a limit.
+LARGEST_NUMBER: Final = 10**38
