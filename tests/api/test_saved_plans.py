@@ -240,7 +240,7 @@ def test_a_plan_that_cannot_be_computed_again_is_not_saved(root: Path, tmp_path:
     "values",
     [
         {"mm_projector_lr": float("nan")},
-        {"mm_audio_encoder": "a\x1b[31m"},
+        {"image_aspect_ratio": "a\x1b[31m"},
         {"tokenizer_model_max_length": [1]},
     ],
 )
