@@ -1,9 +1,10 @@
 """On a GPU: the goldens against the CPU, how fast weights get there, and verify at full size.
 
-Usage: python benchmarks/gpu.py [--dir DIR] [--runs N] [--layers N]. DIR takes 17 GB for a while.
-Exit 2 where there is no GPU. The peer of loading reads the same files with two threads into pinned
-memory and copies them to the GPU; the runs are interleaved, each in a process of its own, and time
-starts once everything is imported and the GPU is awake.
+Usage: python benchmarks/gpu.py [--dir DIR] [--runs N] [--layers N] [--device cuda|cpu].
+DIR takes 17 GB for a while. Exit 2 where there is no GPU. The peer of loading reads the same files
+with two threads into pinned memory and copies them to the GPU. The runs are interleaved, each in a
+process of its own, and time starts once everything is imported and the GPU is awake. ``--device
+cpu`` rehearses every step with a checkpoint of a few kilobytes and claims nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.measure import claim, machine
 from benchmarks.model import built, verify
-from fixtures.builder import FULL
+from fixtures.builder import FULL, Spec, write_checkpoint, write_tower
 from vita_ckpt import load_model
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
@@ -31,39 +32,46 @@ GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 OURS = """
 import sys, time, torch, vita_ckpt.model.load
 from transformers import Qwen2ForCausalLM
-torch.zeros(1, device="cuda")
+device = sys.argv[2]
+torch.zeros(1, device=device)
 started = time.perf_counter()
-model = vita_ckpt.load_model(sys.argv[1], device="cuda:0")
-torch.cuda.synchronize()
+model = vita_ckpt.load_model(sys.argv[1], device=device)
+if device != "cpu":
+    torch.cuda.synchronize()
 print(time.perf_counter() - started)
-assert not model.streams
+assert device == "cpu" or not model.streams
 """
 PEER = """
 import os, sys, threading, time, torch
 from glob import glob
-torch.zeros(1, device="cuda")
+device = sys.argv[2]
+cuda = device != "cpu"
+torch.zeros(1, device=device)
 started = time.perf_counter()
 STEP, THREADS = 32 << 20, 2
 pieces = []
 for path in sorted(glob(sys.argv[1] + "/*.safetensors")):
     size, file = os.path.getsize(path), os.open(path, os.O_RDONLY)
-    target = torch.empty(size, dtype=torch.uint8, device="cuda")
+    target = torch.empty(size, dtype=torch.uint8, device=device)
     pieces += [(file, at, target[at : at + STEP]) for at in range(0, size, STEP)]
 def read(number):
-    buffers = [torch.empty(STEP, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-    copied = [torch.cuda.Event() for _ in range(2)]
+    buffers = [torch.empty(STEP, dtype=torch.uint8, pin_memory=cuda) for _ in range(2)]
+    copied = [torch.cuda.Event() for _ in range(2 * cuda)] or [None, None]
     for turn, (file, at, target) in enumerate(pieces[number::THREADS]):
         buffer, event = buffers[turn % 2], copied[turn % 2]
-        event.synchronize()
+        if cuda:
+            event.synchronize()
         assert os.preadv(file, [buffer.numpy()[: len(target)]], at) == len(target)
         target.copy_(buffer[: len(target)], non_blocking=True)
-        event.record()
+        if cuda:
+            event.record()
 threads = [threading.Thread(target=read, args=(number,)) for number in range(THREADS)]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-torch.cuda.synchronize()
+if cuda:
+    torch.cuda.synchronize()
 print(time.perf_counter() - started)
 """
 
@@ -74,47 +82,65 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, default=None)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=FULL.layers)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        return rehearse(arguments.dir)
     if not torch.cuda.is_available():
         print("no GPU that torch sees: nothing was measured", file=sys.stderr)
         return 2
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     print(f"{machine()}\n{', '.join(names)}, CUDA {torch.version.cuda}")
-    kept = goldens()
+    kept = goldens("cuda:0")
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="vita-ckpt-bench-") as name:
         base = built(Path(name), "full", arguments.layers)
-        kept += loading(base, arguments.runs)
-        kept += full(base)
+        kept += loading(base, arguments.runs, "cuda:0")
+        kept += full(base, "cuda:0")
     return 0 if all(kept) else 1
 
 
-def goldens() -> list[bool]:
+def rehearse(directory: Path | None) -> int:
+    """Run every step on the CPU with a tiny checkpoint: the code, not the figures."""
+    print(f"{machine()}\na rehearsal on the CPU: the figures mean nothing")
+    if not all(goldens("cpu")):
+        return 1
+    with tempfile.TemporaryDirectory(dir=directory, prefix="vita-ckpt-bench-") as name:
+        spec = Spec()
+        base = write_checkpoint(Path(name) / "tiny", spec)
+        write_tower(Path(name) / spec.tower.path, spec.tower)
+        loading(base, 1, "cpu")
+        full(base, "cpu")
+    return 0
+
+
+def goldens(device: str) -> list[bool]:
     """Image features, embeddings and logits of every golden, in float32."""
-    print("goldens, GPU against CPU, float32")
+    print(f"goldens, {device} against the CPU, float32")
     kept = []
     for case in (f"A{number}" for number in range(1, 9)):
         root = GOLDEN / case / ("swapped_by_upstream" if case == "A8" else "base")
         inputs = load_file(GOLDEN / case / "inputs.safetensors")
         ids, pixels = inputs["input_ids"], inputs["pixel_values"]
-        found = {}
-        for device in ("cuda:0", "cpu"):
-            model = load_model(root, device=device)
+        found = []
+        for place in (device, "cpu"):
+            model = load_model(root, device=place)
             with torch.inference_mode():
-                found[device] = [
+                outputs = [
                     model.encode_images(pixels),
                     model.embed_multimodal(ids, pixels),
                     model(input_ids=ids, pixel_values=pixels).logits,
                     model(input_ids=inputs["text_input_ids"]).logits,
                 ]
+            found.append(outputs)
         worst = max(
             float(((one.cpu() - other) ** 2).sum() / (other**2).sum())
-            for one, other in zip(*found.values(), strict=True)
+            for one, other in zip(*found, strict=True)
         )
         kept.append(claim(f"{case}, NMSE", worst, 1e-9))
     return kept
 
 
-def loading(base: Path, runs: int) -> list[bool]:
+def loading(base: Path, runs: int, device: str) -> list[bool]:
     """load_model to the GPU against the peer, the files in the page cache."""
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     print(f"load to the GPU, {size / 1e9:.2f} GB")
@@ -122,7 +148,7 @@ def loading(base: Path, runs: int) -> list[bool]:
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(runs + 1):  # the first is a warm-up
         for name, code in ways.items():
-            command = [sys.executable, "-c", code, str(base)]
+            command = [sys.executable, "-c", code, str(base), device]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             if turn:
                 found[name].append(float(done.stdout))
@@ -135,9 +161,9 @@ def loading(base: Path, runs: int) -> list[bool]:
     return [claim("time of load_model / peer: 0.8x of its rate", ours / peer, 1.25)]
 
 
-def full(base: Path) -> list[bool]:
+def full(base: Path, device: str) -> list[bool]:
     """verify from end to end; random weights may well overflow float16, which is a finding."""
-    command = [*verify(base, "bfloat16"), "--device", "cuda:0", "--json"]
+    command = [*verify(base, "bfloat16"), "--device", device, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     report = json.loads(done.stdout)
     print(

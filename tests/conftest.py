@@ -27,7 +27,9 @@ settings.load_profile("default")
 
 
 _NEEDS_TORCH = re.compile(
-    r"^ *(from|import) +(torch|transformers|PIL|safetensors\.torch|tests\.(storage|model|builders))\b", re.M
+    r"^ *(from|import) +(torch|transformers|PIL|safetensors\.torch"
+    r"|tests\.(storage|model|builders))\b",
+    re.M,
 )
 
 
