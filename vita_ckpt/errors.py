@@ -25,18 +25,22 @@ _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for cod
 
 
 # What nobody else may read: user and password of a URL, its query, and tokens.
-_USER_OF_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3})[^\s/?#'\"<>]*@(?=[^\s/])")
-_QUERY_OF_URL = re.compile(
-    r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3}[^\s?'\"<>]{0,2000})\?[^\s'\"<>)]+"
-)
-_SECRET_OF_QUERY = re.compile(
+# Compiled when the first text needs them: most commands print none that does.
+_USER_OF_URL = r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3})[^\s/?#'\"<>]*@(?=[^\s/])"
+_QUERY_OF_URL = r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3}[^\s?'\"<>]{0,2000})\?[^\s'\"<>)]+"
+_CREDENTIAL_OF_QUERY = (
     r"(?i)([?&](?:x-(?:amz|goog|ms)-[a-z-]+|sig|signature|[a-z_-]*(?:token|key|secret)|pass(?:word)?"
     r"|policy|key-pair-id)=)[^\s&'\"<>)]+"
 )
-_TOKEN = re.compile(
+_CREDENTIAL = (
     r"(?<![A-Za-z0-9])(hf_|api_org_|gh[pousr]_|glpat-)[A-Za-z0-9]{16,}"
     r"|(?<![A-Za-z0-9])(?P<long>github_pat_)[A-Za-z0-9_]{16,}"
     r"|(?i:(?<=\bbearer )[A-Za-z0-9._~+/=-]{8,})"
+)
+# One of these is in every text that has such a token, in lower case.
+_MARKS = (
+    *("hf_", "api_org_", "glpat-", "github_pat_", "bearer "),
+    *(f"gh{kind}_" for kind in "pousr"),
 )
 # GitHub and Azure obey ``##[command]`` and ``##vso[command]`` anywhere in a line.
 _LOG_COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
@@ -45,11 +49,14 @@ _LOG_COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
 def redacted(text: str) -> str:
     """Return ``text`` without credentials: of URLs, of their queries, and tokens."""
     if "://" in text or ":/" in text:
-        text = _USER_OF_URL.sub(r"\1…@", text)
-        text = _QUERY_OF_URL.sub(r"\1?…", text)
+        text = re.sub(_USER_OF_URL, r"\1…@", text)
+        text = re.sub(_QUERY_OF_URL, r"\1?…", text)
     if "=" in text:
-        text = _SECRET_OF_QUERY.sub(r"\1…", text)
-    return _TOKEN.sub(lambda match: f"{match[1] or match['long'] or ''}…", text)
+        text = re.sub(_CREDENTIAL_OF_QUERY, r"\1…", text)
+    lowered = text.lower()
+    if any(mark in lowered for mark in _MARKS):
+        text = re.sub(_CREDENTIAL, lambda match: f"{match[1] or match['long'] or ''}…", text)
+    return text
 
 
 def escaped(text: str) -> str:

@@ -66,19 +66,27 @@ PARTIAL_DOWNLOAD: Final = re.compile(
 )
 HUB_DOWNLOADS: Final = ".cache/huggingface/download"
 # Files that a program could unpickle, by their names.
-PICKLES: Final = re.compile(
+_PICKLES: Final = (
     r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl|pt|pth|ckpt|bin)"
-    r"|.*\.(pkl|pickle|joblib|pt|pth)\.(gz|bz2|xz|lzma|z|lz4|zst|tar)",
-    re.ASCII | re.IGNORECASE,
+    r"|.*\.(pkl|pickle|joblib|pt|pth)\.(gz|bz2|xz|lzma|z|lz4|zst|tar)"
 )
 # Pickles that are no weights by their names; an audio encoder's final.pt may be some.
-NO_WEIGHTS: Final = re.compile(
+_NO_WEIGHTS: Final = (
     r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl)(\.(gz|bz2|xz|lzma|z|lz4|zst))?"
-    r"|(training_args|optimizer|scheduler|scaler|rng_state|random_states).*\.(bin|pt|pth|ckpt)",
-    re.ASCII | re.IGNORECASE,
+    r"|(training_args|optimizer|scheduler|scaler|rng_state|random_states).*\.(bin|pt|pth|ckpt)"
 )
-ARRAYS: Final = re.compile(r".*\.np[yz]", re.ASCII | re.IGNORECASE)  # pickles if of objects
+_ARRAYS: Final = r".*\.np[yz]"  # pickles if of objects
 STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
+
+
+def may_be_pickle(name: str) -> bool:
+    """Return whether a program could unpickle a file of this name; arrays may hold objects."""
+    return re.fullmatch(f"{_PICKLES}|{_ARRAYS}", name, re.ASCII | re.IGNORECASE) is not None
+
+
+def is_no_weight_file(name: str) -> bool:
+    """Return whether a file is a pickle that holds no weights, by its name."""
+    return re.fullmatch(_NO_WEIGHTS, name, re.ASCII | re.IGNORECASE) is not None
 
 
 def index_of(names: Iterable[str]) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.filenames import ARRAYS, PICKLES
+from vita_ckpt.core.filenames import may_be_pickle
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.stores.base import Store
 
@@ -41,7 +41,7 @@ def is_pickle(store: Store, path: str) -> bool:
     Of what lies on the hub only the name is looked at.
     """
     name = os.path.basename(path)
-    if PICKLES.fullmatch(name) or ARRAYS.fullmatch(name):
+    if may_be_pickle(name):
         return True
     if not store.is_local or _OTHERS.fullmatch(name):
         return False

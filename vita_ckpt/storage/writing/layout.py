@@ -15,11 +15,11 @@ from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.filenames import (
     CONFIG,
     MANIFEST,
-    NO_WEIGHTS,
     PROVENANCE,
     SAFETENSORS,
     SAFETENSORS_INDEX,
     TORCH_INDEX_SUFFIX,
+    is_no_weight_file,
 )
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
@@ -176,7 +176,7 @@ def pickles_left_out(checkpoint: Checkpoint, carry: Collection[str]) -> list[str
     return [
         name
         for name in checkpoint.files
-        if NO_WEIGHTS.fullmatch(name.rpartition("/")[2])
+        if is_no_weight_file(name.rpartition("/")[2])
         and not any(fnmatchcase(part, p) for p in carry for part in (name, name.rpartition("/")[2]))
     ]
 
