@@ -21,3 +21,10 @@ def test_all_three_judge_alike(
 def test_the_mutants_are_those_of_a_sound_checkpoint(tmp_path: Path) -> None:
     base = mutant("A1", 0, tmp_path / "case")
     assert json.loads((base / "config.json").read_text())["model_type"] == "vita-Qwen2"
+
+
+def test_a_tower_without_its_table_of_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its image size is unknown then: the directory's config still decides."""
+    holds("A1", 111, tmp_path / "case", monkeypatch)

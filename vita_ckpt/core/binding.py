@@ -60,8 +60,9 @@ def bind_tower(family: str, shapes: Shapes, configs: Iterable[Mapping[str, Any]]
     }
     if not wanted:  # a whole tower under other names
         own = parts.below(_TOWER, dict(shapes))
-        stored = towers.stored_names(own)
-        wanted = {_TOWER + place: own[name] for name, place in stored.items()}
+        stored = {name: _TOWER + place for name, place in towers.stored_names(own).items()}
+        if any(place not in found for place in stored.values()):
+            wanted = {place: own[name] for name, place in stored.items()}
     return PartBinding(wanted, compare(wanted, found))
 
 
