@@ -189,7 +189,7 @@ def _vision_tower(subject: Subject) -> Iterator[Finding]:
                 hint="vita-ckpt swap-tower puts them in",
             )
         return
-    own = parts.below("model.vision_tower.", shapes)
+    own = parts.below(parts.TOWER_MODULE, shapes)
     recognised = towers.tower_of_shapes(own)
     family = _family_of_path(subject.config) or (recognised.family if recognised else None)
     if family is None or (recognised is not None and recognised.family != family):
@@ -237,7 +237,7 @@ def _differ(described: towers.Tower, stored: towers.Tower) -> bool:
 def _tower_prefix(subject: Subject, own: towers.Shapes, prefix: str) -> Finding:
     """Report a whole tower under other names than the loader's: one cause, one finding."""
     got = towers.tower_prefix(own)
-    place = "model.vision_tower."
+    place = parts.TOWER_MODULE
     return finding(
         "foreign-prefix",
         place + got + "*",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
+from vita_ckpt.core.anatomy import language_tensors, parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
@@ -24,7 +24,6 @@ Shapes = Mapping[str, Shape]
 # What every loader drops without harm: tables that are computed anew when the model is built.
 _HARMLESS: Final = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 
-_TOWER: Final = "model.vision_tower."
 AUDIO_PREFIX: Final = "model.audio_encoder."
 
 
@@ -56,11 +55,13 @@ def bind_tower(family: str, shapes: Shapes, configs: Iterable[Mapping[str, Any]]
     found = {
         name: shape
         for name, shape in shapes.items()
-        if name.startswith(_TOWER) and not is_harmless(name)
+        if name.startswith(parts.TOWER_MODULE) and not is_harmless(name)
     }
     if not wanted:  # a whole tower under other names
-        own = parts.below(_TOWER, dict(shapes))
-        stored = {name: _TOWER + place for name, place in towers.stored_names(own).items()}
+        own = parts.below(parts.TOWER_MODULE, shapes)
+        stored = {
+            name: parts.TOWER_MODULE + place for name, place in towers.stored_names(own).items()
+        }
         if any(place not in found for place in stored.values()):
             wanted = {place: own[name] for name, place in stored.items()}
     return PartBinding(wanted, compare(wanted, found))
@@ -73,8 +74,8 @@ def expected_tower(
 
     The arguments are those of :func:`bind_tower`. Empty where nothing determines them.
     """
-    prefix = _TOWER + towers.FAMILIES[family].stored_prefix
-    own = parts.below(prefix, dict(shapes))
+    prefix = parts.TOWER_MODULE + towers.FAMILIES[family].stored_prefix
+    own = parts.below(prefix, shapes)
     for config in (*configs, config_of_tensors(own)):
         described = None if config is None else towers.family_of_config(config)
         if config is None or described is None or described.name != family:
@@ -116,7 +117,9 @@ def misled_tower(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
         shapes = traits.expected_shapes(towers.inner_config(config))
     except (InputError, KeyError):
         return {}
-    return {_TOWER + traits.stored_prefix + name: shape for name, shape in shapes.items()}
+    return {
+        parts.TOWER_MODULE + traits.stored_prefix + name: shape for name, shape in shapes.items()
+    }
 
 
 def is_audio(name: str) -> bool:
@@ -128,12 +131,3 @@ def builds_audio(config: Mapping[str, Any]) -> bool:
     """Return whether a loader builds the audio encoder (AUDIO §1 of upstream's facts)."""
     path = config.get("mm_audio_encoder")
     return isinstance(path, str) and bool(path)
-
-
-def bind_projector(config: Mapping[str, Any], shapes: Shapes) -> PartBinding:
-    """Bind the projector that a VITA config describes; ``shapes`` as for :func:`bind_tower`."""
-    projector = projectors.of_config(config)
-    own = {n: s for n, s in shapes.items() if n.startswith(parts.PROJECTOR_PREFIX)}
-    wanted = {} if projector is None else projectors.expected_shapes(projector)
-    placed = {parts.PROJECTOR_PREFIX + name: shape for name, shape in wanted.items()}
-    return PartBinding(placed, compare(placed, own))

@@ -39,17 +39,8 @@ def _lacks_level(missing: Collection[str], unexpected: Collection[str]) -> bool:
     for family in towers.FAMILIES.values():
         if "vision_model." not in family.stored_prefix:
             continue
-        with_level = "model.vision_tower." + family.stored_prefix
+        with_level = parts.TOWER_MODULE + family.stored_prefix
         without = with_level.replace("vision_model.", "")
         if any(without + n.removeprefix(with_level) in there for n in missing):
             return True
     return False
-
-
-def count_by_part(names: Collection[str]) -> str:
-    """Count the tensors of each part for a message: ``language model 4, vision tower 46``."""
-    counts: dict[str, int] = {}
-    for name in names:
-        label = parts.LABELS[parts.part_of(name)]
-        counts[label] = counts.get(label, 0) + 1
-    return ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))

@@ -31,9 +31,6 @@ from vita_ckpt.storage.reading.tower import read_tower_config
 
 StrPath = str | os.PathLike[str]
 
-# Before the prefix of a tower's family.
-_BELOW: Final = "model.vision_tower."
-
 # Tensors of a checkpoint that this model does not run.
 _NOT_RUN: Final = (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
 
@@ -125,7 +122,7 @@ def wanted_shapes(
         check_tower_values(tower_config)
         shapes = tower_tensors.expected_shapes(tower_config)
         tower = _tower(tower_config)
-        prefix = _BELOW + tower.traits.stored_prefix
+        prefix = parts.TOWER_MODULE + tower.traits.stored_prefix
         wanted |= {prefix + name: shape for name, shape in shapes.items()}
         kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
         check_type(kind)

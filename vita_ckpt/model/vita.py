@@ -177,7 +177,7 @@ class VitaModel(VisionModules):
     def _stored_name(self, name: str) -> str:
         part, _, rest = name.partition(".")
         if part == "vision_tower" and self.vision_tower is not None:
-            return f"model.vision_tower.{self.vision_tower.checkpoint_name(rest)}"
+            return parts.TOWER_MODULE + self.vision_tower.checkpoint_name(rest)
         if part == "mm_projector":
             return parts.PROJECTOR_PREFIX + rest
         if part == "language_model":

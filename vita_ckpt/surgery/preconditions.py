@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.binding import PartBinding, bind_language_model, bind_tower
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.tensor_match import KeyMismatch
-
-_TOWER: Final = "model.vision_tower."
 
 
 def require_binding(plan: Plan) -> Plan:
@@ -29,7 +25,7 @@ def require_binding(plan: Plan) -> Plan:
         _require(plan.base, bound, f"the language model of {config.get('model_type')}")
     path = config.get("mm_vision_tower")
     family = towers.dispatch(path, False).family if isinstance(path, str) else None
-    if family is not None and any(name.startswith(_TOWER) for name in shapes):
+    if family is not None and any(name.startswith(parts.TOWER_MODULE) for name in shapes):
         bound = bind_tower(family, shapes, ())
         if bound.wanted:
             _require(plan.base, bound, "the vision tower")

@@ -40,8 +40,6 @@ from vita_ckpt.surgery.projector import (
     tensors_below,
 )
 
-_TOWER: Final = "model.vision_tower."
-
 
 @dataclass(frozen=True, slots=True)
 class VisionModelArgs:
@@ -393,12 +391,12 @@ def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
     dtype = language_dtype(base)
     refs = tower.checkpoint.refs
     names = {
-        f"{_TOWER}{stored}": refs[origin]
+        f"{parts.TOWER_MODULE}{stored}": refs[origin]
         for origin, stored in towers.stored_names(tower.shapes).items()
     }
     edits: list[Edit] = [
         DropTensor(name, "a tensor of the old tower")
-        for name in tensors_below(base, _TOWER)
+        for name in tensors_below(base, parts.TOWER_MODULE)
         if name not in names
     ]
     label = tower.described.traits.label

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
-    TOWER_PREFIX,
     Lookup,
     expected_language_model,
     expected_projector,
@@ -37,7 +36,7 @@ def hub_model(tracer: Tracer, lookup: Lookup) -> None:
         wanted |= expected_tower(lookup, found, dispatch.family)
     accepted = match_audio(tracer, config, found) | ({parts.LM_HEAD} & found.keys())
     match_tensors(tracer, wanted, found, accepted, "kept as the module has them")
-    tracer.tower = _source(tracer, TOWER_PREFIX)
+    tracer.tower = _source(tracer, parts.TOWER_MODULE)
     tracer.projector = _source(tracer, parts.PROJECTOR_PREFIX)
 
 

@@ -25,7 +25,6 @@ Found = Mapping[str, tuple[TensorRef, str]]
 # model has its layers below (base_model_prefix).
 VISION_LEVEL: Final = "vision_model."
 BASE_PREFIX: Final = "model"
-TOWER_PREFIX: Final = "model.vision_tower."
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
-    TOWER_PREFIX,
     VISION_LEVEL,
     Found,
     Lookup,
@@ -245,7 +244,7 @@ def _finish_tower(
         filled = _read_tower_directory(tracer, lookup, family)
         tracer.tower = PartSource.TOWER_DIRECTORY if filled else PartSource.RANDOM
     else:
-        own = [name for name in tracer.sources if name.startswith(TOWER_PREFIX)]
+        own = [name for name in tracer.sources if name.startswith(parts.TOWER_MODULE)]
         tracer.tower = PartSource.CHECKPOINT if own else PartSource.UNFILLED
         if own:
             tracer.step("tower", f"{len(own)} tensors of the checkpoint over the directory's")
@@ -266,7 +265,7 @@ def _read_tower_again(tracer: Tracer, wanted: Mapping[str, Shape]) -> None:
             tracer.stop_for(file.trouble)
         tracer.tower_files.append(name)
         for tensor, ref in file.tensors.items():
-            if tensor.startswith(TOWER_PREFIX):
+            if tensor.startswith(parts.TOWER_MODULE):
                 found.setdefault(tensor, []).append(name)
                 shapes[tensor] = ref.shape
     tracer.step("tower", f"again, strictly, from every *.safetensors file: {some_files(names)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 VISION_TOWER: Final = "vision_tower"
@@ -26,6 +27,8 @@ LABELS: Final[dict[str, str]] = {
 }
 
 PROJECTOR_PREFIX: Final = "model.mm_projector."
+# The module of the model that holds the tower, and the tower in it.
+TOWER_MODULE: Final = "model.vision_tower."
 TOWER_PREFIX: Final = "model.vision_tower.vision_tower."
 EMBED_TOKENS: Final = "model.embed_tokens.weight"
 LM_HEAD: Final = "lm_head.weight"
@@ -38,7 +41,7 @@ PEFT_PREFIX: Final = "base_model.model."
 # "adpter" is how the checkpoints spell it.
 _PREFIXES: Final = (
     (PROJECTOR_PREFIX, MM_PROJECTOR),
-    ("model.vision_tower.", VISION_TOWER),
+    (TOWER_MODULE, VISION_TOWER),
     ("model.audio_encoder.adpter.", AUDIO_ADAPTER),
     ("model.audio_encoder.", AUDIO_ENCODER),
     ("predictor_head.", STATE_PREDICTOR),
@@ -61,7 +64,7 @@ def part_of(name: str) -> str:
     return next((part for prefix, part in _PREFIXES if bare.startswith(prefix)), OTHER)
 
 
-def below(prefix: str, names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def below(prefix: str, names: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the names below ``prefix``, with the prefix removed."""
     return {
         name.removeprefix(prefix): shape for name, shape in names.items() if name.startswith(prefix)
