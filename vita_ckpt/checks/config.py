@@ -291,15 +291,14 @@ def _tower(subject: Subject) -> Iterator[Finding]:
 
 
 def _differences(tower: Tower, described: Tower) -> Iterator[Finding]:
-    for what in ("family", "width", "layers", "patch_size", "image_size"):
+    for what in tower.differences(described):
         ours, theirs = getattr(tower, what), getattr(described, what)
-        if None not in (ours, theirs) and ours != theirs:
-            yield finding(
-                "tower-directory-mismatch",
-                "model.vision_tower",
-                f"expected {what} {theirs}, as the tower's config says, got {ours} in the weights",
-                hint="mm_vision_tower leads to another tower",
-            )
+        yield finding(
+            "tower-directory-mismatch",
+            "model.vision_tower",
+            f"expected {what} {theirs}, as the tower's config says, got {ours} in the weights",
+            hint="mm_vision_tower leads to another tower",
+        )
 
 
 def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:

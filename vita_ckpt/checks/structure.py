@@ -218,20 +218,10 @@ def _tower_configs(subject: Subject, stored: towers.Tower | None) -> Iterator[Ma
     directory = subject.tower_directory.config if subject.tower_directory is not None else None
     for config in (directory, subject.tower_config):
         described = None if config is None else towers.tower_of_config(config)
-        differ = described is not None and stored is not None and _differ(described, stored)
-        if config is not None and not differ:
+        if described is not None and stored is not None and described.differences(stored):
+            continue
+        if config is not None:
             yield config
-
-
-def _differ(described: towers.Tower, stored: towers.Tower) -> bool:
-    """Return whether two towers differ in a size that both are known to have."""
-    return any(
-        None not in (ours, theirs) and ours != theirs
-        for ours, theirs in (
-            (getattr(described, key), getattr(stored, key))
-            for key in ("family", "width", "layers", "patch_size", "image_size")
-        )
-    )
 
 
 def _tower_prefix(subject: Subject, own: towers.Shapes, prefix: str) -> Finding:

@@ -61,6 +61,12 @@ class Tower:
         grid, rest = divmod(image_size // self.patch_size, self.traits.pixel_shuffle)
         return None if rest else grid * grid
 
+    def differences(self, other: Tower) -> tuple[str, ...]:
+        """Return the fields in which two towers differ, of those that both are known to have."""
+        fields = ("family", "width", "layers", "patch_size", "image_size")
+        pairs = {field: (getattr(self, field), getattr(other, field)) for field in fields}
+        return tuple(f for f, (a, b) in pairs.items() if None not in (a, b) and a != b)
+
     def __str__(self) -> str:
         text = f"{self.traits.label}, width {self.width}"
         text += f", {self.layers} layers" if self.layers is not None else ""
