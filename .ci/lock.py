@@ -39,7 +39,7 @@ _PLATFORMS = (
     ("win_arm64",),
 )
 
-# pip evaluates markers for the Python that runs it, so what others need is said here.
+# pip evaluates markers for the Python that runs it. These are the packages that other Pythons need.
 _OLD = 'python_version < "3.11"'
 _NEW = 'python_version >= "3.11"'
 _WINDOWS = 'sys_platform == "win32"'
