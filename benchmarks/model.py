@@ -113,7 +113,7 @@ def seconds(base: Path, dtype: str, memory: str) -> float:
 
 def verify(base: Path, dtype: str) -> list[str]:
     """The command; random weights may well overflow float16, which is a finding, not a failure."""
-    return [str(Path(sys.executable).with_name("vita-ckpt")), "verify", str(base), "--dtype", dtype]
+    return [sys.executable, "-m", "vita_ckpt", "verify", str(base), "--dtype", dtype]
 
 
 if __name__ == "__main__":

@@ -240,6 +240,25 @@ def test_convolutions_are_exact_in_float32() -> None:
     assert torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.parametrize("case", BASES)
+@pytest.mark.parametrize("streams", [False, True], ids=["resident", "streamed"])
+def test_buffers_that_no_file_holds_follow_the_weights(case: str, streams: bool) -> None:
+    """The meta device stands in for a GPU: what is left on the CPU would stop a pass there."""
+    root = GOLDEN / case / ("swapped_by_upstream" if case == "A8" else "base")
+    checkpoint = open_checkpoint(root)
+    model = build(checkpoint, read_tower_config(checkpoint, Stores()), torch.float32)
+    there = torch.device("meta")
+    assert any(not buffer.is_meta for buffer in model.buffers())
+    with Weights(checkpoint) as weights:
+        if streams:
+            model.stream(weights, torch.float32, there)
+        else:
+            load_resident(model, model.stored_names(), weights, {"": there}, torch.float32)
+    stored = model.state_dict().keys()
+    left = [name for name, one in model.named_buffers() if name not in stored and not one.is_meta]
+    assert left == []
+
+
 def nmse(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(((found - wanted) ** 2).sum() / (wanted**2).sum())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
 from tests.builders import Tensors, change, lively
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import InputError, UsageError, verify
+from vita_ckpt.model import verify as verify_module
+from vita_ckpt.model.vita import VitaModel
 
 STREAM: Any = {"cpu": 0}
 
@@ -156,6 +159,25 @@ def test_against_a_base(root: Path, tmp_path: Path) -> None:
     assert rules(write_checkpoint(tmp_path / "wide", Spec(vocab=40)), against=root) == {
         "language-changed"
     }
+
+
+@pytest.mark.parametrize("memory", [None, STREAM], ids=["resident", "streamed"])
+def test_two_models_are_never_held_at_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, memory: Any
+) -> None:
+    """A GPU that holds one model need not hold the base as well, or a float16 copy."""
+    held: list[int] = []
+    load = verify_module.load_model
+
+    def counted(*arguments: Any, **options: Any) -> VitaModel:
+        held.append(sum(type(one) is VitaModel for one in gc.get_objects()))
+        return load(*arguments, **options)
+
+    gc.collect()
+    monkeypatch.setattr(verify_module, "load_model", counted)
+    assert rules(root, against=root, max_memory=memory) == set()
+    assert len(held) == 2
+    assert held[0] == held[1]
 
 
 def test_goldens_of_our_own(root: Path, tmp_path: Path) -> None:

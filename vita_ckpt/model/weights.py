@@ -176,6 +176,18 @@ def load_resident(
         converted = tensor.to(dtype if kind.is_floating_point else kind)
         for name in wanted[place]:
             _put(*_owner(model, name), converted)
+    place_unstored(model, device_map)
+
+
+def place_unstored(model: nn.Module, device_map: DeviceMap) -> None:
+    """Move the buffers that no file holds, such as position ids, to the devices of their modules.
+
+    Modules are built with these buffers on the CPU, and torch takes no index from another device.
+    """
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in stored:
+            _put(*_owner(model, name), buffer.to(device_of(name, device_map)))
 
 
 def device_of(name: str, device_map: DeviceMap) -> torch.device:
@@ -217,6 +229,7 @@ class Streaming:
         for owner, attributes in owned.items():
             owner.register_forward_pre_hook(self._lend(attributes))
             owner.register_forward_hook(self._take_back(attributes))
+        place_unstored(model, {"": device})
 
     def rows(self, stored: str, ids: Tensor) -> Tensor:
         """Return rows [..., width] of a table [n, width]; only their pages are read."""
