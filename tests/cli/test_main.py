@@ -9,16 +9,64 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from fixtures.builder import read_tensors
 from tests.conftest import Cli, assert_one_error
 from vita_ckpt import apply, plan_merge_projector
+from vita_ckpt.cli import main
 
 
 def test_usage_errors_are_one_line_too(cli: Cli, base: Path) -> None:
     assert_one_error(cli("merge-projector", "--base", base), 2, "usage", "--adapter", "--help")
     assert_one_error(cli("nonsense"), 2, "usage", "nonsense")
+
+
+def test_a_mistyped_command_is_guessed(cli: Cli) -> None:
+    assert_one_error(cli("inspct", "x"), 2, "usage", "inspct", "Did you mean 'inspect'?")
+    assert_one_error(cli("merge_projector"), 2, "usage", "'merge-projector'?")
+    assert "mean" not in cli("zzz").err
+
+
+def test_the_list_of_commands_is_theirs() -> None:
+    """Each summary is the first sentence of the command's own help, whole in 80 columns."""
+    group, context = main.cli, click.Context(main.cli)
+    listed = group.get_help(context)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        summary = str(command.help).split("\n", 1)[0].strip()
+        assert any(
+            line.split() == [name, *summary.split()] and len(line) <= 80
+            for line in listed.splitlines()
+        ), name
+    commands = Path(main.__file__).parent / "commands"
+    modules = {path.stem for path in commands.glob("*.py")} - {"__init__"}
+    assert modules == {name.replace("-", "_") for name in group.list_commands(context)}
+
+
+@pytest.mark.parametrize("arguments", ["--help", "complete"])
+def test_to_list_commands_imports_none(arguments: str) -> None:
+    environment = dict(os.environ)
+    if arguments == "complete":
+        environment |= {
+            "_VITA_CKPT_COMPLETE": "bash_complete",
+            "COMP_WORDS": "vita-ckpt me",
+            "COMP_CWORD": "1",
+        }
+    code = (
+        "import sys, atexit; from vita_ckpt.cli.main import main;"
+        "atexit.register(lambda: print(*(n for n in sys.modules if 'cli.commands' in n"
+        " or n == 'vita_ckpt.core.checkpoint'), file=sys.stderr));"
+        f"main({[arguments] if arguments == '--help' else []!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "merge-projector" in done.stdout
+    assert done.stderr == "\n"
 
 
 def test_a_full_stdout_is_no_bug_of_ours(base: Path) -> None:
@@ -122,3 +170,15 @@ def test_root_options(cli: Cli) -> None:
     ):
         assert cli(*arguments).out.startswith("Usage: vita-ckpt")
     assert "merge-projector" in cli().err + cli().out
+
+
+def test_a_table_costs_no_import_of_metadata() -> None:
+    code = (
+        "import sys; from vita_ckpt.cli.render import table; print(table([['a', 1]], ['x', 'y']));"
+        "assert 'importlib.metadata' not in sys.modules;"
+        "import importlib.metadata; print(importlib.metadata.version('tabulate'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].split() == ["x", "y"]
+    assert done.stdout.splitlines()[-1][0].isdigit()

@@ -20,30 +20,44 @@ from vita_ckpt.cli import console
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from vita_ckpt import Stores
 
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
 
-# Imported only when they are run: a command costs what it needs.
-_COMMANDS: Final = {
-    "inspect": "vita_ckpt.cli.commands.inspect",
-    "diff": "vita_ckpt.cli.commands.diff",
-    "extract-projector": "vita_ckpt.cli.commands.extract_projector",
-    "merge-projector": "vita_ckpt.cli.commands.merge_projector",
-    "swap-tower": "vita_ckpt.cli.commands.swap_tower",
-    "extract-tower": "vita_ckpt.cli.commands.extract_tower",
-    "set": "vita_ckpt.cli.commands.set",
-    "explain": "vita_ckpt.cli.commands.explain",
-    "apply": "vita_ckpt.cli.commands.apply",
-    "history": "vita_ckpt.cli.commands.history",
-    "undo": "vita_ckpt.cli.commands.undo",
-    "recover": "vita_ckpt.cli.commands.recover",
-    "clean": "vita_ckpt.cli.commands.clean",
-    "verify": "vita_ckpt.cli.commands.verify",
-    "validate": "vita_ckpt.cli.commands.validate",
-    "rules": "vita_ckpt.cli.commands.rules",
-    "push": "vita_ckpt.cli.commands.push",
+# Every command in its section, with the first sentence of its help. Each lives in the module of its
+# name, which is imported only when the command runs: to list the commands costs nothing.
+_SECTIONS: Final[dict[str, dict[str, str]]] = {
+    "Look": {
+        "inspect": "Show what a checkpoint is, without loading it.",
+        "explain": "Show what each loader would build from a checkpoint.",
+        "diff": "Compare two checkpoints, byte by byte.",
+        "history": "Show which surgeries a checkpoint has had.",
+    },
+    "Check": {
+        "validate": "Prove checkpoints sound from their headers.",
+        "verify": "Load a checkpoint strictly and run it once.",
+        "rules": "List the rules, or explain one.",
+    },
+    "Change": {
+        "merge-projector": "Merge a trained mm_projector into a checkpoint.",
+        "extract-projector": "Write the mm_projector of a checkpoint to a file.",
+        "swap-tower": "Give a checkpoint another vision tower.",
+        "extract-tower": "Write the vision tower to a directory of its own.",
+        "set": "Set keys of the vision config.",
+        "apply": "Run a plan that --plan-out saved.",
+    },
+    "Go back": {
+        "undo": "Undo the last surgery in place, bit for bit.",
+        "recover": "Restore a checkpoint whose surgery was interrupted.",
+        "clean": "Remove what interrupted runs left behind.",
+    },
+    "Hub": {"push": "Upload a checkpoint to the Hugging Face hub."},
+}
+_SUMMARIES: Final = {
+    name: text for commands in _SECTIONS.values() for name, text in commands.items()
 }
 
 
@@ -69,13 +83,43 @@ class Settings:
 
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(_SUMMARIES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in _SUMMARIES:
             return None
-        command: click.Command = import_module(_COMMANDS[cmd_name]).command
+        module = import_module(f"vita_ckpt.cli.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _SUMMARIES and not args[0].startswith("-"):
+            from difflib import get_close_matches  # noqa: PLC0415 - seldom needed
+
+            near = get_close_matches(args[0], _SUMMARIES, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, _SUMMARIES))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - seldom needed
+
+        return [
+            *(
+                CompletionItem(name, help=text)
+                for name, text in _SUMMARIES.items()
+                if name.startswith(incomplete)
+            ),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -48,13 +49,31 @@ def path(name: str) -> str:
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = "") -> str:
     """Return a plain table; ``right`` has the character ``r`` for each right-aligned column."""
-    from tabulate import tabulate  # noqa: PLC0415 - slow to import, and JSON does not need it
-
     cells = [[printable(cell) for cell in row] for row in rows]
     # tabulate 0.9 refuses an alignment for a column that is not there.
     width = max(map(len, cells), default=0)
     align = [("right" if flag == "r" else "left") for flag in right.ljust(width)[:width]]
-    return tabulate(cells, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+    return _tabulate()(cells, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+
+
+def _tabulate() -> Callable[..., str]:
+    """Import tabulate, but not ``importlib.metadata``.
+
+    tabulate imports it only to look up its own version, and it takes longer to import than click.
+    """
+    name = "importlib.metadata"
+    if name in sys.modules:
+        from tabulate import tabulate  # noqa: PLC0415 - JSON does not need it
+
+        return tabulate
+    stand_in = ModuleType(name)
+    stand_in.__dict__.update(version=str, PackageNotFoundError=LookupError)
+    sys.modules[name] = stand_in
+    try:
+        from tabulate import tabulate  # noqa: PLC0415 - JSON does not need it
+    finally:
+        del sys.modules[name]
+    return tabulate
 
 
 def echo_json(value: Any) -> None:

@@ -396,8 +396,7 @@ def _check_float16(
 def _free_memory() -> None:
     """Give back what a model that nothing refers to any more held; its hooks are cycles."""
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def _check_against(

@@ -17,6 +17,9 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
 @surgery_options
 @click.pass_obj
 def command(settings: Settings, /, plan_file: str, **run: Any) -> int:
-    """Run a plan that --plan-out saved; refused if one of its inputs has changed since."""
+    """Run a plan that --plan-out saved.
+
+    The plan is refused if one of its inputs has changed since it was saved.
+    """
     begin(settings, api.base_of(plan_file), run)
     return run_plan(settings, api.load_plan(plan_file, stores=settings.stores), **run)

@@ -33,11 +33,12 @@ _WHY_NOT = {
 def command(
     settings: Settings, paths: tuple[str, ...], undo: bool, foreign_journal: bool, dry_run: bool
 ) -> None:
-    """Remove what killed runs left: in PATH, beside it, and in it if it is a checkpoint.
+    """Remove what interrupted runs left behind.
 
-    PATH is a directory of checkpoints, a checkpoint, or the output that never came; by default
-    the working directory. What your own killed runs left in the directory for temporary files goes
-    as well. What belongs to a process that is alive, or that ran on another host, is never removed.
+    PATH is a checkpoint, a directory of checkpoints, or an output that was never finished. The
+    default is the working directory. Your own runs' leftovers in the directory for temporary files
+    are removed too. Files of a process that is still running, or that ran on another host, are
+    kept.
     """
     for path in paths or (".",):
         for leftover, gone in lifecycle.clean(path, dry_run=dry_run):

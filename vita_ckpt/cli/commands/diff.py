@@ -70,13 +70,12 @@ def command(
     report_format: str,
     outputs: tuple[Output, ...],
 ) -> int:
-    """Say what changed from A to B: config, files, and tensors, every byte compared.
+    """Compare two checkpoints, byte by byte.
 
-    A and B are what inspect takes. Which file a tensor lies in, and in which order, makes no
-    difference, nor does the format: a .bin is compared with safetensors. Tensors are compared
-    under the names they have. Of a side on the hub headers, configs and digests are compared, and
-    what they leave open is said. Exit 0 whether or not there is a difference, unless --exit-code or
-    --only says otherwise.
+    A and B are anything that inspect takes. Tensors are compared by name. It does not matter which
+    file holds a tensor, in which order, or in which format. On the hub, headers, configs and
+    digests are compared, and the report says what they leave open. The exit code is 0 with or
+    without differences, unless you give --exit-code or --only.
     """
     if only and exit_code:
         raise UsageError(

@@ -32,12 +32,12 @@ from vita_ckpt.errors import printable
 def command(
     settings: Settings, /, checkpoint: str, loaders: tuple[str, ...], as_json: bool
 ) -> None:
-    """Replay what each loader would do with CHECKPOINT, without loading it.
+    """Show what each loader would build from a checkpoint.
 
-    VITA-1.5's loader and VITA-1.0's, plain transformers before and after 5.6, and huggingface_hub:
-    which class each builds, which files it reads and in what order, where tower and projector come
-    from, what is missing, left out or drawn at random, in which dtype it ends, and where the
-    loaders diverge. A broken checkpoint is explained up to where a loader stops.
+    The loaders are VITA-1.5's and VITA-1.0's, plain transformers before and after 5.6, and
+    huggingface_hub. For each you see the class it builds, the files it reads and their order, where
+    tower and projector come from, what is missing, ignored or random, the final dtype, and where
+    the loaders diverge. A broken checkpoint is explained up to the point where a loader stops.
     """
     explanation = explain(checkpoint, stores=settings.stores)
     if loaders:

@@ -33,10 +33,11 @@ def command(
     bare: bool,
     **run: Any,
 ) -> None:
-    """Write the mm_projector of CKPT to a .safetensors or .bin file.
+    """Write the mm_projector of a checkpoint to a file.
 
-    The .bin is what the trainer writes: it loads with torch.load(weights_only=True) and as
-    upstream's pretrain_mm_mlp_adapter. Only the projector is read.
+    The suffix decides the format: .safetensors or .bin. The .bin has the trainer's format: it loads
+    with torch.load(weights_only=True) and as upstream's pretrain_mm_mlp_adapter. Only the projector
+    is read.
     """
     plan = plans.plan_extract_projector(source, bare=bare, stores=settings.stores)
     run_plan(settings, plan, **run)

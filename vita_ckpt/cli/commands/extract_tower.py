@@ -36,10 +36,11 @@ def command(
     tower_config: str | None,
     **run: Any,
 ) -> None:
-    """Write the vision tower of CKPT to a directory that transformers and upstream load.
+    """Write the vision tower to a directory of its own.
 
-    Its config.json comes from the tower's directory, from a copy that the checkpoint carries, or
-    from the tensors where they determine it. EVA-CLIP has none: upstream opens its weights file.
+    transformers and upstream can load that directory. Its config.json comes from the tower's
+    directory, from a copy in the checkpoint, or from the tensors where they determine it. EVA-CLIP
+    has no config.json: upstream opens its weights file.
     """
     plan = plans.plan_extract_tower(source, tower_config=tower_config, stores=settings.stores)
     run_plan(settings, plan, **run)

@@ -20,10 +20,10 @@ from vita_ckpt.errors import printable
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema history-v1).")
 @click.pass_obj
 def command(settings: Settings, /, checkpoint: str, as_json: bool) -> None:
-    """Say what was done to CHECKPOINT, by its vita_ckpt.json, and whether it can be undone.
+    """Show which surgeries a checkpoint has had.
 
-    Each operation with its inputs (by name and digest), what was asked for, and how many tensors
-    and files it wrote.
+    They are read from vita_ckpt.json: each operation with its inputs (names and digests), its
+    options, the number of tensors and files it wrote, and whether it can be undone.
     """
     found = history(checkpoint, stores=settings.stores)
     if as_json:

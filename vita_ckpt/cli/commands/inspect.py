@@ -44,12 +44,12 @@ _KINDS = {
 def command(
     settings: Settings, /, checkpoint: str, as_json: bool, pattern: str | None, depth: int | None
 ) -> int:
-    """Say what CHECKPOINT is, without loading it.
+    """Show what a checkpoint is, without loading it.
 
     CHECKPOINT is a checkpoint directory, an adapter or its run, a LoRA run, a vision tower, or a
-    lone weight file. Every key of the vision config is shown beside what the weights themselves
-    say; a tower directory that is not reachable from here is said, not an error. Exit 1 if
-    config.json is missing, or adapter_config.json of a LoRA run.
+    single weight file. Every key of the vision config is shown beside what the weights themselves
+    say. A tower directory that cannot be reached from here is reported, but is not an error. Exit 1
+    if config.json is missing, or the adapter_config.json of a LoRA run.
     """
     stores = settings.stores
     opened = as_checkpoint(checkpoint, stores)

@@ -63,12 +63,12 @@ def command(
     verify: bool,
     **run: Any,
 ) -> int:
-    """Put the mm_projector of an adapter into a checkpoint; every other tensor stays as it is.
+    """Merge a trained mm_projector into a checkpoint.
 
-    Names and shapes are checked against the projector type and the model's widths first. The output
-    is a new directory, complete or not there at all, or the checkpoint itself (--in-place). A base
-    that is a plain language model becomes a VITA checkpoint: the run's config.json and its vision
-    tower are needed then.
+    Every other tensor stays as it is. Names and shapes are first checked against the projector type
+    and the model's widths. The output is a new directory, which is complete or does not exist, or
+    the checkpoint itself (--in-place). A plain language model as the base becomes a VITA
+    checkpoint. This needs the run's config.json and its vision tower.
     """
     begin(settings, base, run)
     plan = plans.plan_merge_projector(

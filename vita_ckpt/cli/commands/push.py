@@ -32,13 +32,14 @@ def command(
     force: bool,
     message: str | None,
 ) -> int:
-    """Upload the checkpoint in DIR to the model repository ORG/NAME on the hub.
+    """Upload a checkpoint to the Hugging Face hub.
 
-    It is validated first, and with errors nothing is uploaded (exit 1). Left out are stale weights,
-    the state of a training run, other checkpoints, half downloads, what is hidden, and links out of
-    the directory: each is named. One commit holds everything and removes the weights of an earlier
-    push; after an interruption the same command goes on where it stopped. The model card says where
-    the checkpoint comes from. Log in first: hf auth login, or HF_TOKEN.
+    DIR is uploaded to the model repository ORG/NAME. It is validated first. With errors nothing is
+    uploaded (exit 1). Stale weights, training state, other checkpoints, partial downloads, hidden
+    files and links out of the directory are left out, and each is listed. One commit holds
+    everything and removes the weights of an earlier push. After an interruption, run the same
+    command again to continue. The model card says where the checkpoint comes from. Log in first:
+    hf auth login, or HF_TOKEN.
     """
     done = push(
         directory,

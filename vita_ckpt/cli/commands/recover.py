@@ -23,10 +23,11 @@ from vita_ckpt.errors import printable
 )
 @click.pass_obj
 def command(settings: Settings, /, checkpoint: str, force: bool) -> None:
-    """Make CHECKPOINT whole that a surgery in place left in the middle: as it was before.
+    """Restore a checkpoint whose surgery was interrupted.
 
-    An undo that died is brought to its end. A checkpoint that is whole stays as it is. The journal
-    of a stranger is not obeyed without --force: 'vita-ckpt clean --foreign-journal' removes it.
+    A surgery in place is rolled back. An interrupted undo is finished. A complete checkpoint stays
+    as it is. A journal that this machine did not write is followed only with --force;
+    'vita-ckpt clean --foreign-journal' removes it.
     """
     found = lifecycle.recover(checkpoint, force=force)
     if found is None:

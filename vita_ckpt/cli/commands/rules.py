@@ -15,7 +15,7 @@ from vita_ckpt.errors import UsageError
 @click.argument("rule", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON.")
 def command(rule: str | None, as_json: bool) -> None:
-    """List every rule, or explain RULE."""
+    """List the rules, or explain one."""
     if rule is not None and rule not in RULES:
         raise UsageError("unknown-rule", rule, expected="a rule", hint="vita-ckpt rules lists them")
     if as_json:

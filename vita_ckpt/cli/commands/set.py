@@ -19,10 +19,11 @@ from vita_ckpt.errors import UsageError
 @surgery_options
 @click.pass_obj
 def command(settings: Settings, /, checkpoint: str, pairs: tuple[str, ...], **run: Any) -> int:
-    """Set keys of the vision config of CHECKPOINT, such as mm_vision_tower=PATH.
+    """Set keys of the vision config.
 
-    Values are checked by the key's type: true, false and null are JSON's, text is taken as it is.
-    The weights are not touched; what then disagrees with them is said.
+    For example, mm_vision_tower=PATH. Values are checked by the key's type: true, false and null
+    are JSON's, and text is taken as it is. The weights are not changed. Keys that then disagree
+    with them are reported.
     """
     begin(settings, checkpoint, run)
     return run_plan(

@@ -76,11 +76,12 @@ def command(
     verify: bool,
     **run: Any,
 ) -> int:
-    """Put another vision tower into a checkpoint, as upstream's initialize_vision_modules does.
+    """Give a checkpoint another vision tower.
 
-    The old tower's tensors go, the new one's come under upstream's names in the base's dtype, and
-    the vision config follows; all other parts stay as they are. A projector that no longer fits
-    needs a decision: --projector FILE or --projector reinit.
+    This is what upstream's initialize_vision_modules should do. The old tower's tensors are
+    removed, the new tower's are added under upstream's names in the base's dtype, and the vision
+    config follows. All other parts stay as they are. If the projector no longer fits, choose one:
+    --projector FILE or --projector reinit.
     """
     begin(settings, base, run)
     plan = plans.plan_swap_tower(

@@ -22,10 +22,10 @@ from vita_ckpt.errors import printable
 )
 @click.pass_obj
 def command(settings: Settings, /, checkpoint: str, force: bool) -> None:
-    """Bring CHECKPOINT back to what it was before its last in-place surgery, bit for bit.
+    """Undo the last surgery in place, bit for bit.
 
-    One that died in the middle is undone, and nothing else. Files that have changed since are
-    not overwritten without --force. What was undone cannot be done again by this command.
+    If that surgery was interrupted, only it is undone. Files that have changed since are not
+    overwritten without --force. An undo cannot itself be undone.
     """
     found = lifecycle.undo(checkpoint, force=force)
     say_kept(settings, found.kept)

@@ -62,13 +62,13 @@ def command(
     report_format: str,
     outputs: tuple[Output, ...],
 ) -> int:
-    """Prove checkpoints sound before a GPU is rented for them.
+    """Prove checkpoints sound from their headers.
 
-    PATH is a checkpoint, an adapter, a LoRA run or a tower; a glob; or a directory of such. Only
-    headers, configs and the values of small parts are read unless --values. Options that are not
-    given come from vita-ckpt.toml or [tool.vita-ckpt] in pyproject.toml, where the command runs,
-    unless that file lies in what is validated.
-    Exit 0 without errors, 1 with errors, 3 if something could not be read at all.
+    PATH is a checkpoint, an adapter, a LoRA run, a tower, a directory of these, or a glob. Only
+    headers, configs and the values of small parts are read, unless you give --values. Options that
+    are not given come from vita-ckpt.toml, or from [tool.vita-ckpt] in pyproject.toml, in the
+    working directory, unless that file is part of what is validated. Exit 0 without errors, 1 with
+    errors, 3 if something could not be read at all.
     """
     chosen = list(_expanded(paths))
     policy = read_policy(select, ignore, strict, validated=[*_globbed(paths), *chosen])

@@ -73,16 +73,16 @@ def command(
     max_new_tokens: int | None,
     as_json: bool,
 ) -> int:
-    """Build CHECKPOINT strictly and run it once, on a GPU where there is one.
+    """Load a checkpoint strictly and run it once.
 
-    A checkpoint larger than memory streams from its own files. Checked are the tensors (none
-    missing, none too many, every shape), that logits are finite, also in upstream's float16, that
-    an image becomes as many tokens as it should, and that image and text matter. Exit 1 if
-    something is wrong.
+    It runs on a GPU if there is one. A checkpoint larger than memory streams from its own files.
+    The checks: no tensor is missing, extra or of the wrong shape; logits are finite, also in
+    upstream's float16; an image becomes the expected number of tokens; image and text change the
+    logits. Exit 1 if something is wrong.
 
-    With --prompt the checkpoint's own tokenizer and chat template are used. The image stands before
-    the text, or where the text says <image>; it is prepared by the preprocessor_config.json of
-    --tower, of the checkpoint, or of the tower's directory.
+    --prompt uses the checkpoint's own tokenizer and chat template. The image comes before the text,
+    or where the text says <image>. It is prepared by the preprocessor_config.json of --tower, of
+    the checkpoint, or of the tower's directory.
     """
     verification = api.verify(
         checkpoint,
