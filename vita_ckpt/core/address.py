@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import quote, unquote
 
 from vita_ckpt.errors import UsageError
 
@@ -44,6 +43,8 @@ class Address:
         return _COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
+        from urllib.parse import quote  # noqa: PLC0415 - start-up
+
         special = _REVISION.fullmatch(f"@{self.revision}") is not None
         revision = self.revision if special else quote(self.revision, safe="")
         at = f"@{revision}" if revision else ""
@@ -70,7 +71,7 @@ def parse_address(text: str) -> Address:
     below = rest.removeprefix("/")
     if (rest and not rest.startswith("/")) or not is_inside(below):
         raise _invalid(text, rest)
-    name = unquote(revision[1]) if revision is not None else ""
+    name = _unquote(revision[1]) if revision is not None else ""
     if not is_inside(name):  # could change the request path, or cannot be encoded
         raise _invalid(text, f"the revision {name}")
     return Address(found[0], name, below)
@@ -87,13 +88,19 @@ def address_meant(text: str, endpoint: str = "") -> Address | None:
         found = _PAGE.fullmatch(page)
         if found is None:
             return None
-        below = unquote(found[3] or "")
-        return _parsed(str(Address(found[1], unquote(found[2] or ""), below)))
+        below = _unquote(found[3] or "")
+        return _parsed(str(Address(found[1], _unquote(found[2] or ""), below)))
     address = _parsed(text)
     if address is None or looks_like_repository(text.rstrip("/")):
         return address
     is_file = text.endswith(_FILES) and not address.below
     return address if address.revision and not is_file else None
+
+
+def _unquote(text: str) -> str:
+    from urllib.parse import unquote  # noqa: PLC0415 - start-up
+
+    return unquote(text)
 
 
 def is_inside(name: str) -> bool:
