@@ -154,6 +154,16 @@ def test_quiet_and_debug(cli: Cli, base: Path, adapter: Path, tmp_path: Path) ->
     assert debugged.err.splitlines()[-1].startswith("error: not-found: ")
 
 
+def test_quiet_and_debug_after_the_command(cli: Cli, base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    spoken = cli("set", base, "mm_hidden_size=48", "--out", copy)
+    hushed = cli("set", base, "mm_hidden_size=48", "--out", tmp_path / "other", "-q")
+    assert (spoken.code, hushed.code, hushed.err) == (0, 0, "")
+    assert spoken.err != ""
+    assert "Traceback" in cli("inspect", tmp_path / "nowhere", "--debug").err
+    assert cli("inspect", base, "-q").err == ""
+
+
 def test_root_options(cli: Cli) -> None:
     from vita_ckpt import __version__
 

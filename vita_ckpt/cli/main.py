@@ -61,12 +61,11 @@ _SUMMARIES: Final = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Settings:
-    """The options of the root command, for the commands below it."""
+    """The options that the root command shares with the commands below it."""
 
-    quiet: bool
-    debug: bool
+    quiet: bool = False
 
     @cached_property
     def stores(self) -> Stores:
@@ -74,6 +73,14 @@ class Settings:
         from vita_ckpt import Stores  # noqa: PLC0415 - start-up
 
         return Stores()
+
+    def hush(self) -> None:
+        """Print only data and errors from now on."""
+        import logging  # noqa: PLC0415 - slow, seldom needed
+
+        self.quiet = True
+        logging.getLogger("vita_ckpt").setLevel(logging.ERROR)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def note(self, text: str) -> None:
         """Say something beside the data: to stderr, unless quiet."""
@@ -90,6 +97,8 @@ class _LazyGroup(click.Group):
             return None
         module = import_module(f"vita_ckpt.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
+        if "--quiet" not in (option for one in command.params for option in one.opts):
+            _options_everywhere(command)
         return command
 
     def resolve_command(
@@ -142,13 +151,32 @@ def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | N
     ctx.exit()
 
 
+def _hush(ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        ctx.ensure_object(Settings).hush()
+
+
+def _options_everywhere(command: Any) -> Any:
+    """Add the options that are taken before and after the name of a command."""
+    quiet = click.option(
+        *("--quiet", "-q"),
+        is_flag=True,
+        expose_value=False,
+        callback=_hush,
+        help="Print only data and errors.",
+    )
+    # It is looked for among the arguments: an error may come before they are parsed.
+    debug = click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+    )
+    return debug(quiet(command))
+
+
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, "--version", prog_name="vita-ckpt")
-@click.option("--quiet", "-q", is_flag=True, help="No notes and no progress, only data and errors.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option(
     "--completion",
     type=click.Choice(["bash", "zsh", "fish"]),
@@ -157,8 +185,9 @@ def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | N
     callback=_show_completion,
     help='Print a completion script: eval "$(vita-ckpt --completion bash)".',
 )
+@_options_everywhere
 @click.pass_context
-def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
+def cli(ctx: click.Context) -> None:
     """Surgery and checkpoint management for VITA multimodal models, without loading them.
 
     A checkpoint is a path, or on the hub org/name or hf://org/name[@revision][/subfolder].
@@ -166,14 +195,9 @@ def cli(ctx: click.Context, quiet: bool, debug: bool) -> None:
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
     _heed_interrupts()  # the command is imported, and is about to begin
-    ctx.obj = Settings(quiet, debug)
+    ctx.ensure_object(Settings)
     # Read by huggingface_hub once something on the hub is asked for: errors are said here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    if quiet:
-        import logging  # noqa: PLC0415 - slow, seldom needed
-
-        logging.getLogger("vita_ckpt").setLevel(logging.ERROR)
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @cli.result_callback()
