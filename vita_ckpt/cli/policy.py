@@ -37,7 +37,7 @@ class Policy(Selection):
         return replace(report, findings=tuple(f for f in report.findings if self._counts(f.rule)))
 
     def fails(self, reports: Iterable[Report]) -> bool:
-        """Whether there is an error, or with ``strict`` a warning."""
+        """Return whether there is an error, or with ``strict`` a warning."""
         return any(
             report.count("error") or (self.strict and report.count("warning")) for report in reports
         )

@@ -27,7 +27,7 @@ FORMATS: Final = ("text", "json", "junit", "sarif", "github", "markdown")
 
 
 def renderer(name: str) -> Render:
-    """The renderer of one of ``FORMATS``: whole lines of Unicode, the same for the same reports.
+    """Return the renderer of one of ``FORMATS``. It gives whole lines of Unicode, and is pure.
 
     Paths below the working directory are written relative to it. What comes from a checkpoint is
     escaped as the format demands: no name can end a line, move a cursor or add markup.

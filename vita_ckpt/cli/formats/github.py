@@ -23,7 +23,7 @@ _PROPERTY: Final = {**_DATA, **str.maketrans({":": "%3A", ",": "%2C"})}
 def render(
     reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
 ) -> str:
-    """One command for each finding, the worst of all first: GitHub shows ten of each severity."""
+    """Render one command per finding, the worst first: GitHub shows ten of each severity."""
     lines = [
         _command(report, finding)
         for severity in SEVERITIES

@@ -18,7 +18,7 @@ _NOT_XML: Final = str.maketrans({"\ufffe": "\\ufffe", "\uffff": "\\uffff"})
 def render(
     reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
 ) -> str:
-    """Errors fail; warnings are skipped tests, which is where pages show a text without failing.
+    """Render errors as failures and warnings as skipped tests, whose text CI pages show too.
 
     Notes pass, with their text as output; a checkpoint without findings is one test that passes.
     """
@@ -73,7 +73,7 @@ def _line(report: Report, finding: Finding) -> str:
 
 
 def _totals(elements: Sequence[ET.Element]) -> dict[str, str]:
-    """The attributes that count the test cases below ``elements``."""
+    """Return the attributes that count the test cases below ``elements``."""
 
     def number(path: str) -> str:
         return str(sum(len(element.findall(path)) for element in elements))

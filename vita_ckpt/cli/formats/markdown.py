@@ -23,7 +23,7 @@ _LINKS: Final = re.compile(
 def render(
     reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
 ) -> str:
-    """A heading and a table for each checkpoint; GitHub's dialect."""
+    """Render a heading and a table for each checkpoint, in GitHub's dialect."""
     lines = [f"**{wording.summary(reports)}**", ""]
     for sentence in selection.sentences():
         lines += [_text(printable(sentence)), ""]

@@ -23,7 +23,7 @@ _SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 def render(
     reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
 ) -> str:
-    """One run with every rule of the table; severities are levels of the same names."""
+    """Render one run with every rule of the table. Severities are the levels of the same names."""
     order = {rule: index for index, rule in enumerate(rules)}
     driver = {
         "name": "vita-ckpt",
@@ -96,7 +96,7 @@ def _result(report: Report, finding: Finding, order: Mapping[str, int]) -> dict[
 
 
 def _uri(name: str) -> str:
-    """A relative reference if ``name`` lies below the working directory, else a whole URI."""
+    """Return a relative reference if ``name`` is below the working directory, else a full URI."""
     shown = redacted(path(name or os.curdir))
     if is_remote(shown):
         return quote(_unicode(shown), safe="/:@")
@@ -109,5 +109,5 @@ def _unicode(text: str) -> bytes:
 
 
 def _no_links(text: str) -> str:
-    """A SARIF message makes a link of ``[text](target)``: no name may."""
+    """Escape brackets, because SARIF messages render ``[text](target)`` as a link."""
     return text.replace("](", "] (")

@@ -14,7 +14,7 @@ from vita_ckpt.errors import printable
 def render(
     reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
 ) -> str:
-    """A table for each checkpoint, the worst first; hints below it; a line that sums up."""
+    """Render a table for each checkpoint, the worst finding first, its hints, and a summary line."""
     return "".join(f"{line}\n" for report in reports for line in _checkpoint(report)) + (
         f"{wording.summary(reports)}\n"
     )

@@ -22,7 +22,7 @@ def sentence(finding: Finding, *, hint: bool = True) -> str:
 
 
 def place(report: Report, finding: Finding) -> str:
-    """The finding's file as its name within the checkpoint, or as a path; empty without one."""
+    """Return the finding's file: its name within the checkpoint, or a path; empty without one."""
     if not finding.file:
         return ""
     name = os.path.relpath(finding.file, report.path or os.curdir)
@@ -31,7 +31,7 @@ def place(report: Report, finding: Finding) -> str:
 
 
 def title(report: Report) -> str:
-    """The path of a checkpoint as a person would type it."""
+    """Return the path of a checkpoint as a person would type it."""
     return printable(render.path(report.path or os.curdir))
 
 

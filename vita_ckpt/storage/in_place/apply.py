@@ -54,7 +54,7 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno
 
 
 def shared_shards(base: Checkpoint, donors: Iterable[Checkpoint]) -> frozenset[str]:
-    """The shards of ``base`` that must not be written into: they are written anew.
+    """Return the shards of ``base`` that must be rewritten rather than written into.
 
     Other names lead to their bytes (links as in the hub cache), or a donor is read from them, or
     they may not be written.
@@ -160,7 +160,7 @@ class _Surgery:
         sync_directory(self.root)
 
     def _save_ranges(self, stage: str, digests: Mapping[str, str]) -> tuple[PatchedFile, ...]:
-        """The bytes that patches will go over, in one file."""
+        """Save the bytes that patches will overwrite, in one file."""
         files: list[PatchedFile] = []
         at = 0
         # Whoever may not read the weights may not read what was saved of them.
@@ -226,7 +226,7 @@ class _Surgery:
         return FileDigest(found.file.size, found.file.digest, known)
 
     def _before(self, name: str) -> FileDigest | None:
-        """What a file is by which it will be known again; None if there is none of this name."""
+        """Return what identifies a file later; None if there is no file of this name."""
         path = os.path.join(self.root, name)
         if not os.path.lexists(path):
             return None
@@ -265,7 +265,7 @@ class _Surgery:
         return replace(access, owner=root.owner, group=root.group)
 
     def _save_files(self, stage: str, replaced: tuple[ReplacedFile, ...]) -> None:
-        """A second name for every file that will be replaced or removed."""
+        """Give a second name to every file that will be replaced or removed."""
         for number, file in enumerate(replaced):
             if file.before is None:
                 continue
@@ -281,7 +281,7 @@ class _Surgery:
             sync_directory(os.path.join(stage, folder))
 
     def activate(self, stage: str) -> None:
-        """From here on the checkpoint is mid-surgery. Of several surgeries one gets here."""
+        """Activate the journal: the checkpoint is now mid-surgery. Of several surgeries one succeeds."""
         check_unchanged(self.plan.preconditions)
         for shard in self.layout.patched:
             with exclusively(shard.file.path, shard.file.size):  # or it cannot be written into
@@ -335,7 +335,7 @@ class _Surgery:
             _sync_parents(self.root, self.names)
 
     def commit(self) -> None:
-        """The surgery is done: its journal becomes undo data, and that of the last one goes."""
+        """Commit the surgery: its journal becomes undo data, and the previous undo data is removed."""
         earlier = journals.undo_data(self.root)
         path, kept = active(self.root), journals.next_undo(self.root)
         os.rename(path, kept)
@@ -364,7 +364,7 @@ class _Surgery:
 
 
 def _make(stage: str, access: Access) -> None:
-    """A new directory of ours; the one around it may go away meanwhile."""
+    """Make a new directory. The directory around it may be removed meanwhile."""
     folder = os.path.dirname(stage)
     for attempts_left in reversed(range(8)):
         with suppress(FileExistsError, FileNotFoundError):
@@ -397,7 +397,7 @@ def _ranges(shard: PatchedShard, digests: Mapping[str, str]) -> Iterator[tuple[i
 
 
 def _sync_file(path: str) -> None:
-    """What is kept must be on the disk, whoever wrote it; what a link leads to is not kept."""
+    """Sync a file that is kept, whoever wrote it. The target of a link is not kept."""
     if not os.path.islink(path):
         with opened(path) as (descriptor, _):
             sync(descriptor)
@@ -415,7 +415,7 @@ def _inode(path: str) -> tuple[int, int]:
 
 @contextmanager
 def _said(root: str, left: str) -> Iterator[None]:
-    """Errors of the system, and interrupts, say what state the checkpoint is in."""
+    """Add the state of the checkpoint to errors of the system and to interrupts."""
     try:
         yield
     except OSError as error:

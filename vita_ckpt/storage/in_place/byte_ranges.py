@@ -16,7 +16,7 @@ _STEP: Final = 4 << 20
 
 
 def pieces(descriptor: int, offset: int, size: int, path: str) -> Iterator[bytes]:
-    """The bytes of a range, a few megabytes at a time; a file that ends before is an error."""
+    """Yield the bytes of a range, a few megabytes at a time. A file that ends early is an error."""
     while size:
         piece = read_at(descriptor, min(size, _STEP), offset, path)
         yield piece
@@ -33,7 +33,7 @@ def digest_at(descriptor: int, offset: int, size: int, path: str) -> str:
 
 
 def same_range(a: int, a_offset: int, b: int, b_offset: int, size: int) -> bool:
-    """Whether two ranges of ``size`` bytes hold the same."""
+    """Return whether two ranges of ``size`` bytes are equal."""
     pairs = zip(pieces(a, a_offset, size, ""), pieces(b, b_offset, size, ""), strict=True)
     return all(mine == theirs for mine, theirs in pairs)
 
@@ -49,7 +49,7 @@ def write_at(descriptor: int, data: bytes, offset: int) -> None:
 
 @contextmanager
 def exclusively(path: str, size: int) -> Iterator[int]:
-    """A descriptor to write into a regular file of ``size`` bytes that has no other name.
+    """Open for writing a regular file of ``size`` bytes that has no other name.
 
     Raises InputError if it is another one, OSError if it may not be written.
     """

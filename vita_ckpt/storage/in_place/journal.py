@@ -31,13 +31,13 @@ _TEMPORARY: Final = re.compile(r"(prepare|trash)-[0-9a-f]{12}-(?P<tag>.+)", re.A
 
 
 def undo_data(root: str) -> str | None:
-    """The directory of what undoes the last in-place surgery; None if there is none."""
+    """Return the directory of the undo data of the last in-place surgery; None without one."""
     kept = [name for name in _entries(root) if _UNDO.fullmatch(name)]
     return max((os.path.join(home(root), name) for name in kept), key=_number, default=None)
 
 
 def next_undo(root: str) -> str:
-    """The name of the undo data that a surgery leaves when it is done.
+    """Return the name of the undo data that a surgery leaves when it is done.
 
     Raises MalformedFileError where somebody has counted up to the end.
     """
@@ -49,7 +49,7 @@ def next_undo(root: str) -> str:
 
 
 def leftovers(root: str) -> Iterator[tuple[str, Fate]]:
-    """What dead surgeries left, and superseded undo data, with what became of its owner."""
+    """List what dead surgeries left and superseded undo data, with the fate of the owner."""
     last = undo_data(root)
     for name in _entries(root):
         path = os.path.join(home(root), name)
@@ -62,7 +62,7 @@ def leftovers(root: str) -> Iterator[tuple[str, Fate]]:
 
 
 def temporary(root: str, what: str) -> str:
-    """A new name of ours, ``prepare-…`` or ``trash-…``."""
+    """Return a new name, ``prepare-…`` or ``trash-…``."""
     return os.path.join(home(root), f"{what}-{os.urandom(6).hex()}-{current().tag}")
 
 
@@ -121,7 +121,7 @@ def claim(directory: str, root: str, hint: str, *, force: bool = False) -> None:
 
 @contextmanager
 def new_descriptor(path: str) -> Iterator[int]:
-    """A descriptor of a new file for its owner alone, which is synced once it has been written."""
+    """Open a new file that only its owner can read, and sync it once it has been written."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
@@ -131,22 +131,22 @@ def new_descriptor(path: str) -> Iterator[int]:
 
 
 def busy(root: str) -> InputError:
-    """The error for a surgery of a directory of which another one is under way."""
+    """Return the error for a directory in which another surgery is running."""
     return _busy(root, who(root))
 
 
 def old_file(directory: str, number: int) -> str:
-    """Where the old file of the N-th replacement lies."""
+    """Return the path of the old file of the N-th replacement."""
     return os.path.join(directory, OLD, str(number))
 
 
 def new_file(directory: str, number: int) -> str:
-    """Where the new file of the N-th replacement is staged."""
+    """Return the path where the new file of the N-th replacement is staged."""
     return os.path.join(directory, NEW, str(number))
 
 
 def size_of(directory: str) -> int:
-    """Bytes of the files in a directory of ours, links not followed."""
+    """Return the bytes of the files in one of our directories; links are not followed."""
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:

@@ -24,7 +24,7 @@ class Leftover:
 
 
 def leftovers_in(directory: str, *, own: bool = False) -> list[Leftover]:
-    """What was staged in a directory and did not become an output, by name.
+    """List what was staged in a directory and never became an output, by name.
 
     With ``own`` only what belongs to the user of this process: the directory is everybody's.
     Raises InputError if the directory cannot be read.
@@ -39,7 +39,7 @@ def leftovers_in(directory: str, *, own: bool = False) -> list[Leftover]:
 
 
 def leftovers_of(checkpoint: str) -> Iterator[Leftover]:
-    """What in-place surgeries of a checkpoint left beside what counts."""
+    """List what in-place surgeries of a checkpoint left beside the files that count."""
     for path, fate in journal.leftovers(checkpoint):
         yield _leftover(path, fate)
 

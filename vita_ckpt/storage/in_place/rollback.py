@@ -222,12 +222,12 @@ def remove(path: str) -> None:
 
 
 def taken(root: str, error: OSError) -> Exception:
-    """The error for a rename to ``active`` that failed: another surgery is there, or the disk."""
+    """Return the error for a failed rename to ``active``: another surgery, or the disk."""
     return journals.busy(root) if error.errno in (errno.ENOTEMPTY, errno.EEXIST) else error
 
 
 def damaged(path: str, root: str, journal: Journal, *, deep: bool) -> Iterator[str]:
-    """What of the saved bytes in a directory of ours is not what its digests say.
+    """List the saved bytes in one of our directories that do not match their digests.
 
     With ``deep`` the tensors of saved files are looked at too, as far as their digests are known.
     """
@@ -256,7 +256,7 @@ def damaged(path: str, root: str, journal: Journal, *, deep: bool) -> Iterator[s
 
 
 def _activate(kept: str, root: str, journal: Journal, *, force: bool) -> None:
-    """From here on the checkpoint is mid-surgery; nothing has come between the checks and this."""
+    """Activate the journal. Nothing may come between the checks and this."""
     path = active(root)
     try:
         os.rename(kept, path)
@@ -309,7 +309,7 @@ def _write_ranges(descriptor: int, patched: PatchedFile, source: int, path: str)
 
 @contextmanager
 def _saved_ranges(path: str, journal: Journal) -> Iterator[int]:
-    """A descriptor of the saved ranges. Raises MalformedFileError if they are not all there."""
+    """Open the saved ranges. Raises MalformedFileError if some are missing."""
     name = os.path.join(path, RANGES)
     with opened(name) as (source, file):
         expected = sum(saved.size for patched in journal.patched for saved in patched.ranges)
@@ -413,7 +413,7 @@ def _is_as_written(path: str, digest: FileDigest | None) -> bool:
 
 
 def _is_like(path: str, digest: FileDigest, *, deep: bool) -> bool:
-    """Whether a file is as ``digest`` says; of tensors only with ``deep`` more than the header."""
+    """Return whether a file matches ``digest``. Tensors are read only with ``deep``."""
     try:
         if not digest.sha256:
             return identify(path).size == digest.size
@@ -461,7 +461,7 @@ def _is_own(path: str, root: str) -> bool:
 
 @contextmanager
 def _to_the_end(root: str, done: str) -> Iterator[None]:
-    """What must not stop in the middle; an interrupt that came meanwhile says that it is done."""
+    """Defer interrupts until the block is done, and then say that it is."""
     try:
         with deferred_interrupts():
             yield
@@ -471,7 +471,7 @@ def _to_the_end(root: str, done: str) -> Iterator[None]:
 
 @contextmanager
 def _claimed(path: str, root: str, hint: str, *, force: bool = False) -> Iterator[None]:
-    """A journal that this process works on, and no other; given up if it fails."""
+    """Claim a journal for this process alone, and release it on failure."""
     try:
         journals.claim(path, root, hint, force=force)
     except OSError as error:

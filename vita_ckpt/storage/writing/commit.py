@@ -28,7 +28,7 @@ from vita_ckpt.storage.writing.verify_written import check_saved, check_staged
 
 
 def check_output(out: str, inputs: Iterable[Checkpoint]) -> str:
-    """The absolute path of ``out``, once it is sure that it may be written.
+    """Return the absolute path of ``out`` after checking that it may be written.
 
     Raises UsageError if it exists, if its directory does not, or if it is, contains or lies in an
     input.
@@ -163,7 +163,7 @@ def check_casts(plan: Plan) -> None:
 
 @contextmanager
 def _staged(out: str, plan: Plan) -> Iterator[str]:
-    """A name beside ``out`` to write to: it becomes ``out``, or on failure it is removed."""
+    """Yield a name beside ``out`` to write to. It becomes ``out``, or is removed on failure."""
     parent = os.path.dirname(out)
     stage = os.path.join(parent, stage_name())
     state = "nothing was written"

@@ -172,7 +172,7 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
 
 
 def pickles_left_out(checkpoint: Checkpoint, carry: Collection[str]) -> list[str]:
-    """The pickles of a checkpoint that are no weight files and match no pattern of ``carry``."""
+    """List the pickles that are not weight files and match no pattern of ``carry``."""
     return [
         name
         for name in checkpoint.files

@@ -93,7 +93,7 @@ def _is_local(checkpoint: Checkpoint) -> bool:
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, str]:
-    """The paths of a checkpoint's files on the disk, by their names in it."""
+    """Return the paths on the disk of a checkpoint's files, by their names in it."""
     named = {shard.name: shard.file for shard in checkpoint.shards} | dict(checkpoint.files)
     return {name: file.path for name, file in named.items() if isinstance(file, LocalFile)}
 

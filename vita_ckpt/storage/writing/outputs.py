@@ -113,14 +113,14 @@ class Outputs:
                     self._stopped.set()
 
     def write(self, name: str, pieces: Iterable[bytes]) -> None:
-        """A file of these bytes."""
+        """Write a file of these bytes."""
         with self._file(name) as target:
             writer = Writer(target, self._step)
             for piece in pieces:
                 writer.write(piece)
 
     def carry(self, file: CarriedFile, link: Link = "auto") -> None:
-        """A file with the bytes of an input: its own, or shared with it as ``link`` says.
+        """Write a file with the bytes of an input, copied or shared as ``link`` says.
 
         ``auto`` shares blocks where the file system can and copies where it cannot. Raises
         UsageError where a link that was asked for cannot be made.
@@ -140,7 +140,7 @@ class Outputs:
             Writer(target, self._step).copy(source, 0, file.source.size, file.source.path)
 
     def write_shard(self, shard: WrittenShard, inputs: Inputs) -> None:
-        """A safetensors file."""
+        """Write a safetensors file."""
         described = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
         header, size = encode_header(described, shard.metadata)
         self.require(len(header) + size)
@@ -188,7 +188,7 @@ class Outputs:
 
     @contextmanager
     def _file(self, name: str, sources: Collection[str] = ()) -> Iterator[int]:
-        """A new file with bytes of ``sources``; once written it is open until it is synced."""
+        """Open a new file for bytes of ``sources``. It stays open until it is synced."""
         with self._lock:
             path = self._place(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -210,7 +210,7 @@ class Outputs:
                 self._sync_oldest()
 
     def _place(self, name: str) -> str:
-        """The path of a file below the stage, whose directory is there."""
+        """Return the path of a file below the stage, and make its directory."""
         path = os.path.join(self._stage, name) if name else self._stage
         self._make_directories(os.path.dirname(path))
         return path
