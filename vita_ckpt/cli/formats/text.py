@@ -14,7 +14,7 @@ from vita_ckpt.errors import printable
 def render(
     reports: Sequence[Report], rules: Mapping[str, Rule], selection: Selection = Selection()
 ) -> str:
-    """Render a table for each checkpoint, the worst finding first, its hints, and a summary line."""
+    """Render a table for each checkpoint, worst first, with its hints, and a summary line."""
     return "".join(f"{line}\n" for report in reports for line in _checkpoint(report)) + (
         f"{wording.summary(reports)}\n"
     )

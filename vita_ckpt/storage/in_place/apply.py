@@ -281,7 +281,7 @@ class _Surgery:
             sync_directory(os.path.join(stage, folder))
 
     def activate(self, stage: str) -> None:
-        """Activate the journal: the checkpoint is now mid-surgery. Of several surgeries one succeeds."""
+        """Activate the journal: the checkpoint is mid-surgery. Of several one succeeds."""
         check_unchanged(self.plan.preconditions)
         for shard in self.layout.patched:
             with exclusively(shard.file.path, shard.file.size):  # or it cannot be written into
@@ -335,7 +335,7 @@ class _Surgery:
             _sync_parents(self.root, self.names)
 
     def commit(self) -> None:
-        """Commit the surgery: its journal becomes undo data, and the previous undo data is removed."""
+        """Commit the surgery: its journal becomes the undo data, in place of the previous one."""
         earlier = journals.undo_data(self.root)
         path, kept = active(self.root), journals.next_undo(self.root)
         os.rename(path, kept)
