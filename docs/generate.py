@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "cli.md"
 RULES_PAGE = ROOT / "docs" / "rules.md"
 README = ROOT / "README.md"
+DEMO = ROOT / "docs" / "demo.md"
 DESIGN = ROOT / "docs" / "design.md"
 HOUSE_BEGIN, HOUSE_END = "<!-- house: written by docs/generate.py -->\n", "<!-- house ends -->\n"
 # The folders of the package, in the order in which they are read.
@@ -51,6 +52,8 @@ FOLDERS = (
     "core/anatomy/towers",
     "core/anatomy/towers/families",
 )
+# The commands of the demo that the README shows.
+IN_THE_README = ("$ vita-ckpt merge-projector", "$ vita-ckpt verify")
 BEGIN, END = "<!-- demo: written by docs/generate.py -->\n", "<!-- demo ends -->\n"
 
 
@@ -75,10 +78,19 @@ def rules_page() -> str:
     return text
 
 
-def readme() -> str:
-    """The README with the demo's output between its marks."""
+def readme(printed: str) -> str:
+    """The README with what the demo ``printed`` for some of its commands between its marks."""
     before, rest = README.read_text().split(BEGIN)
-    return before + BEGIN + "```console\n" + demo() + "```\n" + END + rest.split(END)[1]
+    blocks = re.split(r"(?m)^(?=\$ )", printed)
+    shown = "".join(block for block in blocks if block.startswith(IN_THE_README)).rstrip()
+    return f"{before}{BEGIN}```console\n{shown}\n```\n{END}{rest.split(END)[1]}"
+
+
+def demo_page(printed: str) -> str:
+    """All that the demo ``printed``, as one page."""
+    return (
+        f"# What `make demo` prints\n\nWritten by `docs/generate.py`.\n\n```console\n{printed}```\n"
+    )
 
 
 def house() -> str:
@@ -156,5 +168,7 @@ if __name__ == "__main__":
     REFERENCE.write_text(reference())
     RULES_PAGE.write_text(rules_page())
     DESIGN.write_text(design())
-    if steady(readme()) != steady(README.read_text()):
-        README.write_text(readme())
+    printed = demo()
+    for page, text in ((README, readme(printed)), (DEMO, demo_page(printed))):
+        if not page.exists() or steady(text) != steady(page.read_text()):
+            page.write_text(text)

@@ -6,8 +6,11 @@ import ast
 import re
 from pathlib import Path
 
+import click
+
 from docs import generate
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.cli.main import cli
 from vita_ckpt.model import tokenizer_process
 from vita_ckpt.storage.hub import errors as hub_errors
 from vita_ckpt.storage.system import os_errors
@@ -91,8 +94,23 @@ def test_every_finding_has_a_rule() -> None:
     assert used <= RULES.keys()
 
 
-def test_the_readme_shows_what_the_demo_prints() -> None:
-    assert generate.steady(generate.README.read_text()) == generate.steady(generate.readme())
+def test_the_demo_prints_what_is_shown_of_it() -> None:
+    printed = generate.demo()
+    assert generate.steady(generate.README.read_text()) == generate.steady(generate.readme(printed))
+    shown = generate.steady(generate.DEMO.read_text())
+    assert shown == generate.steady(generate.demo_page(printed))
+
+
+def test_the_readme_is_short() -> None:
+    """At most 150 lines, no sentence over 25 words, every command in its table."""
+    text = generate.README.read_text()
+    assert len(text.splitlines()) <= 150
+    prose = re.sub(r"```.*?```|^    .*?$|^\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"\]\([^)]*\)|<!--.*?-->", "", prose)
+    sentences = re.split(r"[.?:](?=\s)|\n\n|\n- ", prose)
+    assert [one for one in sentences if len(one.split()) > 25] == []
+    for name in cli.list_commands(click.Context(cli)):
+        assert f"| `{name}` |" in text
 
 
 def test_links_lead_somewhere() -> None:
@@ -106,9 +124,9 @@ def test_links_lead_somewhere() -> None:
             assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
 
 
-def test_the_readmes_python_runs(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
+def test_the_python_of_the_docs_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     golden = ROOT / "fixtures" / "golden" / "A7"
     for written, real in (
         ("path/to/checkpoint", golden / "base"),
@@ -116,5 +134,5 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
         ("path/to/merged", tmp_path / "merged"),
     ):
         code = code.replace(written, str(real))
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "python.md", "exec"), {})
     assert (tmp_path / "merged" / "config.json").exists()
