@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vita_ckpt.cli import console
+from vita_ckpt.cli.fitting import fit, terminal_width
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.errors import printable
@@ -48,8 +49,14 @@ def path(name: str) -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = "") -> str:
-    """Return a plain table; ``right`` has the character ``r`` for each right-aligned column."""
+    """Return a plain table that fits the terminal, if stdout is one.
+
+    ``right`` has the character ``r`` for each right-aligned column.
+    """
     cells = [[printable(cell) for cell in row] for row in rows]
+    columns = terminal_width()
+    if columns is not None and cells:
+        cells, headers = fit(cells, headers, columns)
     # tabulate 0.9 refuses an alignment for a column that is not there.
     width = max(map(len, cells), default=0)
     align = [("right" if flag == "r" else "left") for flag in right.ljust(width)[:width]]
@@ -62,18 +69,19 @@ def _tabulate() -> Callable[..., str]:
     tabulate imports it only to look up its own version, and it takes longer to import than click.
     """
     name = "importlib.metadata"
-    if name in sys.modules:
-        from tabulate import tabulate  # noqa: PLC0415 - JSON does not need it
-
-        return tabulate
-    stand_in = ModuleType(name)
-    stand_in.__dict__.update(version=str, PackageNotFoundError=LookupError)
-    sys.modules[name] = stand_in
+    imported = sys.modules.get(name)
+    if imported is None:
+        stand_in = ModuleType(name)
+        stand_in.__dict__.update(version=str, PackageNotFoundError=LookupError)
+        sys.modules[name] = stand_in
     try:
-        from tabulate import tabulate  # noqa: PLC0415 - JSON does not need it
+        import tabulate  # noqa: PLC0415 - JSON does not need it
     finally:
-        del sys.modules[name]
-    return tabulate
+        if imported is None:
+            del sys.modules[name]
+    tabulate.MIN_PADDING = 0  # a header needs no more room than a cell
+    render: Callable[..., str] = tabulate.tabulate
+    return render
 
 
 def echo_json(value: Any) -> None:

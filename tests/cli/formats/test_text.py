@@ -15,16 +15,16 @@ def test_text_is_one_screen() -> None:
         "ckpts/vita",
         "  vita-checkpoint · 3 errors, 1 warning, 1 note",
         "",
-        "severity    rule                         file                              what",
-        "error       missing-shard                model-00002-of-00002.safetensors  expected a "
+        "severity  rule                         file                              what",
+        "error     missing-shard                model-00002-of-00002.safetensors  expected a "
         "file, got nothing",
-        "error       missing-tensor                                                 a: expected "
+        "error     missing-tensor                                                 a: expected "
         "[4], got nothing",
-        "error       missing-tensor                                                 b: expected "
+        "error     missing-tensor                                                 b: expected "
         "[2], got nothing",
-        "warning     tower-path-absolute          config.json                       "
+        "warning   tower-path-absolute          config.json                       "
         "mm_vision_tower: got /data/tower",
-        "note        more-embeddings-than-tokens                                    "
+        "note      more-embeddings-than-tokens                                    "
         "model.embed_tokens.weight: expected 8, got 9",
         "",
         "→ missing-shard: download it again",

@@ -1,0 +1,68 @@
+"""Fit the cells of a table into the width of a terminal, without breaking words."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+_GAP: Final = 2  # spaces between two columns
+_WORD: Final = re.compile(r"\S+\s*")
+# A word that is too long, such as the name of a tensor, is broken after one of these.
+_PART: Final = re.compile(r"[^./,]*[./,]+|[^./,]+")
+
+
+def terminal_width() -> int | None:
+    """Return the width to fit: ``COLUMNS``, or that of the terminal that stdout is, else None."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError, AttributeError):  # no terminal, or no file at all
+        return None
+
+
+def fit(
+    rows: Sequence[Sequence[str]], headers: Sequence[str], width: int
+) -> tuple[list[list[str]], list[str]]:
+    """Return the cells of ``rows`` and ``headers`` with line breaks: the table fits if it can.
+
+    The widest columns are narrowed first. A line breaks between words, and after a ``.``, ``/`` or
+    ``,`` in a word that is wider than its column. A table of longer parts stays wider.
+    """
+    columns = list(zip(headers, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    least = [max(map(_longest_part, column)) for column in columns]
+    excess = sum(widths) + _GAP * (len(widths) - 1) - width
+    while excess > 0:
+        wide = [at for at, size in enumerate(widths) if size > least[at]]
+        if not wide:
+            break
+        widest = max(wide, key=widths.__getitem__)
+        next_widest = max((widths[at] for at in wide if widths[at] < widths[widest]), default=0)
+        narrower = max(least[widest], next_widest, widths[widest] - excess)
+        excess -= widths[widest] - narrower
+        widths[widest] = narrower
+    head, *body = (
+        ["\n".join(_lines(cell, widths[at])) for at, cell in enumerate(row)]
+        for row in (headers, *rows)
+    )
+    return body, head
+
+
+def _longest_part(text: str) -> int:
+    return max((len(part) for word in text.split() for part in _PART.findall(word)), default=0)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in _WORD.findall(text):
+        parts = [word] if len(word.rstrip()) <= width else _PART.findall(word)
+        for part in parts:
+            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return [line.rstrip() for line in lines]
