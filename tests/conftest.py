@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -64,8 +65,9 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """Run the command line in this process."""
+    """Run the command line in this process, and leave nothing of it behind."""
     handler = signal.getsignal(signal.SIGTERM)
+    level = logging.getLogger("vita_ckpt").level
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()
@@ -77,6 +79,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
 
     yield run
     signal.signal(signal.SIGTERM, handler)
+    logging.getLogger("vita_ckpt").setLevel(level)
 
 
 def assert_one_error(result: Result, code: int, *words: str) -> None:
