@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import logging
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
