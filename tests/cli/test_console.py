@@ -132,3 +132,44 @@ def test_json_is_json_whatever_the_checkpoint_says(cli: Cli, base: Path) -> None
     strict((base / "vita_ckpt.json").read_text())
     for command in ("inspect", "explain"):
         strict(cli(command, base, "--json").out)
+
+
+@pytest.mark.parametrize(
+    ("variables", "option", "expected"),
+    [
+        ({}, [], False),
+        ({"FORCE_COLOR": "1"}, [], True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, [], False),
+        ({"NO_COLOR": "1"}, ["--color", "always"], True),
+        ({"FORCE_COLOR": "1"}, ["--color", "never"], False),
+        ({"FORCE_COLOR": "1"}, ["--color", "auto"], True),
+        ({"NO_COLOR": "", "FORCE_COLOR": ""}, [], False),
+    ],
+)
+def test_verdicts_are_coloured_where_asked(
+    base: Path, variables: dict[str, str], option: list[str], expected: bool
+) -> None:
+    (base / "config.json").write_text((base / "config.json").read_text().replace("16", "24"))
+    clean = {name: value for name, value in os.environ.items() if "COLOR" not in name}
+    for arguments in (["validate", str(base)], ["inspect", str(base)], ["inspect", "nowhere"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "vita_ckpt", *arguments, *option],
+            env=clean | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        printed = done.stdout + done.stderr
+        assert ("\x1b[31m" in printed) == expected, printed
+        assert printed.count("\x1b[0m") == len(re.findall("\x1b\\[3[123]m", printed))
+
+
+def test_json_and_files_have_no_colour(base: Path, tmp_path: Path) -> None:
+    arguments = ["validate", str(base), "--color", "always", "--output", f"text={tmp_path / 'r'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vita_ckpt", *arguments, "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "\x1b" not in done.stdout + (tmp_path / "r").read_text()

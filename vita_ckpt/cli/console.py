@@ -27,6 +27,13 @@ _ASCII: Final = {
     "”": '"',
 }
 _FALLBACK: Final = "vita-ckpt-fallback"
+# What is coloured, with the number of its colour: verdicts at the beginning and the end of a line.
+_COLOURS: Final = (
+    (re.compile(r"(?m)^error\b"), 31),
+    (re.compile(r"(?m)^warning\b"), 33),
+    (re.compile(r"(?m)(?<=  )yes$"), 32),
+    (re.compile(r"(?m)(?<=  )NO$"), 31),
+)
 
 
 def prepare() -> None:
@@ -38,6 +45,32 @@ def prepare() -> None:
             reconfigure(errors=_FALLBACK)
 
 
+def choose_colour(choice: str) -> None:
+    """Use colours ``always``, ``never``, or (``auto``) as the environment and the terminal say."""
+    if choice == "always":
+        os.environ.pop("NO_COLOR", None)
+        os.environ["FORCE_COLOR"] = "1"
+    elif choice == "never":
+        os.environ["NO_COLOR"] = "1"
+
+
+def coloured(text: str, stream: TextIO) -> str:
+    """Return ``text`` with its verdicts in colour, if ``stream`` takes colours."""
+    if _takes_colour(stream):
+        for pattern, number in _COLOURS:
+            text = pattern.sub(f"\x1b[{number}m\\g<0>\x1b[0m", text)
+    return text
+
+
+def _takes_colour(stream: TextIO) -> bool:
+    """Follow NO_COLOR (no-color.org), then FORCE_COLOR, then the terminal."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
 def write(text: str) -> None:
     """Write a whole report to stdout as it is, for formats that have escaped what they contain."""
     sys.stdout.write(text)
@@ -46,7 +79,7 @@ def write(text: str) -> None:
 
 def say(text: str) -> None:
     """Print lines on stdout. Raises OSError if they cannot be written."""
-    write(f"{harmless(text)}\n")
+    write(coloured(f"{harmless(text)}\n", sys.stdout))
 
 
 def say_done(text: str) -> None:
@@ -63,7 +96,7 @@ def say_done(text: str) -> None:
 def warn(text: str) -> None:
     """Print lines on stderr; ignore a stderr that is closed."""
     with contextlib.suppress(OSError, ValueError):
-        _print(f"{harmless(text)}\n", sys.stderr)
+        _print(coloured(f"{harmless(text)}\n", sys.stderr), sys.stderr)
 
 
 def harmless(text: str) -> str:

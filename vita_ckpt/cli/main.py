@@ -156,6 +156,11 @@ def _hush(ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
         ctx.ensure_object(Settings).hush()
 
 
+def _color(_ctx: click.Context, _param: click.Parameter, choice: str | None) -> None:
+    if choice is not None:
+        console.choose_colour(choice)
+
+
 def _options_everywhere(command: Any) -> Any:
     """Add the options that are taken before and after the name of a command."""
     quiet = click.option(
@@ -169,7 +174,14 @@ def _options_everywhere(command: Any) -> Any:
     debug = click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     )
-    return debug(quiet(command))
+    color = click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        expose_value=False,
+        callback=_color,
+        help="Colour the verdicts; auto: on a terminal.",
+    )
+    return debug(color(quiet(command)))
 
 
 @click.group(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -127,7 +128,8 @@ def deliver(
     text = rendered(report_format)
     try:
         # The commands of github are its own: in them every name is escaped.
-        console.write(text if report_format == "github" else console.harmless(text))
+        text = text if report_format == "github" else console.harmless(text)
+        console.write(console.coloured(text, sys.stdout) if report_format == "text" else text)
     except BrokenPipeError:
         console.forget_stdout()
 
