@@ -17,6 +17,7 @@ import click
 
 from vita_ckpt import __version__
 from vita_ckpt.cli import console
+from vita_ckpt.cli.examples import epilog
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class _LazyGroup(click.Group):
         command: click.Command = module.command
         if "--quiet" not in (option for one in command.params for option in one.opts):
             _options_everywhere(command)
+            command.epilog = epilog(cmd_name)
         return command
 
     def resolve_command(

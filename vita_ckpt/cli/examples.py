@@ -1,0 +1,60 @@
+"""Give an example of each command, for its ``--help``.
+
+A test runs each line in a directory where ``VITA-1.5`` is a checkpoint, ``old`` what it was before
+a merge, ``run`` a projector run, and ``siglip-384`` a vision tower.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
+    "inspect": (
+        "vita-ckpt inspect VITA-1.5",
+        "vita-ckpt inspect VITA-1.5 --tensors '*mm_projector*'",
+    ),
+    "explain": (
+        "vita-ckpt explain VITA-1.5",
+        "vita-ckpt explain VITA-1.5 --loader vita-1.5 --json",
+    ),
+    "diff": (
+        "vita-ckpt diff old VITA-1.5",
+        "vita-ckpt diff old VITA-1.5 --values --only 'model.mm_projector.*'",
+    ),
+    "history": ("vita-ckpt history VITA-1.5",),
+    "validate": (
+        "vita-ckpt validate VITA-1.5",
+        "vita-ckpt validate VITA-1.5 run --values --output junit=report.xml",
+    ),
+    "verify": (
+        "vita-ckpt verify VITA-1.5",
+        "vita-ckpt verify VITA-1.5 --against old --dtype bfloat16",
+    ),
+    "rules": ("vita-ckpt rules", "vita-ckpt rules missing-tensor"),
+    "merge-projector": (
+        "vita-ckpt merge-projector --base VITA-1.5 --adapter run --out merged",
+        "vita-ckpt merge-projector --base VITA-1.5 --adapter run --in-place",
+    ),
+    "extract-projector": ("vita-ckpt extract-projector --from VITA-1.5 --out mm_projector.bin",),
+    "swap-tower": (
+        "vita-ckpt swap-tower --base VITA-1.5 --tower siglip-384 --projector reinit --out swapped",
+    ),
+    "extract-tower": ("vita-ckpt extract-tower --from VITA-1.5 --out tower",),
+    "set": ("vita-ckpt set VITA-1.5 image_aspect_ratio=pad --in-place",),
+    "apply": (
+        "vita-ckpt set VITA-1.5 image_aspect_ratio=pad --plan-out plan.json",
+        "vita-ckpt apply plan.json --out padded",
+    ),
+    "undo": (
+        "vita-ckpt set VITA-1.5 image_aspect_ratio=pad --in-place",
+        "vita-ckpt undo VITA-1.5",
+    ),
+    "recover": ("vita-ckpt recover VITA-1.5",),
+    "clean": ("vita-ckpt clean", "vita-ckpt clean VITA-1.5 --undo"),
+    "push": ("vita-ckpt push VITA-1.5 org/name --private",),
+}
+
+
+def epilog(name: str) -> str:
+    """Return the examples of a command as click prints them, line by line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in EXAMPLES.get(name, ()))
