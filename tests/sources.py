@@ -24,7 +24,7 @@ def read_safetensors(path: str | Path) -> SafetensorsFile:
         return safetensors.read_safetensors(source)
 
 
-def read_torch(path: str | Path) -> TorchFile:
-    """Return what the pickle of a file of torch.save says."""
+def read_torch(path: str | Path, key: str | None = None) -> TorchFile:
+    """Return what a state dict in a file of torch.save says."""
     with LOCAL.open(str(path)) as source:
-        return torch_reader.read_torch(source)
+        return torch_reader.read_torch(source, key)

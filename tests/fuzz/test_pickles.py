@@ -81,8 +81,7 @@ def agrees_with_torch(path: Path) -> None:
         if any(reason in str(error) for reason in NOT_ADMITTED):
             return
         raise
-    levels = [loaded, *(loaded.get(k) for k in ("state_dict", "module", "model"))]
-    theirs = [level for level in levels if isinstance(level, dict) and ours.keys() <= level.keys()]
+    theirs = [level for level in dicts_in(loaded) if ours.keys() <= level.keys()]
     assert theirs
     with Inputs() as inputs:
         for name, ref in ours.items():
@@ -91,6 +90,20 @@ def agrees_with_torch(path: Path) -> None:
             assert any(
                 tuple(value.shape) == ref.shape and plain(value) == data for value in values
             ), name
+
+
+def dicts_in(value: Any) -> list[dict[Any, Any]]:
+    """All dicts in what torch loaded, however deep in others and in sequences."""
+    found, waiting, seen = [], [value], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or not isinstance(one, dict | list | tuple):
+            continue
+        seen.add(id(one))
+        if isinstance(one, dict):
+            found.append(one)
+        waiting += one.values() if isinstance(one, dict) else one
+    return found
 
 
 def plain(value: torch.Tensor) -> bytes:
@@ -131,8 +144,11 @@ def test_no_trap_springs(tmp_path: Path, trap: bytes, start: bytes) -> None:
     path = tmp_path / "x.bin"
     for write in (zipped, legacy, Path.write_bytes):
         write(path, start + trap + b"s.")
-        with nothing_runs(), pytest.raises(InputError):
-            read_torch(str(path))
+        with nothing_runs():
+            try:
+                assert not read_torch(str(path)).tensors
+            except InputError as error:
+                assert is_one_line(str(error))
 
 
 @pytest.mark.parametrize("write", [zipped, legacy], ids=["zip", "legacy"])

@@ -206,7 +206,8 @@ def _what_else(opened: _Opened) -> str:
     what = f"an object of {value.name}" if isinstance(value, Record) else type(value).__name__
     if isinstance(value, PickledTensor):
         return "a lone tensor"
-    return f"{what} with {count} tensors, none of them by name" if count else what
+    tensors = f"{count} tensor{'s' if count > 1 else ''}"
+    return f"{what} with {tensors}, none by its name" if count else what
 
 
 class _Located:
