@@ -24,21 +24,14 @@ import torch
 from torch import _weights_only_unpickler as admitting
 
 from tests.builders import Runs
-from tests.sources import read_torch
+from tests.sources import read_objects, read_torch
 from vita_ckpt.core.checkpoint import TensorRef
 from vita_ckpt.core.pickle_globals import is_admitted, judge
 from vita_ckpt.core.pickled import Global, Record
 from vita_ckpt.errors import InputError, UnsafePickleError
-from vita_ckpt.storage.formats.torch_reader import TorchObjects, read_objects
-from vita_ckpt.storage.stores.local import LOCAL
 
 A = torch.arange(6, dtype=torch.float32).reshape(2, 3)
 ADMITTED = sorted(admitting._get_allowed_globals())
-
-
-def objects_of(path: Path) -> TorchObjects:
-    with LOCAL.open(str(path)) as source:
-        return read_objects(source)
 
 
 def saved(path: Path, value: Any, *, zipped: bool = True) -> Path:
@@ -65,9 +58,9 @@ def test_a_file_that_names_every_global_that_torch_admits_is_read(tmp_path: Path
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
         file.writestr("x/data.pkl", program + b"u.")
         file.writestr("x/version", "3\n")
-    value = objects_of(path).value
+    value = read_objects(path).value
     assert value == {name: Global(name) for name in ADMITTED}
-    assert objects_of(path).objects == ()
+    assert read_objects(path).objects == ()
 
 
 PLAIN = {
@@ -100,7 +93,7 @@ def test_what_torch_admits_is_read_beside_the_tensors(tmp_path: Path, zipped: bo
     opened = read_torch(path)
     assert opened.objects == ()
     assert set(opened.tensors) == {"a", "noted", "parameter"}
-    value = objects_of(path).value
+    value = read_objects(path).value
     for name in ("bytes", "bytearray", "complex", "frozen", "numbers", "size", "ordered"):
         assert value[name] == PLAIN[name]
     assert sorted(map(str, value["set"].items)) == ["1", "3.0", "two"]
@@ -163,7 +156,7 @@ def test_a_record_keeps_what_the_object_holds(tmp_path: Path) -> None:
     scaler = Scaler(2.0, [A, A.t()])
     inner = collections.defaultdict(None, {"w": A})
     path = saved(tmp_path / "x.pt", {"scaler": scaler, "inner": inner, "c": Colour.RED})
-    value = objects_of(path).value
+    value = read_objects(path).value
     record = value["scaler"]
     assert isinstance(record, Record)
     assert record.kind == "Scaler"
@@ -180,7 +173,7 @@ def test_a_value_that_holds_itself(tmp_path: Path) -> None:
     value: dict[str, Any] = {"a": A, "pair": (A, [A])}
     value["self"] = [value, (value,)]
     path = saved(tmp_path / "x.pt", value)
-    tree = objects_of(path).value
+    tree = read_objects(path).value
     assert tree["self"][0] is tree
     assert tree["self"][1][0] is tree
     assert tree["pair"] == (tree["a"], [tree["a"]])
@@ -280,7 +273,7 @@ def test_a_tensor_that_cannot_be_had_says_what_to_do(tmp_path: Path, what: str) 
     assert word in str(error.value)
     # What is beside it can be had by its key, and everything as records.
     assert set(read_torch(path, "optimizer.state.0").tensors) == {"step"}
-    assert isinstance(objects_of(path).value["model"]["w"], Record)
+    assert isinstance(read_objects(path).value["model"]["w"], Record)
 
 
 class Subclass(torch.Tensor):
@@ -356,7 +349,7 @@ def test_training_state_of_deepspeed_and_of_dcp(tmp_path: Path) -> None:
     metadata = Metadata({"w": described}, storage_data={MetadataIndex("w", [0]): ("f", 0, 8)})
     path = tmp_path / "x.pt"
     torch.save({"meta": metadata, "a": A}, path, pickle_protocol=4)
-    record = objects_of(path).value["meta"]
+    record = read_objects(path).value["meta"]
     assert record.kind == "Metadata"
     storage = record.get("state_dict_metadata")["w"]
     assert storage.kind == "TensorStorageMetadata"
@@ -380,4 +373,4 @@ def test_deep_and_wide_values_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(buffer.getvalue())
     assert set(read_torch(path).tensors) == {"a"}
-    assert objects_of(path).value["deep"]["k"]["k"]
+    assert read_objects(path).value["deep"]["k"]["k"]
