@@ -377,6 +377,12 @@ _NAMES: Final = (
         "an adapter without a projector",
         "Merging it would change nothing.",
     ),
+    Rule(
+        "flat-parameter",
+        "error",
+        "a projector as FSDP's flat parameter",
+        "Its tensors lie one after another, and their shapes are not in the file.",
+    ),
 )
 
 _CONFIG: Final = (

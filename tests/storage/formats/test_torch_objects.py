@@ -320,12 +320,18 @@ def test_a_key_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
         read_torch(path, "modle")
 
 
+def deque_of(items: list[Any]) -> Any:
+    """A function that makes something of a storage, and that nobody knows."""
+    return collections.deque(items)
+
+
 def test_no_file_with_tensors_is_called_one_without(tmp_path: Path) -> None:
     for value, word in (
         (A, "a lone tensor"),
         ([A, A.clone()], "list with 2 tensors, none by its name"),
         ({"scaler": Scaler(1.0, [A])}, "dict with 1 tensor, none by its name"),
         (Scaler(1.0, [A]), "an object of .*Scaler with 1 tensor"),
+        ({"w": Runs(deque_of, [A.clone().untyped_storage()])}, "dict with 1 tensor"),
         (torch.nn.Linear(2, 2), r"torch\.nn\.modules\.linear\.Linear"),
     ):
         path = saved(tmp_path / "x.pt", value)
