@@ -108,7 +108,7 @@ def with_objects() -> bytes:
     value = {
         "model": OrderedDict(tensors),
         "ema": [tensors, {"s": torch.ones(2, 2).to_sparse()}],
-        "args": argparse.Namespace(lr=0.1, names={"x", "y"}, path=PurePosixPath("a/b")),
+        "args": argparse.Namespace(lr=0.1, names={"x"}, path=PurePosixPath("a/b")),
         "rng": [np.arange(9), np.float32(2)],
         "counts": (Counter("aab"), defaultdict(list, x=[1]), deque([1, 2]), 1j, b"ab"),
         "device": (torch.device("cuda", 1), torch.Size([2]), torch.strided, torch.bfloat16),
