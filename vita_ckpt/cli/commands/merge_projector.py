@@ -9,7 +9,7 @@ import click
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surgery_options
 
 
 @click.command("merge-projector")
@@ -50,6 +50,7 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     is_flag=True,
     help="Run the merged model once before a byte is written; a failure leaves no output.",
 )
+@bad_values_option
 @surgery_options
 @click.pass_obj
 def command(
@@ -61,6 +62,7 @@ def command(
     extras: tuple[str, ...],
     tower: str | None,
     verify: bool,
+    allow_bad_values: bool,
     **run: Any,
 ) -> int:
     """Put the mm_projector of an adapter into a checkpoint; every other tensor stays as it is.
@@ -72,6 +74,12 @@ def command(
     """
     begin(settings, base, run)
     plan = plans.plan_merge_projector(
-        base, adapter, dtype=dtype, extras=extras, tower=tower, stores=settings.stores
+        base,
+        adapter,
+        dtype=dtype,
+        extras=extras,
+        tower=tower,
+        allow_bad_values=allow_bad_values,
+        stores=settings.stores,
     )
     return run_plan(settings, plan, verify_first=verify, **run)

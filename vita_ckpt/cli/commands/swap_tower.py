@@ -9,7 +9,7 @@ import click
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surgery_options
 
 
 @click.command("swap-tower")
@@ -59,6 +59,7 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     is_flag=True,
     help="Run the swapped model once before a byte is written; a failure leaves no output.",
 )
+@bad_values_option
 @surgery_options
 @click.pass_obj
 def command(
@@ -74,6 +75,7 @@ def command(
     use_s2: bool | None,
     s2_scales: str | None,
     verify: bool,
+    allow_bad_values: bool,
     **run: Any,
 ) -> int:
     """Put another vision tower into a checkpoint, as upstream's initialize_vision_modules does.
@@ -93,6 +95,7 @@ def command(
         seed=seed,
         use_s2=use_s2,
         s2_scales=s2_scales,
+        allow_bad_values=allow_bad_values,
         stores=settings.stores,
     )
     return run_plan(settings, plan, verify_first=verify, **run)
