@@ -15,11 +15,11 @@ from typing import Any, Final
 from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
-from vita_ckpt.core.anatomy.config_values import wrong_sizes
+from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_sizes
 from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
-from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
+from vita_ckpt.core.anatomy.towers.tower import Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, Tensor
 from vita_ckpt.core.dtype import is_real
 from vita_ckpt.core.tensor_match import KeyMismatch
@@ -156,7 +156,8 @@ class Binding:
     ``parts`` are those that it builds, or of which tensors are stored, by their names in
     :mod:`~vita_ckpt.core.anatomy.parts`. ``found`` maps stored names to the names they bind to,
     ``left_out`` are stored tensors that the loader drops and the model is the same. ``has_vision``
-    is set for loaders that build VITA's modules where the config has them.
+    is set for loaders that build VITA's modules where the config has them. ``fault`` says why a
+    model that is loaded to the end fails at its first image.
     """
 
     parts: Mapping[str, PartBinding]
@@ -164,6 +165,7 @@ class Binding:
     left_out: tuple[str, ...] = ()
     stop: Stop | None = None
     has_vision: bool = False
+    fault: str = ""
 
     def part(self, name: str) -> PartBinding:
         """Return the binding of a part; that of one that is not built, if it is neither stored."""
@@ -199,7 +201,7 @@ class Binding:
         stops = self.stop is not None and self.stop.code != _UNREACHABLE
         lacking = (PartSource.RANDOM, PartSource.UNFILLED)
         unfilled = any(part.source in lacking for part in self.parts.values())
-        return not (stops or unfilled or self.mismatch or self.integers)
+        return not (stops or unfilled or self.mismatch or self.integers or self.fault)
 
 
 def bind(
@@ -212,9 +214,10 @@ def bind(
     traits = _LOADERS[loader]
     if traits is None:
         return Binding({}, {name: name for name in tensors})
-    stop = stop_of_model(config)
+    stop = stop_of_model(config, is_vita=traits.is_vita)
     wanted: dict[str, Shapes] = {}
-    if stop is None:
+    backbone = backbone_of(config)
+    if backbone is not None and not wrong_sizes(backbone.language_model, config):
         wanted[parts.LANGUAGE_MODEL] = _language_model(traits, config)
     family = None
     if traits.is_vita:
@@ -232,7 +235,10 @@ def bind(
                     parts.PROJECTOR_PREFIX + name: shape
                     for name, shape in projectors.expected_shapes(projector).items()
                 }
-    return _match(traits, config, tensors, wanted, stop)
+    bound = _match(traits, config, tensors, wanted, stop)
+    if family is None or stop is not None or not traits.looks_around:
+        return bound
+    return replace(bound, fault=_fault(config, _described(family, tensors, surroundings)))
 
 
 def bind_to(wanted: Shapes, tensors: Tensors) -> Binding:
@@ -258,16 +264,19 @@ def backbone_of(config: Mapping[str, Any]) -> Backbone | None:
     return next(known, None)
 
 
-def stop_of_model(config: Mapping[str, Any]) -> Stop | None:
-    """Return where building the language model stops a loader: its type, its sizes."""
+def stop_of_model(config: Mapping[str, Any], *, is_vita: bool = True) -> Stop | None:
+    """Return where building the language model stops a loader: its type, its sizes, its values."""
     backbone = backbone_of(config)
     if backbone is None:
         expected = ", ".join(BACKBONES)
         model_type = config.get("model_type")
         return Stop("unknown-model-type", f"model_type {model_type!r} is none of {expected}")
-    wrong = wrong_sizes(backbone.language_model, config)
-    if wrong:
-        return Stop("config-type", f"{wrong[0]} is {config.get(wrong[0])!r}, no size")
+    family = backbone.language_model
+    sizes = wrong_sizes(family, config)
+    if sizes:
+        return Stop("config-type", f"{sizes[0]} is {config.get(sizes[0])!r}, no size")
+    for wrong in wrong_language_values(family, config) if is_vita else ():
+        return Stop("config-type", f"{wrong.key} is {wrong.got}, not {wrong.expected}")
     return None
 
 
@@ -420,6 +429,39 @@ def _misled_tower(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
     return {
         parts.TOWER_MODULE + traits.stored_prefix + name: shape for name, shape in shapes.items()
     }
+
+
+def _described(family: str, tensors: Tensors, surroundings: Surroundings) -> Tower | None:
+    """Return the tower by its directory, by a carried config, or by the checkpoint's tensors."""
+    directory, carried = surroundings.tower, surroundings.carried
+    tower = directory.tower if directory is not None else None
+    if tower is None and carried is not None:
+        tower = towers.tower_of_config(carried)
+    if tower is None:
+        shapes = {n: t.shape for n, t in tensors.items() if n.startswith(parts.TOWER_MODULE)}
+        tower = towers.tower_of_shapes(parts.below(parts.TOWER_MODULE, shapes))
+    return tower if tower is not None and tower.family == family else None
+
+
+def _fault(config: Mapping[str, Any], tower: Tower | None) -> str:
+    """Return why tower and projector do not go together, which shows at the first image."""
+    if tower is None:
+        return ""
+    made, taken = tower.output_width(towers.number_of_scales(config)), config.get("mm_hidden_size")
+    if made != taken and not projectors.has_no_tensors(config.get("mm_projector_type", "")):
+        return f"the tower gives {made} features, the projector takes {taken}"
+    if tower.has_odd_grid:
+        return f"a grid of {tower.grid} patches: expected {tower.traits.grid_needed}"
+    if config.get("use_s2"):
+        text = config.get("s2_scales", towers.DEFAULT_S2_SCALES)
+        scales = towers.parse_s2_scales(text) if isinstance(text, str) else None
+        if scales is None or not towers.fits_s2_scales(tower, scales):
+            return f"s2_scales {text!r} are no multiples of {tower.image_size} px"
+    kind = config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+    tokens = tower.tokens()
+    if tokens is not None and projectors.tokens_out(kind, tokens) is None:
+        return f"{tokens} tokens are none that a {kind} projector can take"
+    return ""
 
 
 def _match(

@@ -89,6 +89,9 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     if family:
         trace_projector(tracer, bound, "N(0, 0.02), biases zero, without a word")
         _finish_tower(tracer, lookup, config, bound, family=family[0], delayed=delayed)
+        if bound.fault:
+            tracer.fault = bound.fault
+            tracer.step("fails", f"at the first image, loaded to the end: {bound.fault}")
     trace_rows(tracer, lookup, found)
     tracer.step("casts", "to float16, whatever torch_dtype says")
 
