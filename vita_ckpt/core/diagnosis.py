@@ -64,8 +64,9 @@ def _causes(
         yield Cause(what, fused[0], convert, frozenset((*fused, *split)))
         lacking -= set(split)
         strange = {name: None for name in strange if name not in fused}
-    deltas = [name for name in strange if parts.part_of(name) == parts.LORA]
-    for added, pairs in _grouped(strange, lacking).items():
+    deltas = {name for name in strange if parts.part_of(name) == parts.LORA}
+    own = [name for name in strange if name not in deltas]
+    for added, pairs in _grouped(own, lacking).items():
         wrapper = next((word for word in added.split(".") if word in _WRAPPERS), None)
         example = pairs[0][0]
         names = {name for pair in pairs for name in pair}
@@ -75,7 +76,7 @@ def _causes(
             what, mend = f"{_WRAPPERS[wrapper]}: {added}. is in {len(pairs)} names", convert
         if wrapper == _UNMERGED:
             mend = "merge the deltas with peft's merge_and_unload(), and save the model again"
-            names |= set(deltas)
+            names |= deltas
         yield Cause(f"{what}, such as {example}", example, mend, frozenset(names))
         strange = {name: None for name in strange if name not in names}
         lacking -= names
