@@ -64,7 +64,7 @@ SIGNATURES = {
     "plan_merge_projector": (
         "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, dtype: 'str | "
         "None' = None, extras: 'Collection[str]' = (), tower: 'Checkpoint | StrPath | None' "
-        "= None, stores: 'Stores | None' = None) -> 'Plan'"
+        "= None, allow_bad_values: 'bool' = False, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
@@ -78,8 +78,8 @@ SIGNATURES = {
         "(base: 'Checkpoint | StrPath', tower: 'Checkpoint | StrPath', *, tower_path: 'str | "
         "None' = None, tower_config: 'StrPath | None' = None, projector: 'Checkpoint | "
         "StrPath | None' = None, projector_type: 'str | None' = None, seed: 'int' = 0, "
-        "use_s2: 'bool | None' = None, s2_scales: 'str | None' = None, stores: 'Stores | "
-        "None' = None) -> 'Plan'"
+        "use_s2: 'bool | None' = None, s2_scales: 'str | None' = None, "
+        "allow_bad_values: 'bool' = False, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "push": (
         "(path: 'StrPath', repository: 'str', *, private: 'bool' = False, revision: 'str | "
@@ -93,7 +93,7 @@ SIGNATURES = {
     "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
-        "'bool' = False, stores: 'Stores | None' = None) -> 'Report'"
+        "'bool' = False, loader: 'str' = 'vita-1.5', stores: 'Stores | None' = None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "

@@ -22,7 +22,8 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.binding import bind
 from vita_ckpt.model.vita import build
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.tower import look_around, read_tower_config
+from vita_ckpt.storage.reading.surroundings import look_around
+from vita_ckpt.storage.reading.tower import read_tower_config
 
 BACKBONE_OF = {"c-Qwen2": "vita-Qwen2", "c-mixtral": "vita-mixtral", "c-Mistral": "vita-Mistral"}
 

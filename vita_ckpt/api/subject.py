@@ -17,10 +17,10 @@ from vita_ckpt.core.report import Finding
 from vita_ckpt.errors import INCONCLUSIVE, InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.references import find_base, reaches
+from vita_ckpt.storage.reading.surroundings import look_around
 from vita_ckpt.storage.reading.tokenizer import count_tokens
 from vita_ckpt.storage.reading.tower import (
     find_tower,
-    look_around,
     read_carried_config,
     read_processor,
 )

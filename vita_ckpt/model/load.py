@@ -23,7 +23,8 @@ from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.tower import look_around, tower_config_of
+from vita_ckpt.storage.reading.surroundings import look_around
+from vita_ckpt.storage.reading.tower import tower_config_of
 
 StrPath = str | os.PathLike[str]
 
@@ -84,7 +85,7 @@ def load_bound(
     if names:
         tensors = {names.get(name, name): t for name, t in checkpoint.tensors.items()}
         checkpoint = replace(checkpoint, tensors=tensors)
-    model = build(checkpoint, tower_config_of(checkpoint, around), kind, attn)
+    model = build(checkpoint, tower_config_of(checkpoint, around.carried, around.tower), kind, attn)
     placement = place(model, devices)
     weights = Weights(checkpoint)
     if placement.device_map is None:
@@ -129,7 +130,7 @@ def check_values(checkpoint: Checkpoint, around: Surroundings) -> None:
     """Raise InputError for a config that describes no model."""
     config = checkpoint.config or {}
     check_language_values(config)
-    tower = tower_config_of(checkpoint, around)
+    tower = tower_config_of(checkpoint, around.carried, around.tower)
     if tower is not None:
         check_tower_values(tower)
         check_type(str(config.get("mm_projector_type", projectors.DEFAULT_TYPE)))

@@ -9,7 +9,6 @@ from typing import Any
 
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.towers import TowerDirectory
-from vita_ckpt.core.binding import Surroundings
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.errors import INCONCLUSIVE, InputError
@@ -54,29 +53,6 @@ def open_tower(path: str, stores: Stores) -> TowerDirectory:
     return TowerDirectory(path, None, tower)
 
 
-def look_around(
-    checkpoint: Checkpoint, stores: Stores, tower: str | os.PathLike[str] | None = None
-) -> Surroundings:
-    """Look at what a checkpoint's config leads to: its tower, its audio encoder.
-
-    ``tower`` (a directory or a ``config.json``) takes the place of what lies at
-    ``mm_vision_tower``. Raises InputError if it describes no tower.
-    """
-    audio = (checkpoint.config or {}).get("mm_audio_encoder")
-    reaches_audio = (
-        isinstance(audio, str)
-        and stores.store_of(checkpoint.root).reached_from(checkpoint.root, audio) is not None
-    )
-    if tower is None:
-        carried = read_carried_config(checkpoint, stores)
-        return Surroundings(find_tower(checkpoint, stores), carried, reaches_audio)
-    if _has_lone_file(checkpoint):
-        return Surroundings(open_tower(os.fspath(tower), stores), None, reaches_audio)
-    given = read_given_config(tower, stores)
-    own = TowerDirectory(os.fspath(tower), None, towers.tower_of_config(given), given)
-    return Surroundings(own, given, reaches_audio)
-
-
 def read_tower_config(
     checkpoint: Checkpoint, stores: Stores, tower: str | os.PathLike[str] | None = None
 ) -> Mapping[str, Any] | None:
@@ -86,13 +62,21 @@ def read_tower_config(
     swapped checkpoint carries, the path in its config, its tensors if they determine the config.
     EVA-CLIP's sizes always come from its tensors. Raises InputError naming the option if all fail.
     """
-    if _has_lone_file(checkpoint):
-        tower = None
-    return tower_config_of(checkpoint, look_around(checkpoint, stores, tower))
+    if tower is None or has_lone_file(checkpoint):
+        carried = read_carried_config(checkpoint, stores)
+    else:
+        carried = read_given_config(tower, stores)
+    directory = find_tower(checkpoint, stores) if carried is None else None
+    return tower_config_of(checkpoint, carried, directory)
 
 
-def tower_config_of(checkpoint: Checkpoint, around: Surroundings) -> Mapping[str, Any] | None:
-    """Return the config of the tower in a VITA checkpoint, as :func:`read_tower_config` does."""
+def tower_config_of(
+    checkpoint: Checkpoint, carried: Mapping[str, Any] | None, directory: TowerDirectory | None
+) -> Mapping[str, Any] | None:
+    """Return the config of the tower in a VITA checkpoint, as :func:`read_tower_config` does.
+
+    ``carried`` is one that comes with the checkpoint or is given for it.
+    """
     own = _own_tower(checkpoint)
     if not own:
         if (checkpoint.config or {}).get("mm_vision_tower"):
@@ -104,12 +88,12 @@ def tower_config_of(checkpoint: Checkpoint, around: Surroundings) -> Mapping[str
                 hint="VITA-1.5's loader would leave the tower uninitialised",
             )
         return None
-    if _has_lone_file(checkpoint):
+    if has_lone_file(checkpoint):
         return _sizes_of_shapes(checkpoint, own)
-    if around.carried is not None:
-        return around.carried
-    if around.tower is not None and around.tower.config is not None:
-        return around.tower.config
+    if carried is not None:
+        return carried
+    if directory is not None and directory.config is not None:
+        return directory.config
     return _sizes_of_shapes(checkpoint, own)
 
 
@@ -118,7 +102,7 @@ def _own_tower(checkpoint: Checkpoint) -> towers.Shapes:
     return parts.below(parts.TOWER_PREFIX, shapes)
 
 
-def _has_lone_file(checkpoint: Checkpoint) -> bool:
+def has_lone_file(checkpoint: Checkpoint) -> bool:
     """Return whether the checkpoint's tower is of a family without a config of its own."""
     found = towers.tower_of_shapes(_own_tower(checkpoint))
     return found is not None and found.traits.lone_file
