@@ -271,7 +271,7 @@ NEVER = "torch,transformers,accelerate,PIL"
                 "--out",
                 "OUT",
             ],
-            f"{NEVER},numpy",
+            NEVER,  # the adapter's values are looked at
         ),
         (
             [
@@ -285,7 +285,7 @@ NEVER = "torch,transformers,accelerate,PIL"
                 "--out",
                 "OUT",
             ],
-            f"{NEVER},numpy",
+            NEVER,
         ),
         (["extract-tower", "--from", "A6/base", "--out", "OUT"], f"{NEVER},numpy"),
         (["set", "A1/base", "use_s2=false", "--out", "OUT"], f"{NEVER},numpy"),
