@@ -5,10 +5,12 @@ validate exits 0, explain is complete for VITA-1.5, and verify exits 0: all of t
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,13 +112,61 @@ MUTATIONS: tuple[Mutation, ...] = (
 )
 
 
+def integers(tensors: Tensors, name: str, rng: random.Random) -> None:
+    tensors[name] = tensors[name].astype(rng.choice((np.int8, np.uint8, np.int32, np.int64)))
+
+
+def half(tensors: Tensors, name: str, _rng: random.Random) -> None:
+    tensors[name] = tensors[name].astype(np.float16)
+
+
+def drop_key(config: dict[str, Any], rng: random.Random) -> None:
+    del config[rng.choice(sorted(set(config) & set(KEYS)))]
+
+
+def change_key(config: dict[str, Any], rng: random.Random) -> None:
+    key = rng.choice(sorted(set(config) & set(KEYS)))
+    value = config[key]
+    others: list[Any] = [None, "x", [value], -1, 7, True, 1.5]
+    if type(value) is int:
+        others += [value * 2, value + 1, 0]
+    config[key] = rng.choice([other for other in others if other != value])
+
+
+def add_key(config: dict[str, Any], rng: random.Random) -> None:
+    key, value = rng.choice(
+        (
+            ("mm_audio_encoder", "audio"),
+            ("use_s2", True),
+            ("tie_word_embeddings", True),
+            ("unfreeze_vision_tower", True),
+            ("mm_projector_type", "linear"),
+            ("num_key_value_heads", 1),
+            ("head_dim", 4),
+        )
+    )
+    config[key] = value
+
+
+# Keys that decide what a loader builds.
+KEYS = (
+    *("mm_vision_tower", "mm_hidden_size", "mm_projector_type", "use_s2"),
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "vocab_size", "num_local_experts", "tie_word_embeddings"),
+)
+CONFIG_MUTATIONS = (drop_key, change_key, add_key)
+DTYPE_MUTATIONS: tuple[Mutation, ...] = (integers, half)
+
+
 def names_like(tensors: Mapping[str, object], name: str) -> list[str]:
     """The names of the part that a name belongs to."""
     place = next((part for part in PARTS if name.startswith(part)), "")
     return [n for n in tensors if n.startswith(place)] if place else [name]
 
 
-def mutant(case: str, seed: int, root: Path) -> Path:
+def mutant(
+    case: str, seed: int, root: Path, mutations: Sequence[Callable[..., None]] = MUTATIONS
+) -> Path:
     """A copy of a golden with one change."""
     rng = random.Random(f"{case} {seed}")
     ignored = shutil.ignore_patterns("expected*", "inputs*", "base")
@@ -129,7 +179,13 @@ def mutant(case: str, seed: int, root: Path) -> Path:
             tensors |= load_file(path)
         elif path.name != "model.safetensors.index.json" and path.is_file():
             shutil.copy(path, base)
-    mutation = MUTATIONS[seed % len(MUTATIONS)]
+    mutation = mutations[seed % len(mutations)]
+    if mutation in CONFIG_MUTATIONS:
+        config = json.loads((base / "config.json").read_text())
+        mutation(config, rng)
+        (base / "config.json").write_text(json.dumps(config))
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+        return base
     place = rng.choice((*PARTS, ""))
     name = rng.choice(sorted(n for n in tensors if n.startswith(place)))
     mutation(tensors, name, rng)
@@ -144,8 +200,14 @@ def errors(found: Callable[[], Report | Verification]) -> set[str]:
         return {error.code}
 
 
-def holds(case: str, seed: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = mutant(case, seed, root)
+def holds(
+    case: str,
+    seed: int,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mutations: Sequence[Callable[..., None]] = MUTATIONS,
+) -> None:
+    base = mutant(case, seed, root, mutations)
     monkeypatch.chdir(root)  # the tower's path is relative
     (trace,) = (t for t in explain(base).traces if t.loader == "vita-1.5")
     judged = {
@@ -154,7 +216,7 @@ def holds(case: str, seed: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "verify": errors(lambda: verify(base, device="cpu")),
     }
     sound = {who for who, rules in judged.items() if not rules}
-    what = MUTATIONS[seed % len(MUTATIONS)].__name__
+    what = mutations[seed % len(mutations)].__name__
     assert len(sound) in (0, 3), (what, {who: sorted(rules) for who, rules in judged.items()})
     if what in ("nothing", "add_harmless"):
         assert sound, judged

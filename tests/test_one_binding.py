@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import MUTATIONS, holds, mutant
+from tests.mutants import CONFIG_MUTATIONS, DTYPE_MUTATIONS, MUTATIONS, holds, mutant
 
 
 @pytest.mark.parametrize("seed", range(len(MUTATIONS)))
@@ -16,6 +16,21 @@ def test_all_three_judge_alike(
     case: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holds(case, seed, tmp_path / "case", monkeypatch)
+
+
+@pytest.mark.parametrize("seed", range(len(CONFIG_MUTATIONS)))
+@pytest.mark.parametrize("case", ["A3", "A5"])
+def test_all_three_judge_a_config_alike(
+    case: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds(case, seed, tmp_path / "case", monkeypatch, CONFIG_MUTATIONS)
+
+
+@pytest.mark.parametrize("seed", range(len(DTYPE_MUTATIONS)))
+def test_all_three_judge_dtypes_alike(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds("A1", seed, tmp_path / "case", monkeypatch, DTYPE_MUTATIONS)
 
 
 def test_the_mutants_are_those_of_a_sound_checkpoint(tmp_path: Path) -> None:

@@ -70,7 +70,6 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.checks.explain.trace import (
         LoaderTrace as LoaderTrace,
-        PartSource as PartSource,
         Step as Step,
     )
     from vita_ckpt.checks.inspect import (
@@ -91,6 +90,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         Tower as Tower,
         TowerDirectory as TowerDirectory,
     )
+    from vita_ckpt.core.binding import PartSource as PartSource
     from vita_ckpt.core.checkpoint import (
         Cast as Cast,
         Checkpoint as Checkpoint,
@@ -233,7 +233,6 @@ _HOMES = {
     "vita_ckpt.checks.explain.explanation": ("Explanation",),
     "vita_ckpt.checks.explain.trace": (
         "LoaderTrace",
-        "PartSource",
         "Step",
     ),
     "vita_ckpt.checks.inspect": (
@@ -254,6 +253,7 @@ _HOMES = {
         "Tower",
         "TowerDirectory",
     ),
+    "vita_ckpt.core.binding": ("PartSource",),
     "vita_ckpt.core.checkpoint": (
         "Cast",
         "Checkpoint",

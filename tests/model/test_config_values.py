@@ -19,9 +19,10 @@ from tests.conftest import BASES, GOLDEN
 from vita_ckpt import InputError, open_checkpoint, validate, verify
 from vita_ckpt.core.anatomy import config_values
 from vita_ckpt.core.anatomy.backbones import BACKBONES
-from vita_ckpt.model.load import wanted_shapes
+from vita_ckpt.core.binding import bind
 from vita_ckpt.model.vita import build
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.surroundings import look_around
 from vita_ckpt.storage.reading.tower import read_tower_config
 
 BACKBONE_OF = {"c-Qwen2": "vita-Qwen2", "c-mixtral": "vita-mixtral", "c-Mistral": "vita-Mistral"}
@@ -172,7 +173,9 @@ def test_the_tables_are_the_model(case: str) -> None:
     model = build(checkpoint, tower, torch.float32)
     state = model.state_dict()
     built = {stored: tuple(state[name].shape) for name, stored in model.stored_names().items()}
-    assert wanted_shapes(checkpoint, tower) == built
+    bound = bind(checkpoint.config or {}, checkpoint.tensors, look_around(checkpoint, Stores()))
+    wanted = {n: shape for part in bound.parts.values() for n, shape in part.wanted.items()}
+    assert wanted == built
 
 
 def test_activations_are_known_to_the_library() -> None:

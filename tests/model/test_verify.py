@@ -15,6 +15,7 @@ from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
 from tests.builders import Tensors, change, lively
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import InputError, UsageError, verify
+from vita_ckpt.model import load as load_module
 from vita_ckpt.model import verify as verify_module
 from vita_ckpt.model.vita import VitaModel
 
@@ -167,14 +168,15 @@ def test_two_models_are_never_held_at_once(
 ) -> None:
     """A GPU that holds one model need not hold the base as well, or a float16 copy."""
     held: list[int] = []
-    load: Any = vars(verify_module)["load_model"]
+    load = load_module.load_bound
 
     def counted(*arguments: Any, **options: Any) -> Any:
         held.append(sum(type(one) is VitaModel for one in gc.get_objects()))
         return load(*arguments, **options)
 
     gc.collect()
-    monkeypatch.setattr(verify_module, "load_model", counted)
+    for module in (load_module, verify_module):
+        monkeypatch.setattr(module, "load_bound", counted)
     assert rules(root, against=root, max_memory=memory) == set()
     assert len(held) == 2
     assert held[0] == held[1]

@@ -107,10 +107,9 @@ def test_every_backbone_builds_strictly_and_runs(
     ]
     assert logits[0].shape == (1, 3 + 4, spec.vocab)
     assert torch.equal(*logits)
-    predictor = [
-        n for n, _ in load_model(root, device="cpu").named_parameters() if "predictor" in n
-    ]
-    assert bool(predictor) == (model_type == "vita-fo-Qwen2")
+    # The state predictor of vita-fo-Qwen2 is built by no released loader.
+    parameters = load_model(root, device="cpu").named_parameters()
+    assert not [name for name, _ in parameters if "predictor" in name]
 
 
 def write_tower_config(root: Path, tower: TowerSpec) -> None:

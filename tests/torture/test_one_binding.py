@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import CASES, MUTATIONS, holds
+from tests.mutants import CASES, CONFIG_MUTATIONS, DTYPE_MUTATIONS, MUTATIONS, holds
 
 
 @pytest.mark.torture
@@ -15,6 +15,7 @@ from tests.mutants import CASES, MUTATIONS, holds
 def test_all_three_judge_alike_at_length(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seed in range(100, 100 + 10 * len(MUTATIONS)):
-        holds(case, seed, tmp_path / str(seed), monkeypatch)
-        shutil.rmtree(tmp_path / str(seed))
+    for kinds in (MUTATIONS, CONFIG_MUTATIONS, DTYPE_MUTATIONS):
+        for seed in range(100, 100 + 10 * len(kinds)):
+            holds(case, seed, tmp_path / str(seed), monkeypatch, kinds)
+            shutil.rmtree(tmp_path / str(seed))

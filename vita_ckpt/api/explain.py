@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.checks.explain.disagreements import divergences
@@ -14,14 +15,15 @@ from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.file_listing import WeightFiles
-from vita_ckpt.core.filenames import ADDED_TOKENS, TOKENIZER, VOCABULARY
+from vita_ckpt.core.filenames import ADDED_TOKENS, CARRIED_CONFIG, TOKENIZER, VOCABULARY
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tokenizer import count_tokens
-from vita_ckpt.storage.reading.tower import find_tower
+from vita_ckpt.storage.reading.tower import find_tower, read_carried_config
 
-TOKENIZER_FILES = (TOKENIZER, VOCABULARY, ADDED_TOKENS)
+_LOOKED_INTO: Final = (TOKENIZER, VOCABULARY, ADDED_TOKENS, CARRIED_CONFIG)
+_T = TypeVar("_T")
 
 
 def explain(path: StrPath, *, stores: Stores | None = None) -> Explanation:
@@ -41,32 +43,40 @@ def _look_up(files: WeightFiles, stores: Stores) -> Lookup:
     config: Mapping[str, Any] = files.config or {}
     store = stores.store_of(files.root)
     named = config.get("mm_audio_encoder")
-    audio = isinstance(named, str) and store.reached_from(files.root, named) is not None
-    tokens = _count_tokens(files, stores)
+    beside = _beside(files, stores)
+    found = Lookup(
+        carried=_attempt(lambda: read_carried_config(beside, stores)),
+        audio=isinstance(named, str) and store.reached_from(files.root, named) is not None,
+        tokens=_attempt(lambda: count_tokens(beside, stores)),
+    )
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
-        return Lookup(audio=audio, tokens=tokens)
-    tower = find_tower(Checkpoint(files.root, "safetensors", {}, config=config), stores)
-    if tower is None or tower.path is None:
-        return Lookup(tower, audio=audio, tokens=tokens)
-    try:
-        beside = read_weight_files(tower.path, stores)
-    except INCONCLUSIVE:
-        raise
-    except InputError:
-        beside = None
-    from_here = not is_remote(tower.path) and "\0" not in name and os.path.exists(name)
-    return Lookup(tower, beside, from_here, audio, tokens)
+        return found
+    tower = find_tower(beside, stores)
+    path = tower.path if tower is not None else None
+    if path is None:
+        return replace(found, tower=tower)
+    return replace(
+        found,
+        tower=tower,
+        files=_attempt(lambda: read_weight_files(path, stores)),
+        from_here=not is_remote(path) and "\0" not in name and os.path.exists(name),
+    )
 
 
-def _count_tokens(files: WeightFiles, stores: Stores) -> int | None:
-    """Return what ``len(tokenizer)`` will be; None where no readable file tells."""
+def _beside(files: WeightFiles, stores: Stores) -> Checkpoint:
+    """Return the directory with the small files in it that are looked into, without weights."""
     store = stores.store_of(files.root)
-    paths = {name: os.path.join(files.root, name) for name in files.names}
-    entries = {n: store.look(p) for n, p in paths.items() if n in TOKENIZER_FILES}
+    paths = {n: os.path.join(files.root, n) for n in files.names if n in _LOOKED_INTO}
+    entries = {name: store.look(path) for name, path in paths.items()}
     found = {n: e.file for n, e in entries.items() if e is not None and e.file is not None}
+    return Checkpoint(files.root, "safetensors", {}, config=files.config, files=found)
+
+
+def _attempt(read: Callable[[], _T]) -> _T | None:
+    """Return what is read; None where it cannot be."""
     try:
-        return count_tokens(Checkpoint(files.root, "safetensors", {}, files=found), stores)
+        return read()
     except INCONCLUSIVE:
         raise
     except InputError:

@@ -15,11 +15,11 @@ from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
-from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.dtype import SPELLINGS
-from vita_ckpt.core.plan import Plan, SavedPlan, not_a_plan
+from vita_ckpt.core.checkpoint import Cast, Checkpoint
+from vita_ckpt.core.dtype import SPELLINGS, is_real
+from vita_ckpt.core.plan import AddTensor, Plan, ReplaceTensor, SavedPlan, not_a_plan
 from vita_ckpt.core.requirements import plain_backbone
-from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.errors import AdapterError, InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import (
     find_tower,
@@ -60,6 +60,7 @@ def plan_merge_projector(
     extras: Collection[str] = (),
     tower: Checkpoint | StrPath | None = None,
     key: str | None = None,
+    allow_bad_values: bool = False,
     stores: Stores | None = None,
 ) -> Plan:
     """Plan to put the projector of ``adapter`` into ``base``, and leave all else as it is.
@@ -72,6 +73,9 @@ def plan_merge_projector(
     A base without a vision tower, such as a plain language model, becomes a VITA checkpoint, as
     upstream's "base model + projector" load makes of it: ``adapter`` is then a run with its
     ``config.json``, ``tower`` the vision tower, by default what that config names.
+
+    What is taken of the adapter is read: NaN, infinities, matrices of zeros and integers are
+    refused unless ``allow_bad_values``. Of an adapter on the hub only headers are read here.
 
     Raises InputError, AdapterError or CastError where these do not go together, and UsageError for
     an unknown dtype or an extra that is not there.
@@ -87,11 +91,13 @@ def plan_merge_projector(
                 expected="a base that has its vision tower already",
                 hint="make the checkpoint first, then merge into it",
             )
-        return _plan_assemble(base, adapter, tower, None, stores)
+        plan = _plan_assemble(base, adapter, tower, None, stores)
+        return _with_values_checked(plan, adapter, allow_bad_values)
     code = _dtype(dtype)
     names = (extras,) if isinstance(extras, str) else extras
     plan = projector_surgery.plan_merge_projector(base, adapter, dtype=code, extras=names)
-    return replace(plan, request={"dtype": code, "extras": sorted(names)})
+    plan = replace(plan, request={"dtype": code, "extras": sorted(names)})
+    return _with_values_checked(plan, adapter, allow_bad_values)
 
 
 def plan_swap_tower(
@@ -106,6 +112,7 @@ def plan_swap_tower(
     use_s2: bool | None = None,
     s2_scales: str | None = None,
     key: str | None = None,
+    allow_bad_values: bool = False,
     stores: Stores | None = None,
 ) -> Plan:
     """Plan to give ``base``, a VITA checkpoint or a plain language model, another tower.
@@ -117,6 +124,7 @@ def plan_swap_tower(
     ``projector`` is ``"keep"``, ``"reinit"`` or an adapter; None keeps what still fits. What is
     drawn anew follows from ``seed``. ``use_s2`` None leaves S2 as it is. ``key`` is the path of the
     state dict in a tower or an adapter that is a file of ``torch.save`` with several.
+    ``allow_bad_values`` is that of :func:`plan_merge_projector`.
 
     Raises InputError, AdapterError or CastError where these do not go together, UsageError where
     a choice is needed.
@@ -152,7 +160,8 @@ def plan_swap_tower(
         "use_s2": use_s2,
         "s2_scales": s2_scales,
     }
-    return replace(plan, request=request)
+    plan = replace(plan, request=request)
+    return _with_values_checked(plan, args.pretrain_mm_mlp_adapter, allow_bad_values)
 
 
 def plan_extract_tower(
@@ -195,11 +204,14 @@ def plan_set(
 
 
 _OPTIONAL_TEXT: Final = (str, NoneType)
+_ALLOW: Final = "allow_bad_values"
+# The rules by which an adapter is refused.
+_BAD_VALUES: Final = ("value-nan", "value-inf", "value-all-zero")
 # What each operation can be asked for, with the types of the values.
 _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "extract-projector": {"bare": (bool,)},
-    "merge-projector": {"dtype": _OPTIONAL_TEXT, "extras": (list,)},
-    "merge-projector with a tower": {"tower_path": (str,)},
+    "merge-projector": {"dtype": _OPTIONAL_TEXT, "extras": (list,), _ALLOW: (bool,)},
+    "merge-projector with a tower": {"tower_path": (str,), _ALLOW: (bool,)},
     "swap-tower": {
         "tower_path": (str,),
         "tower_config": _OPTIONAL_TEXT,
@@ -208,6 +220,7 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         "seed": (int,),
         "use_s2": (bool, NoneType),
         "s2_scales": _OPTIONAL_TEXT,
+        _ALLOW: (bool,),
     },
     "extract-tower": {"tower_config": _OPTIONAL_TEXT},
     "set": {"values": (dict,)},
@@ -230,13 +243,15 @@ def plan_again(saved: SavedPlan, inputs: Sequence[Checkpoint], stores: Stores) -
         raise not_a_plan(f"a {saved.operation} of {len(inputs)} inputs")
     assembles = saved.operation == "merge-projector" and len(inputs) > 2
     types = _REQUESTS["merge-projector with a tower" if assembles else saved.operation]
-    if saved.request.keys() != types.keys():
+    # Plans of earlier versions do not say that bad values are allowed.
+    request = {**({_ALLOW: False} if _ALLOW in types else {}), **saved.request}
+    if request.keys() != types.keys():
         raise not_a_plan(f"a request for {', '.join(map(repr, saved.request)) or 'nothing'}")
-    for key, value in saved.request.items():
+    for key, value in request.items():
         if type(value) not in types[key]:
             raise not_a_plan(f"{key} that is a {type(value).__name__}")
     try:
-        return _dispatch(saved.operation, saved.request, inputs, stores)
+        return _dispatch(saved.operation, request, inputs, stores)
     except UsageError as error:  # nobody has used an option
         raise not_a_plan(str(error)) from error
 
@@ -254,7 +269,8 @@ def _dispatch(
     tower, adapter = donors[0], donors[-1]
     if operation == "merge-projector":
         if len(donors) > 1:
-            return _plan_assemble(base, adapter, tower, request["tower_path"], stores)
+            plan = _plan_assemble(base, adapter, tower, request["tower_path"], stores)
+            return _with_values_checked(plan, adapter, request[_ALLOW])
         if not all(isinstance(name, str) for name in request["extras"]):
             raise not_a_plan("extras that are no texts")
         return plan_merge_projector(base, adapter, **request, stores=stores)
@@ -263,6 +279,36 @@ def _dispatch(
         raise not_a_plan(f"a projector {choice!r} of {len(inputs)} inputs")
     projector = adapter if len(donors) > 1 else choice
     return plan_swap_tower(base, tower, **{**request, "projector": projector}, stores=stores)
+
+
+def _with_values_checked(plan: Plan, adapter: Checkpoint | None, allow: bool) -> Plan:
+    """Return a plan that says whether bad values are allowed of an adapter that has some.
+
+    Raises AdapterError ``bad-adapter-values`` for what is taken of the adapter, unless allowed.
+    """
+    if adapter is not None and not allow and not is_remote(adapter.root):
+        _refuse_bad_values(plan, adapter)
+    return replace(plan, request={**(plan.request or {}), _ALLOW: allow})
+
+
+def _refuse_bad_values(plan: Plan, adapter: Checkpoint) -> None:
+    from vita_ckpt.api.validate import check_values  # noqa: PLC0415 - numpy
+
+    made = (e.tensor for e in plan.edits if isinstance(e, AddTensor | ReplaceTensor))
+    taken = {tensor.ref if isinstance(tensor, Cast) else tensor for tensor in made}
+    names = [name for name, ref in adapter.refs.items() if ref in taken]
+    integers = [name for name in names if not is_real(adapter.tensors[name].dtype)]
+    bad = [f for f in check_values(adapter, names) if f.rule in _BAD_VALUES]
+    if integers or bad:
+        name = integers[0] if integers else bad[0].subject
+        message = f"{adapter.tensors[name].dtype}" if integers else bad[0].message
+        raise AdapterError(
+            "bad-adapter-values",
+            f"{adapter.root}: {name}",
+            expected="finite real numbers, not all of them zero",
+            got=message.partition(", got ")[2] or message,
+            hint="take the adapter of an earlier step; --allow-bad-values takes this one",
+        )
 
 
 def parse_value(key: str, text: str) -> Any:

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
 from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.subject import file_of, gather
 from vita_ckpt.checks import kinds
 from vita_ckpt.checks.config import check_config
 from vita_ckpt.checks.digests import check_manifest, check_written
 from vita_ckpt.checks.files import (
-    check_kind,
     check_left_out,
     check_undo_data,
     finding_of_error,
-    intended_kind,
     unreadable_undo_data,
 )
-from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.lora import check_lora
 from vita_ckpt.checks.pickles import check_pickles, check_weights
-from vita_ckpt.checks.structure import check_structure
+from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.checks.values import Values, check_tensor, values_of
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
 from vita_ckpt.core.filenames import (
     CONFIG,
@@ -45,10 +44,7 @@ from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.references import find_base, reaches
 from vita_ckpt.storage.reading.survey import Survey, survey
-from vita_ckpt.storage.reading.tokenizer import count_tokens
-from vita_ckpt.storage.reading.tower import find_tower, read_carried_config, read_processor
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
@@ -70,6 +66,7 @@ def validate(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
+    loader: str = VITA_1_5,
     stores: Stores | None = None,
 ) -> Report:
     """Check what lies at ``path`` by every rule, without loading it: headers, configs, small parts.
@@ -79,15 +76,20 @@ def validate(
     the digests that were taken: of what surgeries wrote, of every file where there is a manifest,
     of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``,
     ``language-model``, ``projector``, ``lora-run``, ``vision-tower``, ``audio-adapter``), by
-    default what it looks like. What is wrong with it are findings; raises InputError only if
-    nothing is there, or nothing of a known kind, HubError if the hub does not give what is asked
-    for, StaleInputError if a file changes meanwhile, UsageError for a kind that is none.
+    default what it looks like. ``loader`` is whose binding is judged, by its name in
+    :func:`~vita_ckpt.explain`. What is wrong are findings; raises InputError only if nothing is
+    there, or nothing of a known kind, HubError if the hub does not give what is asked for,
+    StaleInputError if a file changes meanwhile, UsageError for an unknown kind or loader.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
+    if loader not in LOADER_NAMES:
+        raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
     stores = Stores() if stores is None else stores
     place = locate(path, stores)
-    report = report_on(survey(place, stores), stores, kind=kind, values=values, deep=deep)
+    report = report_on(
+        survey(place, stores), stores, kind=kind, values=values, deep=deep, loader=loader
+    )
     return replace(report, path=place)
 
 
@@ -98,6 +100,7 @@ def report_on(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
+    loader: str = VITA_1_5,
 ) -> Report:
     """Validate what was surveyed already; the options are those of :func:`validate`."""
     checkpoint = surveyed.checkpoint
@@ -105,7 +108,7 @@ def report_on(
     findings = [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
     findings += check_pickles(surveyed.pickles)
     findings += check_weights(checkpoint.shards)
-    subject, more = _subject(surveyed, kind, stores)
+    subject, more = gather(checkpoint, stores, kind=kind, unread=surveyed.unread, loader=loader)
     findings += more
     if any(found.rule == "other-kind" for found in findings):
         return Report(path, subject.kind, worst_first(findings))
@@ -116,6 +119,7 @@ def report_on(
         findings += _values(subject, stores, everything=values)
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
+    findings += unsaid(subject, findings)
     if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER):
         findings += check_loaders(checkpoint)
     findings += check_left_out(subject)
@@ -200,41 +204,6 @@ def _why_not(path: str) -> str | None:
     return None
 
 
-def _subject(surveyed: Survey, kind: str | None, stores: Stores) -> tuple[Subject, list[Finding]]:
-    """Gather the checkpoint and what it refers to; findings for what of it cannot be read."""
-    checkpoint = surveyed.checkpoint
-    directory = find_tower(checkpoint, stores)
-    inspected = inspect_checkpoint(checkpoint, directory)
-    taken_for = kind or intended_kind(checkpoint, inspected.kind)
-    if taken_for != inspected.kind:
-        inspected = inspect_checkpoint(checkpoint, directory, kind=taken_for)
-    findings = list(check_kind(checkpoint, taken_for))
-
-    def attempt(read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except INCONCLUSIVE:
-            raise
-        except InputError as error:
-            findings.append(finding_of_error(error, _file_of(error)))
-            return None
-
-    carried = attempt(lambda: read_carried_config(checkpoint, stores))
-    audio = (checkpoint.config or {}).get("mm_audio_encoder")
-    subject = Subject(
-        checkpoint=checkpoint,
-        inspection=inspected,
-        unread=surveyed.unread,
-        tower_directory=directory,
-        tower_config=carried or (directory.config if directory is not None else None),
-        processor=attempt(lambda: read_processor(checkpoint, stores)),
-        tokens=attempt(lambda: count_tokens(checkpoint, stores)),
-        audio_reachable=isinstance(audio, str) and reaches(checkpoint, audio, stores) is not None,
-        base=find_base(checkpoint, stores) if taken_for == kinds.LORA_RUN else None,
-    )
-    return subject, findings
-
-
 def _adapter(subject: Subject) -> Iterator[Finding]:
     """Check that get_w finds a projector by an adapter's names."""
     if subject.kind not in (kinds.PROJECTOR, kinds.LORA_RUN):
@@ -246,7 +215,7 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
         plan_extract_projector(subject.checkpoint)
     except VitaCkptError as error:
         if error.code != "empty-tensor":  # has been said
-            yield finding_of_error(error, _file_of(error))
+            yield finding_of_error(error, file_of(error))
 
 
 def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Finding]:
@@ -274,7 +243,7 @@ def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
         raise
     except InputError as error:
         manifest = None
-        yield finding_of_error(error, _file_of(error))
+        yield finding_of_error(error, file_of(error))
     if manifest is not None:
         found = measure(checkpoint)
         for known in check_manifest(manifest, found):
@@ -301,8 +270,3 @@ def _undo_data(root: str) -> Iterator[Finding]:
         yield from check_undo_data(damaged(kept, root, read_journal(kept, root), deep=True))
     except InputError as error:
         yield unreadable_undo_data(error)
-
-
-def _file_of(error: VitaCkptError) -> str:
-    path = error.subject.partition(": ")[0]
-    return path if is_remote(path) or os.path.exists(path) else ""

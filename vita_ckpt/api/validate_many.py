@@ -9,6 +9,7 @@ from functools import partial
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.api.validate import validate
 from vita_ckpt.checks import kinds
+from vita_ckpt.core.binding import VITA_1_5
 from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
@@ -22,6 +23,7 @@ def validate_all(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
+    loader: str = VITA_1_5,
     verify: bool = False,
     golden: StrPath | None = None,
     jobs: int = 1,
@@ -29,7 +31,13 @@ def validate_all(
 ) -> Iterator[Report | VitaCkptError]:
     """Yield the report of each path, or the error that prevented it, in order; ``jobs`` at once."""
     one = partial(
-        _report_or_error, kind=kind, values=values, deep=deep, verify=verify, golden=golden
+        _report_or_error,
+        kind=kind,
+        values=values,
+        deep=deep,
+        loader=loader,
+        verify=verify,
+        golden=golden,
     )
     stores = Stores() if stores is None else stores
     if jobs == 1 or len(paths) == 1:
@@ -109,13 +117,14 @@ def _report_or_error(
     kind: str | None,
     values: bool,
     deep: bool,
+    loader: str,
     verify: bool,
     golden: StrPath | None,
     stores: Stores,
 ) -> Report | VitaCkptError:
     """Return the report on one path, or the error that kept it from being made."""
     try:
-        report = validate(path, kind=kind, values=values, deep=deep, stores=stores)
+        report = validate(path, kind=kind, values=values, deep=deep, loader=loader, stores=stores)
         if verify and report.kind == kinds.VITA and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 

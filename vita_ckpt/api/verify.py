@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from vita_ckpt.api.fetch import downloaded
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, local, locate
+from vita_ckpt.api.subject import gather
+from vita_ckpt.checks.kinds import VITA
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
@@ -130,11 +132,13 @@ def verify(
     with _tokenizer_process(prompt) as tokenizer, _memory_errors(checkpoint.root):
         from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
 
+        place = None if tower is None else locate(tower, stores)
+        subject, _ = gather(checkpoint, stores, kind=VITA, tower=place)
         verification = forward.verify_checkpoint(
-            checkpoint,
+            subject,
             device=device,
             dtype=dtype,
-            tower=None if tower is None else locate(tower, stores),
+            tower=place,
             attn=attn,
             max_memory=max_memory,
             stores=stores,

@@ -270,7 +270,8 @@ def _tower(subject: Subject) -> Iterator[Finding]:
         yield finding("config-type", wrong.key, message)
     if tower is None:
         return
-    described = towers.tower_of_config(config) if config is not None else None
+    configs = subject.tower_configs if subject.kind == kinds.VITA else (config,)
+    described = towers.tower_of_config(configs[0]) if configs and configs[0] is not None else None
     if described is not None:
         yield from _differences(tower, described)
     if tower.has_odd_grid:

@@ -318,6 +318,12 @@ _NAMES: Final = (
         "Loaders convert all to one; a part in two dtypes was put together from two sources.",
     ),
     Rule(
+        "integer-tensor",
+        "error",
+        "a tensor of integers where the model has real numbers",
+        "Loaders take the codes for values: what they stood for is lost.",
+    ),
+    Rule(
         "projector-dtype",
         "error",
         "a tensor of the projector that is complex, integer or boolean",

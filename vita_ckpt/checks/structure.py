@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 from vita_ckpt.checks import kinds
-from vita_ckpt.checks.rules import finding
+from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.config_values import wrong_sizes
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.binding import AUDIO_PREFIX, bind_tower, builds_audio, is_audio, is_harmless
+from vita_ckpt.core.binding import (
+    AUDIO_PREFIX,
+    Binding,
+    PartBinding,
+    PartSource,
+    backbone_of,
+    builds_audio,
+    is_audio,
+    tower_family,
+)
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
+from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.filenames import CONFIG
-from vita_ckpt.core.report import Finding
-from vita_ckpt.core.tensor_match import KeyMismatch, compare
+from vita_ckpt.core.report import Finding, has_errors
+from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError
 
-# What wrappers put before every name of the model that they hold.
-_WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.model.")
-
-# Of one kind of misfit this many tensors are named; the rest is counted.
-_NAMED = 12
-
+_VISION = (parts.VISION_TOWER, parts.MM_PROJECTOR)
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-_MODELS = (kinds.VITA, kinds.LANGUAGE_MODEL)
 
 
 def check_structure(subject: Subject) -> Iterator[Finding]:
     """Check the names, shapes and dtypes of tensors by every rule about them."""
     checkpoint = subject.checkpoint
     yield from _empty(checkpoint)
-    if subject.kind in _MODELS:
-        wrapped = list(_prefixes(checkpoint))
-        yield from wrapped
-        if not wrapped:
-            yield from _language_model(subject)
-            yield from _strangers(subject)
-    if subject.kind == kinds.VITA:
-        yield from _vision_tower(subject)
-        yield from _projector(subject)
-        yield from check_audio(checkpoint, subject.unread)
+    if subject.binding is not None:
+        yield from check_binding(subject, subject.binding)
+        if subject.kind == kinds.VITA:
+            yield from check_audio(checkpoint, subject.unread)
     elif subject.kind == kinds.TOWER:
         yield from _standalone_tower(subject)
     elif subject.kind == kinds.PROJECTOR:
@@ -90,49 +86,48 @@ def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
             )
 
 
-def _prefixes(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Check for a model saved inside a wrapper, whole or beside the model itself."""
-    names = checkpoint.tensors.keys()
-    for prefix in _WRAPPERS:
-        found = [name for name in names if name.startswith(prefix)]
-        twice = [name for name in found if name.removeprefix(prefix) in names]
-        if twice:
-            yield finding(
-                "two-names",
-                twice[0],
-                f"{len(twice)} tensors stand under two names: this one is also "
-                f"{twice[0].removeprefix(prefix)}",
-                hint="remove one of the two",
-                file=_file(checkpoint, twice[0]),
-            )
-        elif found:
-            yield finding(
-                "foreign-prefix",
-                found[0],
-                f"{len(found)} names start with {prefix}, expected model. or lm_head.",
-                hint="save the model that is inside, or rename the tensors",
-                file=_file(checkpoint, found[0]),
-            )
+def check_binding(subject: Subject, binding: Binding) -> Iterator[Finding]:
+    """Check what a loader binds, part by part; a cause is said once, without its consequences."""
+    causes = diagnose(binding, subject.checkpoint.root)
+    for cause in causes:
+        yield finding(
+            "two-names" if cause.twice else "foreign-prefix",
+            cause.example,
+            cause.what,
+            hint=cause.mend,
+            file=_file(subject.checkpoint, cause.example),
+        )
+    known = frozenset(name for cause in causes for name in cause.explains) | subject.unread
+    language = binding.part(parts.LANGUAGE_MODEL)
+    yield from _language_model(subject, language.without(known))
+    vision = binding.has_vision and subject.kind == kinds.VITA
+    if vision:
+        tower, projector = binding.part(parts.VISION_TOWER), binding.part(parts.MM_PROJECTOR)
+        yield from _vision_tower(subject, tower.without(known), known)
+        yield from _projector(subject, projector.without(known), known)
+    special = (parts.LANGUAGE_MODEL, parts.AUDIO_ENCODER) + _VISION * vision
+    for part, bound in binding.parts.items():
+        if part not in special:
+            yield from _report(subject, bound.without(known), "a model of this type")
+        yield from _integers(subject, part, bound)
 
 
-def _language_model(subject: Subject) -> Iterator[Finding]:
+def unsaid(subject: Subject, said: Collection[Finding]) -> Iterator[Finding]:
+    """Say why a loader does not end with the checkpoint's model, where no rule has said it."""
+    binding = subject.binding
+    if binding is None or binding.is_complete or has_errors(said) or not subject.config:
+        return
+    if binding.stop is not None and binding.stop.code in RULES:
+        found = finding(binding.stop.code, CONFIG, binding.stop.detail, file=subject.config_path)
+        yield replace(found, severity="error")
+    for part, bound in binding.parts.items():
+        yield from _report(subject, bound.without(subject.unread), f"the {parts.LABELS[part]}")
+
+
+def _language_model(subject: Subject, bound: PartBinding) -> Iterator[Finding]:
     config, checkpoint = subject.config, subject.checkpoint
-    model_type = str(config.get("model_type"))
-    backbone = BACKBONES.get(model_type)
-    family = backbone.language_model if backbone else PLAIN_LANGUAGE_MODELS.get(model_type)
-    if family is None:
-        return  # a rule of the config
-    if wrong_sizes(family, config):
-        return  # a rule of the config
-    wanted = language_tensors.expected_shapes(family, config)
-    found = {
-        name: tensor.shape
-        for name, tensor in checkpoint.tensors.items()
-        if parts.part_of(name) == parts.LANGUAGE_MODEL and not is_harmless(name)
-    }
     tied = config.get("tie_word_embeddings") is True
-    head = found.pop(parts.LM_HEAD, None) if tied else None
-    if head is not None:
+    if tied and parts.LM_HEAD in checkpoint.tensors:
         yield finding(
             "tied-lm-head",
             parts.LM_HEAD,
@@ -140,8 +135,8 @@ def _language_model(subject: Subject) -> Iterator[Finding]:
             hint="set tie_word_embeddings to false if the two differ, or remove the tensor",
             file=_file(checkpoint, parts.LM_HEAD),
         )
-    if not tied and parts.LM_HEAD not in found and parts.LM_HEAD not in subject.unread:
-        del wanted[parts.LM_HEAD]
+    if parts.LM_HEAD in bound.mismatch.missing:
+        bound = bound.without({parts.LM_HEAD})
         yield finding(
             "lm-head-absent",
             parts.LM_HEAD,
@@ -149,39 +144,29 @@ def _language_model(subject: Subject) -> Iterator[Finding]:
             hint="set tie_word_embeddings to true if the model was trained so",
             file=subject.config_path,
         )
-    yield from _misfits(subject, wanted, found, f"the {family} model of the config")
+    backbone = backbone_of(config)
+    if not bound.wanted or backbone is None:  # a rule of the config
+        own = (n for n in bound.mismatch.unexpected if parts.part_of(n) == parts.LANGUAGE_MODEL)
+        yield from _report(subject, bound.without(frozenset(own)), "a model of this type")
+        return
+    yield from _report(subject, bound, f"the {backbone.language_model} model of the config")
 
 
-def _strangers(subject: Subject) -> Iterator[Finding]:
-    """Check for tensors that belong to no part of the model."""
-    known = {parts.OTHER, parts.LORA}
-    if subject.config.get("model_type") != "vita-fo-Qwen2":
-        known.add(parts.STATE_PREDICTOR)
-    checkpoint = subject.checkpoint
-    names = [n for n in checkpoint.tensors if parts.part_of(n) in known and not is_harmless(n)]
-    yield from _named(
-        (
-            finding(
-                "unexpected-tensor",
-                name,
-                "expected no such tensor in a model of this type",
-                file=_file(checkpoint, name),
-            )
-            for name in names
-        ),
-        len(names),
-        "unexpected-tensor",
-    )
-
-
-def _vision_tower(subject: Subject) -> Iterator[Finding]:
+def _vision_tower(
+    subject: Subject, bound: PartBinding, known: Collection[str]
+) -> Iterator[Finding]:
     """Check the tower's tensors against those that the loader builds for the tower's path."""
+    if bound.source is PartSource.TOWER_DIRECTORY:
+        yield from _report(subject, bound, "a model whose tower is its directory's")
+        return
     checkpoint = subject.checkpoint
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    stored = [name for name in shapes if parts.part_of(name) == parts.VISION_TOWER]
-    if not stored:
-        promised = any(parts.part_of(name) == parts.VISION_TOWER for name in subject.unread)
-        if not promised:
+    shapes = {
+        name: tensor.shape
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(parts.TOWER_MODULE)
+    }
+    if not shapes:
+        if not any(name.startswith(parts.TOWER_MODULE) for name in known):
             yield finding(
                 "tower-absent",
                 "model.vision_tower",
@@ -191,50 +176,19 @@ def _vision_tower(subject: Subject) -> Iterator[Finding]:
         return
     own = parts.below(parts.TOWER_MODULE, shapes)
     recognised = towers.tower_of_shapes(own)
-    family = _family_of_path(subject.config) or (recognised.family if recognised else None)
-    if family is None or (recognised is not None and recognised.family != family):
-        # Another family than the path chooses is a rule of the config: one cause, one finding.
-        if recognised is None:
-            yield _unknown_tower("model.vision_tower", own)
-        return
-    prefix = towers.FAMILIES[family].stored_prefix
-    if recognised is not None and towers.tower_prefix(own) != prefix:
-        yield _tower_prefix(subject, own, prefix)
-        return
-    bound = bind_tower(family, shapes, _tower_configs(subject, recognised))
-    if not bound.wanted:
+    family = tower_family(subject.config)
+    configs = subject.tower_configs
+    described = towers.tower_of_config(configs[0]) if configs else None
+    if recognised is not None and (
+        family is None
+        or recognised.family != family
+        or (described is not None and described.differences(recognised))
+    ):
+        return  # another tower than the config leads to is a rule of the config: one finding
+    if bound.wanted:
+        yield from _report(subject, bound, "the tower of the config")
+    elif not any(name.startswith(parts.TOWER_MODULE) for name in known):
         yield _unknown_tower("model.vision_tower", own)
-        return
-    yield from _report(subject, bound.wanted, bound.mismatch, "the tower of the config")
-
-
-def _family_of_path(config: Mapping[str, Any]) -> str | None:
-    path = config.get("mm_vision_tower")
-    return towers.dispatch(path, False).family if isinstance(path, str) else None
-
-
-def _tower_configs(subject: Subject, stored: towers.Tower | None) -> Iterator[Mapping[str, Any]]:
-    """Yield the tower's configs; one that describes another tower is a rule of the config."""
-    directory = subject.tower_directory.config if subject.tower_directory is not None else None
-    for config in (directory, subject.tower_config):
-        described = None if config is None else towers.tower_of_config(config)
-        if described is not None and stored is not None and described.differences(stored):
-            continue
-        if config is not None:
-            yield config
-
-
-def _tower_prefix(subject: Subject, own: towers.Shapes, prefix: str) -> Finding:
-    """Report a whole tower under other names than the loader's: one cause, one finding."""
-    got = towers.tower_prefix(own)
-    place = parts.TOWER_MODULE
-    return finding(
-        "foreign-prefix",
-        place + got + "*",
-        f"expected the tower's names to start with {place}{prefix}, got {place}{got}",
-        hint="rename the tensors: the loader would leave the tower uninitialised",
-        file=_file(subject.checkpoint, place + next(n for n in own if n.startswith(got))),
-    )
 
 
 def _unknown_tower(subject: str, shapes: towers.Shapes) -> Finding:
@@ -269,23 +223,22 @@ def _standalone_tower(subject: Subject) -> Iterator[Finding]:
         return
     stored = {bare: name for name, bare in own.items()}
     prefix = towers.tower_prefix(shapes)
-    yield from _misfits(
-        subject,
+    mismatch = compare(
         {stored.get(name, prefix + name): shape for name, shape in wanted.items()},
         {stored[name]: shape for name, shape in found.items()},
-        "the tower of the config",
     )
+    bound = PartBinding(wanted, mismatch, PartSource.CHECKPOINT)
+    yield from _report(subject, bound.without(subject.unread), "the tower of the config")
 
 
-def _projector(subject: Subject) -> Iterator[Finding]:
+def _projector(subject: Subject, bound: PartBinding, known: Collection[str]) -> Iterator[Finding]:
     checkpoint, config = subject.checkpoint, subject.config
     shapes = _below(checkpoint, parts.PROJECTOR_PREFIX)
     kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
     if projectors.has_no_tensors(kind) and not shapes:
         return
     if not shapes:
-        promised = any(name.startswith(parts.PROJECTOR_PREFIX) for name in subject.unread)
-        if not promised:
+        if not any(name.startswith(parts.PROJECTOR_PREFIX) for name in known):
             yield finding(
                 "projector-absent",
                 "model.mm_projector",
@@ -295,18 +248,10 @@ def _projector(subject: Subject) -> Iterator[Finding]:
         return
     if projectors.candidates(shapes):
         return  # complete: whether it is the right one is a rule of the config
-    projector = projectors.of_config(config)
-    if projector is None:
+    if not bound.wanted and not projectors.has_no_tensors(kind):
         yield _unknown_projector(checkpoint, shapes, parts.PROJECTOR_PREFIX)
         return
-    wanted = projectors.expected_shapes(projector)
-    prefix = parts.PROJECTOR_PREFIX
-    yield from _misfits(
-        subject,
-        {prefix + name: shape for name, shape in wanted.items()},
-        {prefix + name: shape for name, shape in shapes.items()},
-        f"the projector of the config, {projector}",
-    )
+    yield from _report(subject, bound, "the projector of the config")
 
 
 def _lone_projector(subject: Subject) -> Iterator[Finding]:
@@ -328,6 +273,19 @@ def _unknown_projector(checkpoint: Checkpoint, shapes: Mapping[str, Shape], pref
         hint="a part of it was not saved, or two were mixed",
         file=_file(checkpoint, prefix + next(iter(shapes))),
     )
+
+
+def _integers(subject: Subject, part: str, bound: PartBinding) -> Iterator[Finding]:
+    """Report tensors of a model whose values are no real numbers."""
+    for name in bound.integers if part != parts.MM_PROJECTOR else ():
+        tensor = subject.checkpoint.tensors[name]
+        yield finding(
+            "integer-tensor",
+            name,
+            f"expected a floating dtype, got {tensor.dtype}",
+            hint="take the tensor from a sound copy",
+            file=_file(subject.checkpoint, name),
+        )
 
 
 def _not_floating(subject: Subject) -> Iterator[Finding]:
@@ -365,61 +323,19 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
             )
 
 
-def _misfits(
-    subject: Subject, wanted: Mapping[str, Shape], found: Mapping[str, Shape], what: str
-) -> Iterator[Finding]:
-    yield from _report(subject, wanted, compare(wanted, found), what)
-
-
-def _report(
-    subject: Subject, wanted: Mapping[str, Shape], misfit: KeyMismatch, what: str
-) -> Iterator[Finding]:
-    checkpoint = subject.checkpoint
-    missing = [name for name in misfit.missing if name not in subject.unread]
-    yield from _named(
-        (
-            finding("missing-tensor", name, f"expected {list(wanted[name])}, a tensor of {what}")
-            for name in missing
-        ),
-        len(missing),
-        "missing-tensor",
-    )
-    yield from _named(
-        (
-            finding(
-                "unexpected-tensor",
-                name,
-                f"expected no such tensor in {what}",
-                file=_file(checkpoint, name),
-            )
-            for name in misfit.unexpected
-        ),
-        len(misfit.unexpected),
-        "unexpected-tensor",
-    )
-    real = [entry for entry in misfit.mismatched if 0 not in entry[2]]  # those have their own rule
-    yield from _named(
-        (
-            finding(
-                "shape-mismatch",
-                name,
-                f"expected {list(want)} in {what}, got {list(got)}",
-                file=_file(checkpoint, name),
-            )
-            for name, want, got in real
-        ),
-        len(real),
-        "shape-mismatch",
-    )
-
-
-def _named(findings: Iterable[Finding], total: int, rule: str) -> Iterator[Finding]:
-    """Shorten many findings to the first ones and the number of the others."""
-    for number, one in enumerate(findings):
-        if number == _NAMED:
-            yield finding(rule, "…", f"and {total - _NAMED} more tensors")
-            return
-        yield one
+def _report(subject: Subject, bound: PartBinding, what: str) -> Iterator[Finding]:
+    checkpoint, misfit = subject.checkpoint, bound.mismatch
+    for name in misfit.missing:
+        shape = f"expected {list(bound.wanted[name])}, " if name in bound.wanted else "expected "
+        yield finding("missing-tensor", name, f"{shape}a tensor of {what}")
+    for name in misfit.unexpected:
+        file = _file(checkpoint, name)
+        yield finding("unexpected-tensor", name, f"expected no such tensor in {what}", file=file)
+    for name, want, got in misfit.mismatched:
+        if 0 in got:
+            continue  # those have a rule of their own
+        message = f"expected {list(want)} in {what}, got {list(got)}"
+        yield finding("shape-mismatch", name, message, file=_file(checkpoint, name))
 
 
 def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, Shape]:

@@ -8,18 +8,20 @@ from typing import Any
 
 from vita_ckpt.checks.inspect import Inspection
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
+from vita_ckpt.core.binding import Binding, Surroundings
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A checkpoint as it was read, and what was found around it.
+    """A checkpoint as it was read, what was found around it, and how a loader binds it.
 
     ``unread`` names tensors in files that could not be read. ``tower_config`` is the tower's own
     config, ``processor`` its ``preprocessor_config.json``, and ``tokens`` the number of tokens in
     the tokenizer; each is None if it was not found. ``audio_reachable`` is set if
-    ``mm_audio_encoder`` can be resolved. ``base`` is the checkpoint that a LoRA run was trained on.
+    ``mm_audio_encoder`` can be resolved. ``base`` is the checkpoint that a LoRA run was trained on,
+    ``binding`` None for what no loader builds a language model from.
     """
 
     checkpoint: Checkpoint
@@ -31,6 +33,7 @@ class Subject:
     tokens: int | None = None
     audio_reachable: bool = False
     base: Checkpoint | None = None
+    binding: Binding | None = None
 
     @property
     def kind(self) -> str:
@@ -47,3 +50,13 @@ class Subject:
         """The path of the config, for a finding; empty if there is no config."""
         file = self.checkpoint.files.get(CONFIG)
         return file.path if file is not None else ""
+
+    @property
+    def tower_configs(self) -> tuple[Mapping[str, Any], ...]:
+        """The tower's configs in order of precedence: loaders read the directory's."""
+        return self.surroundings.tower_configs
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What of the surroundings decides what binds."""
+        return Surroundings(self.tower_directory, self.tower_config, self.audio_reachable)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import click
@@ -15,13 +15,15 @@ from vita_ckpt.api.reports import write_report
 from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli import console
 from vita_ckpt.cli.formats import FORMATS, renderer
-from vita_ckpt.core.report import Report, Selection
+from vita_ckpt.core.report import Report, Selection, condensed, worst_first
 from vita_ckpt.errors import UsageError
 
 _Command = Callable[..., Any]
 
 # GitHub names the file of a step's summary here; all commands of the step share it.
 _JOB_SUMMARY: Final = "GITHUB_STEP_SUMMARY"
+# What people read: JSON, SARIF and JUnit keep everything.
+_FOR_PEOPLE: Final = ("text", "markdown", "github")
 _MOST_LINKS: Final = 40
 
 
@@ -105,17 +107,24 @@ def deliver(
     outputs: Iterable[Output],
     own: Mapping[str, Callable[[], str]] | None = None,
     selection: Selection = Selection(),
+    *,
+    every: bool = False,
 ) -> None:
     """Write ``reports`` to every output, then to stdout if a format is given.
 
     Raises OutputError if the disk refuses.
 
     That nobody reads stdout to its end changes nothing in what a command found, and exits with.
+    Formats for people say once what is alike of many tensors, unless ``every`` finding is wanted.
     ``own`` are the formats in which a command has more to say than a report.
     """
 
     def rendered(name: str) -> str:
-        return own[name]() if own and name in own else renderer(name)(reports, rules, selection)
+        if own and name in own:
+            return own[name]()
+        short = name in _FOR_PEOPLE and not every
+        shown = [replace(r, findings=condensed(worst_first(r.findings))) for r in reports]
+        return renderer(name)(shown if short else reports, rules, selection)
 
     for output in outputs:
         write_report(

@@ -56,6 +56,15 @@ def plan_options(command: _Command) -> _Command:
     )
 
 
+def bad_values_option(command: _Command) -> _Command:
+    """Add ``--allow-bad-values``, of every command that takes an adapter."""
+    return click.option(
+        "--allow-bad-values",
+        is_flag=True,
+        help="Take an adapter with NaN, infinities, matrices of zeros or integers.",
+    )(command)
+
+
 def surgery_options(command: _Command) -> _Command:
     """Add the options of :func:`plan_options`, and those for changing a whole checkpoint."""
     return _with_options(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vita_ckpt.cli import render
-from vita_ckpt.core.report import has_errors
+from vita_ckpt.core.report import condensed, has_errors
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import escaped, printable
 
@@ -19,7 +19,7 @@ def verification_lines(verification: Verification) -> list[str]:
     ]
     if verification.tokens_per_image is not None:
         lines.append(f"  one image is {verification.tokens_per_image} tokens")
-    for finding in verification.findings:
+    for finding in condensed(verification.findings):
         hint = f" ({finding.hint})" if finding.hint else ""
         text = f"{finding.rule}: {finding.subject}: {finding.message}{hint}"
         lines.append(printable(f"{finding.severity} {text}"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
-from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.binding import Binding
 
 # A component of a name that a wrapper adds, and what the wrapper is.
 _WRAPPERS: Final = {
@@ -17,30 +20,106 @@ _WRAPPERS: Final = {
     "modules_to_save": "PEFT modules that were not merged",
     "base_model": "a PEFT wrapper",
 }
-_FUSED_EXPERTS: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+_UNMERGED: Final = "base_layer"
+_VISION_LEVEL: Final = "vision_model"
+_FUSED_EXPERTS: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj", ".mlp.gate.weight")
+_SPLIT_EXPERTS: Final = ".block_sparse_moe."
+# base_model.model is the longest that a wrapper puts in.
+_MOST_COMPONENTS: Final = 2
 
 
-def diagnose(missing: Collection[str], unexpected: Collection[str]) -> str:
-    """Return the likely cause of a mismatch of names; empty if there is none that is known."""
-    for name in unexpected:
-        for component in name.split("."):
-            if component in _WRAPPERS:
-                return f"{_WRAPPERS[component]} is in the names, such as {name}"
-    if any(name.endswith(_FUSED_EXPERTS) for name in unexpected):
-        return "transformers 5 wrote Mixtral's experts fused"
-    if _lacks_level(missing, unexpected):
-        return "transformers 5.6 or newer wrote the tower's names, without vision_model."
-    return ""
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One reason why names do not bind, for all the names that it explains.
+
+    ``what`` says it in words, ``example`` is a stored name, ``mend`` says what to do. ``explains``
+    are missing and unexpected names. ``twice`` is set where the tensors also bind under the right
+    names.
+    """
+
+    what: str
+    example: str
+    mend: str
+    explains: frozenset[str]
+    twice: bool = False
 
 
-def _lacks_level(missing: Collection[str], unexpected: Collection[str]) -> bool:
-    """Return whether unexpected tower names are missing ones without a family's prefix."""
-    there = set(unexpected)
-    for family in towers.FAMILIES.values():
-        if "vision_model." not in family.stored_prefix:
+def diagnose(binding: Binding, root: str) -> tuple[Cause, ...]:
+    """Return why names do not bind, as far as it is known; ``root`` is the checkpoint's path."""
+    mismatch = binding.mismatch
+    if not mismatch.unexpected:
+        return ()
+    return tuple(_causes(mismatch.missing, mismatch.unexpected, binding.found.values(), root))
+
+
+def _causes(
+    missing: Collection[str], unexpected: Collection[str], bound: Iterable[str], root: str
+) -> Iterator[Cause]:
+    convert = f"vita-ckpt convert {shlex.quote(root)} --names upstream --out DIR"
+    lacking, strange = set(missing), dict.fromkeys(unexpected)
+    fused = [name for name in strange if name.endswith(_FUSED_EXPERTS)]
+    split = [name for name in lacking if _SPLIT_EXPERTS in name]
+    if fused and split:
+        what = f"transformers 5 wrote Mixtral's experts fused: {fused[0]}"
+        yield Cause(what, fused[0], convert, frozenset((*fused, *split)))
+        lacking -= set(split)
+        strange = {name: None for name in strange if name not in fused}
+    deltas = {name for name in strange if parts.part_of(name) == parts.LORA}
+    own = [name for name in strange if name not in deltas]
+    for added, pairs in _grouped(own, lacking).items():
+        wrapper = next((word for word in added.split(".") if word in _WRAPPERS), None)
+        example = pairs[0][0]
+        names = {name for pair in pairs for name in pair}
+        if wrapper is None:
+            what, mend = f"{len(pairs)} names have {added}. too many", "rename the tensors"
+        else:
+            what, mend = f"{_WRAPPERS[wrapper]}: {added}. is in {len(pairs)} names", convert
+        if wrapper == _UNMERGED:
+            mend = "merge the deltas with peft's merge_and_unload(), and save the model again"
+            names |= deltas
+        yield Cause(f"{what}, such as {example}", example, mend, frozenset(names))
+        strange = {name: None for name in strange if name not in names}
+        lacking -= names
+    for lost, pairs in _grouped(lacking, strange.keys()).items():
+        example = pairs[0][1]
+        what, mend = f"{len(pairs)} names lack {lost}.", "rename the tensors"
+        if lost == _VISION_LEVEL:
+            what = f"transformers 5.6 or newer wrote {len(pairs)} names, without {lost}."
+            mend = convert
+        names = {name for pair in pairs for name in pair}
+        yield Cause(f"{what}, such as {example}", example, mend, frozenset(names))
+        strange = {name: None for name in strange if name not in names}
+    known = bound if isinstance(bound, set) else set(bound)
+    for added, pairs in _grouped(strange, known).items():
+        if not pairs[0][0].startswith(f"{added}.") and _WRAPPERS.keys().isdisjoint(
+            added.split(".")
+        ):
             continue
-        with_level = parts.TOWER_MODULE + family.stored_prefix
-        without = with_level.replace("vision_model.", "")
-        if any(without + n.removeprefix(with_level) in there for n in missing):
-            return True
-    return False
+        example, right = pairs[0]
+        yield Cause(
+            f"{len(pairs)} tensors stand under two names: {example} is also {right}",
+            example,
+            "save the model again without the copies",
+            frozenset(name for name, _ in pairs),
+            twice=True,
+        )
+
+
+def _grouped(longer: Iterable[str], shorter: Collection[str]) -> dict[str, list[tuple[str, str]]]:
+    """Group (long, short) names by the components that the long one has too many."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name in longer if shorter else ():
+        for added, rest in _without(name):
+            if rest in shorter:
+                groups.setdefault(added, []).append((name, rest))
+                break
+    return groups
+
+
+def _without(name: str) -> Iterator[tuple[str, str]]:
+    """Yield the name without each run of components, and the run."""
+    words = name.split(".")
+    for length in range(1, min(_MOST_COMPONENTS, len(words) - 1) + 1):
+        for start in range(len(words) - length + 1):
+            end = start + length
+            yield ".".join(words[start:end]), ".".join(words[:start] + words[end:])

@@ -75,3 +75,8 @@ def nbytes(dtype: str, shape: Sequence[int]) -> int:
     if bits % 8:
         raise ValueError(f"{dtype} {list(shape)} does not end on a byte")
     return bits // 8
+
+
+def is_real(dtype: str) -> bool:
+    """Return whether elements of this type are real numbers, and neither integers nor complex."""
+    return dtype.startswith(("F", "BF"))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
+from vita_ckpt.core.anatomy.parts import LABELS, part_of
 from vita_ckpt.core.display import Displayed
 
 # The severity of a finding; only an error makes a checkpoint unsound.
 Severity = Literal["error", "warning", "note"]
+
+# So many tensors of a part are named one by one where the same is wrong with them.
+MOST_ALIKE: Final = 12
+_OF_TENSORS: Final = ("missing-tensor", "unexpected-tensor", "shape-mismatch", "integer-tensor")
 
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
@@ -127,6 +132,29 @@ def finding_rows(findings: Iterable[Finding]) -> Iterator[tuple[str, object]]:
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Sort findings: errors, then warnings, then notes."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def condensed(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return the findings with one for each part of which more than twelve tensors share a rule.
+
+    It stands where the first of them stood, and says how many there are.
+    """
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        if finding.rule in _OF_TENSORS:
+            groups.setdefault((finding.rule, part_of(finding.subject)), []).append(finding)
+    many = {key: group for key, group in groups.items() if len(group) > MOST_ALIKE}
+    said: set[tuple[str, str]] = set()
+    kept: list[Finding] = []
+    for finding in findings:
+        key = (finding.rule, part_of(finding.subject)) if many else ("", "")
+        if finding.rule not in _OF_TENSORS or key not in many:
+            kept.append(finding)
+        elif key not in said:
+            said.add(key)
+            message = f"{len(many[key])} tensors of the {LABELS[key[1]]}; the first: "
+            kept.append(replace(finding, message=message + finding.message))
+    return tuple(kept)
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:

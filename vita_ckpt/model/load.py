@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
-from vita_ckpt.core.anatomy import parts, projectors, towers
-from vita_ckpt.core.anatomy.language_tensors import DEFAULTS, expected_shapes
-from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.anatomy.towers import Tower
-from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.anatomy.towers.shapes import affine, unsupported
-from vita_ckpt.core.binding import is_harmless
-from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.binding import Binding, Surroundings, bind
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.requirements import vita_config
-from vita_ckpt.core.tensor_match import KeyMismatch, compare
-from vita_ckpt.errors import UsageError
+from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.language import check_language_values
 from vita_ckpt.model.placement import dispatch, free_memory, offered, place
 from vita_ckpt.model.projectors import check_type
 from vita_ckpt.model.towers.build import check_tower_values
-from vita_ckpt.model.vita import STATES, VitaModel, build
+from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.tower import read_tower_config
+from vita_ckpt.storage.reading.surroundings import look_around
+from vita_ckpt.storage.reading.tower import tower_config_of
 
 StrPath = str | os.PathLike[str]
 
-# Tensors of a checkpoint that this model does not run.
-_NOT_RUN: Final = (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
+# What keeps upstream's loader from a directory, and this one not.
+_ELSEWHERE: Final = ("tower-path-unreachable",)
 
 
 def load_model(
@@ -68,81 +65,75 @@ def load_model(
     vita_config(checkpoint)
     devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
     kind = dtype_of(dtype, checkpoint)
-    tower_config = read_tower_config(checkpoint, stores, tower)
-    fit(checkpoint, tower_config).refuse(
-        checkpoint.root,
-        "exactly the tensors that its config describes",
-        "vita-ckpt inspect shows where config and weights disagree",
-    )
-    model = build(checkpoint, tower_config, kind, attn)
+    around = look_around(checkpoint, stores, tower)
+    bound = require_binding(checkpoint, around)
+    return load_bound(checkpoint, around, bound, devices, kind, attn=attn, observe=observe)
+
+
+def load_bound(
+    checkpoint: Checkpoint,
+    around: Surroundings,
+    bound: Binding,
+    devices: Iterable[tuple[torch.device, int]],
+    kind: torch.dtype,
+    *,
+    attn: str | None = None,
+    observe: Observer | None = None,
+) -> VitaModel:
+    """Load the model of a checkpoint whose tensors are known to bind, in the dtype ``kind``."""
+    names = bound.renamed
+    if names:
+        tensors = {names.get(name, name): t for name, t in checkpoint.tensors.items()}
+        checkpoint = replace(checkpoint, tensors=tensors)
+    model = build(checkpoint, tower_config_of(checkpoint, around.carried, around.tower), kind, attn)
     placement = place(model, devices)
     weights = Weights(checkpoint)
     if placement.device_map is None:
         model.stream(weights, kind, placement.device, observe)
         return model
     with weights:
-        names = model.stored_names()
-        load_resident(model, names, weights, placement.device_map, kind, observe)
+        load_resident(model, model.stored_names(), weights, placement.device_map, kind, observe)
     if len(placement.device_map) > 1:
         dispatch(model, placement.device_map)
     return model
 
 
-def fit(checkpoint: Checkpoint, tower_config: Mapping[str, Any] | None) -> KeyMismatch:
-    """Return how the checkpoint's tensors differ from the model's; audio is left aside.
+def require_binding(checkpoint: Checkpoint, around: Surroundings) -> Binding:
+    """Return what VITA-1.5's loader binds; raise InputError unless it is all but the audio.
 
     Nothing is built for it: what a config asks for takes memory only if the tensors are there.
-    Raises InputError for a config that describes no model.
-    """
-    wanted = wanted_shapes(checkpoint, tower_config)
-    found = {
-        name: tensor.shape
-        for name, tensor in checkpoint.tensors.items()
-        if parts.part_of(name) not in _NOT_RUN and not is_harmless(name)
-    }
-    if (checkpoint.config or {}).get("tie_word_embeddings") is True:
-        found.pop(parts.LM_HEAD, None)
-    return compare(wanted, found)
-
-
-def wanted_shapes(
-    checkpoint: Checkpoint, tower_config: Mapping[str, Any] | None
-) -> dict[str, Shape]:
-    """Return every tensor of the model that :func:`~vita_ckpt.model.vita.build` builds.
-
-    Raises InputError for a config that describes no model.
     """
     config = checkpoint.config or {}
-    family = check_language_values(config)
-    wanted = expected_shapes(family, config)
-    hidden = config.get("hidden_size", DEFAULTS[family]["hidden_size"])
-    if "predictor_head.weight" in checkpoint.tensors:
-        wanted |= affine("predictor_head", (STATES, hidden), STATES)
-    if tower_config is not None:
-        check_tower_values(tower_config)
-        shapes = tower_tensors.expected_shapes(tower_config)
-        tower = _tower(tower_config)
-        prefix = parts.TOWER_MODULE + tower.traits.stored_prefix
-        wanted |= {prefix + name: shape for name, shape in shapes.items()}
-        kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
-        check_type(kind)
-        width = config.get("mm_hidden_size")
-        if width is None:
-            width = tower.output_width(towers.number_of_scales(config))
-        shapes = projectors.expected_shapes(Projector(kind, width, hidden))
-        wanted |= {parts.PROJECTOR_PREFIX + name: shape for name, shape in shapes.items()}
-    return wanted
+    check_values(checkpoint, around)
+    bound = bind(config, checkpoint.tensors, around)
+    fit = {part: one for part, one in bound.parts.items() if part != parts.AUDIO_ENCODER}
+    causes = diagnose(bound, checkpoint.root)
+    replace(bound, parts=fit).mismatch.refuse(
+        checkpoint.root,
+        "exactly the tensors that its config describes",
+        "; ".join(f"{cause.what}: {cause.mend}" for cause in causes)
+        or "vita-ckpt inspect shows where config and weights disagree",
+    )
+    if bound.stop is not None and bound.stop.code not in _ELSEWHERE:
+        raise InputError(bound.stop.code, checkpoint.root, got=bound.stop.detail)
+    if bound.integers:
+        raise InputError(
+            "weights-do-not-fit",
+            checkpoint.root,
+            expected="real numbers",
+            got=f"integers in {bound.integers[0]}",
+        )
+    return bound
 
 
-def _tower(config: Mapping[str, Any]) -> Tower:
-    """Describe the tower of a config, or of the sizes that a lone file's tensors give."""
-    family = towers.family_of_config(config)
-    if family is not None and family.lone_file:
-        return Tower(family.name, config["width"])
-    tower = towers.tower_of_config(config)
-    if tower is None:
-        raise unsupported("model_type", "a known tower", config)
-    return tower
+def check_values(checkpoint: Checkpoint, around: Surroundings) -> None:
+    """Raise InputError for a config that describes no model."""
+    config = checkpoint.config or {}
+    check_language_values(config)
+    tower = tower_config_of(checkpoint, around.carried, around.tower)
+    if tower is not None:
+        check_tower_values(tower)
+        check_type(str(config.get("mm_projector_type", projectors.DEFAULT_TYPE)))
 
 
 def dtype_of(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:

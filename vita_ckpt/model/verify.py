@@ -13,21 +13,24 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from vita_ckpt.checks.structure import check_audio
+from vita_ckpt.checks.config import check_config
+from vita_ckpt.checks.structure import check_structure, unsaid
+from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import needs_alignment
-from vita_ckpt.core.report import Finding, worst_first
+from vita_ckpt.core.report import Finding, has_errors, worst_first
 from vita_ckpt.core.requirements import vita_config
-from vita_ckpt.core.tensor_match import KeyMismatch
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.model.answer import ask
 from vita_ckpt.model.image import processor_of, read_image
-from vita_ckpt.model.load import StrPath, dtype_of, fit, load_model
+from vita_ckpt.model.language import check_language_values
+from vita_ckpt.model.load import StrPath, check_values, dtype_of, load_bound, load_model
+from vita_ckpt.model.placement import free_memory, offered
 from vita_ckpt.model.tokenizer import TokenizerProcess
 from vita_ckpt.model.vita import VitaModel
+from vita_ckpt.model.weights import Observer
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.tower import read_tower_config
 
 # The largest value of float16, into which upstream's loader casts everything.
 FLOAT16_MAX: Final = 65504.0
@@ -44,9 +47,12 @@ _GOLDEN_VERSION: Final = 1
 _TOP: Final = 8
 _NMSE: Final = 1e-3
 
+# What is wrong with the audio encoder, which is not run.
+_AUDIO: Final = ("audio-absent", "audio-not-built")
+
 
 def verify_checkpoint(
-    checkpoint: Checkpoint,
+    subject: Subject,
     *,
     device: str = "auto",
     dtype: str | None = None,
@@ -71,6 +77,7 @@ def verify_checkpoint(
     as :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives
     findings.
     """
+    checkpoint = subject.checkpoint
     vita_config(checkpoint)
     pixels = None
     if image is not None:
@@ -81,15 +88,21 @@ def verify_checkpoint(
     findings: list[Finding] = []
     watch = _Watch()
     started = time.perf_counter()
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "tower": tower, "attn": attn}
     stores = Stores() if stores is None else stores
-    options["stores"] = stores
-    findings += _misfits(fit(checkpoint, read_tower_config(checkpoint, stores, tower)))
-    is_broken = bool(findings)
-    findings += check_audio(checkpoint)
-    if is_broken:
+    options = {"device": device, "tower": tower, "attn": attn, "stores": stores}
+    around, bound = subject.surroundings, subject.binding
+    check_language_values(subject.config)
+    if bound is None or not bound.is_complete:
+        findings += _why_not(subject)
+    if bound is None or has_errors(f for f in findings if f.rule not in _AUDIO):
         return _not_run(checkpoint, findings, dtype, time.perf_counter() - started)
-    model = load_model(checkpoint, max_memory=max_memory, observe=watch, **options)
+    check_values(checkpoint, around)
+
+    def load(kind: torch.dtype, observe: Observer | None = None) -> VitaModel:
+        devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
+        return load_bound(checkpoint, around, bound, devices, kind, attn=attn, observe=observe)
+
+    model = load(dtype_of(dtype, checkpoint), watch)
     if needs_alignment(checkpoint):
         findings.append(_untrained())
     loaded = time.perf_counter()
@@ -112,9 +125,9 @@ def verify_checkpoint(
     del model
     _free_memory()
     if on_gpu:
-        findings += _check_float16(checkpoint, batch, options, max_memory)
+        findings += _check_float16(load(torch.float16), batch)
     if against is not None:
-        findings += _check_against(against, rows["text"], options, max_memory)
+        findings += _check_against(against, rows["text"], {**options, "dtype": dtype}, max_memory)
     fingerprint = _fingerprint(rows)
     if golden is not None:
         findings += _check_golden(golden, rows)
@@ -361,28 +374,15 @@ def _check_rows(rows: Mapping[str, Tensor], model: VitaModel) -> list[Finding]:
     return findings
 
 
-def _misfits(misfit: KeyMismatch) -> list[Finding]:
-    return [
-        *(
-            Finding("missing-tensor", "error", n, "the model has it, the checkpoint does not")
-            for n in misfit.missing
-        ),
-        *(
-            Finding("unexpected-tensor", "error", n, "the checkpoint has it, the model does not")
-            for n in misfit.unexpected
-        ),
-        *(
-            Finding("shape-mismatch", "error", n, f"is {list(got)}, the config wants {list(want)}")
-            for n, want, got in misfit.mismatched
-        ),
-    ]
+def _why_not(subject: Subject) -> list[Finding]:
+    """Return the errors that validate finds too: why the loader does not bind every tensor."""
+    found = [*check_structure(subject), *check_config(subject)]
+    found += unsaid(subject, found)
+    return [finding for finding in found if finding.severity == "error"]
 
 
-def _check_float16(
-    checkpoint: Checkpoint, batch: _Batch, options: Mapping[str, Any], max_memory: Any
-) -> list[Finding]:
+def _check_float16(half: VitaModel, batch: _Batch) -> list[Finding]:
     """On a GPU: the same pass as upstream runs it, in float16."""
-    half = load_model(checkpoint, max_memory=max_memory, **{**options, "dtype": "float16"})
     rows = batch.run(half).rows
     del half
     _free_memory()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint
@@ -19,7 +19,6 @@ from vita_ckpt.model.weights import Streaming, Weights, on_meta
 
 IMAGE_TOKEN: Final = -200
 AUDIO_TOKEN: Final = -500
-STATES: Final = 3  # what the state predictor of vita-fo-Qwen2 tells apart
 
 # The number of lm_head's rows that are multiplied at once while streaming.
 _HEAD_ROWS: Final = 16384
@@ -44,17 +43,12 @@ class VitaModel(VisionModules):
         self,
         config: Mapping[str, Any],
         tower_config: Mapping[str, Any] | None,
-        *,
-        has_predictor: bool = False,
         attn: str | None = None,
     ) -> None:
         super().__init__()
         self.config = dict(config)
         self.language_model: Any = build_language_model(config, attn)
-        hidden: int = self.language_model.config.hidden_size
         self.build_vision_modules(tower_config, attn)
-        if has_predictor:
-            self.predictor_head = nn.Linear(hidden, STATES)
         self._streaming: Streaming | None = None
 
     @property
@@ -220,7 +214,6 @@ def build(
         model = VitaModel(
             checkpoint.config or {},
             tower_config,
-            has_predictor="predictor_head.weight" in checkpoint.tensors,
-            attn=attn,
+            attn,
         )
     return model.eval()

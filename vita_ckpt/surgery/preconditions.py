@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
-from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.binding import PartBinding, bind_language_model, bind_tower
+import shlex
+from collections.abc import Mapping
+from typing import Final
+
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.binding import bind
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.tensor_match import KeyMismatch
+from vita_ckpt.errors import InputError
+
+# Codes of bitsandbytes, GPTQ, AWQ and FP8: no numbers without the scales beside them.
+PACKED: Final = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "F8_E4M3", "F8_E5M2")
+_LABELS: Final = {
+    parts.LANGUAGE_MODEL: "the language model",
+    parts.VISION_TOWER: "the vision tower",
+}
+
+
+def is_quantised(checkpoint: Checkpoint) -> bool:
+    """Return whether the language model is packed: its config says how, its tensors are codes."""
+    config = checkpoint.config or {}
+    return isinstance(config.get("quantization_config"), Mapping) and any(
+        tensor.dtype in PACKED and parts.part_of(name) == parts.LANGUAGE_MODEL
+        for name, tensor in checkpoint.tensors.items()
+    )
+
+
+def refuse_packed_projector(base: Checkpoint) -> None:
+    """Raise InputError ``packed-projector`` if the base's projector is stored as codes.
+
+    Their dtype is none that numbers are written in. A packed language model is no obstacle: its
+    tensors are carried as they are.
+    """
+    for name, tensor in base.tensors.items():
+        if name.startswith(parts.PROJECTOR_PREFIX) and tensor.dtype in PACKED:
+            raise InputError(
+                "packed-projector",
+                f"{base.root}: {name}",
+                expected="a projector of real numbers",
+                got=f"{tensor.dtype}, codes without their scales",
+                hint="merge into the checkpoint before it was quantised",
+            )
 
 
 def require_binding(plan: Plan) -> Plan:
     """Return ``plan`` if the loader binds every tensor of the language model and the tower.
 
     Its target is checked, so a surgery may mend what its base lacks. Unexpected tensors are carried
-    on. A target without any tensor of a tower is one whose tower is in its directory (UPSTREAM §1).
-    Raises InputError ``weights-do-not-fit`` with the likely cause.
+    on. A target without any tensor of a tower is one whose tower is in its directory (UPSTREAM §1),
+    and packed tensors of a quantised language model bind to other modules. Raises InputError
+    ``weights-do-not-fit`` with the likely cause.
     """
-    target = plan.target()
-    config = target.config or {}
-    shapes = {name: tensor.shape for name, tensor in target.tensors.items()}
-    bound = bind_language_model(config, shapes)
-    if bound is not None:
-        _require(plan.base, bound, f"the language model of {config.get('model_type')}")
-    path = config.get("mm_vision_tower")
-    family = towers.dispatch(path, False).family if isinstance(path, str) else None
-    if family is not None and any(name.startswith(parts.TOWER_MODULE) for name in shapes):
-        bound = bind_tower(family, shapes, ())
-        if bound.wanted:
-            _require(plan.base, bound, "the vision tower")
+    target, root = plan.target(), plan.base.root
+    bound = bind(target.config or {}, target.tensors)
+    for part, label in _LABELS.items():
+        if part not in bound.parts:
+            continue
+        if part == parts.LANGUAGE_MODEL and is_quantised(target):
+            continue
+        if part == parts.VISION_TOWER and not any(
+            name.startswith(parts.TOWER_MODULE) for name in target.tensors
+        ):
+            continue
+        mismatch = bound.parts[part].mismatch
+        refused = KeyMismatch(mismatch.missing, (), mismatch.mismatched)
+        if refused:
+            causes = [c for c in diagnose(bound, root) if not c.twice]
+            refused.refuse(
+                root,
+                f"every tensor of {label}",
+                "; ".join(f"{cause.what}: {cause.mend}" for cause in causes)
+                or f"vita-ckpt validate {shlex.quote(root)} lists what does not fit",
+            )
     return plan
-
-
-def _require(base: Checkpoint, bound: PartBinding, what: str) -> None:
-    mismatch = bound.mismatch
-    cause = diagnose(mismatch.missing, mismatch.unexpected)
-    KeyMismatch(mismatch.missing, (), mismatch.mismatched).refuse(
-        base.root,
-        f"every tensor of {what}",
-        cause or f"vita-ckpt validate {base.root} lists what does not fit",
-    )

@@ -24,7 +24,7 @@ from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
 from vita_ckpt.surgery.donors import projector_of
-from vita_ckpt.surgery.preconditions import require_binding
+from vita_ckpt.surgery.preconditions import refuse_packed_projector, require_binding
 
 
 def plan_extract_projector(checkpoint: Checkpoint, *, bare: bool = False) -> Plan:
@@ -99,6 +99,7 @@ def merge_edits(
     donor = projector_of(adapter)
     weights = donor.tensors
     old = tensors_below(base, parts.PROJECTOR_PREFIX)
+    refuse_packed_projector(base)
     widths = _Widths.of(base, config, old)
     new = _choose_type(adapter, weights, config, widths)
     names = {parts.PROJECTOR_PREFIX + name: tensor for name, tensor in weights.items()}
@@ -338,8 +339,9 @@ def dominant_dtype(tensors: Collection[Tensor]) -> str | None:
 
 def language_dtype(base: Checkpoint) -> str:
     """Return the dtype of most of the language model's bytes."""
-    language = [t for n, t in base.tensors.items() if parts.part_of(n) == parts.LANGUAGE_MODEL]
-    return dominant_dtype(language or list(base.tensors.values())) or "F32"
+    numbers = {n: t for n, t in base.tensors.items() if t.dtype in CAST_TARGETS}  # not codes
+    language = [t for n, t in numbers.items() if parts.part_of(n) == parts.LANGUAGE_MODEL]
+    return dominant_dtype(language or list(numbers.values())) or "F32"
 
 
 def _one_of(found: Sequence[Projector]) -> str:

@@ -17,9 +17,10 @@ from tests.conftest import BASES, GOLDEN
 from vita_ckpt import explain, open_checkpoint
 from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import LOADERS
-from vita_ckpt.checks.explain.trace import LoaderTrace, PartSource
+from vita_ckpt.checks.explain.trace import LoaderTrace
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.core.binding import PartSource
 from vita_ckpt.errors import InputError
 
 INDEX = "model.safetensors.index.json"

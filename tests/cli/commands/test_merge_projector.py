@@ -168,7 +168,7 @@ def test_lora_notes_are_said(cli: Cli, base: Path, tmp_path: Path) -> None:
         lora / "adapter_model.bin",
     )
     torch.save(
-        {f"{prefix}mm_projector.{n}": torch.zeros(s) for n, s in MLP.items()},
+        {f"{prefix}mm_projector.{n}": torch.full(s, 0.5) for n, s in MLP.items()},
         lora / "non_lora_trainables.bin",
     )
     result = cli("merge-projector", "--base", base, "--adapter", lora, "--dry-run")

@@ -62,7 +62,7 @@ def dead_adapter(path: Path) -> Path:
 def test_merge_verifies_before_it_writes(cli: Cli, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     adapter = dead_adapter(tmp_path / "dead.bin")
-    merge = ["merge-projector", "--base", base, "--out", out, "--verify"]
+    merge = ["merge-projector", "--base", base, "--out", out, "--verify", "--allow-bad-values"]
     result = cli(*merge, "--adapter", adapter)
     assert result.code == 1
     assert "error image-ignored: logits: the image does not matter" in result.err
@@ -81,7 +81,9 @@ def test_merge_verifies_before_it_writes(cli: Cli, base: Path, tmp_path: Path) -
 def test_findings_are_exit_1(cli: Cli, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     adapter = dead_adapter(tmp_path / "dead.bin")
-    assert cli("merge-projector", "--base", base, "--out", out, "--adapter", adapter).code == 0
+    merge = ["merge-projector", "--base", base, "--out", out, "--adapter", adapter]
+    assert "bad-adapter-values" in cli(*merge).err
+    assert cli(*merge, "--allow-bad-values").code == 0
     result = cli("verify", out, "--device", "cpu")
     assert result.code == 1
     assert "error image-ignored: " in result.out

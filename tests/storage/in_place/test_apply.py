@@ -188,7 +188,7 @@ def test_an_extraction_is_not_in_place(base: Path, tmp_path: Path, adapter: Path
 
 def test_a_conversion_that_overflows_leaves_everything(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", dtype="F16")
-    tensors = {f"mm_projector.{n}": torch.zeros(s) for n, s in MLP.items()}
+    tensors = {f"mm_projector.{n}": torch.full(s, 0.5) for n, s in MLP.items()}
     tensors["mm_projector.2.bias"][5] = 70000.0
     torch.save(tensors, tmp_path / "a.bin")
     before = files_of(base)

@@ -255,7 +255,7 @@ def test_a_base_that_changes_while_it_is_read_is_refused(
 
 def test_an_overflowing_cast_leaves_nothing(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", dtype="F16")
-    tensors = {f"mm_projector.{n}": torch.zeros(s) for n, s in MLP.items()}
+    tensors = {f"mm_projector.{n}": torch.full(s, 0.5) for n, s in MLP.items()}
     tensors["mm_projector.2.bias"][5] = 70000.0
     torch.save(tensors, tmp_path / "a.bin")
     with pytest.raises(

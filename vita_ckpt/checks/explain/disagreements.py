@@ -8,10 +8,10 @@ from typing import Final
 
 from vita_ckpt.checks.explain.trace import (
     LoaderTrace,
-    PartSource,
     by_part,
     some_files,
 )
+from vita_ckpt.core.binding import PartSource
 
 
 @dataclass(frozen=True, slots=True)

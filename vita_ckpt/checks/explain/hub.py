@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from vita_ckpt.checks.explain import file_resolution
-from vita_ckpt.checks.explain.matching import (
-    Lookup,
-    expected_language_model,
-    expected_projector,
-    expected_tower,
-    match_audio,
-    match_tensors,
-)
-from vita_ckpt.checks.explain.trace import PartSource, Tracer
-from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.checks.explain.matching import Lookup, record, record_audio
+from vita_ckpt.checks.explain.trace import Tracer
+from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.config_values import wrong_sizes
+from vita_ckpt.core.binding import HUB_MODEL, PartSource, bind
 
 
 def hub_model(tracer: Tracer, lookup: Lookup) -> None:
@@ -28,14 +22,10 @@ def hub_model(tracer: Tracer, lookup: Lookup) -> None:
         tracer.sources |= {name: file for name, (_, file) in found.items()}
         return
     tracer.model_class = backbone.architecture
-    wanted = expected_language_model(tracer, backbone, config)
-    path = config.get("mm_vision_tower")
-    dispatch = towers.dispatch(path, False) if isinstance(path, str) else None
-    if dispatch is not None and dispatch.family is not None:
-        wanted |= expected_projector(tracer, config, found)
-        wanted |= expected_tower(lookup, found, dispatch.family)
-    accepted = match_audio(tracer, config, found) | ({parts.LM_HEAD} & found.keys())
-    match_tensors(tracer, wanted, found, accepted, "kept as the module has them")
+    refs = {name: tensor for name, (tensor, _) in found.items()}
+    bound = bind(config, refs, lookup.surroundings, HUB_MODEL)
+    record_audio(tracer, config, found)
+    record(tracer, bound, found, "kept as the module has them")
     tracer.tower = _source(tracer, parts.TOWER_MODULE)
     tracer.projector = _source(tracer, parts.PROJECTOR_PREFIX)
 

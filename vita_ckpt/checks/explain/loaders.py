@@ -14,14 +14,15 @@ from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.checks.explain.trace import LoaderTrace, Tracer
 from vita_ckpt.checks.explain.transformers import transformers_4_41, transformers_5_6
 from vita_ckpt.checks.explain.vita import vita_1_0, vita_1_5
+from vita_ckpt.core.binding import (
+    HUB_METADATA,
+    HUB_MODEL,
+    TRANSFORMERS_4_41,
+    TRANSFORMERS_5_6,
+    VITA_1_0,
+    VITA_1_5,
+)
 from vita_ckpt.core.file_listing import WeightFiles
-
-VITA_1_5: Final = "vita-1.5"
-VITA_1_0: Final = "vita-1.0"
-TRANSFORMERS_4_41: Final = "transformers-4.41"
-TRANSFORMERS_5_6: Final = "transformers-5.6"
-HUB_MODEL: Final = "hub-model"
-HUB_METADATA: Final = "hub-metadata"
 
 Replay = Callable[[Tracer, Lookup], None]
 

@@ -4,41 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Final, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.binding import PartSource
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.file_listing import Trouble, WeightFile, WeightFiles
 
 Outcome = Literal["complete", "partial", "stops"]
-
-
-class PartSource(Enum):
-    """Where the tower or the projector of a loaded model ends up coming from.
-
-    Its string is the source as reports word it.
-    """
-
-    CHECKPOINT = auto()
-    TOWER_DIRECTORY = auto()
-    BASE = auto()
-    RANDOM = auto()
-    UNFILLED = auto()
-    NOT_BUILT = auto()
-
-    def __str__(self) -> str:
-        return _WORDING[self]
-
-
-_WORDING: Final[Mapping[PartSource, str]] = {
-    PartSource.CHECKPOINT: "the checkpoint",
-    PartSource.TOWER_DIRECTORY: "its directory",
-    PartSource.BASE: "its base",
-    PartSource.RANDOM: "drawn at random",
-    PartSource.UNFILLED: "left without values",
-    PartSource.NOT_BUILT: "not built",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +27,9 @@ class Step:
 class LoaderTrace(Displayed):
     """What one loader does with a directory.
 
-    ``outcome`` is ``complete`` if every tensor of what it builds gets a stored value and nothing of
-    the checkpoint's model is left out, ``stops`` where it raises, for the reason ``stopped_by``.
+    ``outcome`` is ``complete`` if every tensor of what it builds gets a stored value and nothing
+    that matters is left out, ``partial`` also where the loaded model fails at its first image,
+    ``stops`` where it raises, for the reason ``stopped_by``.
     ``chosen`` is the single file or the index that it settled on, ``files_read`` are the weight
     files in the order in which they are read, ``tower_files`` those that are read for the tower on
     its own: from its directory, by their whole path, or once more from here. ``tower`` and
@@ -108,6 +82,9 @@ class Tracer:
     renamed: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    harmless: list[str] = field(default_factory=list)
+    integers: list[str] = field(default_factory=list)
+    fault: str = ""
     sources: dict[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -120,7 +97,7 @@ class Tracer:
             pass
         except _Stopped:
             stopped_by = self.steps[-1].code
-        incomplete = bool(self.missing or self.ignored)
+        incomplete = bool(self.missing or self.ignored or self.integers or self.fault)
         incomplete |= bool({self.tower, self.projector} & {PartSource.RANDOM, PartSource.UNFILLED})
         outcome: Outcome = "stops" if stopped_by else "partial" if incomplete else "complete"
         return LoaderTrace(
@@ -136,7 +113,7 @@ class Tracer:
             self.lm_head,
             tuple(self.renamed),
             tuple(sorted(self.missing)),
-            tuple(sorted(self.ignored)),
+            tuple(sorted((*self.ignored, *self.harmless))),
             self.sources,
             tuple(self.steps),
             stopped_by,

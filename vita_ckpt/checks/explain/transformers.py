@@ -13,17 +13,21 @@ from vita_ckpt.checks.explain.file_resolution import Read
 from vita_ckpt.checks.explain.matching import (
     VISION_LEVEL,
     Lookup,
-    expected_language_model,
-    match_tensors,
-    refuse_head_beside_base,
+    record,
     require_backbone,
     require_config,
 )
-from vita_ckpt.checks.explain.trace import PartSource, Tracer
+from vita_ckpt.checks.explain.trace import Tracer
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.binding import (
+    TRANSFORMERS_4_41,
+    TRANSFORMERS_5_6,
+    PartSource,
+    bind,
+    bind_to,
+)
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.errors import InputError
 
@@ -36,7 +40,6 @@ _FUSED: Final = (
     ("block_sparse_moe.experts.*.w1 and .w3", "mlp.experts.gate_up_proj"),
     ("block_sparse_moe.experts.*.w2", "mlp.experts.down_proj"),
 )
-_SPARSE: Final = ".block_sparse_moe."
 
 
 def transformers_4_41(tracer: Tracer, lookup: Lookup) -> None:
@@ -68,15 +71,14 @@ def _transformers(tracer: Tracer, *, old: bool) -> None:
     tracer.tower = tracer.projector = PartSource.NOT_BUILT
     read = file_resolution.from_pretrained(tracer, old=old)
     tracer.dtype = _dtype(tracer, config, read, old=old)
-    wanted = expected_language_model(tracer, backbone, config)
-    if old:
-        refuse_head_beside_base(tracer, wanted, read.tensors)
     found = dict(read.tensors)
     tied = config.get("tie_word_embeddings") is True
     head = found.pop(parts.LM_HEAD) if tied and parts.LM_HEAD in found else None
     if backbone.language_model == "Mixtral" and not old:
-        wanted = _fuse(tracer, wanted, known=model_type == backbone.plain_model_type)
-    match_tensors(tracer, wanted, found, set(), "drawn at random (norms 1, biases 0)")
+        _trace_fusing(tracer, known=model_type == backbone.plain_model_type)
+    refs = {name: tensor for name, (tensor, _) in found.items()}
+    bound = bind(config, refs, loader=TRANSFORMERS_4_41 if old else TRANSFORMERS_5_6)
+    record(tracer, bound, found, "drawn at random (norms 1, biases 0)")
     tracer.lm_head = parts.EMBED_TOKENS if tied else parts.LM_HEAD
     if head is not None:
         _tie(tracer, read, head[1], old=old)
@@ -97,28 +99,13 @@ def _trace_adapter(tracer: Tracer, *, old: bool) -> None:
     tracer.step("adapter", f"where peft is installed, adapter_config.json loads {what}")
 
 
-def _fuse(
-    tracer: Tracer,
-    wanted: Mapping[str, Shape],
-    *,
-    known: bool,
-) -> dict[str, Shape]:
-    """Fuse Mixtral's experts as transformers 5 does if model_type is the library's own."""
+def _trace_fusing(tracer: Tracer, *, known: bool) -> None:
+    """Record whether transformers 5 fuses Mixtral's stored experts: for its own model_type."""
     if known:
         tracer.renamed += _FUSED
         tracer.step("renames", "block_sparse_moe to mlp, and fuses the experts of a layer")
-        return dict(wanted)
-    tracer.step("renames", "nothing: its table for Mixtral is not looked up for this model_type")
-    built = {name: shape for name, shape in wanted.items() if _SPARSE not in name}
-    for name, shape in wanted.items():
-        layer, _, gate = name.partition(_SPARSE)
-        if gate == "gate.weight":
-            experts, width = shape
-            inner = wanted[f"{layer}{_SPARSE}experts.0.w1.weight"][0]
-            built[f"{layer}.mlp.gate.weight"] = (experts, width)
-            built[f"{layer}.mlp.experts.gate_up_proj"] = (experts, 2 * inner, width)
-            built[f"{layer}.mlp.experts.down_proj"] = (experts, width, inner)
-    return built
+    else:
+        tracer.step("renames", "nothing: its table for Mixtral is not looked up for this type")
 
 
 def _tie(tracer: Tracer, read: Read, head: str, *, old: bool) -> None:
@@ -172,5 +159,6 @@ def _tower(tracer: Tracer, config: Mapping[str, Any], family: str, *, old: bool)
         tracer.renamed.append((f"{VISION_LEVEL}*", "*"))
         tracer.step("renames", f"{VISION_LEVEL}* without that level")
     wanted = {(VISION_LEVEL if level else "") + name: shape for name, shape in own.items()}
-    match_tensors(tracer, wanted, found, set(), "drawn at random, with a warning")
+    refs = {name: tensor for name, (tensor, _) in found.items()}
+    record(tracer, bind_to(wanted, refs), found, "drawn at random, with a warning")
     tracer.tower = PartSource.CHECKPOINT if tracer.sources else PartSource.RANDOM

@@ -12,20 +12,27 @@ from vita_ckpt.checks.explain.matching import (
     Lookup,
     build_audio,
     describe_mismatch,
-    expected_language_model,
-    expected_projector,
-    expected_tower,
-    match_audio,
-    match_tensors,
-    refuse_head_beside_base,
+    record,
+    record_audio,
     require_backbone,
     require_config,
-    require_reachable,
+    say_fetched,
+    stop_at,
     trace_projector,
     trace_rows,
 )
-from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part, some_files
+from vita_ckpt.checks.explain.trace import Tracer, by_part, some_files
 from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.binding import (
+    VITA_1_0,
+    VITA_1_5,
+    Binding,
+    PartSource,
+    bind,
+    built_projector,
+    stop_of_projector,
+    stop_of_tower,
+)
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJECTOR_RUN
 from vita_ckpt.core.tensor_match import compare
@@ -69,19 +76,22 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     if unnamed:
         tracer.ignored += unnamed
         tracer.step("leaves out", f"{by_part(unnamed)}: the index does not name them")
-    wanted = expected_language_model(tracer, backbone, config)
-    wanted_tower: Mapping[str, Shape] = {}
     if family:
-        wanted |= expected_projector(tracer, config, found)
-        wanted_tower = expected_tower(lookup, found, family[0])
-        wanted |= {} if delayed else wanted_tower
-    refuse_head_beside_base(tracer, wanted, found)
-    accepted = match_audio(tracer, config, found)
+        stop_at(tracer, stop_of_projector(config))
+        if (projector := built_projector(config)) is not None:
+            tracer.step("projector", f"{projector}, from the config")
+    refs = {name: tensor for name, (tensor, _) in found.items()}
+    bound = bind(config, refs, lookup.surroundings, VITA_1_0 if delayed else VITA_1_5)
+    record_audio(tracer, config, found)
     _trace_lm_head(tracer, config, found)
-    match_tensors(tracer, wanted, found, accepted, "uninitialised memory, or drawn at random")
+    fate = "uninitialised memory, or drawn at random"
+    record(tracer, bound, found, fate, quiet=(parts.LM_HEAD,))
     if family:
-        trace_projector(tracer, "N(0, 0.02), biases zero, without a word")
-        _finish_tower(tracer, lookup, config, wanted_tower, family=family[0], delayed=delayed)
+        trace_projector(tracer, bound, "N(0, 0.02), biases zero, without a word")
+        _finish_tower(tracer, lookup, config, bound, family=family[0], delayed=delayed)
+        if bound.fault:
+            tracer.fault = bound.fault
+            tracer.step("fails", f"at the first image, loaded to the end: {bound.fault}")
     trace_rows(tracer, lookup, found)
     tracer.step("casts", "to float16, whatever torch_dtype says")
 
@@ -161,18 +171,19 @@ def _build_tower(
         tracer.step("tower", "none: the config names no mm_vision_tower")
         return []
     dispatch = towers.dispatch(path, bool(config.get("use_s2")))
+    stop = stop_of_tower(config, lookup.surroundings)
     if dispatch.family is None:
-        s2 = dispatch.reason.outcome is towers.Outcome.NO_S2
-        tracer.stop("s2-needs-siglip" if s2 else "tower-path-misleads", str(dispatch.reason))
+        tracer.stop(*((stop.code, stop.detail) if stop is not None else ("", path)))
     tracer.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
+    stop_at(tracer, stop)
     tower = lookup.tower
     if tower is None or tower.path is None:
-        require_reachable(tracer, "tower", path)
+        say_fetched(tracer, "tower", path)
         return [dispatch.family]
-    if tower.problem is not None:
-        tracer.stop("tower-directory-unreadable", tower.problem)
     if tower.tower is not None and tower.tower.family != dispatch.family:
-        _build_misled(tracer, tower.path, tower.tower.family, dispatch.family)
+        label = towers.FAMILIES[tower.tower.family].label
+        detail = f"{tower.path} is {label}: the class is built from its config, nothing fits"
+        tracer.step("tower", detail)
     if not lookup.from_here:
         tracer.step(
             "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
@@ -182,21 +193,6 @@ def _build_tower(
     else:
         _read_tower_directory(tracer, lookup, dispatch.family)
     return [dispatch.family]
-
-
-def _build_misled(tracer: Tracer, path: str, own: str, by_path: str) -> None:
-    """Replay the class that a misleading path chooses, over the directory of another family.
-
-    UPSTREAM §8: a family that is a lone file opens the directory as one, two families of the
-    library have shapes that do not fit; anything else has no name in common and goes on.
-    """
-    label = towers.FAMILIES[own].label
-    if towers.FAMILIES[by_path].lone_file != towers.FAMILIES[own].lone_file:
-        tracer.stop("tower-path-misleads", f"{path} is {label}: no file of the kind it opens")
-    library = [towers.FAMILIES[family].library_class for family in (own, by_path)]
-    if None not in library:
-        tracer.stop("tower-path-misleads", f"a size mismatch: {path} is {label}")
-    tracer.step("tower", f"{path} is {label}: the class is built from its config, nothing fits")
 
 
 def _read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
@@ -234,7 +230,7 @@ def _finish_tower(
     tracer: Tracer,
     lookup: Lookup,
     config: Mapping[str, Any],
-    wanted: Mapping[str, Shape],
+    bound: Binding,
     *,
     family: str,
     delayed: bool,
@@ -244,14 +240,14 @@ def _finish_tower(
         filled = _read_tower_directory(tracer, lookup, family)
         tracer.tower = PartSource.TOWER_DIRECTORY if filled else PartSource.RANDOM
     else:
-        own = [name for name in tracer.sources if name.startswith(parts.TOWER_MODULE)]
-        tracer.tower = PartSource.CHECKPOINT if own else PartSource.UNFILLED
-        if own:
-            tracer.step("tower", f"{len(own)} tensors of the checkpoint over the directory's")
+        tracer.tower = bound.parts[parts.VISION_TOWER].source
+        if tracer.tower is PartSource.CHECKPOINT:
+            own = sum(name.startswith(parts.TOWER_MODULE) for name in tracer.sources)
+            tracer.step("tower", f"{own} tensors of the checkpoint over the directory's")
         else:
             tracer.step("tower", "none in the checkpoint: uninitialised memory")
     if config.get("unfreeze_vision_tower"):
-        _read_tower_again(tracer, wanted)
+        _read_tower_again(tracer, bound.parts[parts.VISION_TOWER].wanted)
 
 
 def _read_tower_again(tracer: Tracer, wanted: Mapping[str, Shape]) -> None:

@@ -27,10 +27,11 @@ from vita_ckpt.errors import printable
     multiple=True,
     help="Only this loader; may be given several times.",
 )
+@click.option("--all", "every", is_flag=True, help="Name every tensor that is missing or left out.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema explain-v1).")
 @click.pass_obj
 def command(
-    settings: Settings, /, checkpoint: str, loaders: tuple[str, ...], as_json: bool
+    settings: Settings, /, checkpoint: str, loaders: tuple[str, ...], every: bool, as_json: bool
 ) -> None:
     """Show what each loader would build from a checkpoint.
 
@@ -49,14 +50,17 @@ def command(
     if as_json:
         render.echo_json(explanation.to_dict())
     else:
-        console.say("\n".join(printable(line) for line in _lines(explanation)))
+        console.say("\n".join(printable(line) for line in _lines(explanation, every=every)))
 
 
-def _lines(explanation: Explanation) -> Iterator[str]:
+def _lines(explanation: Explanation, *, every: bool) -> Iterator[str]:
     yield render.path(explanation.path)
     for trace in explanation.traces:
         yield ""
         yield from _trace(trace)
+        if every:
+            yield from (f"  missing: {name}" for name in trace.missing)
+            yield from (f"  left out: {name}" for name in trace.ignored)
     if explanation.divergences:
         yield ""
         yield "where they diverge"

@@ -9,7 +9,7 @@ import click
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surgery_options
 
 
 @click.command("merge-projector")
@@ -55,6 +55,7 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     metavar="PATH",
     help="The state dict to read in a file of torch.save with several, as model or ema.0.",
 )
+@bad_values_option
 @surgery_options
 @click.pass_obj
 def command(
@@ -67,6 +68,7 @@ def command(
     tower: str | None,
     verify: bool,
     key: str | None,
+    allow_bad_values: bool,
     **run: Any,
 ) -> int:
     """Merge a trained mm_projector into a checkpoint.
@@ -78,6 +80,13 @@ def command(
     """
     begin(settings, base, run)
     plan = plans.plan_merge_projector(
-        base, adapter, dtype=dtype, extras=extras, tower=tower, key=key, stores=settings.stores
+        base,
+        adapter,
+        dtype=dtype,
+        extras=extras,
+        tower=tower,
+        key=key,
+        allow_bad_values=allow_bad_values,
+        stores=settings.stores,
     )
     return run_plan(settings, plan, verify_first=verify, **run)

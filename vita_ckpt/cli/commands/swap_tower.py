@@ -9,7 +9,7 @@ import click
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surgery_options
 
 
 @click.command("swap-tower")
@@ -64,6 +64,7 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     metavar="PATH",
     help="The state dict to read in a file of torch.save with several, as model or ema.0.",
 )
+@bad_values_option
 @surgery_options
 @click.pass_obj
 def command(
@@ -80,6 +81,7 @@ def command(
     s2_scales: str | None,
     verify: bool,
     key: str | None,
+    allow_bad_values: bool,
     **run: Any,
 ) -> int:
     """Give a checkpoint another vision tower.
@@ -101,6 +103,7 @@ def command(
         use_s2=use_s2,
         s2_scales=s2_scales,
         key=key,
+        allow_bad_values=allow_bad_values,
         stores=settings.stores,
     )
     return run_plan(settings, plan, verify_first=verify, **run)

@@ -19,6 +19,7 @@ from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.policy import read_policy
+from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import VitaCkptError, printable
 
@@ -34,6 +35,13 @@ from vita_ckpt.errors import VitaCkptError, printable
     is_flag=True,
     help="Compare with digests: of what surgeries wrote, of every file if there is a manifest.",
 )
+@click.option(
+    "--loader",
+    type=click.Choice(LOADER_NAMES),
+    default=VITA_1_5,
+    show_default=True,
+    help="The loader that must bind every tensor, as explain names them.",
+)
 @click.option("--verify", is_flag=True, help="Run the model once too (extra model).")
 @click.option(
     "--golden", type=LOCAL, metavar="FILE", help="Compare with a golden of verify; runs it."
@@ -44,6 +52,9 @@ from vita_ckpt.errors import VitaCkptError, printable
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
 )
+@click.option(
+    "--all", "every", is_flag=True, help="Name every tensor, also where many have one fault."
+)
 @report_options
 @click.pass_obj
 def command(
@@ -53,12 +64,14 @@ def command(
     kind: str | None,
     values: bool,
     deep: bool,
+    loader: str,
     verify: bool,
     golden: str | None,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     strict: bool | None,
     jobs: int,
+    every: bool,
     report_format: str,
     outputs: tuple[Output, ...],
 ) -> int:
@@ -82,6 +95,7 @@ def command(
         kind=kind,
         values=values,
         deep=deep,
+        loader=loader,
         verify=verify or golden is not None,
         golden=golden,
         jobs=jobs,
@@ -99,7 +113,8 @@ def command(
         console.warn(f"error: {printable(error)}")
     # For a person the lines above say it all, if there is nothing else to say.
     silent = len(unread) == len(reports) and report_format == "text"
-    deliver(reports, RULES, None if silent else report_format, outputs, selection=policy)
+    shown = None if silent else report_format
+    deliver(reports, RULES, shown, outputs, selection=policy, every=every)
     if unread:
         return max(error.exit_code for error in unread)
     return 1 if policy.fails(reports) else 0

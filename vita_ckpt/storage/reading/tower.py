@@ -62,8 +62,22 @@ def read_tower_config(
     swapped checkpoint carries, the path in its config, its tensors if they determine the config.
     EVA-CLIP's sizes always come from its tensors. Raises InputError naming the option if all fail.
     """
-    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    own = parts.below(parts.TOWER_PREFIX, shapes)
+    if tower is None or has_lone_file(checkpoint):
+        carried = read_carried_config(checkpoint, stores)
+    else:
+        carried = read_given_config(tower, stores)
+    directory = find_tower(checkpoint, stores) if carried is None else None
+    return tower_config_of(checkpoint, carried, directory)
+
+
+def tower_config_of(
+    checkpoint: Checkpoint, carried: Mapping[str, Any] | None, directory: TowerDirectory | None
+) -> Mapping[str, Any] | None:
+    """Return the config of the tower in a VITA checkpoint, as :func:`read_tower_config` does.
+
+    ``carried`` is one that comes with the checkpoint or is given for it.
+    """
+    own = _own_tower(checkpoint)
     if not own:
         if (checkpoint.config or {}).get("mm_vision_tower"):
             raise InputError(
@@ -74,16 +88,24 @@ def read_tower_config(
                 hint="VITA-1.5's loader would leave the tower uninitialised",
             )
         return None
-    found = towers.tower_of_shapes(own)
-    if found is not None and found.traits.lone_file:
+    if has_lone_file(checkpoint):
         return _sizes_of_shapes(checkpoint, own)
-    if tower is not None:
-        return read_given_config(tower, stores)
-    if (carried := read_carried_config(checkpoint, stores)) is not None:
+    if carried is not None:
         return carried
-    if (directory := find_tower(checkpoint, stores)) is not None and directory.config is not None:
+    if directory is not None and directory.config is not None:
         return directory.config
     return _sizes_of_shapes(checkpoint, own)
+
+
+def _own_tower(checkpoint: Checkpoint) -> towers.Shapes:
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    return parts.below(parts.TOWER_PREFIX, shapes)
+
+
+def has_lone_file(checkpoint: Checkpoint) -> bool:
+    """Return whether the checkpoint's tower is of a family without a config of its own."""
+    found = towers.tower_of_shapes(_own_tower(checkpoint))
+    return found is not None and found.traits.lone_file
 
 
 def read_carried_config(checkpoint: Checkpoint, stores: Stores) -> Mapping[str, Any] | None:

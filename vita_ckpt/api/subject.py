@@ -1,0 +1,88 @@
+"""Gather what is checked: a checkpoint, and what its config refers to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from vita_ckpt.checks import kinds
+from vita_ckpt.checks.files import check_kind, finding_of_error, intended_kind
+from vita_ckpt.checks.inspect import inspect_checkpoint
+from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.binding import VITA_1_5, Surroundings, bind
+from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.report import Finding
+from vita_ckpt.errors import INCONCLUSIVE, InputError, VitaCkptError
+from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.references import find_base, reaches
+from vita_ckpt.storage.reading.surroundings import look_around
+from vita_ckpt.storage.reading.tokenizer import count_tokens
+from vita_ckpt.storage.reading.tower import (
+    find_tower,
+    read_carried_config,
+    read_processor,
+)
+
+
+def gather(
+    checkpoint: Checkpoint,
+    stores: Stores,
+    *,
+    kind: str | None = None,
+    unread: frozenset[str] = frozenset(),
+    tower: str | None = None,
+    loader: str = VITA_1_5,
+) -> tuple[Subject, list[Finding]]:
+    """Gather the checkpoint and what it refers to; findings for what of it cannot be read.
+
+    ``tower`` takes the place of what ``mm_vision_tower`` leads to.
+    """
+    given = None if tower is None else look_around(checkpoint, stores, tower)
+    directory = find_tower(checkpoint, stores) if given is None else given.tower
+    inspected = inspect_checkpoint(checkpoint, directory)
+    taken_for = kind or intended_kind(checkpoint, inspected.kind)
+    if taken_for != inspected.kind:
+        inspected = inspect_checkpoint(checkpoint, directory, kind=taken_for)
+    findings = list(check_kind(checkpoint, taken_for))
+
+    def attempt(read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except INCONCLUSIVE:
+            raise
+        except InputError as error:
+            findings.append(finding_of_error(error, file_of(error)))
+            return None
+
+    if given is not None:
+        carried = given.carried
+    else:
+        carried = attempt(lambda: read_carried_config(checkpoint, stores))
+    config = checkpoint.config or {}
+    audio = config.get("mm_audio_encoder")
+    reaches_audio = isinstance(audio, str) and reaches(checkpoint, audio, stores) is not None
+    bound = None
+    if taken_for in (kinds.VITA, kinds.LANGUAGE_MODEL) and checkpoint.tensors:
+        around = Surroundings(directory, carried, reaches_audio)
+        bound = bind(config, checkpoint.tensors, around, loader)
+    subject = Subject(
+        checkpoint=checkpoint,
+        inspection=inspected,
+        unread=unread,
+        tower_directory=directory,
+        tower_config=carried or (directory.config if directory is not None else None),
+        processor=attempt(lambda: read_processor(checkpoint, stores)),
+        tokens=attempt(lambda: count_tokens(checkpoint, stores)),
+        audio_reachable=reaches_audio,
+        base=find_base(checkpoint, stores) if taken_for == kinds.LORA_RUN else None,
+        binding=bound,
+    )
+    return subject, findings
+
+
+def file_of(error: VitaCkptError) -> str:
+    """Return the file that an error is about; empty if it names none."""
+    path = error.subject.partition(": ")[0]
+    return path if is_remote(path) or os.path.exists(path) else ""
