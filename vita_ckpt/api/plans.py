@@ -11,6 +11,7 @@ from typing import Any, Final
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.checks.inspect import inspect_checkpoint
+from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
@@ -18,6 +19,7 @@ from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import Plan, SavedPlan, not_a_plan
+from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
@@ -70,6 +72,7 @@ def plan_merge_projector(
     """
     stores = Stores() if stores is None else stores
     base, adapter = as_checkpoint(base, stores), as_checkpoint(adapter, stores)
+    _refuse_swapped(base, adapter)
     if tower is not None or _is_plain(base):
         if dtype is not None or extras:
             raise UsageError(
@@ -82,7 +85,7 @@ def plan_merge_projector(
     code = _dtype(dtype)
     names = (extras,) if isinstance(extras, str) else extras
     plan = projector_surgery.plan_merge_projector(base, adapter, dtype=code, extras=names)
-    return replace(plan, request={"dtype": code, "extras": sorted(names)})
+    return _noted(replace(plan, request={"dtype": code, "extras": sorted(names)}))
 
 
 def plan_swap_tower(
@@ -139,7 +142,7 @@ def plan_swap_tower(
         "use_s2": use_s2,
         "s2_scales": s2_scales,
     }
-    return replace(plan, request=request)
+    return _noted(replace(plan, request=request))
 
 
 def plan_extract_tower(
@@ -178,7 +181,33 @@ def plan_set(
         for side in (plan.base, plan.target())
     )
     notes = tuple(s for s in after if s not in before)
-    return replace(plan, notes=notes, request={"values": dict(values)})
+    return _noted(replace(plan, notes=notes, request={"values": dict(values)}))
+
+
+def _noted(plan: Plan) -> Plan:
+    """Return the plan with a note where it changes two configs."""
+    if plan.base.serving_config is None:
+        return plan
+    note = (
+        f"{plan.base.config_file} is VITA's config, config.json a server's: what is set in the one "
+        "is set in the other where it has the key"
+    )
+    return replace(plan, notes=(*plan.notes, note))
+
+
+def _refuse_swapped(base: Checkpoint, adapter: Checkpoint) -> None:
+    """Raise UsageError if the adapter is given as the base, and the base as the adapter."""
+    adapters = (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)
+    models = (kinds.VITA, kinds.LANGUAGE_MODEL)
+    found = kinds.kind_of(base).name, kinds.kind_of(adapter).name
+    if found[0] in adapters and found[1] in models:
+        raise UsageError(
+            "base-and-adapter-swapped",
+            base.root,
+            expected="--base CHECKPOINT --adapter RUN",
+            got=f"a {found[0]} as the base, and a {found[1]} as the adapter",
+            hint=merge_projector(adapter.root, base.root),
+        )
 
 
 _OPTIONAL_TEXT: Final = (str, NoneType)
@@ -276,6 +305,7 @@ def _plan_assemble(
     This is what upstream's "base model + projector" load makes. ``tower_path`` is the string for
     the config, by default what the run's names or the path as it was given.
     """
+    kinds.refuse_relative(adapter, "a run")
     has_tower = any(part_of(name) == VISION_TOWER for name in base.tensors)
     if has_tower:
         raise UsageError(

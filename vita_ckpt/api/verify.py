@@ -13,6 +13,7 @@ from vita_ckpt.api.fetch import downloaded
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, local, locate
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.remedies import install_model
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, read_json
@@ -219,5 +220,5 @@ def _need_the_extra() -> None:
                 "model-extra-missing",
                 package,
                 expected="torch, transformers, accelerate and PIL (Pillow)",
-                hint="pip install 'vita-ckpt[model]'",
+                hint=install_model(),
             )

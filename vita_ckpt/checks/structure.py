@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.binding import AUDIO_PREFIX, bind_tower, builds_audio, is_audio, is_harmless
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
-from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError
@@ -74,7 +73,7 @@ def check_audio(checkpoint: Checkpoint, unread: Collection[str] = ()) -> Iterato
 
 
 def _config_file(checkpoint: Checkpoint) -> str:
-    file = checkpoint.files.get(CONFIG)
+    file = checkpoint.files.get(checkpoint.config_file)
     return file.path if file is not None else ""
 
 
@@ -102,7 +101,7 @@ def _prefixes(checkpoint: Checkpoint) -> Iterator[Finding]:
                 twice[0],
                 f"{len(twice)} tensors stand under two names: this one is also "
                 f"{twice[0].removeprefix(prefix)}",
-                hint="remove one of the two",
+                hint="decide which of the two is meant, and save the model with that one",
                 file=_file(checkpoint, twice[0]),
             )
         elif found:
@@ -137,7 +136,7 @@ def _language_model(subject: Subject) -> Iterator[Finding]:
             "tied-lm-head",
             parts.LM_HEAD,
             "tie_word_embeddings is true, expected no such tensor",
-            hint="set tie_word_embeddings to false if the two differ, or remove the tensor",
+            hint="set tie_word_embeddings to false if the two differ and both were trained",
             file=_file(checkpoint, parts.LM_HEAD),
         )
     if not tied and parts.LM_HEAD not in found and parts.LM_HEAD not in subject.unread:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vita_ckpt.checks.inspect import Inspection
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.filenames import CONFIG
+from vita_ckpt.core.rivals import Rival
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Subject:
     config, ``processor`` its ``preprocessor_config.json``, and ``tokens`` the number of tokens in
     the tokenizer; each is None if it was not found. ``audio_reachable`` is set if
     ``mm_audio_encoder`` can be resolved. ``base`` is the checkpoint that a LoRA run was trained on.
+    ``rivals`` compare other weights in the directory with the checkpoint's, ``taken`` names files
+    that hold what a stale index promises elsewhere.
     """
 
     checkpoint: Checkpoint
@@ -31,6 +33,8 @@ class Subject:
     tokens: int | None = None
     audio_reachable: bool = False
     base: Checkpoint | None = None
+    rivals: Mapping[str, Rival] = field(default_factory=dict)
+    taken: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str:
@@ -45,5 +49,5 @@ class Subject:
     @property
     def config_path(self) -> str:
         """The path of the config, for a finding; empty if there is no config."""
-        file = self.checkpoint.files.get(CONFIG)
+        file = self.checkpoint.files.get(self.checkpoint.config_file)
         return file.path if file is not None else ""

@@ -156,6 +156,8 @@ class Checkpoint(Displayed):
     other regular files, by their path below ``root``. ``texts`` are files of a target whose content
     is known but not yet on the disk. ``left_out`` maps everything else in the directory to the
     reason why it is not part of the checkpoint. ``provenance`` is the record of earlier surgeries.
+    ``config_file`` is the file that ``config`` is from. Where that is not config.json, what
+    config.json says to a server such as vLLM is the ``serving_config``.
     """
 
     root: str
@@ -170,6 +172,8 @@ class Checkpoint(Displayed):
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
     revision: str = ""
+    config_file: str = "config.json"
+    serving_config: Mapping[str, Any] | None = None
 
     @property
     def refs(self) -> dict[str, TensorRef]:

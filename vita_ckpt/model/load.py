@@ -16,6 +16,7 @@ from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.anatomy.towers.shapes import affine, unsupported
 from vita_ckpt.core.binding import is_harmless
 from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.core.quantisation import refuse_quantised
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import UsageError
@@ -66,6 +67,7 @@ def load_model(
     stores = Stores() if stores is None else stores
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path, stores)
     vita_config(checkpoint)
+    refuse_quantised(checkpoint, "which the model computes with")
     devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
     kind = dtype_of(dtype, checkpoint)
     tower_config = read_tower_config(checkpoint, stores, tower)

@@ -17,6 +17,7 @@ from vita_ckpt.checks.structure import check_audio
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.quantisation import refuse_quantised
 from vita_ckpt.core.report import Finding, worst_first
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.core.tensor_match import KeyMismatch
@@ -72,6 +73,7 @@ def verify_checkpoint(
     findings.
     """
     vita_config(checkpoint)
+    refuse_quantised(checkpoint, "which the model computes with")
     pixels = None
     if image is not None:
         pixels = processor_of(checkpoint, tower, stores=stores).pixels(read_image(image))[None]

@@ -21,6 +21,7 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.quantisation import refuse_codes
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
 from vita_ckpt.surgery.preconditions import require_binding
@@ -49,7 +50,7 @@ def get_w(weights: Mapping[str, _T], keyword: str) -> dict[str, _T]:
                 "ambiguous-key",
                 name,
                 expected=f"'{keyword}.' once, as a component, with a name behind it",
-                hint="rename or remove this tensor of the adapter",
+                hint="rename this tensor of the adapter",
             )
         if after in found:
             raise AdapterError(
@@ -57,7 +58,7 @@ def get_w(weights: Mapping[str, _T], keyword: str) -> dict[str, _T]:
                 name,
                 expected=f"one tensor for {keyword}.{after}",
                 got=f"also {printable(origins[after])}",
-                hint="one would overwrite the other: remove one of them from the adapter",
+                hint="one would overwrite the other: save the adapter with the one that is meant",
             )
         found[after] = value
         origins[after] = name
@@ -277,6 +278,7 @@ def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
         file = refs[error.subject].source.path
         raise error.with_subject(f"{file}: {error.subject}") from error
     weights = {name: refs[origin] for name, origin in stored.items()}
+    refuse_codes(checkpoint, dict.fromkeys(stored.values()), "a projector")
     if not weights:
         counts = Counter(parts.LABELS[parts.part_of(name)] for name in checkpoint.tensors)
         names = ", ".join(list(checkpoint.tensors)[:4])

@@ -27,7 +27,13 @@ from vita_ckpt.checks.explain.matching import (
 from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part, some_files
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.checkpoint import Shape
-from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJECTOR_RUN
+from vita_ckpt.core.filenames import (
+    ADAPTER_CONFIG,
+    LORA_FILES,
+    NON_LORA,
+    ORIGIN_CONFIG,
+    PROJECTOR_RUN,
+)
 from vita_ckpt.core.tensor_match import compare
 
 
@@ -52,6 +58,11 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     config = require_config(tracer)
     if towers.tower_of_config(config) is not None:
         tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
+    if tracer.files.serving_config is not None:
+        tracer.step(
+            "config",
+            f"{ORIGIN_CONFIG}, if it is named as VITA's demo does; else config.json, a server's",
+        )
     backbone = require_backbone(tracer, config)
     family: list[str] = []
 

@@ -13,6 +13,7 @@ from vita_ckpt.core.filenames import (
     HOME,
     LORA_FILES,
     NON_LORA,
+    ORIGIN_CONFIG,
     PROVENANCE,
     RUN_FILES,
     SAFETENSORS_INDEX,
@@ -29,7 +30,9 @@ from vita_ckpt.core.filenames import (
     what_it_looks_like,
 )
 from vita_ckpt.core.left_out import LeftOut
-from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.core.serving import is_serving_config
+from vita_ckpt.core.training_state import Foreign, file_of_training_state, foreign_directory
+from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
@@ -73,17 +76,36 @@ def open_checkpoint(path: str | os.PathLike[str], stores: Stores) -> Checkpoint:
 def open_file(store: Store, path: str) -> Checkpoint:
     """A lone weight file as a checkpoint, with the config beside it."""
     check_no_json(path)
-    weights = Weights()
-    weights.read(store, path, "")
-    weights.check(path)
     folder, name = os.path.split(path)
+    weights = Weights()
+    try:
+        weights.read(store, path, "")
+    except INCONCLUSIVE:
+        raise
+    except InputError as error:
+        state = file_of_training_state(name)
+        raise error if state is None else _training_state(path, state) from error
+    weights.check(path)
     is_step = STEP_FILE.fullmatch(name) and os.path.basename(folder) == STEPS
     config: dict[str, Any] | None = None
     files: dict[str, File] = {}
     if not SHARD.search(name):  # a shard is a part of what the config beside it describes
-        config, files = read_optional(store, os.path.dirname(folder) if is_step else folder, CONFIG)
+        home = os.path.dirname(folder) if is_step else folder
+        config, files = read_optional(store, home, CONFIG)
+        origin, _ = read_optional(store, home, ORIGIN_CONFIG)
+        config, _, _ = vita_and_serving(config, origin)
     return Checkpoint(
         path, "file", weights.tensors, tuple(weights.shards), config=config, files=files
+    )
+
+
+def _training_state(path: str, state: Foreign) -> InputError:
+    return InputError(
+        "other-kind",
+        path,
+        expected="weights that VITA's loaders read",
+        got=state.label,
+        hint=state.remedy,
     )
 
 
@@ -115,9 +137,11 @@ def _open_directory(store: Store, root: str) -> Checkpoint:
         for name in weight_files:
             weights.read(store, root, name)
     weights.check(root)
-    config, config_files = read_optional(
-        store, home_of_config(root, weights.shards[0].name), CONFIG
-    )
+    home = home_of_config(root, weights.shards[0].name)
+    config, config_files = read_optional(store, home, CONFIG)
+    origin, origin_files = read_optional(store, home, ORIGIN_CONFIG)
+    config, serving, config_file = vita_and_serving(config, origin)
+    config_files |= origin_files if serving is not None else {}
     adapter_config, adapter_files = (
         read_optional(store, root, ADAPTER_CONFIG) if layout == "lora" else (None, {})
     )
@@ -137,7 +161,21 @@ def _open_directory(store: Store, root: str) -> Checkpoint:
         files=files,
         left_out=left_out,
         provenance=provenance,
+        config_file=config_file,
+        serving_config=serving,
     )
+
+
+def vita_and_serving(
+    config: dict[str, Any] | None, origin: dict[str, Any] | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str]:
+    """Return VITA's config, a server's (None if there is none), and the file that VITA's is from.
+
+    ``config`` is what config.json says, ``origin`` what origin_config.json does.
+    """
+    if config is not None and origin is not None and is_serving_config(config, origin):
+        return origin, config, ORIGIN_CONFIG
+    return config, None, CONFIG
 
 
 def home_of_config(root: str, weight_file: str) -> str:
@@ -230,11 +268,13 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
             hint="copy the index too, or name one of the files",
         )
     store.check_known(f"{root}: weights")
+    foreign = foreign_directory(names)
     raise InputError(
         "not-a-checkpoint",
         root,
         expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
         got=what_it_looks_like(names),
+        hint="" if foreign is None else foreign.remedy,
     )
 
 
