@@ -159,6 +159,7 @@ def plan_extract_tower(
     """
     stores = Stores() if stores is None else stores
     opened = as_checkpoint(checkpoint, stores)
+    vision_modules.refuse_quantised_tower(opened)
     given = None if tower_config is None else _whole(tower_config, stores)
     plan = vision_modules.plan_extract_tower(
         opened, _config_of(opened, given, stores), read_processor(opened, stores)
@@ -305,6 +306,7 @@ def _plan_assemble(
     This is what upstream's "base model + projector" load makes. ``tower_path`` is the string for
     the config, by default what the run's names or the path as it was given.
     """
+    kinds.refuse_relative(base, "a checkpoint, or a plain language model,")
     kinds.refuse_relative(adapter, "a run")
     has_tower = any(part_of(name) == VISION_TOWER for name in base.tensors)
     if has_tower:

@@ -336,7 +336,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("serving-config-cannot-follow",),
-                "config.json of a deployment folder is a server's, which cannot describe such a tower",
+                "a deployment folder's config.json is a server's, and cannot describe such a tower",
             ),
             ErrorCodes(
                 ("several-steps",),

@@ -5,7 +5,7 @@ A code is worth nothing without its scale: taken alone, or converted, it is anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -113,7 +113,7 @@ def true_parameters(checkpoint: Checkpoint) -> int:
     return sum(found.parameters(name, tensor) for name, tensor in checkpoint.tensors.items())
 
 
-def refuse_codes(checkpoint: Checkpoint, names: Mapping[str, Any], what: str) -> None:
+def refuse_codes(checkpoint: Checkpoint, names: Iterable[str], what: str) -> None:
     """Raise AdapterError ``quantised-part`` if one of ``names`` is quantised in ``checkpoint``."""
     found = quantisation_of(checkpoint)
     name = next((n for n in names if found is not None and found.is_part(n)), None)

@@ -278,7 +278,7 @@ def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
         file = refs[error.subject].source.path
         raise error.with_subject(f"{file}: {error.subject}") from error
     weights = {name: refs[origin] for name, origin in stored.items()}
-    refuse_codes(checkpoint, dict.fromkeys(stored.values()), "a projector")
+    refuse_codes(checkpoint, stored.values(), "a projector")
     if not weights:
         counts = Counter(parts.LABELS[parts.part_of(name)] for name in checkpoint.tensors)
         names = ", ".join(list(checkpoint.tensors)[:4])

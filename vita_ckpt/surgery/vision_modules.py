@@ -16,7 +16,7 @@ from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
 from vita_ckpt.core.binding import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
-from vita_ckpt.core.kinds import refuse_relative
+from vita_ckpt.core.kinds import kind_of, refuse_relative
 from vita_ckpt.core.plan import (
     AddTensor,
     DropFile,
@@ -182,13 +182,12 @@ class _DonorTower:
     @classmethod
     def of(cls, args: VisionModelArgs) -> _DonorTower:
         checkpoint = args.vision_tower
+        refuse_quantised_tower(checkpoint)
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         below = parts.below(parts.TOWER_PREFIX, shapes)
         if below:  # another VITA checkpoint: only its tower counts
             shapes = {parts.TOWER_PREFIX + name: shape for name, shape in below.items()}
         described = towers.tower_of_shapes(shapes)
-        if described is not None:
-            refuse_codes(checkpoint, towers.own_names(shapes), "a vision tower")
         if described is None:
             model_type = (checkpoint.config or {}).get("model_type")
             raise InputError(
@@ -381,6 +380,13 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
             hint="give others with --s2-scales, or --no-s2",
         )
     return {"use_s2": True} | ({} if args.s2_scales is None else {"s2_scales": text})
+
+
+def refuse_quantised_tower(checkpoint: Checkpoint) -> None:
+    """Raise AdapterError if the tower of ``checkpoint``, or the lone tower, is quantised."""
+    kind = kind_of(checkpoint)
+    own = [n for n in checkpoint.tensors if kind.part_of(n) == parts.VISION_TOWER]
+    refuse_codes(checkpoint, own or checkpoint.tensors, "a vision tower")
 
 
 def _check_serving(base: Checkpoint, tower: Tower) -> None:
