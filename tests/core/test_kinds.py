@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,12 @@ def test_nothing_is_put_into_another_family(tmp_path: Path, name: str) -> None:
     base = at(tmp_path / "model", name)
     adapter = write_adapter(tmp_path / "a.safetensors", mm_projector("mlp2x_gelu", 8, 16))
     tower = write_tower(tmp_path / "clip", CLIP)
-    for plan in (
+    plans: tuple[Callable[[], object], ...] = (
         lambda: plan_merge_projector(base, adapter),
         lambda: plan_merge_projector(base, adapter, tower=tower),
         lambda: plan_swap_tower(base, tower),
-    ):
+    )
+    for plan in plans:
         with pytest.raises(InputError, match="other-family") as error:
             plan()
         assert FAMILIES[name].label in str(error.value)
@@ -116,10 +118,11 @@ def test_a_run_of_another_family_makes_no_vita_checkpoint(tmp_path: Path, model_
     config = vita_like(model_type, "Qwen2ForCausalLM")
     (run / "config.json").write_text(json.dumps(config))
     assert (inspect(run).kind, inspect(run).family is not None) == ("projector", True)
-    for plan in (
+    plans: tuple[Callable[[], object], ...] = (
         lambda: plan_merge_projector(base, run, tower=tower),
         lambda: plan_swap_tower(base, tower, projector=run),
-    ):
+    )
+    for plan in plans:
         with pytest.raises(InputError, match="other-family"):
             plan()
     (run / "config.json").write_text(json.dumps({**config, "model_type": "vita-Qwen2"}))

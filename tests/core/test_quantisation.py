@@ -154,11 +154,12 @@ def test_the_method_and_the_true_count_are_said(tmp_path: Path, name: str, confi
 def test_a_quantised_part_is_neither_extracted_nor_merged(tmp_path: Path, name: str) -> None:
     root = quantised(tmp_path / "q", name, *PROJECTOR, *TOWER)
     base = write_checkpoint(tmp_path / "base", SPEC)
-    for plan in (
+    plans: tuple[Callable[[], object], ...] = (
         lambda: plan_extract_projector(root),
         lambda: plan_extract_tower(root),
         lambda: plan_merge_projector(base, root),
-    ):
+    )
+    for plan in plans:
         with pytest.raises(AdapterError, match="quantised-part") as error:
             plan()
         assert METHODS[name].label.partition(",")[0] in str(error.value)

@@ -246,7 +246,7 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
     lone = [
         name
         for name in names
-        if name.endswith(WEIGHT_SUFFIXES) and not TRAINING_STATE.fullmatch(name)
+        if name.endswith(WEIGHT_SUFFIXES) and file_of_training_state(name) is None
     ]
     found = steps or lone
     if len(found) == 1:
