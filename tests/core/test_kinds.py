@@ -27,6 +27,7 @@ from tests.families import CLIP, FAMILIES, SPEC, TOWER, WITH_TOWER, plain_config
 from vita_ckpt import (
     InputError,
     apply,
+    explain,
     inspect,
     plan_extract_tower,
     plan_merge_projector,
@@ -47,6 +48,8 @@ def test_a_model_of_another_family_is_named_with_its_parts(tmp_path: Path, name:
     assert tuple(part.tensors for part in found.parts)[:3] == FAMILIES[name].parts
     assert found.dispatch is None  # VITA's loader builds nothing from it
     assert found.disagreements == ()
+    explained = explain(tmp_path / "model")
+    assert any(FAMILIES[name].label in remark for remark in explained.remarks)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -23,6 +23,7 @@ from fixtures.builder import (
 )
 from vita_ckpt import (
     AdapterError,
+    explain,
     inspect,
     plan_extract_projector,
     plan_extract_tower,
@@ -148,6 +149,8 @@ def test_the_method_and_the_true_count_are_said(tmp_path: Path, name: str, confi
     assert said.rule == "other-kind"
     assert f"{PARAMETERS:,} parameters" in said.message
     assert label.partition(",")[0] in said.message
+    (remark,) = explain(root).remarks
+    assert f"{PARAMETERS:,} parameters" in remark
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -170,7 +173,9 @@ def test_the_unpacked_projector_beside_quantised_layers_is_extracted(
     tmp_path: Path, name: str
 ) -> None:
     root = quantised(tmp_path / "q", name, *LINEAR)
-    assert len(plan_extract_projector(root).tensor_edits) == 4
+    plan = plan_extract_projector(root)
+    assert len(plan.tensor_edits) == 4
+    assert any(f"{PARAMETERS:,} parameters" in note for note in plan.notes)
 
 
 def test_float8_without_scales_is_a_dtype_and_no_method(tmp_path: Path) -> None:

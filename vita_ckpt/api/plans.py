@@ -19,6 +19,7 @@ from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import Plan, SavedPlan, not_a_plan
+from vita_ckpt.core.quantisation import describe, quantisation_of
 from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
@@ -45,7 +46,7 @@ def plan_extract_projector(
     """
     opened = as_checkpoint(checkpoint, stores)
     plan = projector_surgery.plan_extract_projector(opened, bare=bare)
-    return replace(plan, request={"bare": bare})
+    return _noted(replace(plan, request={"bare": bare}))
 
 
 def plan_merge_projector(
@@ -164,7 +165,7 @@ def plan_extract_tower(
     plan = vision_modules.plan_extract_tower(
         opened, _config_of(opened, given, stores), read_processor(opened, stores)
     )
-    return replace(plan, request={"tower_config": given})
+    return _noted(replace(plan, request={"tower_config": given}))
 
 
 def plan_set(
@@ -186,14 +187,18 @@ def plan_set(
 
 
 def _noted(plan: Plan) -> Plan:
-    """Return the plan with a note where it changes two configs."""
-    if plan.base.serving_config is None:
-        return plan
-    note = (
-        f"{plan.base.config_file} is VITA's config, config.json a server's: what is set in the one "
-        "is set in the other where it has the key"
-    )
-    return replace(plan, notes=(*plan.notes, note))
+    """Return the plan with notes about two configs that it changes, and about quantised inputs."""
+    notes: list[str] = []
+    if plan.base.serving_config is not None:
+        notes.append(
+            f"{plan.base.config_file} is VITA's config, config.json a server's: what is set in the "
+            "one is set in the other where it has the key"
+        )
+    for checkpoint in (plan.base, *plan.donors):
+        found = quantisation_of(checkpoint)
+        if found is not None:
+            notes.append(f"{checkpoint.root} is quantised: {describe(checkpoint, found)}")
+    return replace(plan, notes=(*plan.notes, *notes))
 
 
 def _refuse_swapped(base: Checkpoint, adapter: Checkpoint) -> None:

@@ -174,6 +174,7 @@ def holds_checkpoints(path: str) -> list[str]:
         for name in names
         # The steps of a run are its own: of a run that says so by its config.
         if not name.startswith(".")
+        and foreign_directory([name]) is None  # said of the directory that holds it
         and (lies_loose or name != STEPS)
         and not (with_config and not is_model and STEP.fullmatch(name))
     ]

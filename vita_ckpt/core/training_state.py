@@ -34,14 +34,14 @@ _DIRECTORIES: Final = (
     (
         r"latest_universal|global_step[0-9]+_universal",
         Foreign(
-            "a universal checkpoint of DeepSpeed",
+            "training state of DeepSpeed in universal form",
             "it holds one folder for each parameter: "
             "take the training state that ds_to_universal made it of",
         ),
     ),
     (
         r"global_step[0-9]+|zero_to_fp32\.py|(bf16_)?zero_pp_.*|mp_rank_[0-9]+_model_states\.pt",
-        Foreign("a DeepSpeed checkpoint (training state)", _ZERO),
+        Foreign("training state of DeepSpeed", _ZERO),
     ),
     (
         r"model-rank-[0-9]+-part-[0-9]+\.safetensors",
@@ -49,15 +49,15 @@ _DIRECTORIES: Final = (
     ),
     (
         r"pytorch_model_fsdp.*|optimizer_[0-9]+",
-        Foreign("an FSDP checkpoint of accelerate (training state)", _DCP),
+        Foreign("training state of FSDP, as accelerate saves it", _DCP),
     ),
     (
         r".*\.distcp|\.metadata",
-        Foreign("a torch.distributed checkpoint (DCP, training state)", _DCP),
+        Foreign("training state of torch.distributed (DCP)", _DCP),
     ),
     (
         r"shard-[0-9]+-model-[0-9]+-of-[0-9]+\.safetensors",
-        Foreign("a torch.distributed checkpoint in safetensors (DCP, not consolidated)", _SHARDED),
+        Foreign("training state of torch.distributed, not consolidated (DCP)", _SHARDED),
     ),
     (
         r"model_world_size_[0-9]+_rank_[0-9]+\.pt",

@@ -17,6 +17,7 @@ from vita_ckpt.core.filenames import (
     PROVENANCE,
     RUN_FILES,
     SAFETENSORS_INDEX,
+    SAFETENSORS_SUFFIX,
     SHARD,
     SINGLE_FILES,
     STALE_DIRECTORIES,
@@ -336,7 +337,8 @@ def collect_files(
 
 def _why_left_out(name: str) -> LeftOut | None:
     """Return why a regular file at the top is not part of the checkpoint; None if it is."""
-    if TRAINING_STATE.fullmatch(name):
+    state = None if name.endswith(SAFETENSORS_SUFFIX) else file_of_training_state(name)
+    if TRAINING_STATE.fullmatch(name) or state is not None:
         return LeftOut.TRAINING_STATE
     if WEIGHTS_OR_INDEX.fullmatch(name):
         return LeftOut.OTHER_WEIGHTS
