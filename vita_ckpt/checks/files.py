@@ -14,6 +14,7 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.relatives import relative_of
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
@@ -26,7 +27,7 @@ from vita_ckpt.core.filenames import (
 )
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.quantisation import describe
-from vita_ckpt.core.remedies import merge_lora, merge_projector
+from vita_ckpt.core.remedies import merge_lora, merge_projector, merge_unmerged
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.training_state import STATE_REMEDY, file_of_training_state
 from vita_ckpt.errors import InputError, VitaCkptError
@@ -59,6 +60,8 @@ def intended_kind(checkpoint: Checkpoint, detected: str) -> str:
     """
     if detected not in (kinds.UNKNOWN, kinds.TOWER):
         return detected
+    if not checkpoint.tensors and relative_of(checkpoint.config) is not None:
+        return kinds.MULTIMODAL
     if checkpoint.layout not in ("safetensors", "torch"):
         return detected
     config = checkpoint.config or {}
@@ -90,7 +93,8 @@ def check_kind(checkpoint: Checkpoint, kind: str) -> Iterator[Finding]:
             root,
             "expected merged weights, got a model of PEFT with its adapter beside the weights: "
             + next(iter(_unmerged_names(checkpoint)), ""),
-            hint="merge_and_unload() of the PEFT model, then save_pretrained(), writes what it is",
+            hint=f"{merge_unmerged(root)} merges it, by the run's adapter_config.json or "
+            "--lora-alpha; in PEFT, merge_and_unload() before save_pretrained()",
             file=root,
         )
     elif kind == kinds.TRAINING_STATE and state is not None:

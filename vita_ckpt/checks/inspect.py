@@ -197,6 +197,12 @@ def inspect_checkpoint(
         checkpoint = part_as(checkpoint, kind)
         found = replace(found, name=kind, relative=None)
     kind = found.name
+    if (
+        kind == MULTIMODAL
+        and tower_directory is not None
+        and tower_directory.path == checkpoint.root
+    ):
+        tower_directory = None  # the model's own config describes its tower
     config = checkpoint.config or {}
     facts = _Facts.of(checkpoint, tower_directory, found)
     is_tower = kind == TOWER
@@ -239,6 +245,9 @@ def inspect_checkpoint(
         quantisation=found.quantisation.method if found.quantisation is not None else None,
         config_file=checkpoint.config_file if checkpoint.config is not None else None,
     )
+
+
+_NOWHERE: Final = TowerDirectory(None, None, None)
 
 
 def _is_foreign(kind: Kind) -> bool:

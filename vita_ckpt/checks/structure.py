@@ -185,7 +185,8 @@ def _vision_tower(subject: Subject) -> Iterator[Finding]:
                 "tower-absent",
                 "model.vision_tower",
                 "expected the vision tower's tensors, got none",
-                hint="vita-ckpt swap-tower puts them in",
+                hint="VITA-1.0's loader takes the tower from its directory; for VITA-1.5's, "
+                "vita-ckpt swap-tower puts it in",
             )
         return
     own = parts.below(parts.TOWER_MODULE, shapes)

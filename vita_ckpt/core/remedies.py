@@ -18,6 +18,11 @@ def merge_lora(base: str, run: str) -> str:
     return f"vita-ckpt merge-lora --base {base} --adapter {run} --out OUT"
 
 
+def merge_unmerged(root: str) -> str:
+    """Return the command that merges the adapter of an unmerged PEFT save into its own weights."""
+    return f"vita-ckpt merge-lora --base {root} --out OUT"
+
+
 def set_path(root: str, key: str, path: str) -> str:
     """Return the command that gives a config another path."""
     return f"vita-ckpt set {root} {key}={path} --out OUT"

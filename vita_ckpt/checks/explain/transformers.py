@@ -16,6 +16,7 @@ from vita_ckpt.checks.explain.matching import (
     expected_language_model,
     match_tensors,
     refuse_head_beside_base,
+    refuse_whole_model,
     require_backbone,
     require_config,
 )
@@ -53,6 +54,7 @@ def _transformers(tracer: Tracer, *, old: bool) -> None:
     """Replay the library's own classes, with none of VITA's registered."""
     _trace_adapter(tracer, old=old)
     config = require_config(tracer)
+    refuse_whole_model(tracer, config)
     if tracer.files.serving_config is not None:
         _refuse_serving(tracer, tracer.files.serving_config)
     tower = towers.tower_of_config(config)

@@ -18,6 +18,7 @@ from vita_ckpt.checks.explain.matching import (
     match_audio,
     match_tensors,
     refuse_head_beside_base,
+    refuse_whole_model,
     require_backbone,
     require_config,
     require_reachable,
@@ -56,6 +57,7 @@ def vita_1_0(tracer: Tracer, lookup: Lookup) -> None:
 def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     """Replay either loader; ``delayed`` builds the tower empty and fills it afterwards."""
     config = require_config(tracer)
+    refuse_whole_model(tracer, config)
     if towers.tower_of_config(config) is not None:
         tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
     if tracer.files.serving_config is not None:

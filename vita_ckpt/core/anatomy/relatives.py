@@ -209,6 +209,21 @@ RELATIVES: Final = (
 
 # Names that say what a part is in models of any family.
 _LANGUAGE_COMPONENTS: Final = frozenset({"embed_tokens", "wte", "tok_embeddings"})
+# Where models of an unknown family usually keep their parts.
+_USUAL: Final = tuple(
+    (f"{before}{module}.", part)
+    for before in ("", "model.")
+    for module, part in (
+        ("language_model", _LANGUAGE),
+        ("llm", _LANGUAGE),
+        ("vision_tower", _TOWER),
+        ("vision_model", _TOWER),
+        ("visual", _TOWER),
+        ("vpm", _TOWER),
+        ("mm_projector", _PROJECTOR),
+        ("multi_modal_projector", _PROJECTOR),
+    )
+)
 _VISION_COMPONENTS: Final = frozenset(
     {
         "vision_tower",
@@ -269,4 +284,5 @@ def _unknown(config: Mapping[str, Any], names: tuple[str, ...]) -> Relative | No
         found.update(name.split("."))
     if not (found & _LANGUAGE_COMPONENTS and found & _VISION_COMPONENTS):
         return None
-    return Relative("unknown", f"a multimodal model of an unknown family, {model_type!r}")
+    label = f"a multimodal model of an unknown family, {model_type!r}"
+    return Relative("unknown", label, prefixes=_USUAL)

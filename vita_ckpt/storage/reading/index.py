@@ -85,6 +85,17 @@ def index_mismatches(
             )
 
 
+def missing_shard(path: str, index_name: str, got: str = "nothing there") -> InputError:
+    """Return the error for a file that an index names and that is not there."""
+    return InputError(
+        "missing-shard",
+        path,
+        expected=f"the file that {index_name} names",
+        got=got,
+        hint="copy or download it; vita-ckpt validate says whether other files hold its tensors",
+    )
+
+
 def check_inside(store: Store, root: str, name: str, index_path: str) -> None:
     """Raise MalformedFileError for a name in an index that leads out of the directory.
 

@@ -41,6 +41,7 @@ from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
     check_inside,
     index_mismatches,
+    missing_shard,
     single_of,
     tensors_by_shard,
     weight_map_of,
@@ -264,15 +265,9 @@ class _Surveyor:
             return None
         entry = self.store.look(path)
         if entry is None or entry.kind is Kind.BROKEN_LINK:
-            link = " (a broken link)" if entry is not None else ""
-            error = InputError(
-                "missing-shard",
-                path,
-                expected=f"the file that {os.path.basename(index_path)} names",
-                got=f"nothing there{link}",
-                hint="copy or download it",
-            )
-            self._note(path, error)
+            got = "nothing there" + (" (a broken link)" if entry is not None else "")
+            error = missing_shard(path, os.path.basename(index_path), got)
+            self._note(path, error.replaced(hint="copy or download it"))
             return None
         return self._weights(name)
 
