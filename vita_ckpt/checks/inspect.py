@@ -197,11 +197,7 @@ def inspect_checkpoint(
         checkpoint = part_as(checkpoint, kind)
         found = replace(found, name=kind, relative=None)
     kind = found.name
-    if (
-        kind == MULTIMODAL
-        and tower_directory is not None
-        and tower_directory.path == checkpoint.root
-    ):
+    if kind == MULTIMODAL and (tower_directory or _NOWHERE).path == checkpoint.root:
         tower_directory = None  # the model's own config describes its tower
     config = checkpoint.config or {}
     facts = _Facts.of(checkpoint, tower_directory, found)
