@@ -43,7 +43,7 @@ from vita_ckpt.storage.reading.index import (
     tensors_by_shard,
     weight_map_of,
 )
-from vita_ckpt.storage.reading.paths import Stores, exists, find, is_directory, is_file, read_json
+from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
 from vita_ckpt.storage.reading.shards import Weights, prefetch_shards
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
@@ -209,7 +209,7 @@ def _read_indexed(
         raise both
     prefetch_shards(store, root, shards)
     for shard, promised in shards.items():
-        if not exists(store, os.path.join(root, shard)):
+        if store.look(os.path.join(root, shard)) is None:
             store.check_known(os.path.join(root, shard))
             raise missing_shard(os.path.join(root, shard), index_name)
         found = weights.read(store, root, shard)
