@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import click
 
 from vita_ckpt.checks.rules import GROUPS
 from vita_ckpt.cli.main import cli
+from vita_ckpt.core.error_codes import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "cli.md"
 RULES_PAGE = ROOT / "docs" / "rules.md"
+ERRORS_PAGE = ROOT / "docs" / "errors.md"
 README = ROOT / "README.md"
 DEMO = ROOT / "docs" / "demo.md"
 DESIGN = ROOT / "docs" / "design.md"
@@ -75,6 +78,19 @@ def rules_page() -> str:
         text += "| rule | severity | what | why |\n|---|---|---|---|\n"
         for rule in rules:
             text += f"| `{rule.id}` | {rule.severity} | {rule.title} | {rule.why} |\n"
+    return text
+
+
+def errors_page() -> str:
+    """Return the page of every error code: what is before the first heading stays as it is."""
+    text = ERRORS_PAGE.read_text().partition("\n## ")[0].rstrip() + "\n"
+    for section in SECTIONS:
+        text += f"\n## {section.title}\n\n| code | what it means |\n|---|---|\n"
+        for row in section.rows:
+            codes = ", ".join(f"`{code}`" for code in row.codes)
+            text += f"| {codes} | {row.meaning} |\n"
+        if section.remark:
+            text += f"\n{textwrap.fill(section.remark, 120)}\n"
     return text
 
 
@@ -167,6 +183,7 @@ def _helps() -> Iterator[tuple[str, str]]:
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
     RULES_PAGE.write_text(rules_page())
+    ERRORS_PAGE.write_text(errors_page())
     DESIGN.write_text(design())
     printed = demo()
     for page, text in ((README, readme(printed)), (DEMO, demo_page(printed))):

@@ -11,6 +11,7 @@ import click
 from docs import generate
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli.main import cli
+from vita_ckpt.core.error_codes import ERRORS
 from vita_ckpt.model import tokenizer_process
 from vita_ckpt.storage.hub import errors as hub_errors
 from vita_ckpt.storage.system import os_errors
@@ -44,9 +45,11 @@ def test_every_error_code_is_explained() -> None:
         stops = re.findall(r'tracer\.stop\(\s*"([a-z0-9-]+)"', path.read_text())
         used |= set(stops) - RULES.keys()
     assert len(used) > 70
-    page = (ROOT / "docs" / "errors.md").read_text()
-    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
-    assert set(re.findall(r"`([a-z0-9-]+)`", rows)) == used
+    assert ERRORS.keys() == used
+
+
+def test_the_page_of_errors_is_the_table() -> None:
+    assert generate.ERRORS_PAGE.read_text() == generate.errors_page()
 
 
 def test_the_command_reference_is_the_commands_help() -> None:

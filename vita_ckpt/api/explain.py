@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -13,9 +13,18 @@ from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import explain_loaders
 from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint, Layout
 from vita_ckpt.core.file_listing import WeightFiles
-from vita_ckpt.core.filenames import ADDED_TOKENS, CARRIED_CONFIG, TOKENIZER, VOCABULARY
+from vita_ckpt.core.filenames import (
+    ADDED_TOKENS,
+    CARRIED_CONFIG,
+    CONFIG,
+    ORIGIN_CONFIG,
+    TOKENIZER,
+    VOCABULARY,
+)
+from vita_ckpt.core.kinds import kind_of
+from vita_ckpt.core.quantisation import describe
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
@@ -35,7 +44,21 @@ def explain(path: StrPath, *, stores: Stores | None = None) -> Explanation:
     stores = Stores() if stores is None else stores
     files = read_weight_files(locate(path, stores), stores)
     traces = explain_loaders(files, _look_up(files, stores))
-    return Explanation(files.root, traces, divergences(traces))
+    return Explanation(files.root, traces, divergences(traces), tuple(_remarks(files)))
+
+
+def _remarks(files: WeightFiles) -> Iterator[str]:
+    """Yield what a directory is, where that is no plain model of VITA."""
+    tensors = {name: ref for file in files.files.values() for name, ref in file.tensors.items()}
+    layout: Layout = "file" if files.lone else "safetensors"
+    checkpoint = Checkpoint(files.root, layout, tensors, config=files.config)
+    kind = kind_of(checkpoint)
+    if kind.relative is not None:
+        yield f"another family's: {kind.relative.label}"
+    if kind.quantisation is not None:
+        yield f"quantised: {describe(checkpoint, kind.quantisation)}"
+    if files.serving_config is not None:
+        yield f"VITA's config is {ORIGIN_CONFIG}, {CONFIG} is a server's"
 
 
 def _look_up(files: WeightFiles, stores: Stores) -> Lookup:

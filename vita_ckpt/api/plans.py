@@ -11,6 +11,7 @@ from typing import Any, Final
 from vita_ckpt.api.inspect import as_checkpoint, check_key
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.checks.inspect import inspect_checkpoint
+from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
@@ -18,6 +19,8 @@ from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Cast, Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS, is_real
 from vita_ckpt.core.plan import AddTensor, Plan, ReplaceTensor, SavedPlan, not_a_plan
+from vita_ckpt.core.quantisation import describe, quantisation_of
+from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import AdapterError, InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
@@ -49,7 +52,7 @@ def plan_extract_projector(
     opened = as_checkpoint(checkpoint, stores, key)
     check_key(key, opened)
     plan = projector_surgery.plan_extract_projector(opened, bare=bare)
-    return replace(plan, request={"bare": bare})
+    return _noted(replace(plan, request={"bare": bare}))
 
 
 def plan_merge_projector(
@@ -83,6 +86,7 @@ def plan_merge_projector(
     stores = Stores() if stores is None else stores
     base, adapter = as_checkpoint(base, stores), as_checkpoint(adapter, stores, key)
     check_key(key, adapter)
+    _refuse_swapped(base, adapter)
     if tower is not None or _is_plain(base):
         if dtype is not None or extras:
             raise UsageError(
@@ -96,7 +100,7 @@ def plan_merge_projector(
     code = _dtype(dtype)
     names = (extras,) if isinstance(extras, str) else extras
     plan = projector_surgery.plan_merge_projector(base, adapter, dtype=code, extras=names)
-    plan = replace(plan, request={"dtype": code, "extras": sorted(names)})
+    plan = _noted(replace(plan, request={"dtype": code, "extras": sorted(names)}))
     return _with_values_checked(plan, adapter, allow_bad_values)
 
 
@@ -160,7 +164,7 @@ def plan_swap_tower(
         "use_s2": use_s2,
         "s2_scales": s2_scales,
     }
-    plan = replace(plan, request=request)
+    plan = _noted(replace(plan, request=request))
     return _with_values_checked(plan, args.pretrain_mm_mlp_adapter, allow_bad_values)
 
 
@@ -178,11 +182,12 @@ def plan_extract_tower(
     """
     stores = Stores() if stores is None else stores
     opened = as_checkpoint(checkpoint, stores)
+    vision_modules.refuse_quantised_tower(opened)
     given = None if tower_config is None else _whole(tower_config, stores)
     plan = vision_modules.plan_extract_tower(
         opened, _config_of(opened, given, stores), read_processor(opened, stores)
     )
-    return replace(plan, request={"tower_config": given})
+    return _noted(replace(plan, request={"tower_config": given}))
 
 
 def plan_set(
@@ -200,7 +205,37 @@ def plan_set(
         for side in (plan.base, plan.target())
     )
     notes = tuple(s for s in after if s not in before)
-    return replace(plan, notes=notes, request={"values": dict(values)})
+    return _noted(replace(plan, notes=notes, request={"values": dict(values)}))
+
+
+def _noted(plan: Plan) -> Plan:
+    """Return the plan with notes about two configs that it changes, and about quantised inputs."""
+    notes: list[str] = []
+    if plan.base.serving_config is not None:
+        notes.append(
+            f"{plan.base.config_file} is VITA's config, config.json a server's: what is set in the "
+            "one is set in the other where it has the key"
+        )
+    for checkpoint in (plan.base, *plan.donors):
+        found = quantisation_of(checkpoint)
+        if found is not None:
+            notes.append(f"{checkpoint.root} is quantised: {describe(checkpoint, found)}")
+    return replace(plan, notes=(*plan.notes, *notes))
+
+
+def _refuse_swapped(base: Checkpoint, adapter: Checkpoint) -> None:
+    """Raise UsageError if the adapter is given as the base, and the base as the adapter."""
+    adapters = (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)
+    models = (kinds.VITA, kinds.LANGUAGE_MODEL)
+    found = kinds.kind_of(base).name, kinds.kind_of(adapter).name
+    if found[0] in adapters and found[1] in models:
+        raise UsageError(
+            "base-and-adapter-swapped",
+            base.root,
+            expected="--base CHECKPOINT --adapter RUN",
+            got=f"a {found[0]} as the base, and a {found[1]} as the adapter",
+            hint=merge_projector(adapter.root, base.root),
+        )
 
 
 _OPTIONAL_TEXT: Final = (str, NoneType)
@@ -335,6 +370,8 @@ def _plan_assemble(
     This is what upstream's "base model + projector" load makes. ``tower_path`` is the string for
     the config, by default what the run's names or the path as it was given.
     """
+    kinds.refuse_relative(base, "a checkpoint, or a plain language model,")
+    kinds.refuse_relative(adapter, "a run")
     has_tower = any(part_of(name) == VISION_TOWER for name in base.tensors)
     if has_tower:
         raise UsageError(

@@ -6,18 +6,20 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from vita_ckpt.checks import kinds
 from vita_ckpt.checks.files import check_kind, finding_of_error, intended_kind
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.binding import VITA_1_5, Surroundings, bind
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.kinds import part_as
 from vita_ckpt.core.report import Finding
 from vita_ckpt.errors import INCONCLUSIVE, InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.references import find_base, reaches
 from vita_ckpt.storage.reading.surroundings import look_around
+from vita_ckpt.storage.reading.survey import Survey
 from vita_ckpt.storage.reading.tokenizer import count_tokens
 from vita_ckpt.storage.reading.tower import (
     find_tower,
@@ -31,19 +33,22 @@ def gather(
     stores: Stores,
     *,
     kind: str | None = None,
-    unread: frozenset[str] = frozenset(),
+    surveyed: Survey | None = None,
     tower: str | None = None,
     loader: str = VITA_1_5,
 ) -> tuple[Subject, list[Finding]]:
     """Gather the checkpoint and what it refers to; findings for what of it cannot be read.
 
-    ``tower`` takes the place of what ``mm_vision_tower`` leads to.
+    ``tower`` takes the place of what ``mm_vision_tower`` leads to. ``surveyed`` is what was found
+    beside the checkpoint's own tensors. With the ``kind`` of a part, only that part is the subject.
     """
     given = None if tower is None else look_around(checkpoint, stores, tower)
     directory = find_tower(checkpoint, stores) if given is None else given.tower
     inspected = inspect_checkpoint(checkpoint, directory)
     taken_for = kind or intended_kind(checkpoint, inspected.kind)
     if taken_for != inspected.kind:
+        checkpoint = part_as(checkpoint, taken_for)
+        directory = find_tower(checkpoint, stores) if given is None else given.tower
         inspected = inspect_checkpoint(checkpoint, directory, kind=taken_for)
     findings = list(check_kind(checkpoint, taken_for))
 
@@ -70,7 +75,9 @@ def gather(
     subject = Subject(
         checkpoint=checkpoint,
         inspection=inspected,
-        unread=unread,
+        unread=surveyed.unread if surveyed is not None else frozenset(),
+        rivals=surveyed.rivals if surveyed is not None else {},
+        taken=surveyed.taken if surveyed is not None else frozenset(),
         tower_directory=directory,
         tower_config=carried or (directory.config if directory is not None else None),
         processor=attempt(lambda: read_processor(checkpoint, stores)),

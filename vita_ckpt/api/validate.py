@@ -11,7 +11,6 @@ from typing import Final
 from vita_ckpt.api.fetch import downloaded, fetched
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.api.subject import file_of, gather
-from vita_ckpt.checks import kinds
 from vita_ckpt.checks.config import check_config
 from vita_ckpt.checks.digests import check_manifest, check_written
 from vita_ckpt.checks.files import (
@@ -26,6 +25,7 @@ from vita_ckpt.checks.pickles import check_pickles, check_weights
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.checks.values import Values, check_tensor, values_of
+from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
@@ -35,12 +35,12 @@ from vita_ckpt.core.filenames import (
     SINGLE_FILES,
     STEP,
     STEPS,
-    foreign_kind,
     index_of,
 )
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.training_state import foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.paths import Stores
@@ -108,9 +108,11 @@ def report_on(
     findings = [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
     findings += check_pickles(surveyed.pickles)
     findings += check_weights(checkpoint.shards)
-    subject, more = gather(checkpoint, stores, kind=kind, unread=surveyed.unread, loader=loader)
+    subject, more = gather(checkpoint, stores, surveyed=surveyed, kind=kind, loader=loader)
     findings += more
-    if any(found.rule == "other-kind" for found in findings):
+    if any(found.rule == "other-kind" for found in findings) or subject.kind not in kinds.KNOWN:
+        if subject.kind == kinds.MULTIMODAL:
+            findings += check_left_out(subject)
         return Report(path, subject.kind, worst_first(findings))
     if checkpoint.tensors:
         findings += check_structure(subject)
@@ -157,8 +159,8 @@ def check_values(
 def holds_checkpoints(path: str) -> list[str]:
     """List what is to be validated in a directory of checkpoints, adapters and towers.
 
-    Empty for a directory that is one itself, with nothing but its own steps below. An adapter that
-    lies beside checkpoints hides none of them: it is listed with them.
+    Empty for a directory that is one itself, with nothing but its own steps below. What is one
+    itself and holds others, such as its tower or the runs that were made of it, comes first.
     """
     if not os.path.isdir(path):
         return []
@@ -168,18 +170,17 @@ def holds_checkpoints(path: str) -> list[str]:
     names = LOCAL.listing(path)
     with_config = CONFIG in names
     lies_loose = why_not in _NO_CHECKPOINT
-    # What has weights of a model of its own holds only what is part of it, such as its tower.
-    if index_of(names) is not None or any(single in names for single, _ in SINGLE_FILES):
-        return []
-    if lies_loose and with_config:
+    is_model = index_of(names) is not None or any(single in names for single, _ in SINGLE_FILES)
+    if lies_loose and with_config and not is_model:
         return []
     below = [
         os.path.join(path, name)
         for name in names
         # The steps of a run are its own: of a run that says so by its config.
         if not name.startswith(".")
+        and foreign_directory([name]) is None  # said of the directory that holds it
         and (lies_loose or name != STEPS)
-        and not (with_config and STEP.fullmatch(name))
+        and not (with_config and not is_model and STEP.fullmatch(name))
     ]
     found = [
         entry for entry in below if os.path.isdir(entry) and _why_not(entry) not in _NO_CHECKPOINT
@@ -195,7 +196,7 @@ def _why_not(path: str) -> str | None:
     """Return the code of the error that opening a directory raises; None if it is a checkpoint."""
     try:
         names = LOCAL.listing(path)
-        if index_of(names) is None and foreign_kind(names) is None:
+        if index_of(names) is None and foreign_directory(names) is None:
             choose_weights(LOCAL, path, names)
     except INCONCLUSIVE:
         raise

@@ -8,7 +8,7 @@ from functools import partial
 
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.api.validate import validate
-from vita_ckpt.checks import kinds
+from vita_ckpt.core import kinds
 from vita_ckpt.core.binding import VITA_1_5
 from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, VitaCkptError

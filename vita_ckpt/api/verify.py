@@ -13,8 +13,10 @@ from vita_ckpt.api.fetch import downloaded
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, local, locate
 from vita_ckpt.api.subject import gather
-from vita_ckpt.checks.kinds import VITA
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.kinds import VITA
+from vita_ckpt.core.remedies import install_model
+from vita_ckpt.core.requirements import require_runnable
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, read_json
@@ -133,6 +135,7 @@ def verify(
         from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
 
         place = None if tower is None else locate(tower, stores)
+        require_runnable(checkpoint)
         subject, _ = gather(checkpoint, stores, kind=VITA, tower=place)
         verification = forward.verify_checkpoint(
             subject,
@@ -223,5 +226,5 @@ def _need_the_extra() -> None:
                 "model-extra-missing",
                 package,
                 expected="torch, transformers, accelerate and PIL (Pillow)",
-                hint="pip install 'vita-ckpt[model]'",
+                hint=install_model(),
             )

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from vita_ckpt.checks import kinds
 from vita_ckpt.checks.inspect import ConfigLine
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core import kinds
+from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_tower_values
 from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.remedies import set_path
 from vita_ckpt.core.report import Finding
 
 # Keys that only describe the checkpoint: loaders ignore them.
@@ -219,11 +221,17 @@ def _path(subject: Subject, key: str, path: str, reachable: Any) -> Iterator[Fin
             "vita-ckpt set gives it a relative one, or a hub id",
         )
     if not reachable:
+        on_hub = looks_like_repository(path)
         yield _of(
             subject,
             "tower-path-unreachable",
             key,
-            f"expected a directory here, beside the checkpoint or in it, got nothing at {path!r}",
+            f"expected a directory here, beside the checkpoint or in it, got nothing at {path!r}"
+            + (": by its form a repository of the hub, which the loader fetches" if on_hub else ""),
+            f"where it lies here, {set_path(subject.checkpoint.root, key, 'PATH')} names it; the "
+            "loader chooses the tower's class by words of the path"
+            if key == "mm_vision_tower"
+            else f"where it lies here, {set_path(subject.checkpoint.root, key, 'PATH')} names it",
         )
 
 

@@ -248,7 +248,13 @@ def covered(subject: str, only: Sequence[str]) -> bool:
 def compared_files(checkpoint: Checkpoint) -> dict[str, File | str]:
     """Return the files to compare byte by byte, by name; some of a target's files are texts."""
     files: dict[str, File | str] = {**checkpoint.files, **checkpoint.texts}
-    return {name: file for name, file in files.items() if name not in _NOT_BY_BYTES}
+    left_out = (*_NOT_BY_BYTES, checkpoint.config_file)
+    compared = {name: file for name, file in files.items() if name not in left_out}
+    if (
+        checkpoint.serving_config is not None
+    ):  # config.json is a server's: a target has it as a value
+        compared[CONFIG] = json.dumps(checkpoint.serving_config, sort_keys=True)
+    return compared
 
 
 def compare_checkpoints(

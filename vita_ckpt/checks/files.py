@@ -7,29 +7,35 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
-from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core import kinds
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.relatives import relative_of
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
+from vita_ckpt.core.filenames import (
+    ADAPTER_CONFIG,
+    AUDIO_RUN,
+    GLOBAL_STEP,
+    LORA_FILES,
+    NON_LORA,
+    SAFETENSORS_SUFFIX,
+    TRAINED_FILES,
+)
 from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.quantisation import describe
+from vita_ckpt.core.remedies import merge_lora, merge_projector, merge_unmerged
 from vita_ckpt.core.report import Finding
+from vita_ckpt.core.training_state import STATE_REMEDY, file_of_training_state
 from vita_ckpt.errors import InputError, VitaCkptError
 
-# Ends of the names that tensors of quantised models have beside the packed weights.
-_QUANTISED_SUFFIXES: Final = (
-    ".qweight",
-    ".qzeros",
-    ".SCB",
-    ".absmax",
-    ".weight_scale",
-    ".weight_packed",
+_DECIDE: Final = (
+    "decide which of the two is meant, and move the other to a directory of its own: "
+    "vita-ckpt diff compares them"
 )
-_REMOVE_IT: Final = "remove it, or move it out of the directory"
 
 
 def finding_of_error(error: VitaCkptError, file: str) -> Finding:
@@ -54,6 +60,8 @@ def intended_kind(checkpoint: Checkpoint, detected: str) -> str:
     """
     if detected not in (kinds.UNKNOWN, kinds.TOWER):
         return detected
+    if not checkpoint.tensors and relative_of(checkpoint.config) is not None:
+        return kinds.MULTIMODAL
     if checkpoint.layout not in ("safetensors", "torch"):
         return detected
     config = checkpoint.config or {}
@@ -65,26 +73,56 @@ def intended_kind(checkpoint: Checkpoint, detected: str) -> str:
     return kinds.TOWER if towers.tower_of_config(config) is not None else detected
 
 
-def is_quantised(checkpoint: Checkpoint) -> bool:
-    """Return whether the config or the names of tensors are those of a quantised model."""
-    config = checkpoint.config or {}
-    return isinstance(config.get("quantization_config"), Mapping) or any(
-        name.endswith(_QUANTISED_SUFFIXES) for name in checkpoint.tensors
-    )
-
-
 def check_kind(checkpoint: Checkpoint, kind: str) -> Iterator[Finding]:
-    """Check that the weights are of a kind that VITA's loaders read."""
-    if is_quantised(checkpoint):
-        yield _other_kind(checkpoint, "quantised weights (take what they were made of)")
+    """Check that the weights, taken for ``kind``, are of one that VITA's loaders read."""
+    found, root = kinds.kind_of(checkpoint), checkpoint.root
+    state = file_of_training_state(posixpath.basename(root))
+    if kind == kinds.MULTIMODAL and found.relative is not None:
+        yield finding(
+            "other-family",
+            root,
+            f"expected a model of VITA, got {found.relative.label}"
+            + _model_type_of(checkpoint.config),
+            hint="--kind vision-tower, projector or language-model says which part of it is meant; "
+            "extract-tower and extract-projector take these out of it",
+            file=root,
+        )
+    elif kind == kinds.PEFT_MODEL:
+        yield finding(
+            "unmerged-peft",
+            root,
+            "expected merged weights, got a model of PEFT with its adapter beside the weights: "
+            + next(iter(_unmerged_names(checkpoint)), ""),
+            hint=f"{merge_unmerged(root)} merges it, by the run's adapter_config.json or "
+            "--lora-alpha; in PEFT, merge_and_unload() before save_pretrained()",
+            file=root,
+        )
+    elif kind == kinds.TRAINING_STATE and state is not None:
+        yield _other_kind(checkpoint, state.label, state.remedy)
+    elif found.quantisation is not None:
+        yield _other_kind(
+            checkpoint,
+            f"quantised ones: {describe(checkpoint, found.quantisation)}",
+            "take the checkpoint that was quantised",
+        )
     elif kind == kinds.UNKNOWN and checkpoint.tensors:
         names = ", ".join(list(checkpoint.tensors)[:3])
         yield _other_kind(checkpoint, f"weights of no known kind: {names}")
 
 
-def _other_kind(checkpoint: Checkpoint, got: str) -> Finding:
+def _model_type_of(config: Mapping[str, Any] | None) -> str:
+    model_type = (config or {}).get("model_type")
+    return f", model_type {model_type!r}" if isinstance(model_type, str) else ""
+
+
+def _unmerged_names(checkpoint: Checkpoint) -> Iterator[str]:
+    marks = (".base_layer.", ".original_module.", ".lora_")
+    return (name for name in checkpoint.tensors if any(mark in name for mark in marks))
+
+
+def _other_kind(checkpoint: Checkpoint, got: str, hint: str = "") -> Finding:
     message = f"expected weights that VITA's loaders read, got {got}"
-    return finding("other-kind", checkpoint.root, message, file=checkpoint.root)
+    return finding("other-kind", checkpoint.root, message, hint=hint, file=checkpoint.root)
 
 
 def check_left_out(subject: Subject) -> Iterator[Finding]:
@@ -97,22 +135,79 @@ def check_left_out(subject: Subject) -> Iterator[Finding]:
             yield finding("training-state", name, "not part of the checkpoint", file=path)
         elif not checkpoint.shards or reason is not LeftOut.OTHER_WEIGHTS:
             continue  # where no weights could be read, they are perhaps among these
+        elif name in subject.taken:
+            continue  # the index is stale, not the file
+        elif name in TRAINED_FILES and subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL):
+            yield from _trained(subject, name, path)
         elif is_vita and name.endswith(SAFETENSORS_SUFFIX):
             yield finding(
                 "stale-weights",
                 name,
                 "expected only files that the checkpoint consists of, got one that upstream's "
-                "loader reads all the same when unfreeze_vision_tower is set",
-                hint=_REMOVE_IT,
+                "loader reads all the same when unfreeze_vision_tower is set"
+                + _against(subject, name),
+                hint=_DECIDE,
                 file=path,
             )
         else:
             yield finding(
                 "other-weights",
                 name,
-                "expected only files that the checkpoint consists of, got other weights",
-                hint=_REMOVE_IT,
+                "expected only files that the checkpoint consists of, got other weights, which no "
+                f"loader of VITA reads{_against(subject, name)}",
+                hint=_DECIDE,
                 file=path,
+            )
+    yield from _state_of_step(subject)
+
+
+def _against(subject: Subject, name: str) -> str:
+    """Return what distinguishes a file from the checkpoint beside it, as the end of a sentence."""
+    rival = subject.rivals.get(name)
+    return "" if rival is None else f"; {rival}"
+
+
+def _trained(subject: Subject, name: str, path: str) -> Iterator[Finding]:
+    """Report what a run trained and nobody merged: no loader reads it beside a whole model."""
+    root = subject.checkpoint.root
+    if name == ADAPTER_CONFIG:
+        return  # said of the adapter's weights
+    if name in LORA_FILES:
+        message = "a LoRA run lies beside the checkpoint, whose loaders do not read it"
+        hint = (
+            "move adapter_config.json, the adapter and non_lora_trainables.bin to a directory RUN, "
+            f"then {merge_lora(root, 'RUN')}"
+        )
+    elif name == NON_LORA:
+        if any(other in subject.checkpoint.left_out for other in LORA_FILES):
+            return  # said of the adapter
+        message = "what a LoRA run trained beside its deltas lies here, and no loader reads it"
+        hint = merge_projector(root, path)
+    elif name == AUDIO_RUN:
+        message = "a trained audio adapter lies beside the checkpoint, whose loaders do not read it"
+        hint = "upstream's training takes it as pretrain_audio_mlp_adapter"
+    else:
+        message = "a trained projector lies beside the checkpoint, whose loaders do not read it"
+        hint = merge_projector(root, path)
+    yield finding("trained-beside", name, message + _against(subject, name), hint=hint, file=path)
+
+
+def _state_of_step(subject: Subject) -> Iterator[Finding]:
+    """Report the step of a LoRA run whose trained tensors beside the deltas are in its state."""
+    checkpoint = subject.checkpoint
+    if subject.kind != kinds.LORA_RUN or any(
+        parts.part_of(name) != parts.LORA for name in checkpoint.tensors
+    ):
+        return
+    for name in checkpoint.left_out:
+        if GLOBAL_STEP.fullmatch(name):
+            yield finding(
+                "trained-in-state",
+                NON_LORA,
+                f"expected it beside the deltas, got none: what was trained beside them, such as "
+                f"the projector, is in {name}",
+                hint=f"{STATE_REMEDY} of {name}",
+                file=posixpath.join(checkpoint.root, name),
             )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any, Final, TypedDict
 
-from vita_ckpt.checks.kinds import LANGUAGE_MODEL, LORA_RUN, TOWER, VITA, kind_of
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
@@ -16,8 +15,19 @@ from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
+from vita_ckpt.core.kinds import (
+    LANGUAGE_MODEL,
+    LORA_RUN,
+    MULTIMODAL,
+    TOWER,
+    VITA,
+    Kind,
+    kind_of,
+    part_as,
+)
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.quantisation import true_parameters
 
 REPORT_VERSION: Final = 1
 
@@ -96,7 +106,9 @@ class Inspection(Displayed):
 
     ``disagreements`` are sentences about what does not fit, ``missing`` names the files without
     which no loader can use the weights, such as config.json. ``needs_alignment`` is set where
-    the projector was drawn at random and not trained since.
+    the projector was drawn at random and not trained since. ``family`` is set for a model or a run
+    of another family than VITA, ``quantisation`` names how weights are quantised; ``parameters``
+    are then those that the codes stand for. ``config_file`` is the file that the config is from.
     """
 
     path: str
@@ -123,6 +135,9 @@ class Inspection(Displayed):
     disagreements: tuple[str, ...]
     missing: tuple[str, ...]
     left_out: Mapping[str, LeftOut]
+    family: str | None = None
+    quantisation: str | None = None
+    config_file: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
@@ -177,11 +192,17 @@ def inspect_checkpoint(
     kind: str | None = None,
 ) -> Inspection:
     """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers."""
+    found = kind_of(checkpoint)
+    if kind is not None and kind != found.name:
+        checkpoint = part_as(checkpoint, kind)
+        found = replace(found, name=kind, relative=None)
+    kind = found.name
+    if kind == MULTIMODAL and (tower_directory or _NOWHERE).path == checkpoint.root:
+        tower_directory = None  # the model's own config describes its tower
     config = checkpoint.config or {}
-    facts = _Facts.of(checkpoint, tower_directory)
-    kind = kind or kind_of(checkpoint, facts.tower)
+    facts = _Facts.of(checkpoint, tower_directory, found)
     is_tower = kind == TOWER
-    lines = {} if is_tower else {key: facts.line(key) for key in CONFIG_KEYS}
+    lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in CONFIG_KEYS}
     backbone = BACKBONES.get(str(config.get("model_type")))
     plain = PLAIN_LANGUAGE_MODELS.get(str(config.get("model_type")))
     architectures = config.get("architectures")
@@ -198,25 +219,36 @@ def inspect_checkpoint(
         loader_name=backbone.loader_name if backbone else None,
         dtypes=_dtypes(checkpoint.tensors.values()),
         tensors=len(checkpoint.tensors),
-        parameters=sum(map(parameters, checkpoint.tensors.values())),
+        parameters=true_parameters(checkpoint),
         bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
         shards=_shards(checkpoint),
-        parts=_parts(checkpoint, is_tower),
+        parts=_parts(checkpoint, found),
         config=lines,
         tower=facts.tower,
         tower_directory=tower_directory,
         dispatch=facts.dispatch,
         projector=facts.projector,
-        tokens_per_image=facts.tokens_per_image(kind),
+        tokens_per_image=None if _is_foreign(found) else facts.tokens_per_image(kind),
         lora=_lora(checkpoint),
         needs_alignment=needs_alignment(checkpoint),
         disagreements=(
-            *facts.disagreements(kind, lines),
+            *(facts.disagreements(kind, lines) if not _is_foreign(found) else ()),
             *(f"no {name} beside the weights: no loader can use them" for name in missing),
         ),
         missing=missing,
         left_out=checkpoint.left_out,
+        family=found.relative.label if found.relative is not None else None,
+        quantisation=found.quantisation.method if found.quantisation is not None else None,
+        config_file=checkpoint.config_file if checkpoint.config is not None else None,
     )
+
+
+_NOWHERE: Final = TowerDirectory(None, None, None)
+
+
+def _is_foreign(kind: Kind) -> bool:
+    """Return whether VITA's rules say nothing of a config: a whole model of another family."""
+    return kind.name == MULTIMODAL or kind.relative is not None
 
 
 def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Iterator[str]:
@@ -224,7 +256,8 @@ def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Ite
     if checkpoint.layout == "file":
         return
     is_eva = kind == TOWER and tower is not None and tower.traits.lone_file
-    if kind in (VITA, LANGUAGE_MODEL, TOWER) and checkpoint.config is None and not is_eva:
+    whole = (VITA, LANGUAGE_MODEL, TOWER, MULTIMODAL)
+    if kind in whole and checkpoint.config is None and not is_eva:
         yield CONFIG
     if kind == LORA_RUN and checkpoint.adapter_config is None:
         yield ADAPTER_CONFIG
@@ -278,7 +311,7 @@ class _Facts:
     empty: tuple[str, ...]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, directory: TowerDirectory | None) -> _Facts:
+    def of(cls, checkpoint: Checkpoint, directory: TowerDirectory | None, kind: Kind) -> _Facts:
         config = checkpoint.config or {}
         shapes = {
             name.removeprefix(parts.PEFT_PREFIX): tensor.shape
@@ -291,7 +324,7 @@ class _Facts:
         found = projectors.candidates(own)
         path = config.get("mm_vision_tower")
         dispatch = None
-        if isinstance(path, str):
+        if isinstance(path, str) and not _is_foreign(kind):
             dispatch = towers.dispatch(path, config.get("use_s2") is True)
         return cls(
             config=config,
@@ -509,24 +542,30 @@ def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
     )
 
 
-def _parts(checkpoint: Checkpoint, is_tower: bool) -> tuple[PartSummary, ...]:
-    groups: dict[str, list[Tensor]] = {label: [] for label in parts.LABELS}
+def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
+    is_tower, codes = kind.name == TOWER, kind.quantisation
+    groups: dict[str, list[str]] = {label: [] for label in parts.LABELS}
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     prefix = towers.tower_prefix(shapes) if is_tower else parts.TOWER_PREFIX
-    for name, tensor in checkpoint.tensors.items():
+    for name in checkpoint.tensors:
         below = is_tower and name.startswith(prefix)
-        groups[parts.VISION_TOWER if below else parts.part_of(name)].append(tensor)
+        groups[parts.VISION_TOWER if below else kind.part_of(name)].append(name)
     always = (parts.LANGUAGE_MODEL, parts.MM_PROJECTOR, parts.VISION_TOWER)
     return tuple(
         PartSummary(
-            name=name,
-            tensors=len(tensors),
-            parameters=sum(map(parameters, tensors)),
-            bytes=sum(tensor.nbytes for tensor in tensors),
-            dtypes=_dtypes(tensors),
+            name=part,
+            tensors=len(names),
+            parameters=sum(
+                parameters(checkpoint.tensors[name])
+                if codes is None
+                else codes.parameters(name, checkpoint.tensors[name])
+                for name in names
+            ),
+            bytes=sum(checkpoint.tensors[name].nbytes for name in names),
+            dtypes=_dtypes(checkpoint.tensors[name] for name in names),
         )
-        for name, tensors in groups.items()
-        if tensors or name in always
+        for part, names in groups.items()
+        if names or part in always
     )
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import INDEX_SUFFIX
 from vita_ckpt.core.report import Finding
 
+# What transformers 4.41 takes for weights of torch (load_state_dict).
+_READ: Final = ("pt", "mlx")
+
 
 def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Check for what keeps a loader from reading files that are otherwise sound."""
     for shard in checkpoint.shards:
-        if shard.format == "safetensors" and not shard.metadata.get("format"):
+        said = shard.metadata.get("format", "")
+        if shard.format == "safetensors" and said not in _READ:
             yield finding(
                 "no-format-metadata",
                 shard.name,
-                'expected {"format": "pt"} in its __metadata__, got none',
-                hint='save it again with metadata={"format": "pt"}',
+                f'expected {{"format": "pt"}} in its __metadata__, got {said or "none"}',
+                hint="any surgery that rewrites the file adds it, as does save_file(…, metadata="
+                '{"format": "pt"})',
                 file=shard.file.path,
             )
     index = checkpoint.index

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any, Final
 
-from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint, Shape
 from vita_ckpt.core.filenames import ADAPTER_CONFIG

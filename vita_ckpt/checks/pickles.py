@@ -48,7 +48,7 @@ def check_pickles(pickles: Iterable[Pickle]) -> Iterator[Finding]:
                 "pickle-unknown-global",
                 pickle.name,
                 f"expected what trainers write, got {listed(by_kind['unknown'])}",
-                hint="find out what wrote it before anybody loads it, or remove it",
+                hint="find out what wrote it before anybody loads it",
                 file=pickle.path,
             )
         if "trainer" in by_kind:
@@ -59,7 +59,7 @@ def check_pickles(pickles: Iterable[Pickle]) -> Iterator[Finding]:
                 "pickle-not-read",
                 pickle.name,
                 f"expected a pickle that can be looked through, got {pickle.failure}",
-                hint="remove it, or load it only if you know what wrote it",
+                hint="load it only if you know what wrote it",
                 file=pickle.path,
             )
 

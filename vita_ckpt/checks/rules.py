@@ -112,7 +112,36 @@ _FILES: Final = (
         "other-kind",
         "error",
         "weights of another kind than VITA's loaders read",
-        "Quantised, exported or sharded by an optimiser: it has to be converted first.",
+        "Quantised, exported, or the state of a trainer: a loader needs the model that it was made "
+        "of, or what it makes.",
+    ),
+    Rule(
+        "other-family",
+        "error",
+        "a whole multimodal model of another family than VITA",
+        "No loader of VITA reads it. Its tower and its projector can be taken out of it, and "
+        "validate --kind looks at one part of it.",
+    ),
+    Rule(
+        "unmerged-peft",
+        "error",
+        "a model saved by PEFT with its adapter beside the weights",
+        "Names such as base_layer and lora_A.default are those of no model: a loader finds nothing "
+        "that it knows under them.",
+    ),
+    Rule(
+        "trained-beside",
+        "note",
+        "a trained projector, adapter or LoRA run beside a whole model",
+        "The loaders of the model do not read it: what was trained is lost to them until it is "
+        "merged.",
+    ),
+    Rule(
+        "trained-in-state",
+        "warning",
+        "a step of a LoRA run whose other trained tensors are in the trainer's state alone",
+        "The trainer writes non_lora_trainables.bin at the end of a run. Before that the projector "
+        "is in the DeepSpeed state of the step.",
     ),
     Rule(
         "unreadable-file",
@@ -580,9 +609,9 @@ _LORA: Final = (
     ),
     Rule(
         "lora-base-absent",
-        "error",
+        "warning",
         "the base that a LoRA run was trained on is not to be found",
-        "Deltas are worth nothing without it.",
+        "Deltas are worth nothing without it; on another machine it may be there.",
     ),
     Rule(
         "lora-target-absent",
@@ -760,9 +789,10 @@ _DIGESTS: Final = (
 _LOADERS: Final = (
     Rule(
         "no-format-metadata",
-        "warning",
+        "error",
         "a safetensors file whose metadata does not say its format",
-        "transformers 4.41, on which VITA runs, raises over it; later versions do not ask.",
+        "transformers 4.41, on which VITA runs, raises OSError over it, and AttributeError where "
+        "there is no metadata at all; later versions do not ask.",
     ),
     Rule(
         "no-index-metadata",

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
-from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.binding import (
@@ -70,7 +70,7 @@ def check_audio(checkpoint: Checkpoint, unread: Collection[str] = ()) -> Iterato
 
 
 def _config_file(checkpoint: Checkpoint) -> str:
-    file = checkpoint.files.get(CONFIG)
+    file = checkpoint.files.get(checkpoint.config_file)
     return file.path if file is not None else ""
 
 
@@ -132,7 +132,7 @@ def _language_model(subject: Subject, bound: PartBinding) -> Iterator[Finding]:
             "tied-lm-head",
             parts.LM_HEAD,
             "tie_word_embeddings is true, expected no such tensor",
-            hint="set tie_word_embeddings to false if the two differ, or remove the tensor",
+            hint="set tie_word_embeddings to false if the two differ and both were trained",
             file=_file(checkpoint, parts.LM_HEAD),
         )
     if parts.LM_HEAD in bound.mismatch.missing:
@@ -171,7 +171,8 @@ def _vision_tower(
                 "tower-absent",
                 "model.vision_tower",
                 "expected the vision tower's tensors, got none",
-                hint="vita-ckpt swap-tower puts them in",
+                hint="VITA-1.0's loader takes the tower from its directory; for VITA-1.5's, "
+                "vita-ckpt swap-tower puts it in",
             )
         return
     own = parts.below(parts.TOWER_MODULE, shapes)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vita_ckpt.checks.inspect import Inspection
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding import Binding, Surroundings
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.filenames import CONFIG
+from vita_ckpt.core.rivals import Rival
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Subject:
     the tokenizer; each is None if it was not found. ``audio_reachable`` is set if
     ``mm_audio_encoder`` can be resolved. ``base`` is the checkpoint that a LoRA run was trained on,
     ``binding`` None for what no loader builds a language model from.
+    ``rivals`` compare other weights in the directory with the checkpoint's, ``taken`` names files
+    that hold what a stale index promises elsewhere.
     """
 
     checkpoint: Checkpoint
@@ -34,6 +36,8 @@ class Subject:
     audio_reachable: bool = False
     base: Checkpoint | None = None
     binding: Binding | None = None
+    rivals: Mapping[str, Rival] = field(default_factory=dict)
+    taken: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str:
@@ -48,7 +52,7 @@ class Subject:
     @property
     def config_path(self) -> str:
         """The path of the config, for a finding; empty if there is no config."""
-        file = self.checkpoint.files.get(CONFIG)
+        file = self.checkpoint.files.get(self.checkpoint.config_file)
         return file.path if file is not None else ""
 
     @property

@@ -165,6 +165,8 @@ class Checkpoint(Displayed):
     is known but not yet on the disk. ``left_out`` maps everything else in the directory to the
     reason why it is not part of the checkpoint. ``provenance`` is the record of earlier surgeries.
     ``key`` is the path of the state dict that was asked for in its files, empty if none was.
+    ``config_file`` is the file that ``config`` is from. Where that is not config.json, what
+    config.json says to a server such as vLLM is the ``serving_config``.
     """
 
     root: str
@@ -180,6 +182,8 @@ class Checkpoint(Displayed):
     provenance: Mapping[str, Any] | None = None
     revision: str = ""
     key: str = ""
+    config_file: str = "config.json"
+    serving_config: Mapping[str, Any] | None = None
 
     @property
     def refs(self) -> dict[str, TensorRef]:

@@ -47,7 +47,8 @@ class WeightFiles:
 
     ``names`` are the regular files directly in the directory, sorted. ``files`` are the weight
     files among them and those that an index names, ``indexes`` the indexes. ``config_trouble`` is
-    the reason why ``config`` could not be read. ``lone`` is set where ``root`` is itself a weight
+    the reason why ``config`` could not be read. ``serving_config`` is what config.json says where
+    VITA's config is in another file. ``lone`` is set where ``root`` is itself a weight
     file.
     """
 
@@ -58,6 +59,7 @@ class WeightFiles:
     config: Mapping[str, Any] | None = None
     config_trouble: Trouble | None = None
     adapter_config: Mapping[str, Any] | None = None
+    serving_config: Mapping[str, Any] | None = None
     lone: bool = False
 
     def path_of(self, name: str) -> str:

@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Layout
+from vita_ckpt.core.training_state import foreign_directory
 
 CONFIG: Final = "config.json"
+# Where a deployment folder of vLLM keeps VITA's config: its config.json is the server's.
+ORIGIN_CONFIG: Final = "origin_config.json"
 SAFETENSORS_SUFFIX: Final = ".safetensors"
 SAFETENSORS: Final = "model.safetensors"
 SAFETENSORS_INDEX: Final = "model.safetensors.index.json"
@@ -40,7 +43,11 @@ SINGLE_FILES: Final[tuple[tuple[str, Layout], ...]] = (
 )
 LORA_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
 PROJECTOR_RUN: Final = "mm_projector.bin"
-RUN_FILES: Final = (PROJECTOR_RUN, "mm_projector.safetensors", "audio_adpter.bin")
+AUDIO_RUN: Final = "audio_adpter.bin"
+RUN_FILES: Final = (PROJECTOR_RUN, "mm_projector.safetensors", AUDIO_RUN)
+# What runs train, which no loader reads beside the weights of a whole model.
+TRAINED_FILES: Final = (*RUN_FILES, *LORA_FILES, NON_LORA, ADAPTER_CONFIG)
+GLOBAL_STEP: Final = re.compile(r"global_step[0-9]+", re.ASCII)
 STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
 SHARD: Final = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
 _SHARD_OF: Final = re.compile(r"-[0-9]{1,9}-of-([0-9]{1,9})\.", re.ASCII)
@@ -58,7 +65,7 @@ TRAINING_STATE: Final = re.compile(
 )
 # What a surgery in place may write, replace or remove beside weights and their indexes.
 _WRITTEN_TEXTS: Final = frozenset(
-    {CONFIG, PROCESSOR, CARRIED_CONFIG, PROVENANCE, MANIFEST, MODEL_CARD}
+    {CONFIG, ORIGIN_CONFIG, PROCESSOR, CARRIED_CONFIG, PROVENANCE, MANIFEST, MODEL_CARD}
 )
 # What an interrupted download or copy leaves, and where the hub's client keeps its own.
 PARTIAL_DOWNLOAD: Final = re.compile(
@@ -105,38 +112,13 @@ def what_it_looks_like(names: list[str]) -> str:
     """Describe what a directory without known weights holds."""
     if not names:
         return "an empty directory"
-    foreign = foreign_kind(names)
+    foreign = foreign_directory(names)
     if foreign is not None:
-        return foreign
+        return foreign.label
     steps = [name for name in names if STEP.fullmatch(name)]
     if steps:
         return f"a run with checkpoints in {', '.join(steps[:8])}"
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-
-
-_FOREIGN: Final = (
-    (r".*\.gguf", "a GGUF model (convert_hf_to_gguf made it: take what it was made of)"),
-    (
-        r"global_step[0-9]+|zero_to_fp32\.py|zero_pp_rank_.*|(bf16_)?zero_pp_.*",
-        "a DeepSpeed checkpoint (zero_to_fp32.py in it makes weights)",
-    ),
-    (
-        r"model-rank-[0-9]+-part-[0-9]+\.safetensors",
-        "a sharded state that vLLM exported (take the checkpoint it was made of)",
-    ),
-    (r".*\.(distcp)|\.metadata", "a torch.distributed checkpoint (convert it first)"),
-    (r"pytorch_model_fsdp.*|__[0-9]+_[0-9]+\.distcp", "an FSDP checkpoint (convert it first)"),
-    (r".*\.(h5|msgpack|onnx|tflite)", "a model of another framework"),
-)
-
-
-def foreign_kind(names: Iterable[str]) -> str | None:
-    """Return the kind of foreign weights that these names point to; None if they point to none."""
-    listed = list(names)
-    for pattern, kind in _FOREIGN:
-        if any(re.fullmatch(pattern, name, re.ASCII | re.IGNORECASE) for name in listed):
-            return kind
-    return None
 
 
 def counts_as_weights(name: str) -> bool:

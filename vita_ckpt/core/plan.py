@@ -18,6 +18,7 @@ from vita_ckpt.core.checkpoint import (
 )
 from vita_ckpt.core.display import Displayed, count_by_type
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE
+from vita_ckpt.core.serving import followed
 from vita_ckpt.errors import InputError, StaleInputError
 
 FORMAT: Final = "vita-ckpt-plan"
@@ -126,8 +127,9 @@ class Plan(Displayed):
             if isinstance(edit, PutFile | DropFile) and edit.name in (PROVENANCE, MANIFEST):
                 raise ValueError(f"an edit of {edit.name}, which follows from what is done")
             if isinstance(edit, SetConfig | PutFile):
-                if subject == ("file", CONFIG) and self.base.config is not None:
-                    raise ValueError(f"another {CONFIG}, whose keys are what is set")
+                own = (("file", CONFIG), ("file", self.base.config_file))
+                if subject in own and self.base.config is not None:
+                    raise ValueError(f"another {subject[1]}, whose keys are what is set")
                 continue
             there = self.base.files if isinstance(edit, DropFile) else self.base.tensors
             if isinstance(edit, AddTensor) == (edit.name in there):
@@ -164,10 +166,15 @@ class Plan(Displayed):
         provenance = self.base.provenance
         if self.record is not None:
             provenance = {**(provenance or {}), "needs_alignment": self.record.needs_alignment}
+        serving = self.base.serving_config
+        if serving is not None:
+            changed = {edit.key: edit.value for edit in self.edits if isinstance(edit, SetConfig)}
+            serving = followed(serving, changed, texts)
         return replace(
             self.base,
             tensors=tensors,
             config=config,
+            serving_config=serving,
             files=files,
             texts=texts,
             provenance=provenance,

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS, Backbone
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.kinds import refuse_relative
+from vita_ckpt.core.quantisation import refuse_quantised
 from vita_ckpt.errors import InputError
 
 _LAYOUTS: Final = {
@@ -20,9 +22,11 @@ _LAYOUTS: Final = {
 def vita_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """Return the config of a VITA checkpoint: a directory with model weights and a vision config.
 
-    Raises InputError for an adapter, a run, a lone file, a plain language model or a tower.
+    Raises InputError for an adapter, a run, a lone file, a plain language model, a tower, or the
+    model of another family.
     """
     config = _config(checkpoint)
+    refuse_relative(checkpoint, "a checkpoint")
     model_type = config.get("model_type")
     if str(model_type) in BACKBONES or "mm_vision_tower" in config:
         return config
@@ -38,6 +42,12 @@ def vita_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     )
 
 
+def require_runnable(checkpoint: Checkpoint) -> None:
+    """Raise InputError unless it is a VITA checkpoint whose weights the model can compute with."""
+    vita_config(checkpoint)
+    refuse_quantised(checkpoint, "which the model computes with")
+
+
 def plain_backbone(checkpoint: Checkpoint) -> Backbone | None:
     """Return the VITA backbone for a plain language model; None for a VITA checkpoint.
 
@@ -45,6 +55,7 @@ def plain_backbone(checkpoint: Checkpoint) -> Backbone | None:
     Raises InputError for any other checkpoint.
     """
     config = _config(checkpoint)
+    refuse_relative(checkpoint, "a checkpoint, or a plain language model,")
     if "mm_vision_tower" not in config:
         for backbone in BACKBONES.values():
             if backbone.plain_model_type == config.get("model_type"):

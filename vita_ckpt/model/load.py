@@ -13,7 +13,7 @@ from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.binding import Binding, Surroundings, bind
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.diagnosis import diagnose
-from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.core.requirements import require_runnable
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.language import check_language_values
 from vita_ckpt.model.placement import dispatch, free_memory, offered, place
@@ -62,7 +62,7 @@ def load_model(
     """
     stores = Stores() if stores is None else stores
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path, stores)
-    vita_config(checkpoint)
+    require_runnable(checkpoint)
     devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
     kind = dtype_of(dtype, checkpoint)
     around = look_around(checkpoint, stores, tower)

@@ -20,7 +20,6 @@ from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding, has_errors, worst_first
-from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.model.answer import ask
 from vita_ckpt.model.image import processor_of, read_image
@@ -78,7 +77,6 @@ def verify_checkpoint(
     findings.
     """
     checkpoint = subject.checkpoint
-    vita_config(checkpoint)
     pixels = None
     if image is not None:
         pixels = processor_of(checkpoint, tower, stores=stores).pixels(read_image(image))[None]

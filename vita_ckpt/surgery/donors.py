@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
+from vita_ckpt.core.quantisation import refuse_codes
 from vita_ckpt.errors import AdapterError, printable
 
 KEYWORD: Final = "mm_projector"
@@ -67,7 +68,7 @@ def get_w(weights: Mapping[str, _T], keyword: str) -> dict[str, _T]:
                 "ambiguous-key",
                 name,
                 expected=f"'{keyword}.' once, as a component, with a name behind it",
-                hint="rename or remove this tensor of the adapter",
+                hint="rename this tensor of the adapter",
             )
         if after in found:
             raise AdapterError(
@@ -75,7 +76,7 @@ def get_w(weights: Mapping[str, _T], keyword: str) -> dict[str, _T]:
                 name,
                 expected=f"one tensor for {keyword}.{after}",
                 got=f"also {printable(origins[after])}",
-                hint="one would overwrite the other: remove one of them from the adapter",
+                hint="one would overwrite the other: save the adapter with the one that is meant",
             )
         found[after] = value
         origins[after] = name
@@ -111,6 +112,7 @@ def projector_of(checkpoint: Checkpoint) -> DonorProjector:
         raise _no_projector(checkpoint)
     if left_out:
         notes = (f"left out of the names: {', '.join(sorted(left_out))}", *notes)
+    refuse_codes(checkpoint, origins.values(), "a projector")
     tensors = {name: refs[origin] for name, origin in origins.items()}
     for name, tensor in tensors.items():
         if 0 in tensor.shape:

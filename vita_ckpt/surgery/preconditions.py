@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
@@ -11,6 +10,7 @@ from vita_ckpt.core.binding import bind
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.quantisation import quantisation_of
 from vita_ckpt.core.tensor_match import KeyMismatch
 from vita_ckpt.errors import InputError
 
@@ -23,10 +23,11 @@ _LABELS: Final = {
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:
-    """Return whether the language model is packed: its config says how, its tensors are codes."""
-    config = checkpoint.config or {}
-    return isinstance(config.get("quantization_config"), Mapping) and any(
-        tensor.dtype in PACKED and parts.part_of(name) == parts.LANGUAGE_MODEL
+    """Return whether tensors of the language model are codes."""
+    found = quantisation_of(checkpoint)
+    return found is not None and any(
+        (name in found.codes or tensor.dtype in PACKED)
+        and parts.part_of(name) == parts.LANGUAGE_MODEL
         for name, tensor in checkpoint.tensors.items()
     )
 

@@ -16,6 +16,7 @@ from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
 from vita_ckpt.core.binding import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
+from vita_ckpt.core.kinds import kind_of, refuse_relative
 from vita_ckpt.core.plan import (
     AddTensor,
     DropFile,
@@ -28,7 +29,9 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.quantisation import refuse_codes
 from vita_ckpt.core.requirements import plain_backbone
+from vita_ckpt.core.serving import builds_tower
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.preconditions import require_binding
@@ -85,6 +88,7 @@ def initialize_vision_modules(
     is needed or impossible.
     """
     tower = _DonorTower.of(args)
+    _check_serving(base, tower.described)
     config = {**(base.config or {}), **_backbone_keys(base, args), **_run_keys(base, args)}
     s2 = _s2(config, args, tower.described)
     _check_path(args, tower.described, bool(s2["use_s2"]))
@@ -178,6 +182,7 @@ class _DonorTower:
     @classmethod
     def of(cls, args: VisionModelArgs) -> _DonorTower:
         checkpoint = args.vision_tower
+        refuse_quantised_tower(checkpoint)
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         below = parts.below(parts.TOWER_PREFIX, shapes)
         if below:  # another VITA checkpoint: only its tower counts
@@ -268,6 +273,9 @@ def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
     backbone = plain_backbone(base)
     if backbone is None:
         return {}
+    run = args.pretrain_mm_mlp_adapter
+    if run is not None and run.layout in ("run", "lora"):
+        refuse_relative(run, "a run")
     if args.model_type is not None:
         asked = BACKBONES.get(args.model_type)
         if asked is None or asked.language_model != backbone.language_model:
@@ -374,6 +382,25 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
     return {"use_s2": True} | ({} if args.s2_scales is None else {"s2_scales": text})
 
 
+def refuse_quantised_tower(checkpoint: Checkpoint) -> None:
+    """Raise AdapterError if the tower of ``checkpoint``, or the lone tower, is quantised."""
+    kind = kind_of(checkpoint)
+    own = [n for n in checkpoint.tensors if kind.part_of(n) == parts.VISION_TOWER]
+    refuse_codes(checkpoint, own or checkpoint.tensors, "a vision tower")
+
+
+def _check_serving(base: Checkpoint, tower: Tower) -> None:
+    """Raise InputError for a tower that a deployment folder's config.json cannot describe."""
+    if base.serving_config is not None and not builds_tower(base.serving_config, tower.family):
+        raise InputError(
+            "serving-config-cannot-follow",
+            base.root,
+            expected="a tower of the family that its config.json, a server's, describes",
+            got=f"{tower}",
+            hint="swap the tower of the checkpoint that was deployed, and deploy that again",
+        )
+
+
 def _check_path(args: VisionModelArgs, tower: Tower, use_s2: bool) -> None:
     """Raise InputError unless upstream builds this tower's class from ``mm_vision_tower``."""
     path = args.mm_vision_tower
@@ -428,8 +455,9 @@ def _config_edits(base: Checkpoint, config: Mapping[str, Any]) -> list[Edit]:
 def _files(base: Checkpoint, tower: _DonorTower, processor: Mapping[str, Any] | None) -> list[Edit]:
     """Return the edits of the tower's config and processor, which replace the old tower's."""
     edits: list[Edit] = []
+    is_needed = not tower.guessed or base.serving_config is not None
     for name, content, what in (
-        (CARRIED_CONFIG, None if tower.guessed else tower.config, "config"),
+        (CARRIED_CONFIG, tower.config if is_needed else None, "config"),
         (PROCESSOR, processor, "processor"),
     ):
         if content is not None:

@@ -433,7 +433,7 @@ def test_a_file_without_a_format_is_a_finding(
     tensors = load_file(base / "model.safetensors")
     save_file(tensors, base / "model.safetensors", metadata=metadata)
     found = list(check_loaders(open_checkpoint(base)))
-    assert [(f.rule, f.severity) for f in found] == [("no-format-metadata", "warning")]
+    assert [(f.rule, f.severity) for f in found] == [("no-format-metadata", "error")]
     assert found[0].file == str(base / "model.safetensors")
     assert told(explain(base))[VITA_1_5].stopped_by == "no-format-metadata"
     assert told(explain(base))["transformers-5.6"].stopped_by is None

@@ -114,8 +114,8 @@ def test_wrong_calls_are_one_line(cli: Cli, base: Path, adapter: Path, tmp_path:
         ([*merge, *out, "--with", "nothing"], 2, ["extra-not-found", "nothing"]),
         (
             ["-q", "merge-projector", "--base", adapter, "--adapter", base, *out],
-            3,
-            ["not-a-vita-checkpoint"],
+            2,
+            ["base-and-adapter-swapped", "--base"],
         ),
         (
             [

@@ -205,10 +205,11 @@ def test_a_stray_adapter_hides_no_checkpoint(cli: Cli, base: Path, tmp_path: Pat
     (tmp_path / "many" / "adapter_config.json").write_text("{}")
     result = cli("validate", "many", "--format", "json")
     assert not reported(result.out)["ok"]
-    # Steps of a run, and what a checkpoint carries, are parts of it.
+    # What lies in a checkpoint's directory is looked at too.
     for name in ("checkpoint-100", "tower"):
         shutil.copytree(broken, base / name)
-    assert len(reported(cli("validate", "base", "--format", "json").out)["reports"]) == 1
+    paths = [one["path"] for one in reported(cli("validate", "base", "--json").out)["reports"]]
+    assert paths == ["base", "base/checkpoint-100", "base/tower"]
 
 
 def test_hostile_names_are_escaped(cli: Cli, base: Path) -> None:
@@ -217,3 +218,10 @@ def test_hostile_names_are_escaped(cli: Cli, base: Path) -> None:
     assert result.code == 1
     assert "\x1b" not in result.out
     assert "unknown-model-type" in result.out
+
+
+def test_json_is_a_format_by_another_name(base: Path, cli: Cli) -> None:
+    edit(base, mm_hidden_size=5)
+    short, long = cli("validate", "base", "--json"), cli("validate", "base", "--format", "json")
+    assert (short.code, short.out) == (1, long.out)
+    VALIDATOR.validate(json.loads(short.out))

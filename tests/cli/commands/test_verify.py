@@ -190,7 +190,7 @@ def test_without_the_extra_it_says_how_to_get_it(base: Path, package: str) -> No
     assert done.returncode == 2
     assert done.stderr == (
         f"error: model-extra-missing: {package}: expected torch, transformers, accelerate and PIL "
-        "(Pillow) (pip install 'vita-ckpt[model]')\n"
+        "(Pillow) (in the clone of vita-ckpt: pip install -e '.[model]')\n"
     )
 
 

@@ -265,7 +265,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "loop": (loop, "unreadable-file", "model-00001-of-00002.safetensors"),
     "missing shard": (
         lambda root: (root / "model-00002-of-00002.safetensors").unlink(),
-        "unreadable-file",
+        "missing-shard",
         "model-00002-of-00002.safetensors",
     ),
     "shard is a directory": (shard_is_a_directory, "not-a-regular-file", "/d"),

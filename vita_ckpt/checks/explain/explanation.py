@@ -16,11 +16,15 @@ REPORT_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation(Displayed):
-    """What every loader would do with ``path``, and the questions they answer differently."""
+    """What every loader would do with ``path``, and the questions they answer differently.
+
+    ``remarks`` say what it is where that is no plain model of VITA: another family's, quantised.
+    """
 
     path: str
     traces: tuple[LoaderTrace, ...]
     divergences: tuple[Divergence, ...]
+    remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation as JSON, in the form of ``schemas/explain-v1.json``."""
@@ -39,11 +43,13 @@ class Explanation(Displayed):
                 }
                 for divergence in self.divergences
             ],
+            "remarks": list(self.remarks),
         }
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
         """Yield the path, how each loader ends, and the questions they answer differently."""
         yield "path", self.path
+        yield from (("is", remark) for remark in self.remarks)
         for trace in self.traces:
             yield trace.loader, f"stops: {trace.stopped_by}" if trace.stopped_by else trace.outcome
         yield from (("diverge in", divergence.question) for divergence in self.divergences)

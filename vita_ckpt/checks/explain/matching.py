@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import Tracer, by_part
-from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import Backbone
+from vita_ckpt.core.anatomy.relatives import relative_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding import (
     Binding,
@@ -63,6 +64,13 @@ def require_config(tracer: Tracer) -> Mapping[str, Any]:
     if tracer.files.config is None:
         tracer.stop("config-missing", "no config.json")
     return tracer.files.config
+
+
+def refuse_whole_model(tracer: Tracer, config: Mapping[str, Any]) -> None:
+    """End the trace for another family's whole model, whose config also describes its tower."""
+    relative = relative_of(config)
+    if relative is not None and towers.tower_of_config(config) is not None:
+        tracer.stop("other-family", f"{relative.label}: classes of its own read it, not these")
 
 
 def require_backbone(tracer: Tracer, config: Mapping[str, Any]) -> Backbone:

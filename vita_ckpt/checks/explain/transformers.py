@@ -6,7 +6,7 @@ Of transformers 5 before 5.6, language models load as in 5.6 and towers as in 4.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.file_resolution import Read
@@ -14,6 +14,7 @@ from vita_ckpt.checks.explain.matching import (
     VISION_LEVEL,
     Lookup,
     record,
+    refuse_whole_model,
     require_backbone,
     require_config,
 )
@@ -56,6 +57,9 @@ def _transformers(tracer: Tracer, *, old: bool) -> None:
     """Replay the library's own classes, with none of VITA's registered."""
     _trace_adapter(tracer, old=old)
     config = require_config(tracer)
+    refuse_whole_model(tracer, config)
+    if tracer.files.serving_config is not None:
+        _refuse_serving(tracer, tracer.files.serving_config)
     tower = towers.tower_of_config(config)
     if tower is not None:
         _tower(tracer, config, tower.family, old=old)
@@ -84,6 +88,18 @@ def _transformers(tracer: Tracer, *, old: bool) -> None:
         _tie(tracer, read, head[1], old=old)
     elif parts.LM_HEAD in tracer.missing:
         tracer.lm_head = None
+
+
+def _refuse_serving(tracer: Tracer, serving: Mapping[str, Any]) -> NoReturn:
+    """Replay the library on a deployment folder: it reads config.json, which is a server's."""
+    model_type = serving.get("model_type")
+    tracer.step("config", "config.json, which is a server's such as vLLM's")
+    tracer.stop(
+        "unknown-model-type",
+        "config.json has no model_type: a server's own classes read it"
+        if model_type is None
+        else f"model_type {model_type!r} of config.json is a server's, whose own classes read it",
+    )
 
 
 def _trace_adapter(tracer: Tracer, *, old: bool) -> None:

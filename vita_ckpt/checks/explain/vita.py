@@ -14,6 +14,7 @@ from vita_ckpt.checks.explain.matching import (
     describe_mismatch,
     record,
     record_audio,
+    refuse_whole_model,
     require_backbone,
     require_config,
     say_fetched,
@@ -34,7 +35,13 @@ from vita_ckpt.core.binding import (
     stop_of_tower,
 )
 from vita_ckpt.core.checkpoint import Shape
-from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJECTOR_RUN
+from vita_ckpt.core.filenames import (
+    ADAPTER_CONFIG,
+    LORA_FILES,
+    NON_LORA,
+    ORIGIN_CONFIG,
+    PROJECTOR_RUN,
+)
 from vita_ckpt.core.tensor_match import compare
 
 
@@ -57,8 +64,14 @@ def vita_1_0(tracer: Tracer, lookup: Lookup) -> None:
 def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     """Replay either loader; ``delayed`` builds the tower empty and fills it afterwards."""
     config = require_config(tracer)
+    refuse_whole_model(tracer, config)
     if towers.tower_of_config(config) is not None:
         tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
+    if tracer.files.serving_config is not None:
+        tracer.step(
+            "config",
+            f"{ORIGIN_CONFIG}, if it is named as VITA's demo does; else config.json, a server's",
+        )
     backbone = require_backbone(tracer, config)
     family: list[str] = []
 

@@ -55,6 +55,7 @@ def command(
 
 def _lines(explanation: Explanation, *, every: bool) -> Iterator[str]:
     yield render.path(explanation.path)
+    yield from (f"  {remark}" for remark in explanation.remarks)
     for trace in explanation.traces:
         yield ""
         yield from _trace(trace)

@@ -13,6 +13,7 @@ from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.errors import printable
 
@@ -23,6 +24,10 @@ _KINDS = {
     "lora-run": "LoRA run",
     "vision-tower": "standalone vision tower",
     "audio-adapter": "audio adapter",
+    "multimodal-model": "multimodal model of another family",
+    "peft-model": "unmerged PEFT save: a model with its adapter beside the weights",
+    "shard": "one file of a checkpoint that consists of several: name its directory",
+    "training-state": "training state, no checkpoint",
     "unknown": "weights of no known kind",
 }
 
@@ -121,6 +126,10 @@ def _screen(inspection: Inspection) -> Iterable[str]:
 
 def _headline(inspection: Inspection) -> str:
     words = [_KINDS[inspection.kind]]
+    if inspection.family is not None:
+        words[0] = f"{words[0]}: {inspection.family}"
+    if inspection.quantisation is not None:
+        words.append(f"quantised: {inspection.quantisation}")
     if inspection.model_type is not None:
         architectures = ", ".join(inspection.architectures)
         words.append(inspection.model_type + (f" ({architectures})" if architectures else ""))
@@ -135,10 +144,15 @@ def _headline(inspection: Inspection) -> str:
 
 
 def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
+    if inspection.config_file not in (None, CONFIG):
+        yield "config", f"{inspection.config_file}; {CONFIG} is a server's, such as vLLM's"
     if inspection.dispatch is not None:
         built = inspection.dispatch.tower_class or "nothing"
         yield "upstream builds", f"{built}: {inspection.dispatch.reason}"
-    if inspection.tower is not None and inspection.kind == "vision-tower":
+    if inspection.tower is not None and inspection.kind in (
+        "vision-tower",
+        "multimodal-model",
+    ):
         yield "tower", f"{inspection.tower}"
     directory = inspection.tower_directory
     if directory is not None:

@@ -1,4 +1,4 @@
-"""``vita-ckpt rules``: what validate, verify and diff look at."""
+"""``vita-ckpt rules``: what validate, verify and diff look at, and what each code means."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from vita_ckpt.checks.rules import GROUPS, RULES
 from vita_ckpt.cli import console, render
+from vita_ckpt.core.error_codes import explain_error
 from vita_ckpt.errors import UsageError
 
 
@@ -17,7 +18,8 @@ from vita_ckpt.errors import UsageError
 def command(rule: str | None, as_json: bool) -> None:
     """List the rules, or explain one."""
     if rule is not None and rule not in RULES:
-        raise UsageError("unknown-rule", rule, expected="a rule", hint="vita-ckpt rules lists them")
+        _explain_error(rule, as_json=as_json)
+        return
     if as_json:
         chosen = RULES.values() if rule is None else [RULES[rule]]
         render.echo_json([asdict(one) for one in chosen])
@@ -30,3 +32,20 @@ def command(rule: str | None, as_json: bool) -> None:
             rows = [(one.id, one.severity, one.title) for one in rules]
             blocks.append(render.table(rows, (group, "severity", "")))
         console.say("\n\n".join(blocks))
+
+
+def _explain_error(code: str, *, as_json: bool) -> None:
+    """Explain a code that an error has, and no rule."""
+    explained = explain_error(code)
+    if explained is None:
+        raise UsageError(
+            "unknown-rule",
+            code,
+            expected="a rule, or the code of an error",
+            hint="vita-ckpt rules lists the rules, docs/errors.md the errors",
+        )
+    kind, meaning = explained
+    if as_json:
+        render.echo_json([{"id": code, "severity": "error", "title": kind, "why": meaning}])
+    else:
+        console.say(f"{code} (error): {kind}\n{meaning}")

@@ -12,7 +12,6 @@ import click
 from vita_ckpt.api.validate import KINDS, holds_checkpoints
 from vita_ckpt.api.validate_many import validate_all
 from vita_ckpt.checks.files import finding_of_error
-from vita_ckpt.checks.kinds import UNKNOWN
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli import console
 from vita_ckpt.cli.main import Settings
@@ -20,6 +19,7 @@ from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.policy import read_policy
 from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
+from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import VitaCkptError, printable
 
@@ -55,6 +55,7 @@ from vita_ckpt.errors import VitaCkptError, printable
 @click.option(
     "--all", "every", is_flag=True, help="Name every tensor, also where many have one fault."
 )
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @report_options
 @click.pass_obj
 def command(
@@ -72,6 +73,7 @@ def command(
     strict: bool | None,
     jobs: int,
     every: bool,
+    as_json: bool,
     report_format: str,
     outputs: tuple[Output, ...],
 ) -> int:
@@ -83,6 +85,7 @@ def command(
     working directory, unless that file is part of what is validated. Exit 0 without errors, 1 with
     errors, 3 if something could not be read at all.
     """
+    report_format = "json" if as_json else report_format
     chosen = list(_expanded(paths))
     policy = read_policy(select, ignore, strict, validated=[*_globbed(paths), *chosen])
     for sentence in policy.sentences() if policy.file or policy.disregarded else ():

@@ -24,6 +24,8 @@ BACKBONES: Final[dict[str, Backbone]] = {
         Backbone(
             "vita-fo-Qwen2", "VITAFOQwen2ForCausalLM", "qwen2p5_fo_instruct", "Qwen2", "qwen2"
         ),
+        # LUCY's name for the same classes.
+        Backbone("vita-qwen2", "VITAQwen2ForCausalLM", "qwen2p5_instruct", "Qwen2", "qwen2"),
         Backbone("vita-mixtral", "VITAMixtralForCausalLM", "mixtral-8x7b", "Mixtral", "mixtral"),
         Backbone("vita-Mistral", "VITAMistralForCausalLM", "nemo", "Mistral", "mistral"),
     )

@@ -14,9 +14,11 @@ from vita_ckpt.core.filenames import (
     HOME,
     LORA_FILES,
     NON_LORA,
+    ORIGIN_CONFIG,
     PROVENANCE,
     RUN_FILES,
     SAFETENSORS_INDEX,
+    SAFETENSORS_SUFFIX,
     SHARD,
     SINGLE_FILES,
     STALE_DIRECTORIES,
@@ -30,12 +32,15 @@ from vita_ckpt.core.filenames import (
     what_it_looks_like,
 )
 from vita_ckpt.core.left_out import LeftOut
-from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.core.serving import is_serving_config
+from vita_ckpt.core.training_state import Foreign, file_of_training_state, foreign_directory
+from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
     check_inside,
     index_mismatches,
+    missing_shard,
     tensors_by_shard,
     weight_map_of,
 )
@@ -83,17 +88,36 @@ def open_checkpoint(
 def open_file(store: Store, path: str, key: str = "") -> Checkpoint:
     """A lone weight file as a checkpoint, with the config beside it."""
     check_no_json(path)
-    weights = Weights(key)
-    weights.read(store, path, "")
-    weights.check(path)
     folder, name = os.path.split(path)
+    weights = Weights(key)
+    try:
+        weights.read(store, path, "")
+    except INCONCLUSIVE:
+        raise
+    except InputError as error:
+        state = file_of_training_state(name)
+        raise error if state is None else _training_state(path, state) from error
+    weights.check(path)
     is_step = STEP_FILE.fullmatch(name) and os.path.basename(folder) == STEPS
     config: dict[str, Any] | None = None
     files: dict[str, File] = {}
     if not SHARD.search(name):  # a shard is a part of what the config beside it describes
-        config, files = read_optional(store, os.path.dirname(folder) if is_step else folder, CONFIG)
+        home = os.path.dirname(folder) if is_step else folder
+        config, files = read_optional(store, home, CONFIG)
+        origin, _ = read_optional(store, home, ORIGIN_CONFIG)
+        config, _, _ = vita_and_serving(config, origin)
     return Checkpoint(
         path, "file", weights.tensors, tuple(weights.shards), config=config, files=files
+    )
+
+
+def _training_state(path: str, state: Foreign) -> InputError:
+    return InputError(
+        "other-kind",
+        path,
+        expected="weights that VITA's loaders read",
+        got=state.label,
+        hint=state.remedy,
     )
 
 
@@ -126,9 +150,11 @@ def _open_directory(store: Store, root: str, key: str) -> Checkpoint:
         for name in weight_files:
             weights.read(store, root, name)
     weights.check(root)
-    config, config_files = read_optional(
-        store, home_of_config(root, weights.shards[0].name), CONFIG
-    )
+    home = home_of_config(root, weights.shards[0].name)
+    config, config_files = read_optional(store, home, CONFIG)
+    origin, origin_files = read_optional(store, home, ORIGIN_CONFIG)
+    config, serving, config_file = vita_and_serving(config, origin)
+    config_files |= origin_files if serving is not None else {}
     adapter_config, adapter_files = (
         read_optional(store, root, ADAPTER_CONFIG) if layout == "lora" else (None, {})
     )
@@ -148,7 +174,21 @@ def _open_directory(store: Store, root: str, key: str) -> Checkpoint:
         files=files,
         left_out=left_out,
         provenance=provenance,
+        config_file=config_file,
+        serving_config=serving,
     )
+
+
+def vita_and_serving(
+    config: dict[str, Any] | None, origin: dict[str, Any] | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str]:
+    """Return VITA's config, a server's (None if there is none), and the file that VITA's is from.
+
+    ``config`` is what config.json says, ``origin`` what origin_config.json does.
+    """
+    if config is not None and origin is not None and is_serving_config(config, origin):
+        return origin, config, ORIGIN_CONFIG
+    return config, None, CONFIG
 
 
 def home_of_config(root: str, weight_file: str) -> str:
@@ -180,6 +220,9 @@ def _read_indexed(
         raise both
     prefetch_shards(store, root, shards)
     for shard, promised in shards.items():
+        if store.look(os.path.join(root, shard)) is None:
+            store.check_known(os.path.join(root, shard))
+            raise missing_shard(os.path.join(root, shard), index_name)
         found = weights.read(store, root, shard)
         for error in index_mismatches(path, weight_map, shard, promised, found):
             raise error
@@ -219,7 +262,7 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
     lone = [
         name
         for name in names
-        if name.endswith(WEIGHT_SUFFIXES) and not TRAINING_STATE.fullmatch(name)
+        if name.endswith(WEIGHT_SUFFIXES) and file_of_training_state(name) is None
     ]
     found = steps or lone
     if len(found) == 1:
@@ -241,11 +284,13 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
             hint="copy the index too, or name one of the files",
         )
     store.check_known(f"{root}: weights")
+    foreign = foreign_directory(names)
     raise InputError(
         "not-a-checkpoint",
         root,
         expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
         got=what_it_looks_like(names),
+        hint="" if foreign is None else foreign.remedy,
     )
 
 
@@ -307,7 +352,8 @@ def collect_files(
 
 def _why_left_out(name: str) -> LeftOut | None:
     """Return why a regular file at the top is not part of the checkpoint; None if it is."""
-    if TRAINING_STATE.fullmatch(name):
+    state = None if name.endswith(SAFETENSORS_SUFFIX) else file_of_training_state(name)
+    if TRAINING_STATE.fullmatch(name) or state is not None:
         return LeftOut.TRAINING_STATE
     if WEIGHTS_OR_INDEX.fullmatch(name):
         return LeftOut.OTHER_WEIGHTS

@@ -10,12 +10,13 @@ from vita_ckpt.core.file_listing import Index, Trouble, WeightFile, WeightFiles
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
+    ORIGIN_CONFIG,
     SAFETENSORS_INDEX,
     TORCH_INDEX,
     TRAINING_STATE,
 )
 from vita_ckpt.errors import INCONCLUSIVE, InputError
-from vita_ckpt.storage.reading.checkpoint import check_no_json, read_optional
+from vita_ckpt.storage.reading.checkpoint import check_no_json, read_optional, vita_and_serving
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import check_inside, weight_map_of
 from vita_ckpt.storage.reading.paths import Stores, find, is_file, read_json
@@ -53,8 +54,10 @@ def read_weight_files(path: str | os.PathLike[str], stores: Stores) -> WeightFil
     if not files:
         store.check_known(f"{root}: weights")
     config, trouble = _attempt(lambda: read_optional(store, root, CONFIG)[0])
+    origin, _ = _attempt(lambda: read_optional(store, root, ORIGIN_CONFIG)[0])
+    config, serving, _ = vita_and_serving(config, origin)
     adapter, _ = _attempt(lambda: read_optional(store, root, ADAPTER_CONFIG)[0])
-    return WeightFiles(root, names, files, indexes, config, trouble, adapter)
+    return WeightFiles(root, names, files, indexes, config, trouble, adapter, serving)
 
 
 def _index(store: Store, root: str, name: str) -> Index:

@@ -36,7 +36,7 @@ def ambiguous_weights(
     root: str, index_name: str, names: Iterable[str], shards: Iterable[str]
 ) -> InputError | None:
     """Return the error for a single weight file that an index beside it does not name, or None."""
-    single = SAFETENSORS if index_name == SAFETENSORS_INDEX else TORCH
+    single = single_of(index_name)
     if single not in names or single in shards:
         return None
     return InputError(
@@ -44,8 +44,14 @@ def ambiguous_weights(
         root,
         expected=f"either {single} or {index_name}",
         got="both",
-        hint="loaders disagree which one counts: remove the stale one",
+        hint=f"VITA's loader and transformers read {single}, huggingface_hub's loader the files of "
+        "the index: decide which is meant, and move the other to a directory of its own",
     )
+
+
+def single_of(index_name: str) -> str:
+    """Return the single weight file that loaders look for beside an index."""
+    return SAFETENSORS if index_name == SAFETENSORS_INDEX else TORCH
 
 
 def index_mismatches(
@@ -77,6 +83,17 @@ def index_mismatches(
                 expected=f"the tensor in {shard}",
                 got="no such tensor there",
             )
+
+
+def missing_shard(path: str, index_name: str, got: str = "nothing there") -> InputError:
+    """Return the error for a file that an index names and that is not there."""
+    return InputError(
+        "missing-shard",
+        path,
+        expected=f"the file that {index_name} names",
+        got=got,
+        hint="copy or download it; vita-ckpt validate says whether other files hold its tensors",
+    )
 
 
 def check_inside(store: Store, root: str, name: str, index_path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, Shard, TensorRef
@@ -12,16 +12,21 @@ from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
     HUB_DOWNLOADS,
+    ORIGIN_CONFIG,
     PARTIAL_DOWNLOAD,
     PICKLE_SUFFIXES,
     PROVENANCE,
     SAFETENSORS_INDEX,
+    TRAINED_FILES,
     TRAINING_STATE,
-    foreign_kind,
+    WEIGHT_SUFFIXES,
     index_of,
     shards_in_all,
 )
 from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.remedies import ignore_index
+from vita_ckpt.core.rivals import Rival
+from vita_ckpt.core.training_state import Foreign, foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
 from vita_ckpt.storage.reading.checkpoint import (
     choose_weights,
@@ -29,18 +34,21 @@ from vita_ckpt.storage.reading.checkpoint import (
     home_of_config,
     open_file,
     read_optional,
+    vita_and_serving,
 )
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
     check_inside,
     index_mismatches,
+    missing_shard,
+    single_of,
     tensors_by_shard,
     weight_map_of,
 )
-from vita_ckpt.storage.reading.paths import Stores, find, is_directory, read_json
+from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
 from vita_ckpt.storage.reading.pickles import ScannedPickle, scan_beside
-from vita_ckpt.storage.reading.rival_weights import other_weights
+from vita_ckpt.storage.reading.rival_weights import other_weights, rival
 from vita_ckpt.storage.reading.shards import duplicate, is_same, prefetch_shards, read_shard
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
@@ -61,13 +69,17 @@ class Survey:
     """The readable part of a checkpoint and what is wrong with the rest.
 
     ``unread`` names the tensors that an index promises in files that could not be read,
-    ``pickles`` what the pickles beside the weights name.
+    ``pickles`` what the pickles beside the weights name. ``rivals`` compare other files of weights
+    in the directory with the checkpoint's, ``taken`` names those among them that hold what the
+    index promises in files that are not there.
     """
 
     checkpoint: Checkpoint
     problems: tuple[Problem, ...] = ()
     unread: frozenset[str] = frozenset()
     pickles: tuple[ScannedPickle, ...] = ()
+    rivals: Mapping[str, Rival] = field(default_factory=dict)
+    taken: frozenset[str] = frozenset()
 
 
 def survey(path: str | os.PathLike[str], stores: Stores) -> Survey:
@@ -91,6 +103,8 @@ class _Surveyor:
     tensors: dict[str, TensorRef] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     chosen: set[str] = field(default_factory=set)
+    rivals: dict[str, Rival] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
 
     def file(self) -> Survey:
         """A lone weight file."""
@@ -129,7 +143,12 @@ class _Surveyor:
         if not self.tensors and not self.problems:
             self._note(self.root, _no_tensors(self.root))
         first = self.shards[0].name if self.shards else ""
-        config = self._json(home_of_config(self.root, first), CONFIG, files)
+        home = home_of_config(self.root, first)
+        config = self._json(home, CONFIG, files)
+        beside: dict[str, File] = {}
+        origin = self._json(home, ORIGIN_CONFIG, beside) if config is not None else None
+        config, serving, config_file = vita_and_serving(config, origin)
+        files |= beside if serving is not None else {}
         adapter = self._json(self.root, ADAPTER_CONFIG, files) if layout == "lora" else None
         provenance = self._json(self.root, PROVENANCE, files)
         left_out: dict[str, LeftOut] = {}
@@ -147,10 +166,19 @@ class _Surveyor:
             files=files,
             left_out=left_out,
             provenance=provenance,
+            config_file=config_file,
+            serving_config=serving,
         )
         self._beside(names, left_out)
         pickles = scan_beside(self.store, checkpoint, [problem.file for problem in self.problems])
-        return Survey(checkpoint, tuple(self.problems), frozenset(self.unread), pickles)
+        return Survey(
+            checkpoint,
+            tuple(self.problems),
+            frozenset(self.unread),
+            pickles,
+            self.rivals,
+            frozenset(self.taken),
+        )
 
     def _indexed(self, index_name: str, index: Mapping[str, Any], names: list[str]) -> None:
         path = os.path.join(self.root, index_name)
@@ -158,9 +186,6 @@ class _Surveyor:
         if weight_map is None:
             return
         shards = tensors_by_shard(weight_map)
-        both = ambiguous_weights(self.root, index_name, names, shards)
-        if both is not None:
-            self._note(self.root, both)
         complete = True
         prefetch_shards(self.store, self.root, shards)
         for name, promised in shards.items():
@@ -171,8 +196,65 @@ class _Surveyor:
                 continue
             for error in index_mismatches(path, weight_map, name, promised, found):
                 self._note(path, error)
+        both = ambiguous_weights(self.root, index_name, names, shards)
+        if both is not None:
+            self._note(self.root, self._which(both, single_of(index_name)))
         if complete:
             self._total_size(path, index)
+        elif self.store.is_local:
+            self._held_elsewhere(index_name, names, shards)
+
+    def _which(self, both: InputError, name: str) -> InputError:
+        """Add to the error over two sets of weights how the single file compares with the other."""
+        if not self.store.is_local:
+            return both
+        read = self._quietly(name)
+        if read is None:
+            return both
+        found = rival(self.tensors, self.shards, read[0].file, read[1])
+        return both.replaced(hint=f"{both.hint}; of {name}: {found}")
+
+    def _held_elsewhere(
+        self, index_name: str, names: list[str], shards: Mapping[str, list[str]]
+    ) -> None:
+        """Say of absent shards that files which the index does not name hold all they should."""
+        paths = {name: os.path.join(self.root, name) for name in shards}
+        lacking = {name for name, path in paths.items() if not is_file(self.store, path)}
+        if not lacking:
+            return
+        wanted = {tensor for name in lacking for tensor in shards[name]}
+        holders: dict[str, Mapping[str, TensorRef]] = {}
+        for name in names:
+            if name in shards or name in TRAINED_FILES or not name.endswith(WEIGHT_SUFFIXES):
+                continue
+            if TRAINING_STATE.fullmatch(name):
+                continue
+            read = self._quietly(name)
+            if read is not None and wanted & read[1].keys():
+                holders[name] = read[1]
+        if not holders or wanted - set().union(*(held.keys() for held in holders.values())):
+            return
+        self.taken |= holders.keys()
+        listed = ", ".join(list(holders)[:4]) + (" …" if len(holders) > 4 else "")
+        hint = (
+            f"{listed} hold{'s' if len(holders) == 1 else ''} every tensor that {index_name} names "
+            f"there: {ignore_index(self.root)} takes what is there"
+        )
+        self.problems = [
+            replace(problem, error=problem.error.replaced(hint=hint))
+            if problem.error.code == "missing-shard"
+            else problem
+            for problem in self.problems
+        ]
+
+    def _quietly(self, name: str) -> tuple[Shard, Mapping[str, TensorRef]] | None:
+        """Read a file that is not part of the checkpoint; None if it cannot be read."""
+        try:
+            return read_shard(self.store, self.root, name)
+        except INCONCLUSIVE:
+            raise
+        except InputError:
+            return None
 
     def _shard(self, name: str, index_path: str) -> Mapping[str, TensorRef] | None:
         """The tensors of a file that the index names; None if they cannot be read."""
@@ -183,15 +265,9 @@ class _Surveyor:
             return None
         entry = self.store.look(path)
         if entry is None or entry.kind is Kind.BROKEN_LINK:
-            link = " (a broken link)" if entry is not None else ""
-            error = InputError(
-                "missing-shard",
-                path,
-                expected=f"the file that {os.path.basename(index_path)} names",
-                got=f"nothing there{link}",
-                hint="copy or download it",
-            )
-            self._note(path, error)
+            got = "nothing there" + (" (a broken link)" if entry is not None else "")
+            error = missing_shard(path, os.path.basename(index_path), got)
+            self._note(path, error.replaced(hint="copy or download it"))
             return None
         return self._weights(name)
 
@@ -217,7 +293,7 @@ class _Surveyor:
         except INCONCLUSIVE:
             raise
         except InputError as error:
-            foreign = foreign_kind(names)
+            foreign = foreign_directory(names)
             if foreign is not None:
                 self._note(self.root, _other_kind(self.root, foreign))
             elif error.code == "not-a-checkpoint":
@@ -255,24 +331,43 @@ class _Surveyor:
                     path,
                     expected="complete files only",
                     got="what an interrupted download or copy left",
-                    hint="download it again, or remove it",
+                    hint="download it again; what it was to become may be incomplete",
                 )
                 self._note(path, error)
         pickled: dict[str, TensorRef] = {}
-        for name in left_out:
-            if name.endswith(PICKLE_SUFFIXES) and not TRAINING_STATE.fullmatch(name):
-                path = os.path.join(self.root, name)
-                try:
-                    tensors = read_shard(self.store, self.root, name)[1]
-                    pickled |= tensors if name.startswith("pytorch_model") else {}
-                except INCONCLUSIVE:
-                    raise
-                except InputError as error:
-                    if error.code == "unsafe-pickle":
-                        self._note(path, error)
+        for name, reason in left_out.items():
+            is_pickle = name.endswith(PICKLE_SUFFIXES)
+            if reason is not LeftOut.OTHER_WEIGHTS or not name.endswith(WEIGHT_SUFFIXES):
+                continue
+            if not is_pickle and not self.store.is_local:
+                continue
+            try:
+                shard, tensors = read_shard(self.store, self.root, name)
+            except INCONCLUSIVE:
+                raise
+            except InputError as error:
+                if error.code == "unsafe-pickle":
+                    self._note(os.path.join(self.root, name), error)
+                continue
+            self.rivals[name] = rival(self.tensors, self.shards, shard.file, tensors)
+            pickled |= tensors if name.startswith("pytorch_model") and is_pickle else {}
         other = other_weights(self.tensors, pickled) if self.store.is_local else None
         if other is not None:
-            self._note(pickled[other].source.path, _two_models(self.root, other))
+            file = os.path.basename(pickled[other].source.path)
+            self._note(pickled[other].source.path, self._two_models(other, self.rivals.get(file)))
+
+    def _two_models(self, tensor: str, found: Rival | None) -> InputError:
+        ours = self.shards[0].name if self.shards else "the others"
+        return InputError(
+            "ambiguous-weights",
+            self.root,
+            expected="one set of weights, or two that are the same",
+            got=f"complete pickled weights beside the others, and {tensor} differs",
+            hint=f"VITA's loader and transformers read {ours} while it is there, and the pickled "
+            "weights once it is not"
+            + (f"; of these: {found}" if found is not None else "")
+            + ". Decide which set is meant, and move the other to a directory of its own",
+        )
 
     def _json(self, folder: str, name: str, files: dict[str, File]) -> dict[str, Any] | None:
         read = self._attempt(
@@ -302,17 +397,13 @@ class _Surveyor:
         self.problems.append(Problem(file, error))
 
 
-def _other_kind(root: str, kind: str) -> InputError:
-    return InputError("other-kind", root, expected="weights that VITA's loaders read", got=kind)
-
-
-def _two_models(root: str, tensor: str) -> InputError:
+def _other_kind(root: str, foreign: Foreign) -> InputError:
     return InputError(
-        "ambiguous-weights",
+        "other-kind",
         root,
-        expected="one set of weights, or two that are the same",
-        got=f"complete pickled weights beside the others, and {tensor} differs",
-        hint="loaders disagree which one counts: remove the stale one",
+        expected="weights that VITA's loaders read",
+        got=foreign.label,
+        hint=foreign.remedy,
     )
 
 

@@ -302,9 +302,13 @@ def _metadata(shard: Shard) -> Mapping[str, str]:
 
 
 def _config_text(base: Checkpoint, target: Checkpoint) -> tuple[WrittenText, ...]:
-    if target.config == base.config:
-        return ()
-    return (WrittenText(CONFIG, _json(target.config)),)
+    """Return the configs that differ: VITA's, and in a deployment folder the server's."""
+    texts = []
+    if target.config != base.config:
+        texts.append(WrittenText(target.config_file, _json(target.config)))
+    if target.serving_config != base.serving_config:
+        texts.append(WrittenText(CONFIG, _json(target.serving_config)))
+    return tuple(texts)
 
 
 def _index_text(

@@ -1,0 +1,279 @@
+"""What a finding advises is right in the situation in which it is said: one change, one hint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fixtures.builder import (
+    Shapes,
+    Spec,
+    TowerSpec,
+    mm_projector,
+    write_adapter,
+    write_checkpoint,
+    write_tower,
+)
+from vita_ckpt import InputError, UsageError, inspect, plan_merge_projector, validate
+from vita_ckpt.api.validate import holds_checkpoints
+from vita_ckpt.checks.rules import RULES
+from vita_ckpt.core.report import Finding
+
+LAST = "model-00003-of-00003.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    write_tower(tmp_path / "tower-internvit", TowerSpec())
+    return write_checkpoint(tmp_path / "base")
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    write_tower(tmp_path / "tower-internvit", TowerSpec())
+    return write_checkpoint(tmp_path / "sharded", shards=3)
+
+
+def only(path: Path, rule: str) -> Finding:
+    """The finding of a rule."""
+    found = [one for one in validate(path).findings if one.rule == rule]
+    assert len(found) == 1, validate(path)
+    return found[0]
+
+
+def whole(root: Path) -> dict[str, torch.Tensor]:
+    return {
+        n: t
+        for file in sorted(root.glob("model*"))
+        if file.suffix == ".safetensors"
+        for n, t in load_file(file).items()
+    }
+
+
+def put_beside(root: Path, name: str, *, added: float, newer: bool) -> None:
+    tensors = whole(root)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + added
+    if name.endswith(".bin"):
+        torch.save(tensors, root / name)
+    else:
+        save_file(tensors, root / name, {"format": "pt"})
+    moved = 10 if newer else -10
+    latest = max(file.stat().st_mtime for file in root.glob("model*"))
+    os.utime(root / name, (latest + moved, latest + moved))
+
+
+@pytest.mark.parametrize("newer", [True, False])
+@pytest.mark.parametrize("added", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("model.safetensors", "ambiguous-weights"),
+        ("old.safetensors", "stale-weights"),
+        ("pytorch_model.bin", "other-weights"),
+    ],
+)
+def test_two_sets_of_weights_are_compared_and_none_is_to_go(
+    sharded: Path, name: str, rule: str, added: float, newer: bool
+) -> None:
+    put_beside(sharded, name, added=added, newer=newer)
+    found = only(sharded, rule)
+    text = f"{found.message} {found.hint}"
+    assert ("it is newer" if newer else "it is not newer") in text
+    assert ("it differs, in model.norm.weight" in text) == (added > 0)
+    assert ("are the same" in text) == (added == 0)
+    assert "read" in text  # which file is read by whom
+    assert not re.search(r"\b(remove|delete)", text)
+
+
+def test_pickled_weights_that_differ_are_no_left_over(sharded: Path) -> None:
+    put_beside(sharded, "pytorch_model.bin", added=1.0, newer=True)
+    found = only(sharded, "ambiguous-weights")
+    assert "it is newer and it differs" in found.hint
+    assert "model-00001" in found.hint
+
+
+def test_no_hint_tells_to_remove_weights(sharded: Path) -> None:
+    """Of all rules about other weights in the directory."""
+    for name in ("model.safetensors", "old.safetensors", "pytorch_model.bin", "mm_projector.bin"):
+        put_beside(sharded, name, added=1.0, newer=True)
+    for one in validate(sharded).findings:
+        assert not re.search(r"\b(remove|delete)\b", one.hint), one
+
+
+def projector(path: Path) -> Path:
+    shapes = mm_projector("mlp2x_gelu", 32, 16)
+    torch.save({f"model.mm_projector.{n}": torch.randn(s) for n, s in shapes.items()}, path)
+    return path
+
+
+def test_a_trained_projector_beside_a_checkpoint_is_a_note_with_the_command(base: Path) -> None:
+    file = projector(base / "mm_projector.bin")
+    found = only(base, "trained-beside")
+    assert found.severity == "note"
+    assert f"vita-ckpt merge-projector --base {base} --adapter {file}" in found.hint
+    assert plan_merge_projector(base, file).edits
+
+
+def test_a_projector_that_was_merged_already_is_told(base: Path) -> None:
+    own = {n: t for n, t in whole(base).items() if "mm_projector" in n}
+    torch.save(own, base / "mm_projector.bin")
+    assert "are the same" in only(base, "trained-beside").message
+
+
+def test_a_lora_run_beside_a_checkpoint_is_a_note_with_the_command(base: Path) -> None:
+    names: Shapes = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": (4, 16)}
+    write_adapter(base / "adapter_model.safetensors", names, prefix="")
+    (base / "adapter_config.json").write_text("{}")
+    projector(base / "non_lora_trainables.bin")
+    found = only(base, "trained-beside")
+    assert (found.severity, found.subject) == ("note", "adapter_model.safetensors")
+    assert f"vita-ckpt merge-lora --base {base}" in found.hint
+
+
+def lost(root: Path, *holders: str) -> None:
+    """Give the last shard another name, or put its tensors into a .bin."""
+    data = load_file(root / LAST)
+    (root / LAST).unlink()
+    for name in holders:
+        if name.endswith(".bin"):
+            torch.save(data, root / name)
+        else:
+            save_file(data, root / name, {"format": "pt"})
+
+
+@pytest.mark.parametrize("holder", ["pytorch_model.bin", "model-00009-of-00009.safetensors"])
+def test_what_an_index_misses_and_another_file_holds_is_said(sharded: Path, holder: str) -> None:
+    lost(sharded, holder)
+    (found,) = validate(sharded).findings
+    assert found.rule == "missing-shard"
+    assert holder in found.hint
+    assert f"vita-ckpt convert {sharded} --ignore-index" in found.hint
+
+
+def test_what_an_index_misses_and_nobody_holds_is_to_be_copied(sharded: Path) -> None:
+    lost(sharded)
+    assert "download" in only(sharded, "missing-shard").hint
+    torch.save({"model.norm.weight": torch.ones(16)}, sharded / "pytorch_model.bin")
+    assert "download" in only(sharded, "missing-shard").hint
+
+
+def lora_step(root: Path) -> Path:
+    root.mkdir()
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    names: Shapes = {f"{module}.lora_A.weight": (4, 16), f"{module}.lora_B.weight": (16, 4)}
+    write_adapter(root / "adapter_model.safetensors", names, prefix="")
+    config = {"r": 4, "lora_alpha": 8, "base_model_name_or_path": "/elsewhere/base"}
+    (root / "adapter_config.json").write_text(json.dumps(config))
+    return root
+
+
+def test_a_step_whose_projector_is_in_the_state_of_the_trainer(tmp_path: Path) -> None:
+    step = lora_step(tmp_path / "checkpoint-4")
+    assert [one.rule for one in validate(step).findings] == ["lora-base-absent"]
+    (step / "global_step4").mkdir()
+    found = only(step, "trained-in-state")
+    assert "global_step4" in found.message
+    assert "zero_to_fp32.py" in found.hint
+    projector(step / "non_lora_trainables.bin")
+    assert [one.rule for one in validate(step).findings] == ["lora-base-absent"]
+
+
+def test_a_base_that_is_elsewhere_is_a_warning(tmp_path: Path) -> None:
+    assert only(lora_step(tmp_path / "run"), "lora-base-absent").severity == "warning"
+
+
+@pytest.mark.parametrize("metadata", [None, {"made": "by hand"}])
+def test_no_format_is_an_error_as_for_the_pinned_loader(
+    base: Path, metadata: dict[str, str] | None
+) -> None:
+    save_file(load_file(base / "model.safetensors"), base / "model.safetensors", metadata)
+    assert only(base, "no-format-metadata").severity == "error"
+
+
+@pytest.mark.parametrize("key", ["mm_vision_tower", "mm_audio_encoder"])
+def test_an_unreachable_path_has_a_remedy(tmp_path: Path, key: str) -> None:
+    spec = Spec(audio=True, tower=TowerSpec(name="OpenGVLab/InternViT-300M-448px"))
+    root = write_checkpoint(tmp_path / "c", spec)
+    found = [one for one in validate(root).findings if one.rule == "tower-path-unreachable"]
+    (one,) = [one for one in found if one.subject == key]
+    assert f"vita-ckpt set {root} {key}=" in one.hint
+    assert "repository of the hub" in one.message
+
+
+def test_base_and_adapter_the_wrong_way_round(base: Path, tmp_path: Path) -> None:
+    adapter = projector(tmp_path / "mm_projector.bin")
+    with pytest.raises(UsageError, match="base-and-adapter-swapped") as error:
+        plan_merge_projector(adapter, base)
+    assert f"--base {base} --adapter {adapter}" in str(error.value)
+    plan_merge_projector(base, adapter)
+
+
+STATES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("zero", lambda root: (root / "global_step3").mkdir(), "DeepSpeed"),
+    ("universal", lambda root: (root / "latest_universal").write_text("x"), "universal"),
+    ("dcp", lambda root: (root / ".metadata").write_bytes(b"\x80\x04."), "torch.distributed"),
+    ("shards", lambda root: (root / "__0_0.distcp").write_bytes(b"x"), "torch.distributed"),
+    ("fsdp", lambda root: (root / "pytorch_model_fsdp_0").mkdir(), "FSDP"),
+    (
+        "ranks",
+        lambda root: (root / "model_world_size_2_rank_0.pt").write_bytes(b"x"),
+        "each rank",
+    ),
+    (
+        "dcp in safetensors",
+        lambda root: write_adapter(
+            root / "shard-00001-model-00001-of-00001.safetensors", {"a": (2,)}
+        ),
+        "not consolidated",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "words"), STATES, ids=[name for name, _, _ in STATES])
+def test_training_state_is_named(
+    tmp_path: Path, name: str, make: Callable[[Path], object], words: str
+) -> None:
+    make(tmp_path)
+    found = only(tmp_path, "other-kind")
+    assert words in found.message
+    assert found.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "optimiser states"),
+        ("__0_0.distcp", "torch.distributed"),
+        ("optimizer.pt", "trainer"),
+        ("rng_state_0.pth", "trainer"),
+    ],
+)
+def test_a_file_of_training_state_is_named(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x02cargparse\nNamespace\nq\x00)\x81q\x01.")
+    with pytest.raises(InputError, match="other-kind") as error:
+        inspect(tmp_path / name)
+    assert words in str(error.value)
+
+
+def test_a_directory_of_several_kinds_is_walked_whole(base: Path, tmp_path: Path) -> None:
+    """A checkpoint that holds its tower, a run and training state hides none of them."""
+    write_tower(base / "tower-internvit", TowerSpec())
+    lora_step(base / "run")
+    (base / "checkpoint-9").mkdir()
+    projector(base / "checkpoint-9" / "mm_projector.bin")
+    names = [os.path.relpath(path, base) for path in holds_checkpoints(str(base))]
+    assert names == [".", "checkpoint-9", "run", "tower-internvit"]
+
+
+def test_every_severity_is_the_rule_s(sharded: Path) -> None:
+    put_beside(sharded, "model.safetensors", added=1.0, newer=True)
+    for one in validate(sharded).findings:
+        assert one.severity == RULES[one.rule].severity

@@ -1,0 +1,159 @@
+"""Decide what a thing is, once: a VITA model, one of its parts, a run, another family's model."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.core.anatomy.relatives import Relative, relative_of
+from vita_ckpt.core.checkpoint import Checkpoint, Tensor
+from vita_ckpt.core.filenames import shards_in_all
+from vita_ckpt.core.quantisation import Quantisation, quantisation_of
+from vita_ckpt.core.training_state import file_of_training_state
+from vita_ckpt.errors import InputError
+
+VITA: Final = "vita-checkpoint"
+LANGUAGE_MODEL: Final = "language-model"
+PROJECTOR: Final = "projector"
+LORA_RUN: Final = "lora-run"
+TOWER: Final = "vision-tower"
+AUDIO_ADAPTER: Final = "audio-adapter"
+MULTIMODAL: Final = "multimodal-model"
+PEFT_MODEL: Final = "peft-model"
+SHARD: Final = "shard"
+TRAINING_STATE: Final = "training-state"
+UNKNOWN: Final = "unknown"
+
+# Kinds that loaders of VITA take for what they are; the rules about tensors are about these.
+KNOWN: Final = (VITA, LANGUAGE_MODEL, PROJECTOR, LORA_RUN, TOWER, AUDIO_ADAPTER)
+
+# What stands in the names of a model that PEFT wraps, and in those of no adapter file.
+_UNMERGED: Final = frozenset({"base_layer", "original_module"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a checkpoint is.
+
+    ``name`` is one of the constants above. ``relative`` is the family of a model or run that is not
+    VITA's, ``quantisation`` how the weights are quantised; each is None if it is not so.
+    """
+
+    name: str
+    relative: Relative | None = None
+    quantisation: Quantisation | None = None
+
+    def part_of(self, name: str) -> str:
+        """Return the part that a tensor belongs to, by the names of its family."""
+        return parts.part_of(name) if self.relative is None else self.relative.part_of(name)
+
+
+def kind_of(checkpoint: Checkpoint) -> Kind:
+    """Return the kind of a checkpoint by its layout, names, shapes and config."""
+    relative = relative_of(checkpoint.config, checkpoint.tensors)
+    name = _name(checkpoint, relative)
+    return Kind(
+        name,
+        relative if name in (MULTIMODAL, PROJECTOR, LORA_RUN, PEFT_MODEL, TOWER) else None,
+        quantisation_of(checkpoint),
+    )
+
+
+def part_as(checkpoint: Checkpoint, kind: str) -> Checkpoint:
+    """Return the part of another family's model that ``kind`` names, as if it stood alone.
+
+    The tensors of the language model get the names and the config of a plain one; tower and
+    projector keep theirs. Any other checkpoint, and any other kind, is returned as it is.
+    """
+    relative = relative_of(checkpoint.config, checkpoint.tensors)
+    wanted = {
+        LANGUAGE_MODEL: parts.LANGUAGE_MODEL,
+        TOWER: parts.VISION_TOWER,
+        PROJECTOR: parts.MM_PROJECTOR,
+    }.get(kind)
+    if relative is None or wanted is None or kind_of(checkpoint).name != MULTIMODAL:
+        return checkpoint
+    tensors: dict[str, Tensor] = {
+        relative.plain_name(name) if kind == LANGUAGE_MODEL else name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if relative.part_of(name) == wanted
+    }
+    config = checkpoint.config
+    if kind == LANGUAGE_MODEL and config is not None:
+        config = relative.plain_config(config)
+    return replace(checkpoint, tensors=tensors, config=config)
+
+
+def refuse_relative(checkpoint: Checkpoint, what: str) -> None:
+    """Raise InputError ``other-family`` for a model or a run of another family than VITA."""
+    relative = relative_of(checkpoint.config, checkpoint.tensors)
+    if relative is not None:
+        raise InputError(
+            "other-family",
+            checkpoint.root,
+            expected=f"{what} of VITA",
+            got=f"{relative.label}{_model_type(checkpoint.config)}",
+            hint="its tower and its projector can be taken out of it with extract-tower and "
+            "extract-projector; nothing is put into it",
+        )
+
+
+def _model_type(config: Mapping[str, Any] | None) -> str:
+    model_type = (config or {}).get("model_type")
+    return f" (model_type {model_type})" if isinstance(model_type, str) else ""
+
+
+def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PLR0911 - one for each
+    file = posixpath.basename(checkpoint.root) if checkpoint.layout == "file" else ""
+    if file_of_training_state(file) is not None:
+        return TRAINING_STATE
+    if shards_in_all(file) > 1:
+        return SHARD
+    names = checkpoint.tensors
+    found = Counter((parts.part_of if relative is None else relative.part_of)(n) for n in names)
+    if is_unmerged(names, checkpoint.layout):
+        return PEFT_MODEL
+    if checkpoint.layout == "lora" or found[parts.LORA]:
+        return LORA_RUN
+    if relative is not None:
+        whole = found[parts.LANGUAGE_MODEL] and checkpoint.layout != "run"
+        if whole or len([p for p in found if p != parts.OTHER]) > 1:
+            return MULTIMODAL
+        if found[parts.MM_PROJECTOR]:
+            return PROJECTOR
+    has_layers = any(name.startswith(parts.LAYERS_PREFIX) for name in names)
+    has_vision = bool(found[parts.VISION_TOWER] or found[parts.MM_PROJECTOR])
+    if has_layers:
+        model_type = str((checkpoint.config or {}).get("model_type"))
+        return VITA if has_vision or model_type in BACKBONES else LANGUAGE_MODEL
+    if found[parts.MM_PROJECTOR] and not found[parts.VISION_TOWER]:
+        return PROJECTOR
+    if found[parts.AUDIO_ADAPTER] and len(found) == 1:
+        return AUDIO_ADAPTER
+    if not found[parts.MM_PROJECTOR] and _has_tower(checkpoint):
+        return TOWER
+    return VITA if has_vision else UNKNOWN
+
+
+def is_unmerged(names: Mapping[str, Any], layout: str) -> bool:
+    """Return whether names are those of a whole model with its adapter still beside the weights."""
+    if any(not _UNMERGED.isdisjoint(name.split(".")) for name in names):
+        return True
+    return (
+        layout != "lora"
+        and any(name.removeprefix(parts.PEFT_PREFIX) == parts.EMBED_TOKENS for name in names)
+        and any(parts.part_of(name) == parts.LORA for name in names)
+    )
+
+
+def _has_tower(checkpoint: Checkpoint) -> bool:
+    shapes = {
+        name.removeprefix(parts.PEFT_PREFIX): tensor.shape
+        for name, tensor in checkpoint.tensors.items()
+    }
+    return towers.tower_of_shapes(parts.below(parts.TOWER_PREFIX, shapes) or shapes) is not None
