@@ -737,6 +737,13 @@ class TestSeveral:
         assert "image-ignored" in [one.rule for one in report.findings]
 
 
+def test_a_flat_parameter_of_fsdp_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mm_projector.safetensors"
+    save_file({"model.mm_projector._flat_param": torch.ones(8)}, file)
+    found = validate(file, kind="projector").findings
+    assert "flat-parameter" in [one.rule for one in found]
+
+
 def test_every_rule_is_tested() -> None:
     """The rules of files, names, config and LoRA runs each fail somewhere above."""
     text = Path(__file__).read_text()

@@ -63,7 +63,8 @@ class Relative:
             if isinstance(inner, Mapping):
                 return inner
         plain = self.model_types.get(str(config.get("model_type")))
-        return {**config, "model_type": plain} if plain else config
+        kept = {key: value for key, value in config.items() if not key.startswith("mm_")}
+        return {**kept, "model_type": plain} if plain else kept
 
 
 _LANGUAGE, _TOWER, _PROJECTOR = parts.LANGUAGE_MODEL, parts.VISION_TOWER, parts.MM_PROJECTOR
