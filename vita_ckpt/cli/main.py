@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "inspect": "vita_ckpt.cli.commands.inspect",
     "diff": "vita_ckpt.cli.commands.diff",
     "extract-projector": "vita_ckpt.cli.commands.extract_projector",
+    "merge-lora": "vita_ckpt.cli.commands.merge_lora",
     "merge-projector": "vita_ckpt.cli.commands.merge_projector",
     "swap-tower": "vita_ckpt.cli.commands.swap_tower",
     "extract-tower": "vita_ckpt.cli.commands.extract_tower",
