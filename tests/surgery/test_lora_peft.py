@@ -28,11 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 _VERSION = Version(peft.__version__)
 # On a CPU peft multiplies BF16 in float32 since then, with one rounding less; on a GPU it does not.
-_ROUNDS_THRICE = _VERSION < Version("0.12")
-_HAS_BIAS_DELTAS = _VERSION >= Version("0.14")
-_IN_THE_BASES_DTYPE: dict[str, Any] = (
-    {} if _ROUNDS_THRICE else {"autocast_adapter_dtype": False}
-)
+_ROUNDS_THRICE = Version("0.12") > _VERSION
+_HAS_BIAS_DELTAS = Version("0.14") <= _VERSION
+_IN_THE_BASES_DTYPE: dict[str, Any] = {} if _ROUNDS_THRICE else {"autocast_adapter_dtype": False}
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _LEAVES = ("q_proj", "v_proj", "down_proj")
 _PATTERNS = ("q_proj", "layers.1.mlp.down_proj", r"layers\.\d+\.self_attn.v_proj", "v_proj")

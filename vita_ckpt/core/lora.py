@@ -84,7 +84,7 @@ def read_names(names: Iterable[str]) -> RunNames:
                 found.wrapped.append(place)
             if place in found.trained:
                 found.clashing.append((found.trained[place], name))
-            found.trained[place] = name
+            found.trained.setdefault(place, name)
     return found
 
 
@@ -225,6 +225,8 @@ class _Merger:
                 "merge them with peft, one after the other, or save one",
             )
         for one, other in names.clashing:
+            if self._refs[one].source != self._refs[other].source:
+                continue  # saved with the deltas and again beside them: a loader reads those last
             self._problem("lora-tensor-unplaced", other, "one tensor for one place", f"also {one}")
 
     def _base_ref(self, name: str) -> TensorRef | None:
@@ -267,6 +269,14 @@ class _Merger:
             half = "B" if delta.b is None else "A"
             self._problem(
                 "lora-pair-incomplete", delta.name, f"lora_{half} of {module} too", "none"
+            )
+            return False
+        if self._config.use_dora and delta.magnitude is None and not delta.is_embedding:
+            self._problem(
+                "dora-magnitude-missing",
+                module,
+                f"{module}.lora_magnitude_vector, since use_dora is set",
+                "none",
             )
             return False
         a, b = refs[delta.a], refs[delta.b]
@@ -344,14 +354,7 @@ class _Merger:
                 "lora-unsupported", module, "DoRA of linear layers", "that of an embedding"
             )
             return None
-        if delta.magnitude is None:
-            self._problem(
-                "dora-magnitude-missing",
-                module,
-                f"{module}.lora_magnitude_vector, since use_dora is set",
-                "none",
-            )
-            return None
+        assert delta.magnitude is not None  # noqa: S101 - one that is not there was said
         magnitude = self._refs[delta.magnitude]
         if magnitude.shape != weight.shape[:1]:
             self._problem(

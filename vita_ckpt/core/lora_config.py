@@ -70,12 +70,6 @@ class Problem:
     expected: str
     got: str
     hint: str = ""
-    stops: bool = True  # whether nothing can be merged
-
-    @property
-    def message(self) -> str:
-        """Both sides of the rule in one line."""
-        return f"expected {self.expected}, got {self.got}"
 
 
 @dataclass(frozen=True, slots=True)

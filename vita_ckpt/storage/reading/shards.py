@@ -14,6 +14,7 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     on_disk,
 )
+from vita_ckpt.core.filenames import NON_LORA
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.reading.paths import read_json
@@ -79,7 +80,11 @@ def _identify(file: LocalFile) -> LocalFile:
 
 @dataclass(slots=True)
 class Weights:
-    """The shards read so far; each tensor name may occur in only one of them."""
+    """The shards read so far; each tensor name may occur in only one of them.
+
+    The trainer saves trained biases with the deltas and in ``non_lora_trainables.bin`` once more: a
+    loader reads the deltas last, so what is there counts.
+    """
 
     shards: list[Shard] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
@@ -88,10 +93,10 @@ class Weights:
         """Read one more shard and return its tensors."""
         shard, tensors = read_shard(store, root, name)
         for tensor in tensors:
-            if tensor in self.tensors:
+            if tensor in self.tensors and name != NON_LORA:
                 raise duplicate(tensor, shard, self.tensors[tensor])
         self.shards.append(shard)
-        self.tensors.update(tensors)
+        self.tensors |= {n: ref for n, ref in tensors.items() if n not in self.tensors}
         return tensors
 
     def check(self, path: str) -> None:

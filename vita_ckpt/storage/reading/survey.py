@@ -12,6 +12,7 @@ from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
     HUB_DOWNLOADS,
+    NON_LORA,
     PARTIAL_DOWNLOAD,
     PICKLE_SUFFIXES,
     PROVENANCE,
@@ -203,7 +204,8 @@ class _Surveyor:
         if read is None:
             return None
         shard, tensors = read
-        for tensor in sorted(tensors.keys() & self.tensors.keys()):
+        twice = tensors.keys() & self.tensors.keys() if name != NON_LORA else ()
+        for tensor in sorted(twice):
             self._note(shard.file.path, duplicate(tensor, shard, self.tensors[tensor]))
         self.shards.append(shard)
         self.tensors |= {n: t for n, t in tensors.items() if n not in self.tensors}
