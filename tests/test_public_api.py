@@ -66,6 +66,12 @@ SIGNATURES = {
         "None' = None, extras: 'Collection[str]' = (), tower: 'Checkpoint | StrPath | None' "
         "= None, stores: 'Stores | None' = None) -> 'Plan'"
     ),
+    "plan_merge_lora": (
+        "(base: 'Checkpoint | StrPath | None' = None, adapter: 'Checkpoint | StrPath | None' = "
+        "None, *, dtype: 'str | None' = None, adapter_config: 'StrPath | None' = None, lora_alpha: "
+        "'float | None' = None, use_rslora: 'bool' = False, stores: 'Stores | None' = None) -> "
+        "'Plan'"
+    ),
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
         "stores: 'Stores | None' = None) -> 'Plan'"
@@ -147,6 +153,7 @@ VALUES = {
     "PartSource",
     "Reason",
     "LocalFile",
+    "LoraMerge",
     "LoraSummary",
     "ModuleRow",
     "Options",

@@ -630,6 +630,7 @@ class TestLora:
         name = next(n for n in good if "lora_B" in n)
         save_file({n: t for n, t in good.items() if n != name}, file)
         assert "lora-pair-incomplete" in rules(run)
+        edit_json(run / "adapter_config.json", target_modules=["q_proj"])
         save_file({n.replace("layers.0", "layers.9"): t for n, t in good.items()}, file)
         assert "lora-target-absent" in rules(run)
         save_file({**good, name: torch.ones(8, 4)}, file)
