@@ -23,6 +23,7 @@ from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.references import find_named_base, read_adapter_config
+from vita_ckpt.storage.reading.tokenizer import new_tokenizer_files
 from vita_ckpt.storage.reading.tower import (
     find_tower,
     read_given_config,
@@ -126,7 +127,9 @@ def plan_merge_lora(
             )
         run = as_checkpoint(adapter, stores)
         opened = _base_of_run(run, stores) if base is None else as_checkpoint(base, stores)
-        plan = lora_surgery.plan_merge_lora(opened, run, dtype=code)
+        plan = lora_surgery.plan_merge_lora(
+            opened, run, dtype=code, tokenizer=new_tokenizer_files(opened, run, stores)
+        )
         return replace(plan, request={"dtype": code})
     if base is None:
         raise UsageError(

@@ -18,11 +18,12 @@ from vita_ckpt.core.plan import (
     DropTensor,
     Edit,
     Plan,
+    PutFile,
     Record,
     ReplaceTensor,
     SetConfig,
 )
-from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.provenance import described, needs_alignment, operations
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.errors import AdapterError, InputError, printable
 from vita_ckpt.surgery.preconditions import require_binding
@@ -49,19 +50,27 @@ _AUDIO_KEYS: Final = (
 _NAMED: Final = 3
 
 
-def plan_merge_lora(base: Checkpoint, run: Checkpoint, *, dtype: str | None = None) -> Plan:
+def plan_merge_lora(
+    base: Checkpoint,
+    run: Checkpoint,
+    *,
+    dtype: str | None = None,
+    tokenizer: Mapping[str, str] | None = None,
+) -> Plan:
     """Return a plan that merges a LoRA run into ``base``, the checkpoint that it was trained on.
 
     Merged weights are what peft computes in the dtype of the base's, or in ``dtype`` (a safetensors
     code), in which the whole result is then. What else the run holds replaces the base's: the
     projector, the tower if it was trained, biases, embeddings and head. The config is the base's
-    with the run's vision and audio keys.
+    with the run's vision and audio keys. ``tokenizer`` are the run's files of that kind which the
+    base lacks or has otherwise, by name.
 
     Raises AdapterError for a run that is none, that does not fit or whose settings are not
     understood, and InputError for a base that is not a VITA checkpoint.
     """
     config = _config_of(run)
     _check_base(base, run)
+    _check_first(base, run)
     merged = merge_run(run, base, config, dtype)
     _refuse(merged.problems, run.root)
     if not merged.tensors:
@@ -78,6 +87,9 @@ def plan_merge_lora(base: Checkpoint, run: Checkpoint, *, dtype: str | None = No
     ]
     edits += _casts(base, merged.tensors, dtype)
     config_edits, left = _config_edits(base, run, merged, dtype)
+    edits += [
+        PutFile(name, text, "the run's tokenizer") for name, text in (tokenizer or {}).items()
+    ]
     plan = Plan(
         operation=OPERATION,
         base=base,
@@ -197,6 +209,24 @@ def _check_base(base: Checkpoint, run: Checkpoint) -> None:
             got=repr(config.get("model_type")),
             hint="merge-projector --tower makes a VITA checkpoint of a language model and the run",
         )
+
+
+def _check_first(base: Checkpoint, run: Checkpoint) -> None:
+    """Raise AdapterError if the base says that this run was merged into it: twice is too much."""
+    for entry in operations(base):
+        if not isinstance(entry, Mapping) or entry.get("operation") != OPERATION:
+            continue
+        inputs = entry.get("inputs")
+        if isinstance(inputs, Mapping) and inputs.get("adapter") == described(run):
+            raise AdapterError(
+                "lora-already-merged",
+                base.root,
+                expected="a base without the run in it",
+                got=f"one into which a run of this name and these headers was merged at "
+                f"{entry.get('time')}",
+                hint="a second merge would add its deltas twice; rename the directory of the run "
+                "if it is another one",
+            )
 
 
 def _reason(name: str, merged: Merged) -> str:
