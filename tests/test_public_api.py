@@ -70,6 +70,12 @@ SIGNATURES = {
         "= None, key: 'str | None' = None, allow_bad_values: 'bool' = False, stores: 'Stores "
         "| None' = None) -> 'Plan'"
     ),
+    "plan_merge_lora": (
+        "(base: 'Checkpoint | StrPath | None' = None, adapter: 'Checkpoint | StrPath | None' "
+        "= None, *, dtype: 'str | None' = None, adapter_config: 'StrPath | None' = None, "
+        "lora_alpha: 'float | None' = None, use_rslora: 'bool' = False, stores: 'Stores | "
+        "None' = None) -> 'Plan'"
+    ),
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
         "stores: 'Stores | None' = None) -> 'Plan'"
@@ -152,6 +158,7 @@ VALUES = {
     "PartSource",
     "Reason",
     "LocalFile",
+    "LoraMerge",
     "LoraSummary",
     "ModuleRow",
     "Options",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.api.plans import (
         plan_extract_projector as plan_extract_projector,
         plan_extract_tower as plan_extract_tower,
+        plan_merge_lora as plan_merge_lora,
         plan_merge_projector as plan_merge_projector,
         plan_set as plan_set,
         plan_swap_tower as plan_swap_tower,
@@ -96,6 +97,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         Checkpoint as Checkpoint,
         File as File,
         LocalFile as LocalFile,
+        LoraMerge as LoraMerge,
         RandomInit as RandomInit,
         RemoteFile as RemoteFile,
         Shard as Shard,
@@ -210,6 +212,7 @@ _HOMES = {
     "vita_ckpt.api.plans": (
         "plan_extract_projector",
         "plan_extract_tower",
+        "plan_merge_lora",
         "plan_merge_projector",
         "plan_set",
         "plan_swap_tower",
@@ -259,6 +262,7 @@ _HOMES = {
         "Checkpoint",
         "File",
         "LocalFile",
+        "LoraMerge",
         "RandomInit",
         "RemoteFile",
         "Shard",

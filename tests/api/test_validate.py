@@ -590,7 +590,7 @@ class TestLora:
         values = {
             "r": 4,
             "lora_alpha": 8,
-            "target_modules": ["q_proj"],
+            "target_modules": ["layers.0.self_attn.q_proj"],
             "base_model_name_or_path": str(base) if base else None,
             **adapter,
         }
@@ -610,6 +610,11 @@ class TestLora:
             ({"r": {}}, "lora-rank-mismatch"),
             ({"lora_alpha": 0}, "lora-alpha"),
             ({"lora_alpha": "16"}, "lora-alpha"),
+            ({"use_dora": "yes"}, "lora-config-invalid"),
+            ({"peft_type": "LOHA"}, "lora-unsupported"),
+            ({"target_parameters": ["experts"]}, "lora-unsupported"),
+            ({"target_modules": ["q_proj"]}, "lora-target-untrained"),
+            ({"target_modules": ["k_proj"]}, "lora-delta-untargeted"),
             ({"base_model_name_or_path": None}, "lora-base-absent"),
             ({"base_model_name_or_path": "/nowhere/base"}, "lora-base-absent"),
             ({"base_model_name_or_path": "nobody/nothing"}, "lora-base-absent"),
@@ -628,10 +633,13 @@ class TestLora:
         name = next(n for n in good if "lora_B" in n)
         save_file({n: t for n, t in good.items() if n != name}, file)
         assert "lora-pair-incomplete" in rules(run)
+        edit_json(run / "adapter_config.json", target_modules=["q_proj"])
         save_file({n.replace("layers.0", "layers.9"): t for n, t in good.items()}, file)
         assert "lora-target-absent" in rules(run)
         save_file({**good, name: torch.ones(8, 4)}, file)
         assert "lora-target-absent" in rules(run)
+        save_file({**good, "base_model.model.model.layers.0.more.weight": torch.ones(8, 4)}, file)
+        assert "lora-tensor-unplaced" in rules(run)
 
     def test_dora(self, tmp_path: Path, base: Path) -> None:
         run = self.run_at(tmp_path / "run", base, use_dora=True)

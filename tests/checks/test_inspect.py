@@ -253,7 +253,18 @@ def test_a_plain_language_model_an_audio_adapter_and_a_lora_run(tmp_path: Path) 
     )
     found = report(lora)
     assert found["kind"] == "lora-run"
-    assert found["lora"] == {"r": 8, "lora_alpha": 16, "deltas": 2, "base_model": "org/base"}
+    assert found["lora"] == {
+        "r": 8,
+        "lora_alpha": 16,
+        "deltas": 2,
+        "base_model": "org/base",
+        "targets": [],
+        "modules": 1,
+        "changes": 4,
+        "share": None,
+        "trained": 2,
+        "projector_file": "non_lora_trainables.bin",
+    }
     assert found["projector"]["types"] == ["linear"]
 
 

@@ -69,10 +69,18 @@ class Scenario:
         return self.argv[0] == "undo"
 
     @property
+    def can_be_done_again(self) -> bool:
+        """Whether a second run does the same once more; a merged delta is not added twice."""
+        return self.in_place and not self.undoes and self.argv[0] != "merge-lora"
+
+    @property
     def can_be_undone(self) -> bool:
         """Whether it leaves what takes it back."""
         return self.in_place and not self.undoes and not self.interrupted
 
+
+_LORA: Final = ("merge-lora", "--base", "base", "--adapter", "lora")
+_LORA_MODULE: Final = "model.layers.0.self_attn.q_proj"
 
 _PROJECTOR: Final = ("model.mm_projector.",)
 _VISION: Final = ("model.mm_projector.", "model.vision_tower.")
@@ -90,6 +98,8 @@ SCENARIOS: Final = (
     Scenario("merge-of-hard-links", _MERGE_HERE, "base", _PROJECTOR, links="hard"),
     Scenario("merge-of-symbolic-links", _MERGE_HERE, "base", _PROJECTOR, links="symbolic"),
     Scenario("swap-in-place", _SWAP_HERE, "base", _VISION),
+    Scenario("lora", (*_LORA, "--out", "out"), "out", (_LORA_MODULE,)),
+    Scenario("lora-in-place", (*_LORA, "--in-place"), "base", (_LORA_MODULE,)),
     Scenario("undo-merge", ("undo", "base"), "base", _PROJECTOR, first=(_MERGE_HERE,)),
     Scenario("undo-swap", ("undo", "base"), "base", _VISION, first=(_SWAP_HERE,)),
     Scenario("recover-merge", ("recover", "base"), "base", _PROJECTOR, interrupted=_MERGE_HERE),
@@ -127,6 +137,7 @@ def prepare(scenario: Scenario, runner: Runner, directory: Path) -> Prepared:
     shapes = mm_projector("mlp2x_gelu", _SPEC.mm_hidden, _SPEC.hidden)
     write_adapter(here / "adapter.safetensors", shapes, dtype="BF16", seed=9)
     write_tower(here / "tower-siglip", TowerSpec("siglip"))
+    _write_run(here / "lora")
     tensors = read_tensors(here / "base")
     for argv in scenario.first:
         _succeed(runner, argv, here)
@@ -151,6 +162,19 @@ def prepare(scenario: Scenario, runner: Runner, directory: Path) -> Prepared:
     prepared = Prepared(scenario, template, old, new)
     shutil.rmtree(here)
     return prepared
+
+
+def _write_run(root: Path) -> None:
+    """Write a LoRA run with one delta."""
+    root.mkdir()
+    prefix, width = f"base_model.model.{_LORA_MODULE}", _SPEC.hidden
+    halves: dict[str, tuple[int, ...]] = {
+        f"{prefix}.lora_A.weight": (4, width),
+        f"{prefix}.lora_B.weight": (width, 4),
+    }
+    write_adapter(root / "adapter_model.safetensors", halves, dtype="BF16", seed=8, prefix="")
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": [_LORA_MODULE], "peft_type": "LORA"}
+    (root / "adapter_config.json").write_text(json.dumps(settings))
 
 
 def _give_other_names(base: Path, blobs: Path, scenario: Scenario) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import NoneType
 from typing import Any, Final
@@ -18,12 +18,15 @@ from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Cast, Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS, is_real
+from vita_ckpt.core.lora import settings_of_deltas
 from vita_ckpt.core.plan import AddTensor, Plan, ReplaceTensor, SavedPlan, not_a_plan
 from vita_ckpt.core.quantisation import describe, quantisation_of
 from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import AdapterError, InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.references import find_named_base, read_adapter_config
+from vita_ckpt.storage.reading.tokenizer import new_tokenizer_files
 from vita_ckpt.storage.reading.tower import (
     find_tower,
     read_given_config,
@@ -31,6 +34,7 @@ from vita_ckpt.storage.reading.tower import (
     read_tower_config,
 )
 from vita_ckpt.surgery import config, vision_modules
+from vita_ckpt.surgery import lora as lora_surgery
 from vita_ckpt.surgery import projector as projector_surgery
 from vita_ckpt.surgery.vision_modules import VisionModelArgs
 
@@ -102,6 +106,67 @@ def plan_merge_projector(
     plan = projector_surgery.plan_merge_projector(base, adapter, dtype=code, extras=names)
     plan = _noted(replace(plan, request={"dtype": code, "extras": sorted(names)}))
     return _with_values_checked(plan, adapter, allow_bad_values)
+
+
+def plan_merge_lora(
+    base: Checkpoint | StrPath | None = None,
+    adapter: Checkpoint | StrPath | None = None,
+    *,
+    dtype: str | None = None,
+    adapter_config: StrPath | None = None,
+    lora_alpha: float | None = None,
+    use_rslora: bool = False,
+    stores: Stores | None = None,
+) -> Plan:
+    """Plan to merge a LoRA run into the checkpoint that it was trained on, as peft's merge does.
+
+    ``adapter`` is the run. ``base`` may be left out where the run names one that is found: by a
+    relative path here or beside the run, or in the hub's cache. ``dtype`` (``"bf16"``,
+    ``"float16"`` …) is what the result is in, by default what the base is in; with ``"f16"`` it is
+    what upstream's loader holds.
+
+    Without ``adapter``, ``base`` is a checkpoint that was saved with its deltas unmerged. The
+    run's ``adapter_config.json`` lies beside it, or is ``adapter_config``; without one,
+    ``lora_alpha`` and ``use_rslora`` say how the deltas are scaled.
+
+    Raises InputError, AdapterError or CastError where these do not go together, and UsageError for
+    an unknown dtype or options that exclude each other.
+    """
+    stores = Stores() if stores is None else stores
+    code = _dtype(dtype)
+    if adapter is not None:
+        if adapter_config is not None or lora_alpha is not None or use_rslora:
+            raise UsageError(
+                "options-exclude-each-other",
+                "--adapter",
+                expected="no --adapter-config, --lora-alpha or --rslora: those are for deltas in "
+                "the checkpoint itself",
+                got="both",
+                hint="a run has its own adapter_config.json",
+            )
+        run = as_checkpoint(adapter, stores)
+        opened = _base_of_run(run, stores) if base is None else as_checkpoint(base, stores)
+        plan = lora_surgery.plan_merge_lora(
+            opened, run, dtype=code, tokenizer=new_tokenizer_files(opened, run, stores)
+        )
+        return replace(plan, request={"dtype": code})
+    if base is None:
+        raise UsageError(
+            "option-needed",
+            "--adapter",
+            expected="a LoRA run, or --base with deltas in it",
+        )
+    opened = as_checkpoint(base, stores)
+    given = None if adapter_config is None else _whole(adapter_config, stores)
+    content = _lora_settings(opened, given, lora_alpha, use_rslora, stores)
+    plan = lora_surgery.plan_merge_unmerged(opened, content, dtype=code)
+    request = {
+        "dtype": code,
+        "adapter_config": given,
+        "lora_alpha": lora_alpha,
+        "use_rslora": use_rslora,
+    }
+    return replace(plan, request=request)
 
 
 def plan_swap_tower(
@@ -247,6 +312,13 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "extract-projector": {"bare": (bool,)},
     "merge-projector": {"dtype": _OPTIONAL_TEXT, "extras": (list,), _ALLOW: (bool,)},
     "merge-projector with a tower": {"tower_path": (str,), _ALLOW: (bool,)},
+    "merge-lora": {"dtype": _OPTIONAL_TEXT},
+    "merge-lora of its own deltas": {
+        "dtype": _OPTIONAL_TEXT,
+        "adapter_config": _OPTIONAL_TEXT,
+        "lora_alpha": (int, float, NoneType),
+        "use_rslora": (bool,),
+    },
     "swap-tower": {
         "tower_path": (str,),
         "tower_config": _OPTIONAL_TEXT,
@@ -263,6 +335,7 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
 _NUMBERS_OF_INPUTS: Final = {
     "extract-projector": (2,),
     "merge-projector": (2, 3),
+    "merge-lora": (1, 2),
     "swap-tower": (2, 3),
     "extract-tower": (2,),
     "set": (1,),
@@ -276,8 +349,8 @@ def plan_again(saved: SavedPlan, inputs: Sequence[Checkpoint], stores: Stores) -
     """
     if len(inputs) not in _NUMBERS_OF_INPUTS.get(saved.operation, ()):
         raise not_a_plan(f"a {saved.operation} of {len(inputs)} inputs")
-    assembles = saved.operation == "merge-projector" and len(inputs) > 2
-    types = _REQUESTS["merge-projector with a tower" if assembles else saved.operation]
+    form = {("merge-projector", 3): " with a tower", ("merge-lora", 1): " of its own deltas"}
+    types = _REQUESTS[saved.operation + form.get((saved.operation, len(inputs)), "")]
     # Plans of earlier versions do not say that bad values are allowed.
     request = {**({_ALLOW: False} if _ALLOW in types else {}), **saved.request}
     if request.keys() != types.keys():
@@ -295,12 +368,15 @@ def _dispatch(
     operation: str, request: Mapping[str, Any], inputs: Sequence[Checkpoint], stores: Stores
 ) -> Plan:
     base, *donors = inputs
-    if operation == "extract-projector":
-        return plan_extract_projector(donors[0], **request, stores=stores)
-    if operation == "extract-tower":
-        return plan_extract_tower(donors[0], **request, stores=stores)
+    if operation in ("extract-projector", "extract-tower"):
+        extract: Callable[..., Plan] = (
+            plan_extract_tower if operation == "extract-tower" else plan_extract_projector
+        )
+        return extract(donors[0], **request, stores=stores)
     if operation == "set":
         return plan_set(base, request["values"], stores=stores)
+    if operation == "merge-lora":
+        return plan_merge_lora(base, *donors, **request, stores=stores)
     tower, adapter = donors[0], donors[-1]
     if operation == "merge-projector":
         if len(donors) > 1:
@@ -352,6 +428,44 @@ def parse_value(key: str, text: str) -> Any:
     Raises UsageError for a key that no surgery sets, or a text of another type.
     """
     return config.parse_value(key, text)
+
+
+def _base_of_run(run: Checkpoint, stores: Stores) -> Checkpoint:
+    """Open what a run names as its base. Raises InputError if it is not found or not followed."""
+    named = (run.adapter_config or {}).get("base_model_name_or_path")
+    found = find_named_base(run, stores)
+    if found is not None:
+        return found
+    raise InputError(
+        "lora-base-absent",
+        run.root,
+        expected="a base here, beside the run or in the hub's cache, as the run names it",
+        got=f"{named!r}",
+        hint="name it with --base; an absolute path that a run names is not followed, and nothing "
+        "is downloaded for it",
+    )
+
+
+def _lora_settings(
+    base: Checkpoint, given: str | None, alpha: float | None, rslora: bool, stores: Stores
+) -> Mapping[str, Any] | None:
+    """Return the settings of deltas in a checkpoint: of a file, or as far as options say."""
+    if given is not None and (alpha is not None or rslora):
+        raise UsageError(
+            "options-exclude-each-other",
+            "--adapter-config",
+            expected="either the run's config or --lora-alpha and --rslora",
+            got="both",
+        )
+    if given is not None:
+        return read_adapter_config(given, stores)
+    if alpha is not None:
+        return settings_of_deltas(base, alpha, use_rslora=rslora)
+    if rslora:
+        raise UsageError(
+            "option-needed", "--lora-alpha", expected="the run's alpha, beside --rslora"
+        )
+    return read_adapter_config(base.root, stores)
 
 
 def _is_plain(base: Checkpoint) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import isfinite, prod
 from typing import Any, Final, TypedDict
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
+from vita_ckpt.core.binding import bind
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
@@ -26,6 +27,7 @@ from vita_ckpt.core.kinds import (
     part_as,
 )
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
+from vita_ckpt.core.lora import read_names
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import true_parameters
 
@@ -92,12 +94,23 @@ class ProjectorSummary:
 
 @dataclass(frozen=True, slots=True)
 class LoraSummary:
-    """A LoRA run: rank and alpha of its config, number of delta tensors, the base it names."""
+    """A LoRA run: rank and alpha of its config, number of delta tensors, the base it names.
+
+    ``targets`` is the pattern of its targets, or their names. ``modules`` are the weights with a
+    delta, ``changes`` the parameters of these, ``share`` of the language model's (None if its size
+    is not known). ``trained`` counts the other tensors, ``projector_file`` holds the projector.
+    """
 
     r: int | None
     lora_alpha: float | None
     deltas: int
     base_model: str | None
+    targets: tuple[str, ...]
+    modules: int
+    changes: int
+    share: float | None
+    trained: int
+    projector_file: str | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -580,7 +593,39 @@ def _lora(checkpoint: Checkpoint) -> LoraSummary | None:
         lora_alpha=_finite(alpha),
         deltas=deltas,
         base_model=_text(config.get("base_model_name_or_path")),
+        targets=_targets(config.get("target_modules")),
+        **_changes(checkpoint),
     )
+
+
+def _targets(value: Any) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return tuple(sorted(name for name in listed if isinstance(name, str)))
+
+
+def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return how much of its base a run changes, as far as the run alone tells."""
+    refs, names = checkpoint.refs, read_names(checkpoint.tensors)
+    changed: dict[str, int] = {}
+    for module, delta in names.deltas.items():
+        if delta.a is not None and delta.b is not None:
+            a, b = refs[delta.a].shape, refs[delta.b].shape
+            if a and b:
+                changed[f"{module}.weight"] = a[-1] * b[0]
+    wanted = bind(checkpoint.config or {}, {}).part(parts.LANGUAGE_MODEL).wanted
+    total = sum(map(prod, wanted.values()))
+    language = [n for name, n in changed.items() if parts.part_of(name) == parts.LANGUAGE_MODEL]
+    projector = next(
+        (o for n, o in names.trained.items() if n.startswith(parts.PROJECTOR_PREFIX)), None
+    )
+    files = {shard.file: shard.name for shard in checkpoint.shards}
+    return {
+        "modules": len(changed),
+        "changes": sum(changed.values()),
+        "share": sum(language) / total if total else None,
+        "trained": len(names.trained),
+        "projector_file": None if projector is None else files.get(refs[projector].source),
+    }
 
 
 def _dtypes(tensors: Iterable[Tensor]) -> tuple[str, ...]:

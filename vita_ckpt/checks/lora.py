@@ -1,178 +1,91 @@
-"""Check LoRA runs: the config against the deltas, the deltas against the base."""
+"""Check LoRA runs: the config against the deltas, the run against the base, without merging it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from math import inf
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
-from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.core.checkpoint import EMPTY
 from vita_ckpt.core.filenames import ADAPTER_CONFIG
+from vita_ckpt.core.lora import Merged, merge_run, read_names
+from vita_ckpt.core.lora_config import Problem, read_lora_config
 from vita_ckpt.core.report import Finding
 
-# ``…q_proj.lora_A.weight``, with the adapter's name if it was saved by hand.
-_DELTA: Final = re.compile(
-    r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<half>[AB])(\.[^.]+)?(\.weight)?", re.ASCII
-)
-
-_MAGNITUDE: Final = ".lora_magnitude_vector"
-
-# Of many deltas with the same defect this many are named.
+# Of many tensors with the same defect this many are named.
 _NAMED: Final = 12
+# What nothing is known of without a base.
+_OF_THE_BASE: Final = frozenset({"lora-target-absent", "lora-tensor-unplaced"})
 
 
 def check_lora(subject: Subject) -> Iterator[Finding]:
-    """Check a LoRA run by every rule about them."""
+    """Check a LoRA run by every rule about them: what a merge refuses, and what it says."""
     if subject.kind != kinds.LORA_RUN:
         return
-    checkpoint = subject.checkpoint
-    config = checkpoint.adapter_config
-    pairs = _pairs(checkpoint)
-    if config is None:
-        if pairs:
+    run = subject.checkpoint
+    if run.adapter_config is None:
+        if read_names(run.tensors).deltas:
             yield finding(
                 "lora-config-missing",
                 ADAPTER_CONFIG,
                 "expected it beside the deltas, got none",
                 hint="copy it from the run",
-                file=checkpoint.root,
+                file=run.root,
             )
         return
-    yield from _scale(subject, config)
-    yield from _halves(checkpoint, config, pairs)
-    yield from _magnitudes(checkpoint, config, pairs)
-    yield from _base(subject, config, pairs)
-
-
-_Pairs = dict[str, dict[str, str]]
-
-
-def _pairs(checkpoint: Checkpoint) -> _Pairs:
-    """Group the two halves of each module's delta, by ``A`` and ``B``."""
-    pairs: _Pairs = {}
-    for name in checkpoint.tensors:
-        if parts.part_of(name) == parts.LORA and (match := _DELTA.fullmatch(name)) is not None:
-            pairs.setdefault(match["module"], {})[match["half"]] = name
-    return pairs
-
-
-def _scale(subject: Subject, config: Mapping[str, Any]) -> Iterator[Finding]:
-    file = _config_path(subject)
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or rank <= 0:
-        message = f"expected a positive integer, got {rank!r}"
-        yield finding("lora-rank-mismatch", "r", message, file=file)
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < inf:
-        message = f"expected a positive number, got {alpha!r}"
-        yield finding("lora-alpha", "lora_alpha", message, file=file)
-
-
-def _halves(checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs) -> Iterator[Finding]:
-    refs = checkpoint.refs
-    wrong_ranks = 0
-    for module, halves in pairs.items():
-        if len(halves) < 2:
-            half, name = next(iter(halves.items()))
-            other = name.replace(f"lora_{half}", f"lora_{'B' if half == 'A' else 'A'}")
-            yield finding(
-                "lora-pair-incomplete",
-                name,
-                f"expected {other} too, got none",
-                file=refs[name].source.path,
-            )
-            continue
-        shapes = refs[halves["A"]].shape, refs[halves["B"]].shape
-        ranks = {shapes[0][0] if shapes[0] else 0, shapes[1][1] if len(shapes[1]) > 1 else 0}
-        wanted = _rank(module, config)
-        if type(wanted) is int and ranks != {wanted}:
-            wrong_ranks += 1
-            if wrong_ranks <= _NAMED:
-                yield finding(
-                    "lora-rank-mismatch",
-                    halves["A"],
-                    f"expected rank {wanted}, as adapter_config.json says, got "
-                    f"{list(shapes[0])} and {list(shapes[1])}",
-                    file=refs[halves["A"]].source.path,
-                )
-
-
-def _magnitudes(
-    checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs
-) -> Iterator[Finding]:
-    """Check that a DoRA run has the magnitude of every module that has a delta."""
-    if not config.get("use_dora"):
-        return
-    present = {name.partition(_MAGNITUDE)[0] for name in checkpoint.tensors if _MAGNITUDE in name}
-    absent = [module for module in pairs if module not in present]
-    for module in absent[:_NAMED]:
-        name = next(iter(pairs[module].values()))
-        yield finding(
-            "dora-magnitude-missing",
-            module,
-            f"expected {module}{_MAGNITUDE} for each of {len(pairs)} deltas, since use_dora is "
-            f"set, got none for {len(absent)}",
-            file=checkpoint.refs[name].source.path,
-        )
-
-
-def _rank(module: str, config: Mapping[str, Any]) -> Any:
-    """Return the rank of a module: of ``rank_pattern``, matched at its name's end, else ``r``."""
-    patterns = config.get("rank_pattern")
-    if isinstance(patterns, Mapping):
-        for pattern, rank in patterns.items():
-            if module == pattern or module.endswith("." + str(pattern)):
-                return rank
-        if patterns:
-            return None  # patterns may be expressions: nothing is concluded
-    return config.get("r")
-
-
-def _base(subject: Subject, config: Mapping[str, Any], pairs: _Pairs) -> Iterator[Finding]:
-    named = config.get("base_model_name_or_path")
+    config, problems = read_lora_config(run.adapter_config)
+    yield from _findings(subject, problems)
     if subject.base is None:
-        yield finding(
-            "lora-base-absent",
-            "base_model_name_or_path",
-            f"expected the base that the run was trained on, got {named!r}: nothing there"
-            if isinstance(named, str) and named
-            else f"expected the path of the base, got {named!r}",
-            hint="copy the base there, or correct the path in adapter_config.json",
-            file=_config_path(subject),
-        )
-        return
+        yield _no_base(subject)
+    merged = merge_run(run, subject.base or EMPTY, config)
+    problems = [p for p in merged.problems if subject.base or p.rule not in _OF_THE_BASE]
+    yield from _findings(subject, problems)
+    yield from _unmatched(subject, merged)
+
+
+def _findings(subject: Subject, problems: Sequence[Problem]) -> Iterator[Finding]:
+    said: Counter[str] = Counter()
     refs = subject.checkpoint.refs
-    wrong = 0
-    for module, halves in pairs.items():
-        target = f"{module.removeprefix(parts.PEFT_PREFIX)}.weight"
-        weight = subject.base.tensors.get(target)
-        shapes = {half: refs[name].shape for half, name in halves.items()}
-        if weight is not None and (len(shapes) < 2 or _fits(weight.shape, shapes)):
+    for problem in problems:
+        said[problem.rule] += 1
+        if said[problem.rule] > _NAMED:
             continue
-        wrong += 1
-        if wrong <= _NAMED:
-            name = next(iter(halves.values()))
-            yield finding(
-                "lora-target-absent",
-                name,
-                f"expected {target} in the base {subject.base.root}, got none"
-                if weight is None
-                else f"expected halves for {target} {list(weight.shape)} of the base, got "
-                + " and ".join(str(list(shape)) for shape in shapes.values()),
-                file=refs[name].source.path,
-            )
+        ref = refs.get(problem.subject)
+        yield finding(
+            problem.rule,
+            problem.subject,
+            f"expected {problem.expected}, got {problem.got}",
+            hint=problem.hint,
+            file=_config_path(subject) if ref is None else ref.source.path,
+        )
 
 
-def _fits(weight: Shape, shapes: Mapping[str, Shape]) -> bool:
-    """Return whether B · A has the shape of the weight (of its transpose, for an embedding)."""
-    one, two = shapes["A"], shapes["B"]
-    if len(one) < 2 or len(two) < 2 or len(weight) < 2:
-        return False
-    return {two[0], one[1]} == {weight[0], weight[1]}
+def _unmatched(subject: Subject, merged: Merged) -> Iterator[Finding]:
+    """Yield what peft passes over in silence."""
+    for rule, modules, message in (
+        ("lora-target-untrained", merged.untrained, "expected a delta, as for every target"),
+        ("lora-delta-untargeted", merged.ignored, "expected a target of adapter_config.json"),
+    ):
+        for module in modules[:_NAMED]:
+            count = f" ({len(modules)} in all)" if len(modules) > 1 else ""
+            got = "none" if rule == "lora-target-untrained" else "a delta of another module"
+            yield finding(rule, module, f"{message}, got {got}{count}", file=_config_path(subject))
+
+
+def _no_base(subject: Subject) -> Finding:
+    named = (subject.checkpoint.adapter_config or {}).get("base_model_name_or_path")
+    return finding(
+        "lora-base-absent",
+        "base_model_name_or_path",
+        f"expected the base that the run was trained on, got {named!r}: nothing there"
+        if isinstance(named, str) and named
+        else f"expected the path of the base, got {named!r}",
+        hint="copy the base there, or correct the path in adapter_config.json",
+        file=_config_path(subject),
+    )
 
 
 def _config_path(subject: Subject) -> str:

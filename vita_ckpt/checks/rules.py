@@ -619,6 +619,36 @@ _LORA: Final = (
         "a LoRA delta for a weight that the base does not have, or of another shape",
         "The run was trained on another base.",
     ),
+    Rule(
+        "lora-config-invalid",
+        "error",
+        "a setting of adapter_config.json of the wrong type",
+        "PEFT fails on it, or takes it for something else.",
+    ),
+    Rule(
+        "lora-unsupported",
+        "error",
+        "a setting or a tensor of a LoRA run that a merge cannot obey",
+        "Without it the merge would compute another model than was trained.",
+    ),
+    Rule(
+        "lora-tensor-unplaced",
+        "error",
+        "a trained tensor of a LoRA run for which the base has no place",
+        "Upstream drops it without a word.",
+    ),
+    Rule(
+        "lora-target-untrained",
+        "warning",
+        "a module that adapter_config.json targets has no delta",
+        "PEFT leaves it as it is in the base, without a word.",
+    ),
+    Rule(
+        "lora-delta-untargeted",
+        "warning",
+        "a LoRA delta for a module that adapter_config.json does not target",
+        "PEFT ignores it without a word.",
+    ),
 )
 
 _VALUES: Final = (

@@ -1,7 +1,7 @@
 """Give an example of each command, for its ``--help``.
 
 A test runs each line in a directory where ``VITA-1.5`` is a checkpoint, ``old`` what it was before
-a merge, ``run`` a projector run, and ``siglip-384`` a vision tower.
+a merge, ``run`` a projector run, ``lora-run`` a LoRA run, and ``siglip-384`` a vision tower.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "merge-projector": (
         "vita-ckpt merge-projector --base VITA-1.5 --adapter run --out merged",
         "vita-ckpt merge-projector --base VITA-1.5 --adapter run --in-place",
+    ),
+    "merge-lora": (
+        "vita-ckpt merge-lora --base VITA-1.5 --adapter lora-run --out merged",
+        "vita-ckpt merge-lora --base VITA-1.5 --adapter lora-run --dtype f16 --in-place",
     ),
     "extract-projector": ("vita-ckpt extract-projector --from VITA-1.5 --out mm_projector.bin",),
     "swap-tower": (

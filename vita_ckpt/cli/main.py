@@ -44,6 +44,7 @@ _SECTIONS: Final[dict[str, dict[str, str]]] = {
     },
     "Change": {
         "merge-projector": "Merge a trained mm_projector into a checkpoint.",
+        "merge-lora": "Merge a LoRA run into the model it was trained on.",
         "extract-projector": "Write the mm_projector of a checkpoint to a file.",
         "swap-tower": "Give a checkpoint another vision tower.",
         "extract-tower": "Write the vision tower to a directory of its own.",

@@ -131,8 +131,50 @@ class RandomInit:
         return nbytes(self.dtype, self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class LoraMerge:
+    """A weight or bias with a LoRA delta merged into it, as peft computes it in ``dtype``.
+
+    ``base`` is [out, in], ``b`` [out, r] and ``a`` [r, in]: the weight is base + scale · b @ a. If
+    ``is_embedding``, ``base`` is [in, out] and the product transposed. Without ``a``, ``b`` itself
+    is added, which then has the shape of ``base``: the delta of a bias. With ``magnitude`` [out]
+    (DoRA), each row is scaled so that its L2 norm is the magnitude. All of them are converted to
+    ``dtype`` first.
+    """
+
+    base: TensorRef
+    b: TensorRef
+    a: TensorRef | None
+    scale: float
+    dtype: str
+    magnitude: TensorRef | None = None
+    is_embedding: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the base, which a merge keeps."""
+        return self.base.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the merged tensor."""
+        return nbytes(self.dtype, self.base.shape)
+
+
 # A tensor of an opened checkpoint, or of the target of a plan.
-Tensor = TensorRef | Cast | RandomInit
+Tensor = TensorRef | Cast | RandomInit | LoraMerge
+
+
+def refs_of(tensor: Tensor) -> tuple[TensorRef, ...]:
+    """Return what is read of files for the values of a tensor; nothing for a random one."""
+    match tensor:
+        case TensorRef():
+            return (tensor,)
+        case Cast(ref):
+            return (ref,)
+        case LoraMerge(base, b, a, magnitude=magnitude):
+            return tuple(ref for ref in (base, b, a, magnitude) if ref is not None)
+    return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,10 @@ SECTIONS: Final = (
                 "`--output` takes FORMAT=FILE; stdout is for `--format`",
             ),
             ErrorCodes(
+                ("option-needed",),
+                "one option is of no use without another: the line names both",
+            ),
+            ErrorCodes(
                 ("no-output",),
                 "neither `--out` nor `--dry-run` nor `--plan-out`",
             ),
@@ -261,6 +265,10 @@ SECTIONS: Final = (
                 "the run was trained on another language model",
             ),
             ErrorCodes(
+                ("lora-base-absent",),
+                "a LoRA run names no base that is here or in the hub's cache: `--base` does",
+            ),
+            ErrorCodes(
                 ("big-endian-file",),
                 "saved on a big-endian machine",
             ),
@@ -281,6 +289,10 @@ SECTIONS: Final = (
                 ("invalid-plan",),
                 "the file is no plan of this version, or says what its operation does not make "
                 "of its inputs",
+            ),
+            ErrorCodes(
+                ("invalid-tokenizer-file",),
+                "a file of a run's tokenizer that is no text, or too large to be one",
             ),
             ErrorCodes(
                 ("invalid-run-config",),
@@ -814,6 +826,23 @@ SECTIONS: Final = (
                 "the base has no such tensor, or one of another shape",
             ),
             ErrorCodes(
+                ("lora-already-merged",),
+                "the base's lineage says that this run was merged into it: a second merge would"
+                " add its deltas twice",
+            ),
+            ErrorCodes(
+                ("lora-config-missing",),
+                "deltas without the `adapter_config.json` that alone knows their alpha",
+            ),
+            ErrorCodes(
+                ("lora-empty",),
+                "neither deltas nor anything else that was trained",
+            ),
+            ErrorCodes(
+                ("not-a-lora-run",),
+                "`--adapter` of `merge-lora` is a projector or a checkpoint",
+            ),
+            ErrorCodes(
                 (
                     "projector-incomplete",
                     "projector-unexpected-tensor",
@@ -831,6 +860,8 @@ SECTIONS: Final = (
                 "a projector for another tower or language model",
             ),
         ),
+        "A LoRA run that `validate` finds wrong is refused by `merge-lora` with the rule's id, "
+        "such as `lora-rank-mismatch` or `lora-unsupported`: see [the rules](rules.md).",
     ),
     Section(
         "The output could not be written (`OutputError`, exit 3)",

@@ -32,6 +32,16 @@ TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 VOCABULARY: Final = "vocab.json"
 ADDED_TOKENS: Final = "added_tokens.json"
+# The files of a tokenizer, all of them text.
+TOKENIZER_FILES: Final = (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    VOCABULARY,
+    "merges.txt",
+    ADDED_TOKENS,
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 MODEL_CARD: Final = "README.md"
 # Files of ours beside a config: what was done, and the digests of all files.
 PROVENANCE: Final = "vita_ckpt.json"
@@ -65,7 +75,16 @@ TRAINING_STATE: Final = re.compile(
 )
 # What a surgery in place may write, replace or remove beside weights and their indexes.
 _WRITTEN_TEXTS: Final = frozenset(
-    {CONFIG, ORIGIN_CONFIG, PROCESSOR, CARRIED_CONFIG, PROVENANCE, MANIFEST, MODEL_CARD}
+    {
+        CONFIG,
+        ORIGIN_CONFIG,
+        PROCESSOR,
+        CARRIED_CONFIG,
+        PROVENANCE,
+        MANIFEST,
+        MODEL_CARD,
+        *TOKENIZER_FILES,
+    }
 )
 # What an interrupted download or copy leaves, and where the hub's client keeps its own.
 PARTIAL_DOWNLOAD: Final = re.compile(

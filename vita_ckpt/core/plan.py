@@ -11,6 +11,7 @@ from vita_ckpt.core.checkpoint import (
     Cast,
     Checkpoint,
     File,
+    LoraMerge,
     RandomInit,
     RemoteFile,
     Tensor,
@@ -319,6 +320,14 @@ def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[st
     if isinstance(edit.tensor, RandomInit):
         drawn = asdict(edit.tensor) | {"shape": list(edit.tensor.shape)}
         return {"edit": kind, "name": edit.name, "init": drawn, "reason": edit.reason}
+    if isinstance(edit.tensor, LoraMerge):
+        return {
+            "edit": kind,
+            "name": edit.name,
+            "merge": _merge_json(edit.tensor, origins),
+            "dtype": edit.tensor.dtype,
+            "reason": edit.reason,
+        }
     ref = edit.tensor.ref if isinstance(edit.tensor, Cast) else edit.tensor
     origin, name = origins[ref]
     return {
@@ -328,6 +337,18 @@ def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[st
         "tensor": name,
         "dtype": edit.tensor.dtype,
         "reason": edit.reason,
+    }
+
+
+def _merge_json(merge: LoraMerge, origins: Mapping[Tensor, tuple[int, str]]) -> dict[str, Any]:
+    refs = {"base": merge.base, "a": merge.a, "b": merge.b, "magnitude": merge.magnitude}
+    return {
+        **{
+            role: None if ref is None else dict(zip(("input", "tensor"), origins[ref], strict=True))
+            for role, ref in refs.items()
+        },
+        "scale": merge.scale,
+        "is_embedding": merge.is_embedding,
     }
 
 

@@ -58,7 +58,7 @@ def lineage(
         "operation": plan.operation,
         "time": time,
         "versions": dict(versions),
-        "inputs": {role: _described(checkpoint) for role, checkpoint in inputs.items()},
+        "inputs": {role: described(checkpoint) for role, checkpoint in inputs.items()},
         "arguments": dict(record.arguments),
         **({} if record.seed is None else {"seed": record.seed}),
         "needs_alignment": record.needs_alignment,
@@ -104,7 +104,8 @@ def _hashes(digests: Mapping[str, str]) -> dict[str, str]:
     return {name: f"sha256:{digest}" for name, digest in sorted(digests.items())}
 
 
-def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+def described(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return how the lineage names an input: its last component, the digests of its headers."""
     digests = {file.path.rpartition("/")[2]: file.digest for file in files_read(checkpoint)}
     root = checkpoint.root
     name = root if is_remote(root) else root.rpartition("/")[2]

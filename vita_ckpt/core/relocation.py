@@ -10,9 +10,11 @@ from vita_ckpt.core.checkpoint import (
     Checkpoint,
     File,
     LocalFile,
+    LoraMerge,
     RemoteFile,
     Tensor,
     TensorRef,
+    refs_of,
 )
 from vita_ckpt.core.plan import AddTensor, Edit, Plan, ReplaceTensor
 
@@ -32,6 +34,15 @@ class Relocation:
         """Return ``tensor`` with its location in a local file."""
         if isinstance(tensor, Cast):
             return replace(tensor, ref=self._ref(tensor.ref))
+        if isinstance(tensor, LoraMerge):
+            a, magnitude = tensor.a, tensor.magnitude
+            return replace(
+                tensor,
+                base=self._ref(tensor.base),
+                b=self._ref(tensor.b),
+                a=None if a is None else self._ref(a),
+                magnitude=None if magnitude is None else self._ref(magnitude),
+            )
         return self._ref(tensor) if isinstance(tensor, TensorRef) else tensor
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -59,7 +70,5 @@ class Relocation:
 
 def remote_refs(tensors: Mapping[str, Tensor]) -> frozenset[TensorRef]:
     """Return the locations of the tensors, including converted ones, that are in remote files."""
-    refs = (t.ref if isinstance(t, Cast) else t for t in tensors.values())
-    return frozenset(
-        ref for ref in refs if isinstance(ref, TensorRef) and isinstance(ref.source, RemoteFile)
-    )
+    refs = (ref for tensor in tensors.values() for ref in refs_of(tensor))
+    return frozenset(ref for ref in refs if isinstance(ref.source, RemoteFile))

@@ -307,7 +307,7 @@ def _run_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
     if builds_audio(args.run_config) and any(map(is_audio, base.tensors)):
         keys["mm_audio_encoder"] = args.run_config["mm_audio_encoder"]
     for key, value in keys.items():
-        _check_run_value(key, value)
+        check_run_value(key, value)
     if "continuous_training" in args.run_config:
         keys["continuous_training"] = False  # as upstream resets it after loading
     return keys
@@ -323,7 +323,7 @@ def _audio_notes(base: Checkpoint, args: VisionModelArgs) -> tuple[str, ...]:
     )
 
 
-def _check_run_value(key: str, value: Any) -> None:
+def check_run_value(key: str, value: Any) -> None:
     """Raise InputError for a value of a run's config that is not of the type of its key."""
     if value is None:
         return

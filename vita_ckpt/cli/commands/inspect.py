@@ -167,6 +167,12 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         lora = inspection.lora
         base = lora.base_model or "not named"
         yield "LoRA", f"{lora.deltas} deltas, r {lora.r}, alpha {lora.lora_alpha}, base {base}"
+        yield "LoRA targets", ", ".join(lora.targets) or "not named"
+        share = "" if lora.share is None else f", {lora.share:.0%} of the language model"
+        yield "LoRA changes", f"{lora.modules} weights, {lora.changes:,} parameters{share}"
+        if lora.trained:
+            where = f", projector in {lora.projector_file}" if lora.projector_file else ""
+            yield "trained beside", f"{lora.trained} tensors{where}"
     if inspection.tokens_per_image is not None:
         yield "tokens per image", str(inspection.tokens_per_image)
 

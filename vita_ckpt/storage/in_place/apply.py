@@ -12,10 +12,10 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vita_ckpt.core.checkpoint import Checkpoint, LocalFile
+from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, refs_of
 from vita_ckpt.core.journal import Journal, PatchedFile, ReplacedFile, SavedRange
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.core.plan import Plan
@@ -103,7 +103,7 @@ def write_in_place(
                 surgery.activate(stage)
             surgery.write()
             if check:
-                check_patched(layout.patched)
+                check_patched(layout.patched, surgery.digests)
             with deferred_interrupts():
                 surgery.commit()
         except BaseException as error:
@@ -125,6 +125,7 @@ class _Surgery:
     key: bytes
     progress: Progress
     names: tuple[str, ...] = ()  # of the files that are replaced, in the journal's order
+    digests: Mapping[str, str] = field(default_factory=dict)  # of the tensors that are patched
     is_active: bool = False
     is_done: bool = False
 
@@ -145,7 +146,7 @@ class _Surgery:
     def _prepare(self, stage: str, finish: Finish, time: str, check: bool) -> None:
         journals.own(stage)
         wanted = {name: t for shard in self.layout.patched for _, name, t in shard.entries}
-        digests = tensor_digests(wanted)
+        self.digests = digests = tensor_digests(wanted)
         patched = self._save_ranges(stage, digests)
         replaced = self._stage_files(stage, finish, digests, check)
         self._save_files(stage, replaced)
@@ -351,6 +352,8 @@ class _Surgery:
                 retire(self.root, earlier)
 
     def _patch(self, shard: PatchedShard, inputs: Inputs) -> None:
+        for ref in (ref for *_, tensor in shard.entries for ref in refs_of(tensor)):
+            inputs.descriptor(ref.source)  # checked before the file itself is written into
         with exclusively(shard.file.path, shard.file.size) as target:
             if shard.header:
                 write_at(target, shard.header, 0)

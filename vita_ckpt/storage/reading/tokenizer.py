@@ -1,12 +1,13 @@
-"""Count the tokens that a checkpoint's tokenizer will have."""
+"""Read the tokenizer of a checkpoint: how many tokens it will have, and its files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.filenames import ADDED_TOKENS, TOKENIZER, VOCABULARY
+from vita_ckpt.core.checkpoint import Checkpoint, File
+from vita_ckpt.core.filenames import ADDED_TOKENS, TOKENIZER, TOKENIZER_FILES, VOCABULARY
+from vita_ckpt.errors import MalformedFileError
 from vita_ckpt.storage.reading.paths import Stores, read_json
 
 
@@ -45,3 +46,44 @@ def _vocabulary(vocab: Any) -> set[str] | None:
 def _read(stores: Stores, checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
     file = checkpoint.files.get(name)
     return read_json(stores, file.path)[0] if file is not None else None
+
+
+# No tokenizer of a language model is as large.
+_LARGEST_FILE: Final = 64 << 20
+
+
+def new_tokenizer_files(base: Checkpoint, run: Checkpoint, stores: Stores) -> dict[str, str]:
+    """Return the files of the run's tokenizer that the base lacks, or has otherwise.
+
+    Raises InputError for one that is no text, or of an unlikely size.
+    """
+    found: dict[str, str] = {}
+    for name in TOKENIZER_FILES:
+        if name not in run.files:
+            continue
+        data = _content(stores, run.files[name])
+        there = base.files.get(name)
+        if there is not None and there.size == len(data) and _content(stores, there) == data:
+            continue
+        try:
+            found[name] = data.decode()
+        except UnicodeDecodeError as error:
+            raise _unlikely(run.files[name], "bytes that are no UTF-8") from error
+    return found
+
+
+def _content(stores: Stores, file: File) -> bytes:
+    if file.size > _LARGEST_FILE:
+        raise _unlikely(file, f"{file.size} bytes")
+    with stores.open(file.path) as source:
+        return source.read(source.file.size, 0)
+
+
+def _unlikely(file: File, got: str) -> MalformedFileError:
+    return MalformedFileError(
+        "invalid-tokenizer-file",
+        file.path,
+        expected="a text file of a tokenizer",
+        got=got,
+        hint="remove it from the run, or save the tokenizer again",
+    )

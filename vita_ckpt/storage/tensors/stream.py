@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from threading import Lock
 from typing import Final, Protocol
 
-from vita_ckpt.core.checkpoint import File, LocalFile, RandomInit, Tensor, TensorRef, on_disk
+from vita_ckpt.core.checkpoint import (
+    File,
+    LocalFile,
+    LoraMerge,
+    RandomInit,
+    Tensor,
+    TensorRef,
+    on_disk,
+)
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError
 from vita_ckpt.storage.stores.local import check_same, opened, read_at
@@ -127,6 +136,11 @@ def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
     if isinstance(tensor, TensorRef):
         yield from _ref_bytes(tensor, inputs)
         return
+    if isinstance(tensor, LoraMerge):
+        from vita_ckpt.storage.tensors.lora import merged_bytes  # noqa: PLC0415 - numpy
+
+        yield from merged_bytes(tensor, partial(_read_range, inputs), name)
+        return
     ref = tensor.ref
     from vita_ckpt.storage.tensors.cast import BecomesInfiniteError, convert  # noqa: PLC0415 - numpy
 
@@ -143,6 +157,15 @@ def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
                 hint="mend the file; merge-projector --dtype keeps the dtype of an adapter",
             ) from error
         position += len(data) * 8 // BITS[ref.dtype]
+
+
+def _read_range(inputs: Inputs, ref: TensorRef, start: int, stop: int) -> bytes:
+    """Return the elements ``start`` to ``stop`` of a tensor, in C order."""
+    width = BITS[ref.dtype] // 8
+    if ref.strides is not None:
+        return b"".join(_ref_bytes(ref, inputs))[start * width : stop * width]
+    source = inputs.descriptor(ref.source)
+    return read_at(source, (stop - start) * width, ref.offset + start * width, ref.source.path)
 
 
 def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:

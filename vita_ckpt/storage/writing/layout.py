@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from vita_ckpt.core.anatomy.parts import part_of
-from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Shard, Tensor
+from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Shard, Tensor, TensorRef, refs_of
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.filenames import (
     CONFIG,
@@ -225,8 +225,19 @@ def _patch(base: Checkpoint, old: Shard, new: WrittenShard) -> PatchedShard | No
             return None
         header = (start - 8).to_bytes(8, "little") + encoded[8:].ljust(start - 8)
     changed = [name for name in in_order if after[name] != before[name]]
+    if any(not _reads_only_its_place(before[name], after[name], base) for name in changed):
+        return None
     entries = tuple((before[name].offset, name, after[name]) for name in changed)
     return PatchedShard(old.name, old.file, header, entries)
+
+
+def _reads_only_its_place(old: TensorRef, new: Tensor, base: Checkpoint) -> bool:
+    """Return whether a new tensor is made of no part of the base but the one that it replaces.
+
+    Another part may have been overwritten when it is read.
+    """
+    files = {shard.file for shard in base.shards}
+    return all(ref == old or ref.source not in files for ref in refs_of(new))
 
 
 def _described(tensor: Tensor) -> tuple[str, Shape]:
@@ -270,6 +281,10 @@ def _place(base: Checkpoint, target: Checkpoint) -> dict[str, list[str]]:
         if name in target.tensors:
             held[shard].append(name)
     for name in target.tensors.keys() - base.tensors.keys():
+        made_of = [ref.source for ref in refs_of(target.tensors[name])]
+        if (origin := next((f for f in made_of if f in shard_of_file), None)) is not None:
+            held[shard_of_file[origin]].append(name)  # a tensor of the base under another name
+            continue
         most = votes.get(part_of(name), Counter()).most_common(1)
         held[most[0][0] if most else base.shards[-1].name].append(name)
     return held

@@ -11,6 +11,7 @@ from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.stores.local import LOCAL, identify, opened, read_at
 from vita_ckpt.storage.system.syscalls import forget_cached
 from vita_ckpt.storage.tensors.compare import Pair, differing
+from vita_ckpt.storage.tensors.digests import tensor_digests
 from vita_ckpt.storage.writing.layout import CarriedFile, PatchedShard, WrittenShard, WrittenText
 
 
@@ -56,16 +57,21 @@ def check_saved(path: str, tensors: Mapping[str, Tensor]) -> None:
     _compare(_pairs(path, tensors, found))
 
 
-def check_patched(patched: Iterable[PatchedShard]) -> None:
-    """Raise OutputError unless patched files hold the planned tensors."""
-    pairs: dict[str, Pair] = {}
+def check_patched(patched: Iterable[PatchedShard], digests: Mapping[str, str]) -> None:
+    """Raise OutputError unless patched files hold the planned tensors.
+
+    ``digests`` are those of the tensors, in hex, as they were computed before anything was written:
+    what a tensor was made of may have been overwritten by it.
+    """
     for shard in patched:
         path = shard.file.path
         _forget(path)
         wanted = {name: tensor for _, name, tensor in shard.entries}
         found = {name: ref for name, ref in _read(path).items() if name in wanted}
-        pairs |= _pairs(path, wanted, found)
-    _compare(pairs)
+        _pairs(path, wanted, found)
+        for name, digest in tensor_digests(found).items():
+            if digest != digests[name]:
+                raise _failed(f"{path}: {name}", "other bytes")
 
 
 def _pairs(

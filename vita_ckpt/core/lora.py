@@ -1,0 +1,499 @@
+"""Describe what a LoRA run makes of its base: the tensors that are merged, and what does not fit.
+
+The names are those that the trainer and peft write (LORA §1, §2 of upstream's facts). Deltas are
+read with the run's config; what else was trained, in ``adapter_model`` or in
+``non_lora_trainables.bin``, takes the place that it had in the model that was trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.binding import is_harmless
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, LoraMerge, Shape, Tensor, TensorRef
+from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
+from vita_ckpt.core.lora_config import LoraConfig, Problem
+from vita_ckpt.core.patterns import PatternError
+
+# ``….q_proj.lora_A.weight``, with the adapter's name before the last component in a whole model.
+_DELTA: Final = re.compile(
+    r"(?P<module>.+?)\.lora_(?P<kind>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(\.(?P<adapter>(?!(weight|bias)$)[^.]+))?(\.(?P<leaf>weight|bias))?",
+    re.ASCII,
+)
+_BASE_LAYER: Final = ".base_layer."
+_SAVED: Final = ".modules_to_save."
+_ORIGINAL: Final = ".original_module."
+_LM_HEAD_MODULE: Final = parts.LM_HEAD.removesuffix(".weight")
+
+
+@dataclass(slots=True)
+class Delta:
+    """The names of the tensors that one module's delta consists of, in the run."""
+
+    a: str | None = None
+    b: str | None = None
+    magnitude: str | None = None
+    bias: str | None = None
+    is_embedding: bool = False
+
+    @property
+    def name(self) -> str:
+        """One of them."""
+        return self.a or self.b or self.magnitude or self.bias or ""
+
+
+@dataclass(slots=True)
+class RunNames:
+    """The tensors of a run by what they are.
+
+    ``deltas`` are by module, ``trained`` by the name in the model that was trained, ``adapters``
+    the names of adapters that names of tensors have, ``wrapped`` the names of what lies in a
+    wrapper of peft's there, ``originals`` what such a wrapper kept of the base, ``clashing`` pairs
+    for one place, and ``strange`` what looks like a delta and is none that is known.
+    """
+
+    deltas: dict[str, Delta] = field(default_factory=dict)
+    trained: dict[str, str] = field(default_factory=dict)
+    adapters: set[str] = field(default_factory=set)
+    wrapped: list[str] = field(default_factory=list)
+    originals: dict[str, str] = field(default_factory=dict)
+    strange: list[str] = field(default_factory=list)
+    clashing: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_names(names: Iterable[str]) -> RunNames:
+    """Sort the names of a run's tensors, or of a model that was saved with its deltas unmerged."""
+    found = RunNames()
+    for name in names:
+        bare = _bare(name)
+        match = _DELTA.fullmatch(bare)
+        if match is not None:
+            _add_delta(found, match, name)
+        elif parts.part_of(name) == parts.LORA or ".lora_" in name:
+            found.strange.append(name)
+        elif _ORIGINAL in bare:
+            found.originals[bare.replace(_ORIGINAL, ".")] = name
+        else:
+            place = _place(bare, found.adapters)
+            if place != bare:
+                found.wrapped.append(place)
+            if place in found.trained:
+                found.clashing.append((found.trained[place], name))
+            found.trained.setdefault(place, name)
+    return found
+
+
+def _bare(name: str) -> str:
+    """Return a name without the prefixes of peft and of a model in a model."""
+    if name.startswith(parts.PEFT_PREFIX):
+        return name.removeprefix(parts.PEFT_PREFIX)
+    return name.removeprefix("model.") if name.startswith("model.model.") else name
+
+
+def _place(name: str, adapters: set[str]) -> str:
+    """Return the name that a tensor has in the model without peft's wrappers."""
+    name = name.replace(_BASE_LAYER, ".")
+    before, saved, after = name.partition(_SAVED)
+    if not saved:
+        return name
+    adapter, dot, rest = after.partition(".")
+    if not dot:
+        return f"{before}.{after}"
+    adapters.add(adapter)
+    return f"{before}.{rest}"
+
+
+def _add_delta(found: RunNames, match: re.Match[str], name: str) -> None:
+    kind, leaf = match["kind"], match["leaf"]
+    role = {"A": "a", "B": "b", "embedding_A": "a", "embedding_B": "b"}.get(kind, "magnitude")
+    if leaf == "bias":
+        role = "bias" if kind == "B" else ""
+    delta = found.deltas.setdefault(match["module"], Delta())
+    if match["adapter"] is not None:
+        found.adapters.add(match["adapter"])
+    if not role or getattr(delta, role) is not None:
+        found.strange.append(name)
+        return
+    setattr(delta, role, name)
+    if kind.startswith("embedding"):
+        delta.is_embedding = True
+
+
+def settings_of_deltas(
+    checkpoint: Checkpoint, alpha: float, *, use_rslora: bool = False
+) -> dict[str, Any]:
+    """Return the settings of a checkpoint's deltas, as far as their shapes tell them."""
+    names = read_names(checkpoint.tensors)
+    shapes = [checkpoint.tensors[d.a].shape for d in names.deltas.values() if d.a is not None]
+    return {
+        "r": shapes[0][0] if shapes and shapes[0] else 0,
+        "lora_alpha": alpha,
+        "use_rslora": use_rslora,
+        "use_dora": any(delta.magnitude is not None for delta in names.deltas.values()),
+        "lora_bias": any(delta.bias is not None for delta in names.deltas.values()),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a run makes of its base.
+
+    ``tensors`` are those that replace or join the base's. ``deltas`` are the modules whose deltas
+    are merged, ``untrained`` those that the config targets and that have none, ``ignored`` those
+    with a delta that the config does not target. ``wrapped`` and ``rescued`` are trained tensors
+    below a wrapper's name: upstream drops the first where it loads the base first, the others in
+    any case. ``is_untied`` is set where embeddings and head, one tensor in the base, are two now.
+    """
+
+    tensors: Mapping[str, Tensor]
+    problems: tuple[Problem, ...]
+    deltas: tuple[str, ...]
+    trained: tuple[str, ...]
+    untrained: tuple[str, ...]
+    ignored: tuple[str, ...]
+    wrapped: tuple[str, ...]
+    rescued: tuple[str, ...]
+    is_untied: bool
+
+
+def merge_run(
+    run: Checkpoint, base: Checkpoint, config: LoraConfig, dtype: str | None = None
+) -> Merged:
+    """Compute what ``run`` makes of ``base``, in ``dtype`` or in that of the base's tensors.
+
+    For a model that was saved with its deltas unmerged both are the same checkpoint.
+    """
+    return _Merger(run, base, config, dtype).merge()
+
+
+class _Merger:
+    def __init__(
+        self, run: Checkpoint, base: Checkpoint, config: LoraConfig, dtype: str | None
+    ) -> None:
+        self._refs = run.refs
+        self._names = read_names(self._refs)
+        self._is_own = run is base
+        self._base: Mapping[str, TensorRef] = {} if self._is_own else base.refs
+        self._is_tied = (base.config or {}).get("tie_word_embeddings") is True
+        self._config = config
+        self._dtype = dtype
+        self._root = base.root
+        self._problems: list[Problem] = []
+        self._tensors: dict[str, Tensor] = {}
+
+    def merge(self) -> Merged:
+        self._check_names()
+        merged, ignored = self._merge_deltas()
+        trained = self._place_trained()
+        untrained = self._untrained()
+        is_untied = self._untie()
+        names = self._names
+        return Merged(
+            tensors=self._tensors,
+            problems=tuple(self._problems),
+            deltas=tuple(merged),
+            trained=tuple(trained),
+            untrained=tuple(untrained),
+            ignored=tuple(ignored),
+            wrapped=tuple(n for n in names.wrapped if _BASE_LAYER in names.trained[n]),
+            rescued=tuple(n for n in names.wrapped if _SAVED in names.trained[n]),
+            is_untied=is_untied,
+        )
+
+    def _problem(self, rule: str, subject: str, expected: str, got: str, hint: str = "") -> None:
+        self._problems.append(Problem(rule, subject, expected, got, hint))
+
+    def _check_names(self) -> None:
+        names = self._names
+        for name in names.strange:
+            expected = (
+                "lora_A, lora_B, lora_embedding_A and _B, lora_magnitude_vector of one module"
+            )
+            self._problem("lora-unsupported", name, expected, "a delta of another kind")
+        if len(names.adapters) > 1:
+            got = ", ".join(sorted(names.adapters))
+            self._problem(
+                "lora-unsupported",
+                names.strange[0] if names.strange else next(iter(self._refs)),
+                "one adapter",
+                f"{len(names.adapters)}: {got}",
+                "merge them with peft, one after the other, or save one",
+            )
+        for one, other in names.clashing:
+            if self._refs[one].source != self._refs[other].source:
+                continue  # saved with the deltas and again beside them: a loader reads those last
+            self._problem("lora-tensor-unplaced", other, "one tensor for one place", f"also {one}")
+
+    def _base_ref(self, name: str) -> TensorRef | None:
+        """Return what a run's tensor of this name was before: trained too, or of the base."""
+        if name in self._names.trained:
+            return self._refs[self._names.trained[name]]
+        return self._stored(name)
+
+    def _stored(self, name: str) -> TensorRef | None:
+        """Return the base's tensor; of a tied head that of the embeddings, as every loader does."""
+        if name == parts.LM_HEAD and self._is_tied:
+            name = parts.EMBED_TOKENS
+        if self._is_own and name in self._names.trained:
+            return self._refs[self._names.trained[name]]
+        return self._base.get(name)
+
+    def _dtype_of(self, name: str, default: str) -> str:
+        stored = self._stored(name)
+        return self._dtype or (default if stored is None else stored.dtype)
+
+    def _merge_deltas(self) -> tuple[list[str], list[str]]:
+        merged: list[str] = []
+        ignored: list[str] = []
+        for module, delta in self._names.deltas.items():
+            try:
+                is_target = self._config.targets(module)
+                if is_target and self._merge_delta(module, delta):
+                    merged.append(module)
+                elif not is_target:
+                    ignored.append(module)
+            except PatternError as error:
+                self._problem(
+                    "lora-unsupported", module, "patterns that match in bounded time", str(error)
+                )
+        return merged, ignored
+
+    def _merge_delta(self, module: str, delta: Delta) -> bool:
+        refs = self._refs
+        if delta.a is None or delta.b is None:
+            half = "B" if delta.b is None else "A"
+            self._problem(
+                "lora-pair-incomplete", delta.name, f"lora_{half} of {module} too", "none"
+            )
+            return False
+        if self._config.use_dora and delta.magnitude is None and not delta.is_embedding:
+            self._problem(
+                "dora-magnitude-missing",
+                module,
+                f"{module}.lora_magnitude_vector, since use_dora is set",
+                "none",
+            )
+            return False
+        a, b = refs[delta.a], refs[delta.b]
+        weight_name = f"{module}.weight"
+        weight = self._base_ref(weight_name)
+        if not self._fits(module, delta, a, b, weight):
+            return False
+        assert weight is not None  # noqa: S101 - one that fits is there
+        magnitude = self._magnitude(module, delta, weight)
+        dtype = self._dtype_of(weight_name, weight.dtype)
+        pieces = [weight, a, b, *([] if magnitude is None else [magnitude])]
+        if not self._can_cast(weight_name, pieces, dtype):
+            return False
+        scale = self._config.scale(module)
+        self._tensors[weight_name] = LoraMerge(
+            weight, b, a, scale, dtype, magnitude, delta.is_embedding
+        )
+        if delta.bias is not None:
+            self._merge_bias(module, refs[delta.bias], scale)
+        elif self._config.lora_bias and not delta.is_embedding:
+            self._problem(
+                "lora-pair-incomplete",
+                delta.b,
+                f"lora_B.bias of {module} too, since lora_bias is set",
+                "none",
+            )
+        return True
+
+    def _fits(
+        self, module: str, delta: Delta, a: TensorRef, b: TensorRef, weight: TensorRef | None
+    ) -> bool:
+        if len(a.shape) != 2 or len(b.shape) != 2:
+            self._problem(
+                "lora-unsupported",
+                delta.name,
+                "halves with two dimensions, of a linear layer or an embedding",
+                f"{list(a.shape)} and {list(b.shape)}",
+                "no module of a VITA model that LoRA trains is a convolution",
+            )
+            return False
+        rank = self._config.rank(module)
+        if (a.shape[0], b.shape[1]) != (rank, rank):
+            self._problem(
+                "lora-rank-mismatch",
+                delta.a or "",
+                f"rank {rank}, as adapter_config.json says",
+                f"{list(a.shape)} and {list(b.shape)}",
+            )
+            return False
+        product = (b.shape[0], a.shape[1])
+        wanted: Shape = product[::-1] if delta.is_embedding else product
+        if weight is None or weight.shape != wanted:
+            self._problem(
+                "lora-target-absent",
+                delta.a or "",
+                f"{module}.weight {list(wanted)} in the base {self._root}",
+                "none" if weight is None else f"{list(weight.shape)}",
+                "the run was trained on another base",
+            )
+            return False
+        return True
+
+    def _magnitude(self, module: str, delta: Delta, weight: TensorRef) -> TensorRef | None:
+        if not self._config.use_dora:
+            if delta.magnitude is not None:
+                self._problem(
+                    "lora-unsupported",
+                    delta.magnitude,
+                    "no magnitudes, since use_dora is not set",
+                    "one",
+                )
+            return None
+        if delta.is_embedding:
+            self._problem(
+                "lora-unsupported", module, "DoRA of linear layers", "that of an embedding"
+            )
+            return None
+        assert delta.magnitude is not None  # noqa: S101 - one that is not there was said
+        magnitude = self._refs[delta.magnitude]
+        if magnitude.shape != weight.shape[:1]:
+            self._problem(
+                "dora-magnitude-missing",
+                delta.magnitude,
+                f"[{weight.shape[0]}], one for each row",
+                f"{list(magnitude.shape)}",
+            )
+            return None
+        return magnitude
+
+    def _merge_bias(self, module: str, delta: TensorRef, scale: float) -> None:
+        name = f"{module}.bias"
+        bias = self._base_ref(name)
+        if bias is None or bias.shape != delta.shape:
+            self._problem(
+                "lora-target-absent",
+                name,
+                f"{name} {list(delta.shape)} in the base {self._root}",
+                "none" if bias is None else f"{list(bias.shape)}",
+            )
+            return
+        dtype = self._dtype_of(name, bias.dtype)
+        if self._can_cast(name, (bias, delta), dtype):
+            self._tensors[name] = LoraMerge(bias, delta, None, scale, dtype)
+
+    def _can_cast(self, name: str, refs: Iterable[TensorRef], dtype: str) -> bool:
+        strange = [ref.dtype for ref in refs if not can_cast(ref.dtype, dtype)]
+        if dtype in CAST_TARGETS and not strange:
+            return True
+        self._problem(
+            "lora-unsupported",
+            name,
+            f"tensors that become {', '.join(CAST_TARGETS)}",
+            strange[0] if strange else dtype,
+            "a quantized base is merged before it is quantized",
+        )
+        return False
+
+    def _place_trained(self) -> list[str]:
+        """Put what was trained beside the deltas in its place; return its names."""
+        placed: list[str] = []
+        for place, name in self._names.trained.items():
+            if place in self._tensors:  # a delta is merged into it
+                placed.append(place)
+                continue
+            ref, stored = self._refs[name], self._stored(place)
+            if not self._is_own:
+                if stored is None and is_harmless(place):
+                    continue
+                if not self._has_place(place, ref, stored):
+                    continue
+            dtype = self._dtype_of(place, self._dtype or self._likely_dtype(ref.dtype))
+            if ref.dtype == dtype or not can_cast(ref.dtype, dtype):
+                if ref.dtype != dtype and not self._is_own:
+                    self._can_cast(name, (ref,), dtype)
+                self._tensors[place] = ref
+            else:
+                self._tensors[place] = Cast(ref, dtype)
+            placed.append(place)
+        return placed
+
+    def _likely_dtype(self, default: str) -> str:
+        embed = self._stored(parts.EMBED_TOKENS)
+        return default if embed is None else embed.dtype
+
+    def _has_place(self, place: str, ref: TensorRef, stored: TensorRef | None) -> bool:
+        part = parts.part_of(place)
+        if stored is None:
+            # A part that the base lacks as a whole may come with the run; one tensor may not.
+            fits = part in (parts.MM_PROJECTOR, parts.VISION_TOWER) and not any(
+                parts.part_of(name) == part for name in self._base
+            )
+        else:
+            has_rows = place in (parts.EMBED_TOKENS, parts.LM_HEAD)
+            first = 1 if has_rows and len(ref.shape) == 2 else 0
+            fits = (len(ref.shape), ref.shape[first:]) == (
+                len(stored.shape),
+                stored.shape[first:],
+            )
+        if not fits:
+            self._problem(
+                "lora-tensor-unplaced",
+                self._names.trained[place],
+                f"{place} {list(ref.shape)} in the base {self._root}",
+                "none" if stored is None else f"{list(stored.shape)}",
+                "the run was trained on another base",
+            )
+        return fits
+
+    def _untrained(self) -> list[str]:
+        """Return the modules that the config targets and that have no delta."""
+        saved = set(self._config.modules_to_save)
+        found: list[str] = []
+        if self._config.target_modules is None:
+            return found
+        for name, ref in (self._refs if self._is_own else self._base).items():
+            module = _place(_bare(name), set()).removesuffix(".weight")
+            if not name.endswith(".weight") or len(ref.shape) != 2:
+                continue
+            if module in self._names.deltas or saved.intersection(module.split(".")):
+                continue
+            try:
+                if self._config.targets(module):
+                    found.append(module)
+            except PatternError:
+                break  # said for the deltas
+        return found
+
+    def _untie(self) -> bool:
+        """Give a tied model both tensors where they are no longer one; return whether it has two.
+
+        peft trains a copy of the one and leaves the other: so the model that was trained has two.
+        """
+        changed = {parts.EMBED_TOKENS, parts.LM_HEAD} & self._tensors.keys()
+        if self._is_own:
+            changed = {
+                name
+                for name in changed
+                if isinstance(self._tensors[name], LoraMerge) or name in self._names.wrapped
+            }
+        if not self._is_tied or not changed or self._config.ensure_weight_tying:
+            return False
+        for name in {parts.EMBED_TOKENS, parts.LM_HEAD} - changed:
+            stored = self._before(name)
+            first = self._tensors[next(iter(changed))]
+            if stored is None or stored.shape != first.shape:
+                return False  # with more rows only one of them is known
+            dtype = self._dtype or stored.dtype
+            known = dtype == stored.dtype or not can_cast(stored.dtype, dtype)
+            self._tensors[name] = stored if known else Cast(stored, dtype)
+        return True
+
+    def _before(self, name: str) -> TensorRef | None:
+        """Return one of two tied tensors as it was before the other was trained."""
+        if not self._is_own:
+            return self._stored(name)
+        names = self._names
+        origin = next(
+            (n for n in (names.trained.get(name), *names.originals.values()) if n is not None), None
+        )
+        return None if origin is None else self._refs[origin]
