@@ -20,13 +20,16 @@ from vita_ckpt.storage.reading.paths import Stores
 StrPath = str | os.PathLike[str]
 
 
-def open_checkpoint(path: StrPath, *, stores: Stores | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: StrPath, *, ignore_index: bool = False, stores: Stores | None = None
+) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower; read only headers, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
     run, a folder of steps), a lone ``.safetensors``/``.bin``/``.pt`` file, or one of these on the
     hub: ``hf://org/name[@revision][/subfolder]``, or ``org/name`` if no such path exists.
-    ``stores`` shares a session with the hub between calls.
+    ``ignore_index`` takes the weight files of a directory for what they are, whatever a stale index
+    says. ``stores`` shares a session with the hub between calls.
 
     Raises InputError (or a subclass) if the checkpoint cannot be read, breaks a rule of its format,
     or refers to files outside its directory. The error names the file, and the tensor where one is
@@ -35,8 +38,9 @@ def open_checkpoint(path: StrPath, *, stores: Stores | None = None) -> Checkpoin
     stores = Stores() if stores is None else stores
     address = _address(path)
     if address is None:
-        return directory.open_checkpoint(path, stores)
-    opened = directory.open_checkpoint(_pinned(address, path, stores), stores)
+        return directory.open_checkpoint(path, stores, ignore_index=ignore_index)
+    pinned = _pinned(address, path, stores)
+    opened = directory.open_checkpoint(pinned, stores, ignore_index=ignore_index)
     return replace(opened, revision="" if address.is_pinned else address.revision or "main")
 
 
@@ -83,7 +87,7 @@ def local(path: StrPath) -> str:
     return text
 
 
-def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
+def reopen(root: str, revision: str, stores: Stores, *, ignore_index: bool = False) -> Checkpoint:
     """Open an input of a saved plan from its root and the branch or tag it was resolved from.
 
     An empty root stands for no input. Raises StaleInputError if the branch or tag points to another
@@ -92,7 +96,7 @@ def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
     if not root:
         return EMPTY
     if not is_remote(root):
-        return directory.open_checkpoint(root, stores)
+        return directory.open_checkpoint(root, stores, ignore_index=ignore_index)
     pinned = parse_address(root)
     if revision:
         now = stores.hub.pin(Address(pinned.repository, revision, pinned.below), anew=True)
@@ -104,7 +108,8 @@ def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
                 got=now.revision,
                 hint="compute the plan again, or from the commit: hf://org/name@commit",
             )
-    return replace(directory.open_checkpoint(root, stores), revision=revision)
+    opened = directory.open_checkpoint(root, stores, ignore_index=ignore_index)
+    return replace(opened, revision=revision)
 
 
 def _address(path: StrPath) -> Address | None:

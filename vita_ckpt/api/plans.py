@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import NoneType
 from typing import Any, Final
 
 from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.locate import StrPath, locate, open_checkpoint
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
-from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
+from vita_ckpt.core.anatomy.parts import LM_HEAD, TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
-from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint, RemoteFile
 from vita_ckpt.core.dtype import SPELLINGS
-from vita_ckpt.core.plan import Plan, SavedPlan, not_a_plan
+from vita_ckpt.core.filenames import shards_in_all
+from vita_ckpt.core.options import FORMATS, NAMES, TIES, Format, Names, Tie
+from vita_ckpt.core.plan import Plan, SavedPlan, WeightFiles, not_a_plan
 from vita_ckpt.core.requirements import plain_backbone
+from vita_ckpt.core.sharding import parse_size
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import (
@@ -27,7 +30,8 @@ from vita_ckpt.storage.reading.tower import (
     read_processor,
     read_tower_config,
 )
-from vita_ckpt.surgery import config, vision_modules
+from vita_ckpt.storage.tensors.compare import are_equal
+from vita_ckpt.surgery import config, conversion, vision_modules
 from vita_ckpt.surgery import projector as projector_surgery
 from vita_ckpt.surgery.vision_modules import VisionModelArgs
 
@@ -181,6 +185,97 @@ def plan_set(
     return replace(plan, notes=notes, request={"values": dict(values)})
 
 
+def plan_convert(
+    checkpoint: Checkpoint | StrPath,
+    *,
+    names: Names | None = None,
+    dtype: str | None = None,
+    parts: Collection[str] = (),
+    keep: Collection[str] = (),
+    max_shard_size: int | str | None = None,
+    format: Format = "safetensors",
+    tie: Tie = "auto",
+    ignore_index: bool = False,
+    stores: Stores | None = None,
+) -> Plan:
+    """Plan to write the same model in another form: names, dtype, weight files.
+
+    ``names`` are those of the loader it is for: ``"upstream"``, which VITA's loader binds, or
+    ``"transformers"``, of transformers 5.6 and newer. What wrappers added to names goes away, and
+    Mixtral's experts are split or fused. ``dtype`` (``"bf16"``, ``"f16"``, ``"f32"``) is what
+    floating tensors are converted to, of the ``parts`` that are named if there are any, but not
+    those whose names match a glob of ``keep``. ``max_shard_size`` is in bytes or a text such as
+    ``"5GB"``, 0 for one file; None keeps each tensor in its file. ``tie`` says what becomes of a
+    head that the config ties to the embeddings: ``"auto"`` drops one that equals them, ``"untie"``
+    makes it a tensor of its own. ``ignore_index`` takes the weight files for what they are.
+
+    Raises InputError where the result is not what that loader binds or two tensors would get one
+    name, and UsageError for an option that is none.
+    """
+    stores = Stores() if stores is None else stores
+    if isinstance(checkpoint, Checkpoint):
+        opened = checkpoint
+    else:
+        opened = open_checkpoint(checkpoint, ignore_index=ignore_index, stores=stores)
+    for value, known, option in (
+        (names, (None, *NAMES), "--names"),
+        (format, FORMATS, "--format"),
+        (tie, TIES, "--tie"),
+    ):
+        _check_choice(value, known, option)
+    code = _dtype(dtype)
+    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    plan = conversion.plan_convert(
+        opened,
+        names=names,
+        dtype=code,
+        only=_texts(parts),
+        keep=_texts(keep),
+        weight_files=WeightFiles(format, size),
+        tie=tie,
+        head_is_table=_head_is_table(opened, names),
+    )
+    request = {
+        "names": names,
+        "dtype": code,
+        "parts": sorted(_texts(parts)),
+        "keep": sorted(_texts(keep)),
+        "max_shard_size": size,
+        "format": format,
+        "tie": tie,
+        "ignore_index": ignore_index,
+    }
+    notes = (*plan.notes, *_absent_shards(opened)) if ignore_index else plan.notes
+    return replace(plan, request=request, notes=notes)
+
+
+def _check_choice(value: object, known: Sequence[object], option: str) -> None:
+    if value not in known:
+        names = ", ".join(str(one) for one in known if one is not None)
+        raise UsageError("unknown-choice", option, expected=f"one of {names}", got=str(value))
+
+
+def _texts(names: Collection[str]) -> Collection[str]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _head_is_table(checkpoint: Checkpoint, names: Names | None) -> bool | None:
+    """Return whether a stored head equals the embeddings; None if there is none here."""
+    pair = conversion.head_and_table(checkpoint, names)
+    if pair is None or any(isinstance(ref.source, RemoteFile) for ref in pair):
+        return None
+    head, table = pair
+    return (head.dtype, head.shape) == (table.dtype, table.shape) and are_equal({LM_HEAD: pair})
+
+
+def _absent_shards(checkpoint: Checkpoint) -> Iterator[str]:
+    """Say that the names of the weight files promise more of them than are there."""
+    found = len(checkpoint.shards)
+    promised = max(shards_in_all(shard.name) for shard in checkpoint.shards)
+    if promised > found:
+        yield f"{found} of {promised} shards are there, by their names: the model is incomplete"
+
+
 _OPTIONAL_TEXT: Final = (str, NoneType)
 # What each operation can be asked for, with the types of the values.
 _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
@@ -198,6 +293,16 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     },
     "extract-tower": {"tower_config": _OPTIONAL_TEXT},
     "set": {"values": (dict,)},
+    "convert": {
+        "names": _OPTIONAL_TEXT,
+        "dtype": _OPTIONAL_TEXT,
+        "parts": (list,),
+        "keep": (list,),
+        "max_shard_size": (int, NoneType),
+        "format": (str,),
+        "tie": (str,),
+        "ignore_index": (bool,),
+    },
 }
 _NUMBERS_OF_INPUTS: Final = {
     "extract-projector": (2,),
@@ -205,6 +310,7 @@ _NUMBERS_OF_INPUTS: Final = {
     "swap-tower": (2, 3),
     "extract-tower": (2,),
     "set": (1,),
+    "convert": (1,),
 }
 
 
@@ -236,8 +342,8 @@ def _dispatch(
         return plan_extract_projector(donors[0], **request, stores=stores)
     if operation == "extract-tower":
         return plan_extract_tower(donors[0], **request, stores=stores)
-    if operation == "set":
-        return plan_set(base, request["values"], stores=stores)
+    if not donors:
+        return _alone(operation, base, request, stores)
     tower, adapter = donors[0], donors[-1]
     if operation == "merge-projector":
         if len(donors) > 1:
@@ -250,6 +356,15 @@ def _dispatch(
         raise not_a_plan(f"a projector {choice!r} of {len(inputs)} inputs")
     projector = adapter if len(donors) > 1 else choice
     return plan_swap_tower(base, tower, **{**request, "projector": projector}, stores=stores)
+
+
+def _alone(operation: str, base: Checkpoint, request: Mapping[str, Any], stores: Stores) -> Plan:
+    """Plan again what has a base and no donors."""
+    if operation == "set":
+        return plan_set(base, request["values"], stores=stores)
+    if not all(isinstance(name, str) for key in ("parts", "keep") for name in request[key]):
+        raise not_a_plan("parts or globs that are no texts")
+    return plan_convert(base, **request, stores=stores)
 
 
 def parse_value(key: str, text: str) -> Any:

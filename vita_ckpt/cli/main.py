@@ -46,6 +46,7 @@ _SECTIONS: Final[dict[str, dict[str, str]]] = {
         "extract-projector": "Write the mm_projector of a checkpoint to a file.",
         "swap-tower": "Give a checkpoint another vision tower.",
         "extract-tower": "Write the vision tower to a directory of its own.",
+        "convert": "Write the same model with other names, dtype or weight files.",
         "set": "Set keys of the vision config.",
         "apply": "Run a plan that --plan-out saved.",
     },

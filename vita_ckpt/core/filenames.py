@@ -44,6 +44,8 @@ RUN_FILES: Final = (PROJECTOR_RUN, "mm_projector.safetensors", "audio_adpter.bin
 STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
 SHARD: Final = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
 _SHARD_OF: Final = re.compile(r"-[0-9]{1,9}-of-([0-9]{1,9})\.", re.ASCII)
+_SAFETENSORS_FILE: Final = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors", re.ASCII)
+_TORCH_FILE: Final = re.compile(r"pytorch_model(-[0-9]+-of-[0-9]+)?\.bin", re.ASCII)
 STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII)
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES: Final = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
@@ -93,6 +95,19 @@ def index_of(names: Iterable[str]) -> str | None:
     """Return the index that says which files of a directory are its weights, if one does."""
     found = next((n for n in (SAFETENSORS_INDEX, TORCH_INDEX) if n in names), None)
     return None if found == TORCH_INDEX and SAFETENSORS in names else found
+
+
+def weight_files_of(names: Iterable[str]) -> list[str]:
+    """Return the files that ``save_pretrained`` gives a model's weights, sorted; whole or shards.
+
+    Those of safetensors come before pickled ones, as loaders prefer them.
+    """
+    listed = sorted(names)
+    for pattern in (_SAFETENSORS_FILE, _TORCH_FILE):
+        found = [name for name in listed if pattern.fullmatch(name)]
+        if found:
+            return found
+    return []
 
 
 def shards_in_all(name: str) -> int:
