@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fixtures.builder import Spec, TowerSpec, mm_projector, write_adapter, write_tower
-from vita_ckpt import Plan, plan_merge_projector, plan_set, plan_swap_tower
+from vita_ckpt import Plan, plan_convert, plan_merge_projector, plan_set, plan_swap_tower
 
 SPEC = Spec()
 MLP = mm_projector("mlp2x_gelu", SPEC.mm_hidden, SPEC.hidden)
@@ -66,7 +66,11 @@ def set_key(base: Path, adapter: Path) -> Plan:
     return plan_set(base, {"image_aspect_ratio": "pad"})
 
 
-PLANS = (merge, other_type, same_shapes, other_tower, set_key)
+def convert(base: Path, adapter: Path) -> Plan:
+    return plan_convert(base, names="upstream", dtype="f32", max_shard_size=8000)
+
+
+PLANS = (merge, other_type, same_shapes, other_tower, set_key, convert)
 Planned = Callable[[Path, Path], Plan]
 
 

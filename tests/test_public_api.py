@@ -18,19 +18,21 @@ SIGNATURES = {
     "apply": (
         "(plan: 'Plan', out: 'StrPath', *, options: 'Options' = Options(link='auto', "
         "check=False, digest=False, model_card=False, carry=()), progress: 'Progress' = "
-        "no_progress, stores: 'Stores | None' = None) -> 'str'"
+        "no_progress, flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'str'"
     ),
     "apply_in_place": (
         "(plan: 'Plan', *, options: 'Options' = Options(link='auto', check=True, "
         "digest=False, model_card=False, carry=()), progress: 'Progress' = no_progress, "
-        "stores: 'Stores | None' = None) -> 'str'"
+        "flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'str'"
     ),
     "clean": ("(path: 'StrPath', *, dry_run: 'bool' = False) -> 'list[tuple[Leftover, bool]]'"),
     "drop_undo": ("(path: 'StrPath') -> 'int'"),
     "history": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'History'"),
     "recover": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack | None'"),
     "undo": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack'"),
-    "check_plan": ("(plan: 'Plan', *, stores: 'Stores | None' = None) -> 'None'"),
+    "check_plan": (
+        "(plan: 'Plan', *, flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'None'"
+    ),
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
         "only: 'Sequence[str]' = (), fetch: 'bool' = False, stores: 'Stores | None' = None) "
@@ -56,7 +58,17 @@ SIGNATURES = {
         "None) -> 'list[ModuleRow]'"
     ),
     "load_plan": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"),
-    "open_checkpoint": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Checkpoint'"),
+    "open_checkpoint": (
+        "(path: 'StrPath', *, ignore_index: 'bool' = False, stores: 'Stores | None' = "
+        "None) -> 'Checkpoint'"
+    ),
+    "plan_convert": (
+        "(checkpoint: 'Checkpoint | StrPath', *, names: 'Names | None' = None, dtype: 'str "
+        "| None' = None, parts: 'Collection[str]' = (), keep: 'Collection[str]' = (), "
+        "max_shard_size: 'int | str | None' = None, format: 'Format' = 'safetensors', tie: "
+        "'Tie' = 'auto', ignore_index: 'bool' = False, stores: 'Stores | None' = None) -> "
+        "'Plan'"
+    ),
     "plan_extract_projector": (
         "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, stores: 'Stores | "
         "None' = None) -> 'Plan'"
@@ -148,11 +160,13 @@ VALUES = {
     "Reason",
     "LocalFile",
     "LoraSummary",
+    "Mean",
     "ModuleRow",
     "Options",
     "Output",
     "PartDifference",
     "PartSummary",
+    "Pieces",
     "Plan",
     "PlannedFile",
     "PlannedKey",
@@ -181,19 +195,25 @@ VALUES = {
     "Verification",
     "VisionModelArgs",
     "VitaModel",
+    "WeightFiles",
 }
 # Names for what has no docstring of its own: a union, a callable, a few words.
 ALIASES = {
     "Change",
     "Edit",
     "File",
+    "Flushed",
+    "Format",
     "Link",
     "MaxMemory",
+    "Names",
+    "Part",
     "PlannedChange",
     "Progress",
     "Severity",
     "StrPath",
     "Tensor",
+    "Tie",
 }
 
 

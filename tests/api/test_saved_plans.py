@@ -33,6 +33,7 @@ from vita_ckpt import (
     initialize_vision_modules,
     load_plan,
     open_checkpoint,
+    plan_convert,
     plan_extract_projector,
     plan_extract_tower,
     plan_merge_projector,
@@ -78,7 +79,13 @@ def set_keys(root: Path) -> Plan:
     return plan_set(root / "base", {"mm_projector_lr": 1e-5, "use_s2": None})
 
 
+def convert(root: Path) -> Plan:
+    options: dict[str, Any] = {"names": "transformers", "dtype": "bf16", "keep": ["*norm*"]}
+    return plan_convert(root / "mixtral", **options, max_shard_size="9KB", parts=["language_model"])
+
+
 OPERATIONS = (
+    convert,
     merge,
     merge_extras,
     assemble,
@@ -95,6 +102,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inputs")
     write_tower(root / "tower-internvit", TowerSpec())
     write_checkpoint(root / "base")
+    write_checkpoint(root / "mixtral", Spec(model_type="vita-mixtral", tower=TowerSpec("clip")))
     (root / "base" / "preprocessor_config.json").write_text('{"crop_size": 8}\n')
     write_tower(root / "clip", TowerSpec("clip", image_size=16, patch_size=4))
     write_adapter(root / "adapter.safetensors", mm_projector("linear", 32, 16))

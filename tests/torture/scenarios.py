@@ -79,6 +79,8 @@ _VISION: Final = ("model.mm_projector.", "model.vision_tower.")
 _MERGE_HERE: Final = (*_MERGE, "--in-place")
 _SWAP_HERE: Final = (*_SWAP, "--in-place")
 _SET_HERE: Final = ("set", "base", "mm_hidden_size=64", "--in-place")
+_CONVERT: Final = ("convert", "base", "--dtype", "f32", "--max-shard-size", "9KB")
+_ALL: Final = ("",)
 
 SCENARIOS: Final = (
     Scenario("merge", (*_MERGE, "--out", "out"), "out", _PROJECTOR),
@@ -90,6 +92,8 @@ SCENARIOS: Final = (
     Scenario("merge-of-hard-links", _MERGE_HERE, "base", _PROJECTOR, links="hard"),
     Scenario("merge-of-symbolic-links", _MERGE_HERE, "base", _PROJECTOR, links="symbolic"),
     Scenario("swap-in-place", _SWAP_HERE, "base", _VISION),
+    Scenario("convert", (*_CONVERT, "--out", "out"), "out", _ALL),
+    Scenario("convert-in-place", (*_CONVERT, "--in-place"), "base", _ALL),
     Scenario("undo-merge", ("undo", "base"), "base", _PROJECTOR, first=(_MERGE_HERE,)),
     Scenario("undo-swap", ("undo", "base"), "base", _VISION, first=(_SWAP_HERE,)),
     Scenario("recover-merge", ("recover", "base"), "base", _PROJECTOR, interrupted=_MERGE_HERE),
@@ -148,6 +152,9 @@ def prepare(scenario: Scenario, runner: Runner, directory: Path) -> Prepared:
     if "merge" in scenario.name:
         merged = tensors | read_tensors(here / "adapter.safetensors")
         assert after == (tensors if scenario.undoes else merged)
+    if "convert" in scenario.name:
+        assert after.keys() == tensors.keys()
+        assert all(after[n][:2] == ("F32", tensors[n][1]) for n in tensors)
     prepared = Prepared(scenario, template, old, new)
     shutil.rmtree(here)
     return prepared

@@ -106,7 +106,7 @@ def upstream_names(config: Mapping[str, Any], shapes: Shapes) -> dict[str, tuple
 def _known_pieces(
     name: str, shape: Shape, known: Shapes, spelled: Mapping[str, Spelling]
 ) -> tuple[str, ...] | None:
-    for candidate in _candidates(name):
+    for candidate in (name, *_candidates(name)):
         if candidate in known:
             return (candidate,)
         spelling = spelled.get(candidate)
@@ -116,8 +116,7 @@ def _known_pieces(
 
 
 def _candidates(name: str) -> Iterator[str]:
-    """Yield what a tensor may be called by upstream, the likeliest first."""
-    yield name
+    """Yield what a tensor under another name may be called by upstream, the likeliest first."""
     bare = unwrapped(name)
     yield bare
     for prefix, own in _LLAVA_HF:

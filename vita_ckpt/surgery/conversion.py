@@ -244,9 +244,29 @@ def _require(plan: Plan) -> None:
             hint="--names needs one; without --names all names stay as they are",
         )
     require_binding(plan)
+    _refuse_hidden(shapes, root)
     listed = listed_shapes(config)
     projector = {n: s for n, s in listed.items() if n.startswith(parts.PROJECTOR_PREFIX)}
     _refuse(compare(projector, shapes), root, "every tensor of the projector of the config")
+
+
+def _refuse_hidden(shapes: Mapping[str, Shape], root: str) -> None:
+    """Raise InputError for a part of the model that is there under a prefix of unknown meaning.
+
+    Without a stored tower a loader takes the one of the directory, which has other weights.
+    """
+    for name in shapes:
+        levels = name.split(".")
+        own = (".".join(levels[at:]) for at in range(1, len(levels)))
+        inner = next((n for n in own if parts.part_of(n) not in (parts.OTHER, parts.LORA)), None)
+        if parts.part_of(name) == parts.OTHER and inner is not None and inner not in shapes:
+            raise InputError(
+                "weights-do-not-fit",
+                f"{root}: {name}",
+                expected=f"{inner} under a name that a loader binds, or one that a wrapper gave it",
+                got=f"a prefix {name.removesuffix(inner)} of unknown meaning",
+                hint="loaders would leave it out",
+            )
 
 
 def _refuse(mismatch: KeyMismatch, root: str, expected: str) -> None:

@@ -160,7 +160,10 @@ class _Surgery:
 
     def _prepare(self, stage: str, finish: Finish, time: str, check: bool) -> None:
         journals.own(stage)
-        wanted = {name: t for shard in self.layout.patched for _, name, t in shard.entries}
+        patched_shards = self.layout.patched
+        wanted = {name: t for shard in patched_shards for _, name, t in shard.entries}
+        moved = {name for shard in patched_shards for name in shard.names} & digested(self.plan)
+        wanted |= {e.name: e.tensor for e in self.plan.tensor_edits if e.name in moved}
         digests = tensor_digests(wanted)
         patched = self._save_ranges(stage, digests)
         replaced = self._stage_files(stage, finish, digests, check)

@@ -260,12 +260,13 @@ def _places(
     """Return the offset of each tensor if together they fill the place of those before, else None.
 
     A tensor that is read from the file stays where its bytes are, others take the place of their
-    namesakes.
+    namesakes. What is converted would be written over while it is read, so it has no place.
     """
     places: dict[str, int] = {}
     for name, tensor in after.items():
         own = [ref for ref in refs_of(tensor) if ref.source == file]
-        if len(own) > 1 or (own and own[0].strides is not None):
+        is_view = isinstance(tensor, TensorRef) and tensor.strides is None
+        if own and not is_view:
             return None
         place = own[0] if own else before.get(name)
         if place is None or (BITS[place.dtype], place.nbytes) != (
@@ -315,7 +316,7 @@ def _weight_files(
             carried.append(CarriedFile(shard.name, shard.file))
         elif now:
             name = _safetensors_name(shard)
-            in_order = storage_order(now, _ranks(now, shard.file))
+            in_order = storage_order(now, _ranks(now, before, shard.file))
             written.append(WrittenShard(name, _metadata(shard), in_order))
         weight_map |= dict.fromkeys(now, _safetensors_name(shard))
     return carried, written, _index_text(base, target, weight_map)
@@ -367,7 +368,7 @@ def _new_weight_files(
             carried.append(CarriedFile(name, old.file))
             continue
         if keeps and old is not None:
-            ranks = _ranks(now, old.file)
+            ranks = _ranks(now, stored, old.file)
         else:
             ranks = {n: rank for rank, n in enumerate(names)}
         entries = tuple((n, now[n]) for n in names)
@@ -397,14 +398,16 @@ def _held(base: Checkpoint, target: Checkpoint, form: WeightFiles) -> dict[str, 
     return {shard_name(form.format, i, len(parts)): names for i, names in enumerate(parts, 1)}
 
 
-def _ranks(tensors: Mapping[str, Tensor], file: File) -> dict[str, int]:
-    """Return the order in which the bytes of tensors lie in the file that they are read from."""
-    offsets = {
-        name: ref.offset
-        for name, tensor in tensors.items()
-        for ref in refs_of(tensor)[:1]
-        if ref.source == file
-    }
+def _ranks(
+    tensors: Mapping[str, Tensor], before: Mapping[str, TensorRef], file: File
+) -> dict[str, int]:
+    """Return the order of tensors by where they lie in ``file``, or those that they replace."""
+    offsets: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        own = [ref for ref in refs_of(tensor)[:1] if ref.source == file]
+        place = own[0] if own else before.get(name)
+        if place is not None:
+            offsets[name] = place.offset
     return {name: rank for rank, name in enumerate(sorted(offsets, key=offsets.__getitem__))}
 
 
