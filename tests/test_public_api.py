@@ -82,6 +82,11 @@ SIGNATURES = {
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
         "stores: 'Stores | None' = None) -> 'Plan'"
     ),
+    "plan_resize_embeddings": (
+        "(checkpoint: 'Checkpoint | StrPath', *, tokens: 'int | None' = None, tokenizer: "
+        "'StrPath | None' = None, init: 'str' = 'mean', seed: 'int' = 0, multiple_of: 'int'"
+        " = 1, stores: 'Stores | None' = None) -> 'Plan'"
+    ),
     "plan_set": (
         "(checkpoint: 'Checkpoint | StrPath', values: 'Mapping[str, Any]', *, stores: "
         "'Stores | None' = None) -> 'Plan'"

@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         plan_extract_projector as plan_extract_projector,
         plan_extract_tower as plan_extract_tower,
         plan_merge_projector as plan_merge_projector,
+        plan_resize_embeddings as plan_resize_embeddings,
         plan_set as plan_set,
         plan_swap_tower as plan_swap_tower,
     )
@@ -222,6 +223,7 @@ _HOMES = {
         "plan_extract_projector",
         "plan_extract_tower",
         "plan_merge_projector",
+        "plan_resize_embeddings",
         "plan_set",
         "plan_swap_tower",
     ),

@@ -80,6 +80,8 @@ _MERGE_HERE: Final = (*_MERGE, "--in-place")
 _SWAP_HERE: Final = (*_SWAP, "--in-place")
 _SET_HERE: Final = ("set", "base", "mm_hidden_size=64", "--in-place")
 _CONVERT: Final = ("convert", "base", "--dtype", "f32", "--max-shard-size", "9KB")
+_RESIZE: Final = ("resize-embeddings", "base", "--tokens", "40", "--init", "normal")
+_ROWS: Final = ("model.embed_tokens.", "lm_head.")
 _ALL: Final = ("",)
 
 SCENARIOS: Final = (
@@ -94,6 +96,7 @@ SCENARIOS: Final = (
     Scenario("swap-in-place", _SWAP_HERE, "base", _VISION),
     Scenario("convert", (*_CONVERT, "--out", "out"), "out", _ALL),
     Scenario("convert-in-place", (*_CONVERT, "--in-place"), "base", _ALL),
+    Scenario("resize-in-place", (*_RESIZE, "--in-place"), "base", _ROWS),
     Scenario("undo-merge", ("undo", "base"), "base", _PROJECTOR, first=(_MERGE_HERE,)),
     Scenario("undo-swap", ("undo", "base"), "base", _VISION, first=(_SWAP_HERE,)),
     Scenario("recover-merge", ("recover", "base"), "base", _PROJECTOR, interrupted=_MERGE_HERE),

@@ -47,6 +47,7 @@ _SECTIONS: Final[dict[str, dict[str, str]]] = {
         "swap-tower": "Give a checkpoint another vision tower.",
         "extract-tower": "Write the vision tower to a directory of its own.",
         "convert": "Write the same model with other names, dtype or weight files.",
+        "resize-embeddings": "Add or remove rows of the token embeddings.",
         "set": "Set keys of the vision config.",
         "apply": "Run a plan that --plan-out saved.",
     },

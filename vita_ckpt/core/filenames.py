@@ -29,6 +29,11 @@ TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 VOCABULARY: Final = "vocab.json"
 ADDED_TOKENS: Final = "added_tokens.json"
+# The texts of a tokenizer, which belong together.
+TOKENIZER_FILES: Final = frozenset(
+    {TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, ADDED_TOKENS, "merges.txt"}
+    | {"special_tokens_map.json", "chat_template.jinja", "chat_template.json"}
+)
 MODEL_CARD: Final = "README.md"
 # Files of ours beside a config: what was done, and the digests of all files.
 PROVENANCE: Final = "vita_ckpt.json"
@@ -59,8 +64,9 @@ TRAINING_STATE: Final = re.compile(
     r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", re.ASCII
 )
 # What a surgery in place may write, replace or remove beside weights and their indexes.
-_WRITTEN_TEXTS: Final = frozenset(
-    {CONFIG, PROCESSOR, CARRIED_CONFIG, PROVENANCE, MANIFEST, MODEL_CARD}
+_WRITTEN_TEXTS: Final = (
+    frozenset({CONFIG, PROCESSOR, CARRIED_CONFIG, PROVENANCE, MANIFEST, MODEL_CARD})
+    | TOKENIZER_FILES
 )
 # What an interrupted download or copy leaves, and where the hub's client keeps its own.
 PARTIAL_DOWNLOAD: Final = re.compile(

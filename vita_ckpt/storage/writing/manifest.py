@@ -106,7 +106,9 @@ def manifest_of(
     """
     base, target = plan.base, plan.target()
     before = known.files if known is not None else {}
-    digests = {**(known.tensors if known is not None else {}), **written}
+    edited = {edit.name for edit in plan.tensor_edits}  # its digest, if known, is of other bytes
+    before_it = known.tensors if known is not None else {}
+    digests = {n: d for n, d in before_it.items() if n not in edited} | dict(written)
     files = {name: before[name] for name in untouched if name in before}
     files |= measure(base, [name for name in untouched if name not in before]).files
     for shard in shards:
