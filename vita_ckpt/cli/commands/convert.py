@@ -79,7 +79,7 @@ def command(
     ignore_index: bool,
     **run: Any,
 ) -> int:
-    """Write the same model with other names, dtype or weight files.
+    """Write a checkpoint with other names, dtype or shards.
 
     Tensors are renamed, split, fused and converted while they are copied; nothing is loaded. The
     index is written anew, and .bin files become safetensors. With --names the result is checked
