@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from fixtures.builder import Spec, TowerSpec, mm_projector, write_adapter, write_tower
-from vita_ckpt import Plan, plan_merge_projector, plan_set, plan_swap_tower
+from vita_ckpt import (
+    Plan,
+    plan_convert,
+    plan_merge_projector,
+    plan_resize_embeddings,
+    plan_set,
+    plan_swap_tower,
+)
 
 SPEC = Spec()
 MLP = mm_projector("mlp2x_gelu", SPEC.mm_hidden, SPEC.hidden)
@@ -66,7 +73,15 @@ def set_key(base: Path, adapter: Path) -> Plan:
     return plan_set(base, {"image_aspect_ratio": "pad"})
 
 
-PLANS = (merge, other_type, same_shapes, other_tower, set_key)
+def convert(base: Path, adapter: Path) -> Plan:
+    return plan_convert(base, names="upstream", dtype="f32", max_shard_size=8000)
+
+
+def resize(base: Path, adapter: Path) -> Plan:
+    return plan_resize_embeddings(base, tokens=40, init="normal")
+
+
+PLANS = (resize, merge, other_type, same_shapes, other_tower, set_key, convert)
 Planned = Callable[[Path, Path], Plan]
 
 

@@ -18,19 +18,21 @@ SIGNATURES = {
     "apply": (
         "(plan: 'Plan', out: 'StrPath', *, options: 'Options' = Options(link='auto', "
         "check=False, digest=False, model_card=False, carry=()), progress: 'Progress' = "
-        "no_progress, stores: 'Stores | None' = None) -> 'str'"
+        "no_progress, flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'str'"
     ),
     "apply_in_place": (
         "(plan: 'Plan', *, options: 'Options' = Options(link='auto', check=True, "
         "digest=False, model_card=False, carry=()), progress: 'Progress' = no_progress, "
-        "stores: 'Stores | None' = None) -> 'str'"
+        "flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'str'"
     ),
     "clean": ("(path: 'StrPath', *, dry_run: 'bool' = False) -> 'list[tuple[Leftover, bool]]'"),
     "drop_undo": ("(path: 'StrPath') -> 'int'"),
     "history": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'History'"),
     "recover": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack | None'"),
     "undo": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack'"),
-    "check_plan": ("(plan: 'Plan', *, stores: 'Stores | None' = None) -> 'None'"),
+    "check_plan": (
+        "(plan: 'Plan', *, flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'None'"
+    ),
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
         "only: 'Sequence[str]' = (), fetch: 'bool' = False, stores: 'Stores | None' = None) "
@@ -57,8 +59,15 @@ SIGNATURES = {
     ),
     "load_plan": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"),
     "open_checkpoint": (
-        "(path: 'StrPath', *, key: 'str | None' = None, stores: 'Stores | None' = None) -> "
-        "'Checkpoint'"
+        "(path: 'StrPath', *, key: 'str | None' = None, ignore_index: 'bool' = False, "
+        "stores: 'Stores | None' = None) -> 'Checkpoint'"
+    ),
+    "plan_convert": (
+        "(checkpoint: 'Checkpoint | StrPath', *, names: 'Names | None' = None, dtype: 'str | "
+        "None' = None, parts: 'Collection[str]' = (), keep: 'Collection[str]' = (), "
+        "max_shard_size: 'int | str | None' = None, format: 'Format' = 'safetensors', tie: "
+        "'Tie' = 'auto', ignore_index: 'bool' = False, stores: 'Stores | None' = None) -> "
+        "'Plan'"
     ),
     "plan_extract_projector": (
         "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, key: 'str | None' = "
@@ -79,6 +88,11 @@ SIGNATURES = {
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
         "stores: 'Stores | None' = None) -> 'Plan'"
+    ),
+    "plan_resize_embeddings": (
+        "(checkpoint: 'Checkpoint | StrPath', *, tokens: 'int | None' = None, tokenizer: "
+        "'StrPath | None' = None, init: 'str' = 'mean', seed: 'int' = 0, multiple_of: 'int' "
+        "= 1, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_set": (
         "(checkpoint: 'Checkpoint | StrPath', values: 'Mapping[str, Any]', *, stores: "
@@ -160,11 +174,13 @@ VALUES = {
     "LocalFile",
     "LoraMerge",
     "LoraSummary",
+    "Mean",
     "ModuleRow",
     "Options",
     "Output",
     "PartDifference",
     "PartSummary",
+    "Pieces",
     "Plan",
     "PlannedFile",
     "PlannedKey",
@@ -193,19 +209,25 @@ VALUES = {
     "Verification",
     "VisionModelArgs",
     "VitaModel",
+    "WeightFiles",
 }
 # Names for what has no docstring of its own: a union, a callable, a few words.
 ALIASES = {
     "Change",
     "Edit",
     "File",
+    "Flushed",
+    "Format",
     "Link",
     "MaxMemory",
+    "Names",
+    "Part",
     "PlannedChange",
     "Progress",
     "Severity",
     "StrPath",
     "Tensor",
+    "Tie",
 }
 
 

@@ -6,6 +6,7 @@ TYPE_CHECKING = False  # as that of typing, whose import would take longer than 
 
 if TYPE_CHECKING:  # for type checkers: the same names as in the table below, which a test compares
     from vita_ckpt.api.apply import (
+        Flushed as Flushed,
         Progress as Progress,
         apply as apply,
         apply_in_place as apply_in_place,
@@ -37,10 +38,12 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         open_checkpoint as open_checkpoint,
     )
     from vita_ckpt.api.plans import (
+        plan_convert as plan_convert,
         plan_extract_projector as plan_extract_projector,
         plan_extract_tower as plan_extract_tower,
         plan_merge_lora as plan_merge_lora,
         plan_merge_projector as plan_merge_projector,
+        plan_resize_embeddings as plan_resize_embeddings,
         plan_set as plan_set,
         plan_swap_tower as plan_swap_tower,
     )
@@ -98,6 +101,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         File as File,
         LocalFile as LocalFile,
         LoraMerge as LoraMerge,
+        Mean as Mean,
+        Part as Part,
+        Pieces as Pieces,
         RandomInit as RandomInit,
         RemoteFile as RemoteFile,
         Shard as Shard,
@@ -111,8 +117,11 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         LeftOut as LeftOut,
     )
     from vita_ckpt.core.options import (
+        Format as Format,
         Link as Link,
+        Names as Names,
         Options as Options,
+        Tie as Tie,
     )
     from vita_ckpt.core.outcomes import (
         History as History,
@@ -130,6 +139,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         Record as Record,
         ReplaceTensor as ReplaceTensor,
         SetConfig as SetConfig,
+        WeightFiles as WeightFiles,
     )
     from vita_ckpt.core.report import (
         Finding as Finding,
@@ -183,6 +193,7 @@ __version__ = "0.1.0"
 # a program pays for what it calls.
 _HOMES = {
     "vita_ckpt.api.apply": (
+        "Flushed",
         "Progress",
         "apply",
         "apply_in_place",
@@ -210,10 +221,12 @@ _HOMES = {
         "open_checkpoint",
     ),
     "vita_ckpt.api.plans": (
+        "plan_convert",
         "plan_extract_projector",
         "plan_extract_tower",
         "plan_merge_lora",
         "plan_merge_projector",
+        "plan_resize_embeddings",
         "plan_set",
         "plan_swap_tower",
     ),
@@ -263,6 +276,9 @@ _HOMES = {
         "File",
         "LocalFile",
         "LoraMerge",
+        "Mean",
+        "Part",
+        "Pieces",
         "RandomInit",
         "RemoteFile",
         "Shard",
@@ -272,8 +288,11 @@ _HOMES = {
     "vita_ckpt.core.distance": ("Distance",),
     "vita_ckpt.core.left_out": ("LeftOut",),
     "vita_ckpt.core.options": (
+        "Format",
         "Link",
+        "Names",
         "Options",
+        "Tie",
     ),
     "vita_ckpt.core.outcomes": (
         "History",
@@ -291,6 +310,7 @@ _HOMES = {
         "Record",
         "ReplaceTensor",
         "SetConfig",
+        "WeightFiles",
     ),
     "vita_ckpt.core.report": (
         "Finding",

@@ -19,6 +19,7 @@ from fixtures.builder import (
     mm_projector,
     write_adapter,
     write_checkpoint,
+    write_tokenizer,
     write_tower,
 )
 from tests.fuzz.damage import Change, changed, changes
@@ -33,9 +34,11 @@ from vita_ckpt import (
     initialize_vision_modules,
     load_plan,
     open_checkpoint,
+    plan_convert,
     plan_extract_projector,
     plan_extract_tower,
     plan_merge_projector,
+    plan_resize_embeddings,
     plan_set,
     plan_swap_tower,
     save_plan,
@@ -78,7 +81,23 @@ def set_keys(root: Path) -> Plan:
     return plan_set(root / "base", {"mm_projector_lr": 1e-5, "use_s2": None})
 
 
+def convert(root: Path) -> Plan:
+    options: dict[str, Any] = {"names": "transformers", "dtype": "bf16", "keep": ["*norm*"]}
+    return plan_convert(root / "mixtral", **options, max_shard_size="9KB", parts=["language_model"])
+
+
+def resize(root: Path) -> Plan:
+    return plan_resize_embeddings(root / "base", tokens=34, init="copy:7", multiple_of=4)
+
+
+def resize_for_a_tokenizer(root: Path) -> Plan:
+    return plan_resize_embeddings(root / "base", tokenizer=root / "tokenizer", init="normal")
+
+
 OPERATIONS = (
+    resize,
+    resize_for_a_tokenizer,
+    convert,
     merge,
     merge_extras,
     assemble,
@@ -95,6 +114,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inputs")
     write_tower(root / "tower-internvit", TowerSpec())
     write_checkpoint(root / "base")
+    (root / "tokenizer").mkdir()
+    write_tokenizer(root / "tokenizer", 35)
+    write_checkpoint(root / "mixtral", Spec(model_type="vita-mixtral", tower=TowerSpec("clip")))
     (root / "base" / "preprocessor_config.json").write_text('{"crop_size": 8}\n')
     write_tower(root / "clip", TowerSpec("clip", image_size=16, patch_size=4))
     write_adapter(root / "adapter.safetensors", mm_projector("linear", 32, 16))

@@ -289,6 +289,30 @@ def test_in_place_is_for_directories_here(machine: Machine) -> None:
     assert sorted(p.name for p in machine.work.iterdir()) == ["base", "near", "out"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("convert", "--names", "transformers", "--dtype", "bf16", "--max-shard-size", "200KB"),
+        ("resize-embeddings", "--tokens", "200", "--init", "mean"),
+    ],
+)
+def test_a_base_on_the_hub_is_changed_as_one_here(
+    machine: Machine, command: tuple[str, ...]
+) -> None:
+    base = GOLDEN / "A4" / "base"
+    machine.hub.add("org/mixtral", base)
+    name, *options = command
+    assert machine.run(name, "hf://org/mixtral", *options, "--dry-run").code == 0
+    for where, out in (("hf://org/mixtral", "far"), (base, "near")):
+        done = machine.run(name, where, *options, "--out", out)
+        assert done.code == 0, done.err
+    far, near = (contents(machine.work / out) for out in ("far", "near"))
+    assert far.keys() == near.keys()
+    assert {n: c for n, c in far.items() if n != "vita_ckpt.json"} == {
+        n: c for n, c in near.items() if n != "vita_ckpt.json"
+    }
+
+
 def test_what_was_done_is_known_on_the_hub_too(machine: Machine) -> None:
     merge = ["merge-projector", "--base", BASE, "--adapter", RUN, "--out", "out", "--digest"]
     assert machine.run(*merge).code == 0

@@ -87,6 +87,10 @@ _VISION: Final = ("model.mm_projector.", "model.vision_tower.")
 _MERGE_HERE: Final = (*_MERGE, "--in-place")
 _SWAP_HERE: Final = (*_SWAP, "--in-place")
 _SET_HERE: Final = ("set", "base", "mm_hidden_size=64", "--in-place")
+_CONVERT: Final = ("convert", "base", "--dtype", "f32", "--max-shard-size", "9KB")
+_RESIZE: Final = ("resize-embeddings", "base", "--tokens", "40", "--init", "normal")
+_ROWS: Final = ("model.embed_tokens.", "lm_head.")
+_ALL: Final = ("",)
 
 SCENARIOS: Final = (
     Scenario("merge", (*_MERGE, "--out", "out"), "out", _PROJECTOR),
@@ -100,6 +104,9 @@ SCENARIOS: Final = (
     Scenario("swap-in-place", _SWAP_HERE, "base", _VISION),
     Scenario("lora", (*_LORA, "--out", "out"), "out", (_LORA_MODULE,)),
     Scenario("lora-in-place", (*_LORA, "--in-place"), "base", (_LORA_MODULE,)),
+    Scenario("convert", (*_CONVERT, "--out", "out"), "out", _ALL),
+    Scenario("convert-in-place", (*_CONVERT, "--in-place"), "base", _ALL),
+    Scenario("resize-in-place", (*_RESIZE, "--in-place"), "base", _ROWS),
     Scenario("undo-merge", ("undo", "base"), "base", _PROJECTOR, first=(_MERGE_HERE,)),
     Scenario("undo-swap", ("undo", "base"), "base", _VISION, first=(_SWAP_HERE,)),
     Scenario("recover-merge", ("recover", "base"), "base", _PROJECTOR, interrupted=_MERGE_HERE),
@@ -159,6 +166,9 @@ def prepare(scenario: Scenario, runner: Runner, directory: Path) -> Prepared:
     if "merge" in scenario.name:
         merged = tensors | read_tensors(here / "adapter.safetensors")
         assert after == (tensors if scenario.undoes else merged)
+    if "convert" in scenario.name:
+        assert after.keys() == tensors.keys()
+        assert all(after[n][:2] == ("F32", tensors[n][1]) for n in tensors)
     prepared = Prepared(scenario, template, old, new)
     shutil.rmtree(here)
     return prepared

@@ -51,7 +51,7 @@ from vita_ckpt.storage.reading.model_card import read_model_card
 from vita_ckpt.storage.reading.paths import Stores, read_json
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.compare import are_equal
-from vita_ckpt.storage.tensors.stream import no_progress
+from vita_ckpt.storage.tensors.stream import no_progress, not_said
 from vita_ckpt.storage.writing import commit
 from vita_ckpt.storage.writing.atomic_file import write_new
 from vita_ckpt.storage.writing.layout import (
@@ -73,6 +73,9 @@ Progress = Callable[[int], None]
 _WEIGHT_FILES = (".safetensors", ".bin")
 _MAKES_A_FILE = ("extract-projector",)
 
+# Is called with a tensor's name and how many of its values became zero in a conversion.
+Flushed = Callable[[str, int], None]
+
 
 def apply(
     plan: Plan,
@@ -80,6 +83,7 @@ def apply(
     *,
     options: Options = Options(),
     progress: Progress = no_progress,
+    flushed: Flushed = not_said,
     stores: Stores | None = None,
 ) -> str:
     """Write what ``plan`` makes to ``out``, whole and synced to disk, or nothing at all.
@@ -88,7 +92,8 @@ def apply(
     extraction. ``progress`` is called with the bytes of each step. Returns the absolute path.
     Raises UsageError for an output that may not be written, StaleInputError if an input changed
     since the plan was computed, CastError where a conversion would lose a value, OutputError if
-    the disk fails.
+    the disk fails. ``flushed`` is called with a tensor's name and how many of its values become
+    zero when they are converted, each time that some do.
     """
     stores = Stores() if stores is None else stores
     path = check_output(plan, out)
@@ -97,18 +102,25 @@ def apply(
             commit.write_file(here, path, check=options.check, progress=progress)
         return path
     with fetched_files(plan, os.path.dirname(path), stores, options.carry) as here:
-        _write_directory(here, path, options, progress, stores)
+        _write_directory(here, path, options, progress, flushed, stores)
     return path
 
 
 def _write_directory(
-    plan: Plan, path: str, options: Options, progress: Progress, stores: Stores
+    plan: Plan, path: str, options: Options, progress: Progress, flushed: Flushed, stores: Stores
 ) -> None:
     layout = _layout(plan, options)
     untouched = [file.name for file in layout.carried]
     finish = _finish(plan, untouched, layout.shards, layout.texts, options, _now(), stores)
     commit.write_directory(
-        plan, layout, path, finish, link=options.link, check=options.check, progress=progress
+        plan,
+        layout,
+        path,
+        finish,
+        link=options.link,
+        check=options.check,
+        progress=progress,
+        flushed=flushed,
     )
 
 
@@ -117,6 +129,7 @@ def apply_in_place(
     *,
     options: Options = Options(check=True),
     progress: Progress = no_progress,
+    flushed: Flushed = not_said,
     stores: Stores | None = None,
 ) -> str:
     """Make the base of ``plan`` what the plan makes of it, where it is, or leave it as it was.
@@ -128,7 +141,7 @@ def apply_in_place(
     computed, InputError if another surgery of the base is under way, CastError where a conversion
     would lose a value, OutputError if the disk fails.
     """
-    change_in_place(plan, options=options, progress=progress, stores=stores)
+    change_in_place(plan, options=options, progress=progress, flushed=flushed, stores=stores)
     return plan.base.root
 
 
@@ -137,16 +150,19 @@ def change_in_place(
     *,
     options: Options = Options(check=True),
     progress: Progress = no_progress,
+    flushed: Flushed = not_said,
     stores: Stores | None = None,
 ) -> bool:
     """Do what :func:`apply_in_place` does; return whether there was anything to change."""
     stores = Stores() if stores is None else stores
     _check_here(plan)
     with fetched_tensors(plan, plan.base.root, stores) as here:
-        return _change_in_place(here, options, progress, stores)
+        return _change_in_place(here, options, progress, flushed, stores)
 
 
-def _change_in_place(plan: Plan, options: Options, progress: Progress, stores: Stores) -> bool:
+def _change_in_place(
+    plan: Plan, options: Options, progress: Progress, flushed: Flushed, stores: Stores
+) -> bool:
     if os.path.isdir(plan.base.root):
         sweep(os.path.realpath(plan.base.root))  # second names of weights among it
     layout = lay_out_in_place(plan)
@@ -167,6 +183,7 @@ def _change_in_place(plan: Plan, options: Options, progress: Progress, stores: S
         check=options.check,
         known=known.files if known is not None else None,
         progress=progress,
+        flushed=flushed,
     )
     return True
 
@@ -194,6 +211,8 @@ def _makes_what_is_there(plan: Plan) -> bool:
     """Return whether a plan that has edits makes, byte for byte, what its base is."""
     base, target = plan.base, plan.target()
     record = plan.record
+    if plan.weight_files is not None:  # the layout itself says what changes
+        return False
     if target.config != base.config or (
         record is not None and record.needs_alignment != needs_alignment(base)
     ):
@@ -232,8 +251,22 @@ def _lineage_files(plan: Plan, options: Options) -> tuple[str, ...]:
     if plan.record is None:
         return ()
     card = (MODEL_CARD,) if options.model_card else ()
-    manifest = (MANIFEST,) if options.digest or MANIFEST in plan.base.files else ()
+    manifest = (MANIFEST,) if _keeps_manifest(plan, options) else ()
     return (PROVENANCE, *card, *manifest)
+
+
+def _keeps_manifest(plan: Plan, options: Options) -> bool:
+    """Return whether the result has a manifest. Raises UsageError for one that cannot be had."""
+    if plan.weight_files is None or plan.weight_files.format == "safetensors":
+        return options.digest or MANIFEST in plan.base.files
+    if options.digest:
+        raise UsageError(
+            "options-exclude-each-other",
+            "--digest",
+            expected="weight files in safetensors, whose digests are known once they are written",
+            got="--format torch",
+        )
+    return False
 
 
 def lay_out_in_place(plan: Plan) -> InPlaceLayout:
@@ -285,7 +318,8 @@ def _finish(
     """Return what makes lineage, model card and manifest once digests are known."""
     if plan.record is None:
         return lambda _digests: ()
-    known = current_manifest(plan.base, stores)
+    keeps = _keeps_manifest(plan, options)
+    known = current_manifest(plan.base, stores) if keeps else None
     card = read_model_card(plan.base, stores) if options.model_card else None
 
     def finish(digests: Mapping[str, str]) -> tuple[WrittenText, ...]:
@@ -294,7 +328,7 @@ def _finish(
         more = [WrittenText(PROVENANCE, encode(content))]
         if card is not None:
             more.append(WrittenText(MODEL_CARD, with_lineage(card, content)))
-        if options.digest or known is not None:
+        if keeps:
             manifest = manifest_of(plan, known, untouched, shards, [*texts, *more], digests)
             more.append(WrittenText(MANIFEST, encode_manifest(manifest)))
         return tuple(more)
@@ -331,10 +365,10 @@ def check_output(plan: Plan, out: StrPath) -> str:
     return path
 
 
-def check_plan(plan: Plan, *, stores: Stores | None = None) -> None:
+def check_plan(plan: Plan, *, flushed: Flushed = not_said, stores: Stores | None = None) -> None:
     """Raise what :func:`apply` would raise for the values: a conversion that overflows."""
     with fetched_casts(plan, Stores() if stores is None else stores) as here:
-        commit.check_casts(here)
+        commit.check_casts(here, flushed)
 
 
 def check_plan_path(plan: Plan, path: StrPath) -> None:
@@ -375,7 +409,8 @@ def load_plan(path: StrPath, *, stores: Stores | None = None) -> Plan:
         stores = Stores() if stores is None else stores
         saved = saved_plan(data)
         places = zip(saved.paths, saved.revisions, saved.keys, strict=True)
-        inputs = [reopen(root, revision, key, stores) for root, revision, key in places]
+        as_is = saved.request.get("ignore_index") is True
+        inputs = [reopen(*place, stores, ignore_index=as_is) for place in places]
         saved.check_inputs(inputs)
         plan = plan_again(saved, inputs, stores)
         saved.check_same(plan)

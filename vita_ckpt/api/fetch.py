@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, LoraMerge, RemoteFile, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, RemoteFile, TensorRef, converts
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.relocation import Relocation, remote_refs
 from vita_ckpt.storage.reading.paths import Stores
@@ -49,7 +49,7 @@ def fetched_tensors(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
 @contextmanager
 def fetched_casts(plan: Plan, stores: Stores) -> Iterator[Plan]:
     """Yield ``plan`` with the remote tensors that it converts on the disk."""
-    casts = {n: t for n, t in plan.target().tensors.items() if isinstance(t, Cast | LoraMerge)}
+    casts = {n: t for n, t in plan.target().tensors.items() if converts(t)}
     with fetched(remote_refs(casts), stores) as here:
         yield here.plan(plan)
 

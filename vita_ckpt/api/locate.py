@@ -21,7 +21,11 @@ StrPath = str | os.PathLike[str]
 
 
 def open_checkpoint(
-    path: StrPath, *, key: str | None = None, stores: Stores | None = None
+    path: StrPath,
+    *,
+    key: str | None = None,
+    ignore_index: bool = False,
+    stores: Stores | None = None,
 ) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower; read only headers, whatever its size.
 
@@ -29,8 +33,9 @@ def open_checkpoint(
     run, a folder of steps), a lone ``.safetensors``/``.bin``/``.pt`` file, or one of these on the
     hub: ``hf://org/name[@revision][/subfolder]``, or ``org/name`` if no such path exists.
     ``key`` is the path of the state dict to read in files of ``torch.save`` that hold several, keys
-    joined by dots; by default the likeliest one. ``stores`` shares a session with the hub between
-    calls.
+    joined by dots; by default the likeliest one. ``ignore_index`` takes the weight files of a
+    directory for what they are, whatever a stale index says. ``stores`` shares a session with the
+    hub between calls.
 
     Raises InputError (or a subclass) if the checkpoint cannot be read, breaks a rule of its format,
     or refers to files outside its directory. The error names the file, and the tensor where one is
@@ -39,8 +44,9 @@ def open_checkpoint(
     stores = Stores() if stores is None else stores
     address = _address(path)
     if address is None:
-        return directory.open_checkpoint(path, stores, key)
-    opened = directory.open_checkpoint(_pinned(address, path, stores), stores, key)
+        return directory.open_checkpoint(path, stores, key, ignore_index=ignore_index)
+    pinned = _pinned(address, path, stores)
+    opened = directory.open_checkpoint(pinned, stores, key, ignore_index=ignore_index)
     return replace(opened, revision="" if address.is_pinned else address.revision or "main")
 
 
@@ -87,7 +93,9 @@ def local(path: StrPath) -> str:
     return text
 
 
-def reopen(root: str, revision: str, key: str, stores: Stores) -> Checkpoint:
+def reopen(
+    root: str, revision: str, key: str, stores: Stores, *, ignore_index: bool = False
+) -> Checkpoint:
     """Open an input of a saved plan from its root and the branch or tag it was resolved from.
 
     ``key`` is that of :func:`open_checkpoint`, empty for none.
@@ -98,7 +106,7 @@ def reopen(root: str, revision: str, key: str, stores: Stores) -> Checkpoint:
     if not root:
         return EMPTY
     if not is_remote(root):
-        return directory.open_checkpoint(root, stores, key)
+        return directory.open_checkpoint(root, stores, key, ignore_index=ignore_index)
     pinned = parse_address(root)
     if revision:
         now = stores.hub.pin(Address(pinned.repository, revision, pinned.below), anew=True)
@@ -110,7 +118,8 @@ def reopen(root: str, revision: str, key: str, stores: Stores) -> Checkpoint:
                 got=now.revision,
                 hint="compute the plan again, or from the commit: hf://org/name@commit",
             )
-    return replace(directory.open_checkpoint(root, stores, key), revision=revision)
+    opened = directory.open_checkpoint(root, stores, key, ignore_index=ignore_index)
+    return replace(opened, revision=revision)
 
 
 def _address(path: StrPath) -> Address | None:

@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import NoneType
 from typing import Any, Final
 
 from vita_ckpt.api.inspect import as_checkpoint, check_key
-from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.locate import StrPath, locate, open_checkpoint
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
-from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
+from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD, TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
-from vita_ckpt.core.checkpoint import Cast, Checkpoint
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, File, RemoteFile, TensorRef
 from vita_ckpt.core.dtype import SPELLINGS, is_real
+from vita_ckpt.core.filenames import TOKENIZER_FILES, shards_in_all
 from vita_ckpt.core.lora import settings_of_deltas
-from vita_ckpt.core.plan import AddTensor, Plan, ReplaceTensor, SavedPlan, not_a_plan
+from vita_ckpt.core.options import FORMATS, NAMES, TIES, Format, Names, Tie
+from vita_ckpt.core.plan import (
+    AddTensor,
+    DropFile,
+    Plan,
+    PutFile,
+    ReplaceTensor,
+    SavedPlan,
+    WeightFiles,
+    not_a_plan,
+)
 from vita_ckpt.core.quantisation import describe, quantisation_of
 from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.core.requirements import plain_backbone
+from vita_ckpt.core.sharding import parse_size
 from vita_ckpt.errors import AdapterError, InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.references import find_named_base, read_adapter_config
-from vita_ckpt.storage.reading.tokenizer import new_tokenizer_files
+from vita_ckpt.storage.reading.tokenizer import (
+    new_tokenizer_files,
+    read_tokenizer_files,
+    token_ids,
+)
 from vita_ckpt.storage.reading.tower import (
     find_tower,
     read_given_config,
     read_processor,
     read_tower_config,
 )
-from vita_ckpt.surgery import config, vision_modules
+from vita_ckpt.storage.tensors.compare import are_equal
+from vita_ckpt.surgery import config, conversion, embeddings, vision_modules
 from vita_ckpt.surgery import lora as lora_surgery
 from vita_ckpt.surgery import projector as projector_surgery
+from vita_ckpt.surgery.embeddings import NewRows
 from vita_ckpt.surgery.vision_modules import VisionModelArgs
+
+_MOST_DIGITS: Final = 9  # of a row's number
 
 
 def plan_extract_projector(
@@ -260,11 +280,16 @@ def plan_set(
 ) -> Plan:
     """Plan to set keys of a checkpoint's vision config, and touch no weight.
 
-    Raises UsageError for a key or a value that is none. What then disagrees with the weights and
-    did not before is said in the plan's notes.
+    ``vocab_size`` and ``tie_word_embeddings`` too, where the tensors agree. Raises UsageError for a
+    key or a value that is none, InputError where they do not. What then disagrees with the weights
+    and did not before is said in the plan's notes.
     """
     stores = Stores() if stores is None else stores
-    plan = config.plan_set(as_checkpoint(checkpoint, stores), values)
+    opened = as_checkpoint(checkpoint, stores)
+    is_same = None
+    if values.get("tie_word_embeddings") is True:
+        is_same = _are_same(opened.refs.get(LM_HEAD), opened.refs.get(EMBED_TOKENS))
+    plan = config.plan_set(opened, values, head_is_table=is_same)
     before, after = (
         inspect_checkpoint(side, find_tower(side, stores)).disagreements
         for side in (plan.base, plan.target())
@@ -303,6 +328,214 @@ def _refuse_swapped(base: Checkpoint, adapter: Checkpoint) -> None:
         )
 
 
+def plan_convert(
+    checkpoint: Checkpoint | StrPath,
+    *,
+    names: Names | None = None,
+    dtype: str | None = None,
+    parts: Collection[str] = (),
+    keep: Collection[str] = (),
+    max_shard_size: int | str | None = None,
+    format: Format = "safetensors",
+    tie: Tie = "auto",
+    ignore_index: bool = False,
+    stores: Stores | None = None,
+) -> Plan:
+    """Plan to write the same model in another form: names, dtype, weight files.
+
+    ``names`` are those of the loader it is for: ``"upstream"``, which VITA's loader binds, or
+    ``"transformers"``, of transformers 5.6 and newer. What wrappers added to names goes away, and
+    Mixtral's experts are split or fused. ``dtype`` (``"bf16"``, ``"f16"``, ``"f32"``) is what
+    floating tensors are converted to, of the ``parts`` that are named if there are any, but not
+    those whose names match a glob of ``keep``. ``max_shard_size`` is in bytes or a text such as
+    ``"5GB"``, 0 for one file; None keeps each tensor in its file. ``tie`` says what becomes of a
+    head that the config ties to the embeddings: ``"auto"`` drops one that equals them, ``"untie"``
+    makes it a tensor of its own. ``ignore_index`` takes the weight files for what they are.
+
+    Raises InputError where the result is not what that loader binds or two tensors would get one
+    name, and UsageError for an option that is none.
+    """
+    stores = Stores() if stores is None else stores
+    if isinstance(checkpoint, Checkpoint):
+        opened = checkpoint
+    else:
+        opened = open_checkpoint(checkpoint, ignore_index=ignore_index, stores=stores)
+    for value, known, option in (
+        (names, (None, *NAMES), "--names"),
+        (format, FORMATS, "--format"),
+        (tie, TIES, "--tie"),
+    ):
+        _check_choice(value, known, option)
+    code = _dtype(dtype)
+    size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    plan = conversion.plan_convert(
+        opened,
+        names=names,
+        dtype=code,
+        only=_texts(parts),
+        keep=_texts(keep),
+        weight_files=WeightFiles(format, size),
+        tie=tie,
+        head_is_table=_head_is_table(opened, names),
+    )
+    request = {
+        "names": names,
+        "dtype": code,
+        "parts": sorted(_texts(parts)),
+        "keep": sorted(_texts(keep)),
+        "max_shard_size": size,
+        "format": format,
+        "tie": tie,
+        "ignore_index": ignore_index,
+    }
+    notes = (*plan.notes, *_absent_shards(opened)) if ignore_index else plan.notes
+    return replace(plan, request=request, notes=notes)
+
+
+def plan_resize_embeddings(
+    checkpoint: Checkpoint | StrPath,
+    *,
+    tokens: int | None = None,
+    tokenizer: StrPath | None = None,
+    init: str = "mean",
+    seed: int = 0,
+    multiple_of: int = 1,
+    stores: Stores | None = None,
+) -> Plan:
+    """Plan another number of rows of ``embed_tokens`` and ``lm_head``, and ``vocab_size`` with it.
+
+    The rows are for ``tokens`` tokens, or for those of a directory ``tokenizer``, whose files take
+    the place of the checkpoint's; their number is padded to ``multiple_of``. New rows are the
+    ``"mean"`` of the others, ``"zeros"``, drawn anew (``"normal"``, from ``seed``), or
+    ``"copy:TOKEN"``, the row of a token or of a number. All others stay as they are.
+
+    Raises UsageError for options that are none, InputError where the tokenizer has more tokens, or
+    what it has is not known and rows would go.
+    """
+    stores = Stores() if stores is None else stores
+    opened = as_checkpoint(checkpoint, stores)
+    if (tokens is None) == (tokenizer is None):
+        raise UsageError(
+            "options-exclude-each-other",
+            "--tokenizer",
+            expected="either --tokens N or --tokenizer DIR",
+            got="neither" if tokens is None else "both",
+        )
+    path = None if tokenizer is None else _whole(tokenizer, stores)
+    given, texts = (opened, {}) if path is None else read_tokenizer_files(path, stores)
+    ids = token_ids(given, stores)
+    needed = None if ids is None else max(ids.values(), default=-1) + 1
+    if tokens is None and needed is None:
+        raise InputError(
+            "not-a-tokenizer",
+            path or "",
+            expected="tokenizer.json, or vocab.json with added_tokens.json",
+            hint="--tokens N needs no tokenizer that is read",
+        )
+    wanted = tokens if tokens is not None else needed or 0
+    new = _new_rows(init, seed, token_ids(opened, stores))
+    plan = embeddings.plan_resize_embeddings(
+        opened, wanted, needed=needed, new=new, multiple_of=multiple_of
+    )
+    _check_shrinking(plan, given, ids)
+    if path is not None:
+        plan = replace(plan, edits=(*plan.edits, *_tokenizer_edits(opened, texts, stores)))
+    request = {
+        "tokens": tokens,
+        "tokenizer": path,
+        "init": init,
+        "seed": seed,
+        "multiple_of": multiple_of,
+    }
+    return replace(plan, request=request)
+
+
+def _new_rows(init: str, seed: int, ids: Mapping[str, int] | None) -> NewRows:
+    if init in ("mean", "normal", "zeros"):
+        return NewRows(init, seed)  # type: ignore[arg-type]
+    kind, colon, token = init.partition(":")
+    if kind != "copy" or not colon:
+        raise UsageError(
+            "unknown-choice", "--init", expected="mean, normal, zeros or copy:TOKEN", got=init
+        )
+    if ids is not None and token in ids:
+        return NewRows("copy", seed, ids[token])
+    if token.isascii() and token.isdecimal() and len(token) < _MOST_DIGITS:
+        return NewRows("copy", seed, int(token))
+    raise UsageError(
+        "unknown-token",
+        init,
+        expected="a token of the checkpoint's tokenizer, or the number of a row",
+        got="no tokenizer that is read" if ids is None else "no such token",
+    )
+
+
+def _check_shrinking(plan: Plan, given: Checkpoint, ids: Mapping[str, int] | None) -> None:
+    """Raise InputError if rows go and a tokenizer that is not read may need them."""
+    before, after = plan.base.tensors[EMBED_TOKENS], plan.target().tensors[EMBED_TOKENS]
+    unread = [name for name in given.files if name.startswith(("tokenizer.", "vocab."))]
+    if after.shape[0] < before.shape[0] and ids is None and unread:
+        raise InputError(
+            "too-few-rows",
+            plan.base.root,
+            expected="a tokenizer that is read, to know that it does not need the rows that go",
+            got=unread[0],
+            hint="give one whose tokenizer.json lists its tokens: --tokenizer DIR",
+        )
+
+
+def _tokenizer_edits(
+    base: Checkpoint, texts: Mapping[str, str], stores: Stores
+) -> Iterator[PutFile | DropFile]:
+    """Yield the changes that make the tokenizer of ``base`` the one with these texts."""
+    for name, text in texts.items():
+        there = base.files.get(name)
+        if there is None or there.size != len(text.encode()) or _text(there, stores) != text:
+            yield PutFile(name, text, "of the new tokenizer")
+    for name in sorted(base.files.keys() & TOKENIZER_FILES - texts.keys()):
+        yield DropFile(name, "of the old tokenizer")
+
+
+def _text(file: File, stores: Stores) -> str:
+    with stores.open(file.path) as source:
+        return source.read(source.file.size, 0).decode(errors="replace")
+
+
+def _check_choice(value: object, known: Sequence[object], option: str) -> None:
+    if value not in known:
+        names = ", ".join(str(one) for one in known if one is not None)
+        raise UsageError("unknown-choice", option, expected=f"one of {names}", got=str(value))
+
+
+def _texts(names: Collection[str]) -> Collection[str]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _head_is_table(checkpoint: Checkpoint, names: Names | None) -> bool | None:
+    """Return whether a stored head equals the embeddings; None if there is none here."""
+    pair = conversion.head_and_table(checkpoint, names)
+    return None if pair is None else _are_same(*pair)
+
+
+def _are_same(head: TensorRef | None, table: TensorRef | None) -> bool | None:
+    """Return whether two tensors have the same bytes; None if one is not there, or remote."""
+    if head is None or table is None:
+        return None
+    if (head.dtype, head.shape) != (table.dtype, table.shape):
+        return False
+    if isinstance(head.source, RemoteFile) or isinstance(table.source, RemoteFile):
+        return None
+    return are_equal({LM_HEAD: (head, table)})
+
+
+def _absent_shards(checkpoint: Checkpoint) -> Iterator[str]:
+    """Say that the names of the weight files promise more of them than are there."""
+    found = len(checkpoint.shards)
+    promised = max(shards_in_all(shard.name) for shard in checkpoint.shards)
+    if promised > found:
+        yield f"{found} of {promised} shards are there, by their names: the model is incomplete"
+
+
 _OPTIONAL_TEXT: Final = (str, NoneType)
 _ALLOW: Final = "allow_bad_values"
 # The rules by which an adapter is refused.
@@ -331,6 +564,23 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     },
     "extract-tower": {"tower_config": _OPTIONAL_TEXT},
     "set": {"values": (dict,)},
+    "resize-embeddings": {
+        "tokens": (int, NoneType),
+        "tokenizer": _OPTIONAL_TEXT,
+        "init": (str,),
+        "seed": (int,),
+        "multiple_of": (int,),
+    },
+    "convert": {
+        "names": _OPTIONAL_TEXT,
+        "dtype": _OPTIONAL_TEXT,
+        "parts": (list,),
+        "keep": (list,),
+        "max_shard_size": (int, NoneType),
+        "format": (str,),
+        "tie": (str,),
+        "ignore_index": (bool,),
+    },
 }
 _NUMBERS_OF_INPUTS: Final = {
     "extract-projector": (2,),
@@ -339,6 +589,8 @@ _NUMBERS_OF_INPUTS: Final = {
     "swap-tower": (2, 3),
     "extract-tower": (2,),
     "set": (1,),
+    "convert": (1,),
+    "resize-embeddings": (1,),
 }
 
 
@@ -373,10 +625,10 @@ def _dispatch(
             plan_extract_tower if operation == "extract-tower" else plan_extract_projector
         )
         return extract(donors[0], **request, stores=stores)
-    if operation == "set":
-        return plan_set(base, request["values"], stores=stores)
     if operation == "merge-lora":
         return plan_merge_lora(base, *donors, **request, stores=stores)
+    if not donors:
+        return _alone(operation, base, request, stores)
     tower, adapter = donors[0], donors[-1]
     if operation == "merge-projector":
         if len(donors) > 1:
@@ -420,6 +672,17 @@ def _refuse_bad_values(plan: Plan, adapter: Checkpoint) -> None:
             got=message.partition(", got ")[2] or message,
             hint="take the adapter of an earlier step; --allow-bad-values takes this one",
         )
+
+
+def _alone(operation: str, base: Checkpoint, request: Mapping[str, Any], stores: Stores) -> Plan:
+    """Plan again what has a base and no donors."""
+    if operation == "set":
+        return plan_set(base, request["values"], stores=stores)
+    if operation == "resize-embeddings":
+        return plan_resize_embeddings(base, **request, stores=stores)
+    if not all(isinstance(name, str) for key in ("parts", "keep") for name in request[key]):
+        raise not_a_plan("parts or globs that are no texts")
+    return plan_convert(base, **request, stores=stores)
 
 
 def parse_value(key: str, text: str) -> Any:

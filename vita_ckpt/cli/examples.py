@@ -44,6 +44,13 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "vita-ckpt swap-tower --base VITA-1.5 --tower siglip-384 --projector reinit --out swapped",
     ),
     "extract-tower": ("vita-ckpt extract-tower --from VITA-1.5 --out tower",),
+    "convert": (
+        "vita-ckpt convert VITA-1.5 --dtype bf16 --max-shard-size 5GB --out converted",
+        "vita-ckpt convert VITA-1.5 --names transformers --out for-transformers-5",
+    ),
+    "resize-embeddings": (
+        "vita-ckpt resize-embeddings VITA-1.5 --tokens 256 --multiple-of 64 --out resized",
+    ),
     "set": ("vita-ckpt set VITA-1.5 image_aspect_ratio=pad --in-place",),
     "apply": (
         "vita-ckpt set VITA-1.5 image_aspect_ratio=pad --plan-out plan.json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -154,25 +155,36 @@ def run_plan(
         _note_leftovers(settings, api.check_output(plan, out))
     if verify_first and not _works(settings, plan):
         return 1
+    flushed: Counter[str] = Counter()
     if dry_run or (out is None and not in_place):
-        api.check_plan(plan, stores=settings.stores)
+        api.check_plan(plan, flushed=_adding_to(flushed), stores=settings.stores)
     else:
         with render.progress(summary.bytes_to_write, settings.quiet) as step:
             if in_place:
                 is_changed = api.change_in_place(
-                    plan, options=options, progress=step, stores=settings.stores
+                    plan,
+                    options=options,
+                    progress=step,
+                    flushed=_adding_to(flushed),
+                    stores=settings.stores,
                 )
                 written = plan.base.root
                 summary = summary if is_changed else api.unchanged(summary)
             else:
                 assert out is not None  # noqa: S101 - one of the two, or a dry run
                 written = api.apply(
-                    plan, out, options=options, progress=step, stores=settings.stores
+                    plan,
+                    out,
+                    options=options,
+                    progress=step,
+                    flushed=_adding_to(flushed),
+                    stores=settings.stores,
                 )
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
-    for note in (*summary.notes, *_notes_on_undo(summary, earlier, dry_run=dry_run)):
+    notes = (*summary.notes, *_notes_on_zeros(flushed))
+    for note in (*notes, *_notes_on_undo(summary, earlier, dry_run=dry_run)):
         settings.note(note)
     if plan_out is not None:
         settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
@@ -184,6 +196,23 @@ def run_plan(
         lines = _in_place_lines if in_place else _lines
         say("\n".join(lines(summary, written)))
     return 0
+
+
+def _adding_to(flushed: Counter[str]) -> Callable[[str, int], None]:
+    def add(name: str, count: int) -> None:
+        flushed[name] += count
+
+    return add
+
+
+def _notes_on_zeros(flushed: Counter[str]) -> Iterator[str]:
+    if flushed:
+        name, count = flushed.most_common(1)[0]
+        tensors = render.counted(len(flushed), "tensor")
+        yield (
+            f"{flushed.total():,} values of {tensors} are too small for the new dtype and are zero "
+            f"now, {count:,} of them in {name}; --keep GLOB leaves a tensor as it is"
+        )
 
 
 def _check_options(

@@ -111,11 +111,49 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
+class Pieces:
+    """A tensor made of others of one dtype, whose elements follow each other in C order.
+
+    Stacked and concatenated along the first axis they are the tensor of ``shape``.
+    """
+
+    parts: tuple[Part, ...]
+    shape: Shape
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of every part."""
+        return self.parts[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return nbytes(self.dtype, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Rows that are all the mean of the rows of ``ref``, summed in float64.
+
+    ``ref`` is [n, width] in a floating dtype, ``shape`` is [rows, width].
+    """
+
+    ref: TensorRef
+    dtype: str
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return nbytes(self.dtype, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class RandomInit:
     """A tensor to draw at random, as torch initialises a module, from its own random stream.
 
-    ``bound`` defines a uniform distribution on [-bound, bound); if None, every element is ``fill``.
-    The values depend only on (``seed``, ``name``).
+    ``bound`` defines a uniform distribution on [-bound, bound), ``std`` a normal one around 0; if
+    both are None, every element is ``fill``. The values depend only on (``seed``, ``name``).
     """
 
     dtype: str
@@ -124,6 +162,7 @@ class RandomInit:
     name: str
     bound: float | None
     fill: float = 0.0
+    std: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -161,16 +200,32 @@ class LoraMerge:
         return nbytes(self.dtype, self.base.shape)
 
 
+# What a tensor can be made of, alone or in pieces.
+Part = TensorRef | Cast | Mean | RandomInit | LoraMerge
 # A tensor of an opened checkpoint, or of the target of a plan.
-Tensor = TensorRef | Cast | RandomInit | LoraMerge
+Tensor = Part | Pieces
+
+
+def parts_of(tensor: Tensor) -> tuple[Part, ...]:
+    """Return what a tensor is made of, piece by piece; for most that is the tensor itself."""
+    return tensor.parts if isinstance(tensor, Pieces) else (tensor,)
+
+
+def converts(tensor: Tensor) -> bool:
+    """Return whether values are converted to another dtype, so that some may be lost."""
+    return any(isinstance(part, Cast | LoraMerge) for part in parts_of(tensor))
 
 
 def refs_of(tensor: Tensor) -> tuple[TensorRef, ...]:
-    """Return what is read of files for the values of a tensor; nothing for a random one."""
-    match tensor:
+    """Return the stored tensors that the values of a tensor come from."""
+    return tuple(ref for part in parts_of(tensor) for ref in _refs_of_part(part))
+
+
+def _refs_of_part(part: Part) -> tuple[TensorRef, ...]:
+    match part:
         case TensorRef():
-            return (tensor,)
-        case Cast(ref):
+            return (part,)
+        case Cast(ref) | Mean(ref):
             return (ref,)
         case LoraMerge(base, b, a, magnitude=magnitude):
             return tuple(ref for ref in (base, b, a, magnitude) if ref is not None)

@@ -246,6 +246,19 @@ SECTIONS: Final = (
                 ("wrong-output-kind",),
                 "an extraction makes a `.safetensors` or `.bin` file, a merge makes a directory",
             ),
+            ErrorCodes(
+                (
+                    "unknown-choice",
+                    "unknown-part",
+                    "invalid-size",
+                ),
+                "`convert` or `resize-embeddings`: an option, a part of a model, a size or a "
+                "number that is none",
+            ),
+            ErrorCodes(
+                ("unknown-token",),
+                "`resize-embeddings --init copy:TOKEN`: no token and no row of the checkpoint",
+            ),
         ),
     ),
     Section(
@@ -397,6 +410,39 @@ SECTIONS: Final = (
                 ("worker-killed",),
                 "`validate --jobs`: a process was killed, as a machine does that runs out of "
                 "memory",
+            ),
+            ErrorCodes(
+                ("not-a-tokenizer",),
+                "`resize-embeddings --tokenizer` names a directory without `tokenizer.json` or "
+                "`vocab.json` that can be read",
+            ),
+            ErrorCodes(
+                ("no-embeddings",),
+                "`resize-embeddings` needs `model.embed_tokens.weight`, and a head beside it "
+                "with as many rows",
+            ),
+            ErrorCodes(
+                ("tensor-names-collide",),
+                "`convert --names`: two tensors would get one name, and which one is meant "
+                "cannot be known",
+            ),
+            ErrorCodes(
+                ("names-not-determined",),
+                "`convert --names` needs a `config.json` from which the tensors of a model or a"
+                " tower follow",
+            ),
+            ErrorCodes(
+                ("dtypes-differ",),
+                "experts of several dtypes cannot be fused into one tensor",
+            ),
+            ErrorCodes(
+                ("too-few-rows",),
+                "`resize-embeddings` to fewer rows than the tokenizer has tokens, or than may "
+                "be needed",
+            ),
+            ErrorCodes(
+                ("weights-disagree",),
+                "`set` takes `vocab_size` and `tie_word_embeddings` only where the tensors agree",
             ),
         ),
     ),
@@ -858,6 +904,11 @@ SECTIONS: Final = (
             ErrorCodes(
                 ("projector-width-mismatch",),
                 "a projector for another tower or language model",
+            ),
+            ErrorCodes(
+                ("mean-not-finite",),
+                "the mean of the embeddings, for new rows, is no number: some of them hold NaN "
+                "or infinity",
             ),
         ),
         "A LoRA run that `validate` finds wrong is refused by `merge-lora` with the rule's id, "

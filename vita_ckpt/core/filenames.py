@@ -32,15 +32,10 @@ TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 VOCABULARY: Final = "vocab.json"
 ADDED_TOKENS: Final = "added_tokens.json"
-# The files of a tokenizer, all of them text.
-TOKENIZER_FILES: Final = (
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    VOCABULARY,
-    "merges.txt",
-    ADDED_TOKENS,
-    "special_tokens_map.json",
-    "chat_template.jinja",
+# The texts of a tokenizer, which belong together.
+TOKENIZER_FILES: Final = frozenset(
+    {TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, ADDED_TOKENS, "merges.txt"}
+    | {"special_tokens_map.json", "chat_template.jinja", "chat_template.json"}
 )
 MODEL_CARD: Final = "README.md"
 # Files of ours beside a config: what was done, and the digests of all files.
@@ -61,6 +56,8 @@ GLOBAL_STEP: Final = re.compile(r"global_step[0-9]+", re.ASCII)
 STEP: Final = re.compile(r"checkpoint-[0-9]+", re.ASCII)
 SHARD: Final = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
 _SHARD_OF: Final = re.compile(r"-[0-9]{1,9}-of-([0-9]{1,9})\.", re.ASCII)
+_SAFETENSORS_FILE: Final = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors", re.ASCII)
+_TORCH_FILE: Final = re.compile(r"pytorch_model(-[0-9]+-of-[0-9]+)?\.bin", re.ASCII)
 STEP_FILE: Final = re.compile(r"checkpoint-[0-9]+\.(bin|safetensors)", re.ASCII)
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES: Final = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
@@ -74,17 +71,10 @@ TRAINING_STATE: Final = re.compile(
     r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", re.ASCII
 )
 # What a surgery in place may write, replace or remove beside weights and their indexes.
-_WRITTEN_TEXTS: Final = frozenset(
-    {
-        CONFIG,
-        ORIGIN_CONFIG,
-        PROCESSOR,
-        CARRIED_CONFIG,
-        PROVENANCE,
-        MANIFEST,
-        MODEL_CARD,
-        *TOKENIZER_FILES,
-    }
+_WRITTEN_TEXTS: Final = (
+    frozenset({CONFIG, ORIGIN_CONFIG, PROCESSOR, CARRIED_CONFIG})
+    | {PROVENANCE, MANIFEST, MODEL_CARD}
+    | TOKENIZER_FILES
 )
 # What an interrupted download or copy leaves, and where the hub's client keeps its own.
 PARTIAL_DOWNLOAD: Final = re.compile(
@@ -119,6 +109,19 @@ def index_of(names: Iterable[str]) -> str | None:
     """Return the index that says which files of a directory are its weights, if one does."""
     found = next((n for n in (SAFETENSORS_INDEX, TORCH_INDEX) if n in names), None)
     return None if found == TORCH_INDEX and SAFETENSORS in names else found
+
+
+def weight_files_of(names: Iterable[str]) -> list[str]:
+    """Return the files that ``save_pretrained`` gives a model's weights, sorted; whole or shards.
+
+    Those of safetensors come before pickled ones, as loaders prefer them.
+    """
+    listed = sorted(names)
+    for pattern in (_SAFETENSORS_FILE, _TORCH_FILE):
+        found = [name for name in listed if pattern.fullmatch(name)]
+        if found:
+            return found
+    return []
 
 
 def shards_in_all(name: str) -> int:

@@ -8,6 +8,18 @@ from typing import Final, Literal
 Link = Literal["auto", "reflink", "hardlink", "symlink", "copy"]
 LINKS: Final[tuple[Link, ...]] = ("auto", "reflink", "hardlink", "symlink", "copy")
 
+# Whose names a converted checkpoint has: upstream's loader's, or those of transformers 5.6.
+Names = Literal["upstream", "transformers"]
+NAMES: Final[tuple[Names, ...]] = ("upstream", "transformers")
+
+# What becomes of a head that the config ties to the embeddings.
+Tie = Literal["auto", "keep", "untie"]
+TIES: Final[tuple[Tie, ...]] = ("auto", "keep", "untie")
+
+# The formats of weight files.
+Format = Literal["safetensors", "torch"]
+FORMATS: Final[tuple[Format, ...]] = ("safetensors", "torch")
+
 
 @dataclass(frozen=True, slots=True)
 class Options:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, Literal
 
 from vita_ckpt.core.checkpoint import (
     Cast,
     Checkpoint,
     File,
     LoraMerge,
+    Mean,
+    Part,
+    Pieces,
     RandomInit,
     RemoteFile,
     Tensor,
+    TensorRef,
     files_read,
+    parts_of,
+    refs_of,
 )
 from vita_ckpt.core.display import Displayed, count_by_type
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE
@@ -83,6 +91,17 @@ Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | DropFile
 
 
 @dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The form of the weight files of a target that are all laid out anew.
+
+    ``max_shard_size`` is in bytes, 0 for one file and None to keep each tensor in its file.
+    """
+
+    format: Literal["safetensors", "torch"]
+    max_shard_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What the lineage will say of an operation beside what the plan says itself.
 
@@ -105,7 +124,7 @@ class Plan(Displayed):
     are refused, so the order of the edits never matters. A plan without a ``record`` extracts a
     part, which starts a lineage of its own. ``request`` is what the planner was asked for beside
     its inputs, as JSON values: a saved plan is computed again from it. A plan without one cannot be
-    saved.
+    saved. ``weight_files`` says how all weight files are written; None keeps those of the base.
     """
 
     operation: str
@@ -115,6 +134,7 @@ class Plan(Displayed):
     notes: tuple[str, ...] = ()
     record: Record | None = None
     request: Mapping[str, Any] | None = None
+    weight_files: WeightFiles | None = None
 
     def __post_init__(self) -> None:
         if self.record is not None and len(self.record.roles) != len(self.donors):
@@ -145,6 +165,17 @@ class Plan(Displayed):
     def tensor_edits(self) -> tuple[AddTensor | ReplaceTensor, ...]:
         """Return the edits that give the target a tensor."""
         return tuple(e for e in self.edits if isinstance(e, AddTensor | ReplaceTensor))
+
+    @property
+    def computed(self) -> frozenset[str]:
+        """Return the names of the tensors that are more than stored bytes of the base, moved."""
+        own = {shard.file for shard in self.base.shards}
+        return frozenset(
+            edit.name
+            for edit in self.tensor_edits
+            if not all(isinstance(part, TensorRef) for part in parts_of(edit.tensor))
+            or any(ref.source not in own for ref in refs_of(edit.tensor))
+        )
 
     def target(self) -> Checkpoint:
         """Compute the checkpoint that the plan makes: its tensors are references, none is read."""
@@ -200,11 +231,7 @@ class Plan(Displayed):
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON: inputs with fingerprints, edits that name tensors of the inputs."""
     inputs = (plan.base, *plan.donors)
-    origins = {
-        tensor: (index, name)
-        for index, checkpoint in enumerate(inputs)
-        for name, tensor in checkpoint.tensors.items()
-    }
+    origins = _Origins(inputs)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -222,6 +249,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "edits": [_edit_json(edit, origins) for edit in plan.edits],
         "notes": list(plan.notes),
         "record": asdict(plan.record) if plan.record is not None else None,
+        **({"weight_files": asdict(plan.weight_files)} if plan.weight_files is not None else {}),
     }
 
 
@@ -308,7 +336,32 @@ def _file_json(file: File) -> dict[str, Any]:
     return {"path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "digest": file.digest}
 
 
-def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[str, Any]:
+class _Origins:
+    """Where the stored tensors of a plan come from: the number of an input, and a name in it."""
+
+    def __init__(self, inputs: Sequence[Checkpoint]) -> None:
+        self._whole: dict[Tensor, tuple[int, str]] = {}
+        self._by_file: dict[File, list[tuple[int, int, str]]] = {}
+        for index, checkpoint in enumerate(inputs):
+            for name, ref in checkpoint.refs.items():
+                self._whole[ref] = index, name
+                self._by_file.setdefault(ref.source, []).append((ref.offset, index, name))
+        for places in self._by_file.values():
+            places.sort()
+
+    def of(self, ref: TensorRef) -> dict[str, Any]:
+        """Return the origin as JSON; of a part of a tensor, where it begins in bytes too."""
+        if ref in self._whole:
+            index, name = self._whole[ref]
+            return {"input": index, "tensor": name}
+        places = self._by_file[ref.source]
+        offset, index, name = places[bisect_right(places, ref.offset, key=itemgetter(0)) - 1]
+        strides = {} if ref.strides is None else {"strides": list(ref.strides)}
+        at = {"offset": ref.offset - offset, "shape": list(ref.shape), **strides}
+        return {"input": index, "tensor": name, **at}
+
+
+def _edit_json(edit: Edit, origins: _Origins) -> dict[str, Any]:
     if isinstance(edit, SetConfig):
         return {"edit": "set-config", "key": edit.key, "value": edit.value, "reason": edit.reason}
     if isinstance(edit, DropTensor | DropFile):
@@ -317,36 +370,36 @@ def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[st
     if isinstance(edit, PutFile):
         return {"edit": "put-file", "name": edit.name, "text": edit.text, "reason": edit.reason}
     kind = "add-tensor" if isinstance(edit, AddTensor) else "replace-tensor"
-    if isinstance(edit.tensor, RandomInit):
-        drawn = asdict(edit.tensor) | {"shape": list(edit.tensor.shape)}
-        return {"edit": kind, "name": edit.name, "init": drawn, "reason": edit.reason}
-    if isinstance(edit.tensor, LoraMerge):
-        return {
-            "edit": kind,
-            "name": edit.name,
-            "merge": _merge_json(edit.tensor, origins),
-            "dtype": edit.tensor.dtype,
-            "reason": edit.reason,
-        }
-    ref = edit.tensor.ref if isinstance(edit.tensor, Cast) else edit.tensor
-    origin, name = origins[ref]
-    return {
-        "edit": kind,
-        "name": edit.name,
-        "input": origin,
-        "tensor": name,
-        "dtype": edit.tensor.dtype,
-        "reason": edit.reason,
-    }
+    tensor = _tensor_json(edit.tensor, origins)
+    return {"edit": kind, "name": edit.name, **tensor, "reason": edit.reason}
 
 
-def _merge_json(merge: LoraMerge, origins: Mapping[Tensor, tuple[int, str]]) -> dict[str, Any]:
+def _tensor_json(tensor: Tensor, origins: _Origins) -> dict[str, Any]:
+    if isinstance(tensor, Pieces):
+        pieces = [_part_json(part, origins) for part in tensor.parts]
+        return {"pieces": pieces, "shape": list(tensor.shape)}
+    return _part_json(tensor, origins)
+
+
+def _part_json(part: Part, origins: _Origins) -> dict[str, Any]:
+    if isinstance(part, RandomInit):
+        drawn = asdict(part) | {"shape": list(part.shape)}
+        if part.std is None:
+            del drawn["std"]
+        return {"init": drawn}
+    if isinstance(part, Mean):
+        mean = {"mean of": origins.of(part.ref), "shape": list(part.shape)}
+        return {**mean, "dtype": part.dtype}
+    if isinstance(part, LoraMerge):
+        return {"merge": _merge_json(part, origins), "dtype": part.dtype}
+    ref = part.ref if isinstance(part, Cast) else part
+    return {**origins.of(ref), "dtype": part.dtype}
+
+
+def _merge_json(merge: LoraMerge, origins: _Origins) -> dict[str, Any]:
     refs = {"base": merge.base, "a": merge.a, "b": merge.b, "magnitude": merge.magnitude}
     return {
-        **{
-            role: None if ref is None else dict(zip(("input", "tensor"), origins[ref], strict=True))
-            for role, ref in refs.items()
-        },
+        **{role: None if ref is None else origins.of(ref) for role, ref in refs.items()},
         "scale": merge.scale,
         "is_embedding": merge.is_embedding,
     }

@@ -95,6 +95,20 @@ def last_written(checkpoint: Checkpoint) -> Written:
     )
 
 
+def digested(plan: Plan) -> frozenset[str]:
+    """Return the names of the tensors whose digests the lineage of ``plan`` gives.
+
+    Bytes of the base that only get another name need none, unless the lineage has one that was of
+    other bytes under that name.
+    """
+    known: set[str] = set()
+    for entry in operations(plan.base):
+        written = entry.get("written") if isinstance(entry, Mapping) else None
+        if isinstance(written, Mapping):
+            known |= _read_hashes(written.get("tensors")).keys()
+    return frozenset({edit.name for edit in plan.tensor_edits} & {*plan.computed, *known})
+
+
 def _read_hashes(value: Any) -> dict[str, str]:
     pairs = value.items() if isinstance(value, Mapping) else ()
     return {name: d.removeprefix("sha256:") for name, d in pairs if isinstance(d, str)}

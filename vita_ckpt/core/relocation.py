@@ -11,6 +11,9 @@ from vita_ckpt.core.checkpoint import (
     File,
     LocalFile,
     LoraMerge,
+    Mean,
+    Part,
+    Pieces,
     RemoteFile,
     Tensor,
     TensorRef,
@@ -32,18 +35,9 @@ class Relocation:
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` with its location in a local file."""
-        if isinstance(tensor, Cast):
-            return replace(tensor, ref=self._ref(tensor.ref))
-        if isinstance(tensor, LoraMerge):
-            a, magnitude = tensor.a, tensor.magnitude
-            return replace(
-                tensor,
-                base=self._ref(tensor.base),
-                b=self._ref(tensor.b),
-                a=None if a is None else self._ref(a),
-                magnitude=None if magnitude is None else self._ref(magnitude),
-            )
-        return self._ref(tensor) if isinstance(tensor, TensorRef) else tensor
+        if isinstance(tensor, Pieces):
+            return replace(tensor, parts=tuple(map(self._part, tensor.parts)))
+        return self._part(tensor)
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """Return ``checkpoint`` with local copies of everything that was fetched."""
@@ -58,6 +52,20 @@ class Relocation:
         """Return ``plan`` with local copies of everything that was fetched."""
         edits = tuple(self._edit(edit) for edit in plan.edits)
         return replace(plan, base=self.checkpoint(plan.base), edits=edits)
+
+    def _part(self, part: Part) -> Part:
+        if isinstance(part, Cast | Mean):
+            return replace(part, ref=self._ref(part.ref))
+        if isinstance(part, LoraMerge):
+            a, magnitude = part.a, part.magnitude
+            return replace(
+                part,
+                base=self._ref(part.base),
+                b=self._ref(part.b),
+                a=None if a is None else self._ref(a),
+                magnitude=None if magnitude is None else self._ref(magnitude),
+            )
+        return self._ref(part) if isinstance(part, TensorRef) else part
 
     def _ref(self, ref: TensorRef) -> TensorRef:
         return self.tensors.get(ref) or replace(ref, source=self.file(ref.source))

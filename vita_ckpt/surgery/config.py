@@ -1,36 +1,46 @@
-"""Plan changes of vision config keys."""
+"""Plan changes of config keys that touch no weight."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from vita_ckpt.core.anatomy import projectors, towers
-from vita_ckpt.core.anatomy.config_keys import LARGEST_NUMBER, VISION_KEYS
+from vita_ckpt.core.anatomy.config_keys import LANGUAGE_KEYS, LARGEST_NUMBER, VISION_KEYS, Types
+from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.plan import Plan, Record, SetConfig
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import vita_config
-from vita_ckpt.errors import UsageError
+from vita_ckpt.errors import InputError, UsageError
 
 _CHOICES = {
     "image_aspect_ratio": ("square", "pad"),
     "tokenizer_padding_side": ("left", "right"),
 }
 
+_KEYS: Final[Mapping[str, Types]] = {**VISION_KEYS, **LANGUAGE_KEYS}
+
 _PATHS = ("mm_vision_tower", "mm_audio_encoder")
 
 
-def plan_set(checkpoint: Checkpoint, values: Mapping[str, Any]) -> Plan:
+def plan_set(
+    checkpoint: Checkpoint, values: Mapping[str, Any], *, head_is_table: bool | None = None
+) -> Plan:
     """Return a plan that sets keys of the vision config of a VITA checkpoint.
 
-    None stands for JSON's null. Raises UsageError for a key that is not in the vision config and
-    for a value that is invalid for its key, InputError if it is not a VITA checkpoint.
+    None stands for JSON's null. ``vocab_size`` and ``tie_word_embeddings`` of the language model
+    are taken where the tensors agree; ``head_is_table`` says whether a stored ``lm_head`` equals
+    the embeddings, None if that is not known. Raises UsageError for a key that is neither and for a
+    value that is invalid for its key, InputError if it is not a VITA checkpoint, or its tensors do
+    not agree.
     """
     vita_config(checkpoint)
     for key, value in values.items():
         _check(key, value)
+        if key in LANGUAGE_KEYS:
+            _check_agreement(checkpoint, key, value, head_is_table)
     edits = tuple(SetConfig(key, value, "asked for") for key, value in values.items())
     # The lineage records only the last component of a path.
     asked = {k: v.rpartition("/")[2] if k in _PATHS and v else v for k, v in values.items()}
@@ -60,10 +70,42 @@ def parse_value(key: str, text: str) -> Any:
 
 def _check(key: str, value: Any) -> None:
     types = _types(key)
-    if value is None:
+    if value is None and key in VISION_KEYS:
         return
     if type(value) not in types or not _is_possible(key, value):
         raise _wrong(key, value)
+
+
+def _check_agreement(
+    checkpoint: Checkpoint, key: str, value: Any, head_is_table: bool | None
+) -> None:
+    """Raise InputError where the tensors say something else than a key of the language model."""
+    refs = checkpoint.refs
+    table, head = refs.get(EMBED_TOKENS), refs.get(LM_HEAD)
+    wrong = ""
+    if key == "vocab_size":
+        stored = {EMBED_TOKENS: table, LM_HEAD: head}
+        shapes = {name: ref.shape for name, ref in stored.items() if ref is not None}
+        wrong = next(
+            (f"{name} {list(shape)}" for name, shape in shapes.items() if shape[:1] != (value,)),
+            "" if shapes else "no embeddings",
+        )
+    elif not value:
+        wrong = "" if head is not None else f"no {LM_HEAD}"
+    elif head is not None and not head_is_table:
+        wrong = f"{LM_HEAD} that " + (
+            "differs from the embeddings" if head_is_table is False else "was not compared"
+        )
+    if wrong:
+        raise InputError(
+            "weights-disagree",
+            f"{checkpoint.root}: {key}",
+            expected=f"tensors that agree with {json.dumps(value)}",
+            got=wrong,
+            hint="vita-ckpt resize-embeddings changes the rows"
+            if key == "vocab_size"
+            else "vita-ckpt convert --tie untie makes the head a tensor of its own",
+        )
 
 
 def _is_possible(key: str, value: Any) -> bool:
@@ -82,19 +124,19 @@ def _is_possible(key: str, value: Any) -> bool:
 
 
 def _types(key: str) -> tuple[type, ...]:
-    if key not in VISION_KEYS:
+    if key not in _KEYS:
         raise UsageError(
             "unknown-config-key",
             key,
-            expected=f"one of {', '.join(VISION_KEYS)}",
+            expected=f"one of {', '.join(_KEYS)}",
             hint="other keys describe the weights, which set does not touch",
         )
-    return VISION_KEYS[key]
+    return _KEYS[key]
 
 
 def _wrong(key: str, value: Any) -> UsageError:
     names = {str: "text", int: "a positive integer", float: "a number", bool: "true or false"}
-    expected = " or ".join(_CHOICES.get(key, [names[VISION_KEYS[key][-1]]]))
+    expected = " or ".join(_CHOICES.get(key, [names[_KEYS[key][-1]]]))
     if key == "mm_projector_type":
         expected = "a projector type that upstream builds"
     if key == "s2_scales":

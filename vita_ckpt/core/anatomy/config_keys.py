@@ -1,4 +1,4 @@
-"""The vision keys of a VITA config with the types of their values."""
+"""The keys of a VITA config that can be set, with the types of their values."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ VISION_KEYS: Final[dict[str, Types]] = {
     "tokenizer_model_max_length": (int,),
     "tokenizer_padding_side": (str,),
     "mm_audio_encoder": (str,),
+}
+
+# Keys of the language model that describe its tensors, and change only where those agree.
+LANGUAGE_KEYS: Final[dict[str, Types]] = {
+    "vocab_size": (int,),
+    "tie_word_embeddings": (bool,),
 }
 
 # No number of a config is as large: transformers says 1e30 for a tokenizer without a limit.

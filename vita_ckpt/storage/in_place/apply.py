@@ -19,6 +19,7 @@ from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, refs_of
 from vita_ckpt.core.journal import Journal, PatchedFile, ReplacedFile, SavedRange
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.provenance import digested
 from vita_ckpt.errors import InputError, OutputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.in_place import journal as journals
@@ -42,8 +43,21 @@ from vita_ckpt.storage.system.os_errors import io_error, require_space
 from vita_ckpt.storage.system.state import signing_key
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
 from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
-from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, no_progress, tensor_bytes
-from vita_ckpt.storage.writing.layout import InPlaceLayout, PatchedShard, WrittenText
+from vita_ckpt.storage.tensors.stream import (
+    Flushed,
+    Inputs,
+    Progress,
+    Writer,
+    no_progress,
+    not_said,
+    tensor_bytes,
+)
+from vita_ckpt.storage.writing.layout import (
+    InPlaceLayout,
+    PatchedShard,
+    WrittenShard,
+    WrittenText,
+)
 from vita_ckpt.storage.writing.limits import access_in_place, narrowest_of_files
 from vita_ckpt.storage.writing.outputs import Finish, Outputs
 from vita_ckpt.storage.writing.verify_written import check_patched, check_staged
@@ -80,6 +94,7 @@ def write_in_place(
     check: bool = True,
     known: Mapping[str, FileDigest] | None = None,
     progress: Progress = no_progress,
+    flushed: Flushed = not_said,
 ) -> None:
     """Make the base of ``plan`` its target, or leave it as it was.
 
@@ -94,7 +109,7 @@ def write_in_place(
     check_whole(LOCAL, root)
     key = signing_key()
     sweep(root)
-    surgery = _Surgery(plan, layout, root, dict(known or {}), key, progress)
+    surgery = _Surgery(plan, layout, root, dict(known or {}), key, progress, flushed)
     with _said(plan.base.root, "the checkpoint is as it was"):
         check_unchanged(plan.preconditions)
         stage = surgery.prepare(finish, time, check)
@@ -124,6 +139,7 @@ class _Surgery:
     known: dict[str, FileDigest]
     key: bytes
     progress: Progress
+    flushed: Flushed
     names: tuple[str, ...] = ()  # of the files that are replaced, in the journal's order
     digests: Mapping[str, str] = field(default_factory=dict)  # of the tensors that are patched
     is_active: bool = False
@@ -145,7 +161,10 @@ class _Surgery:
 
     def _prepare(self, stage: str, finish: Finish, time: str, check: bool) -> None:
         journals.own(stage)
-        wanted = {name: t for shard in self.layout.patched for _, name, t in shard.entries}
+        patched_shards = self.layout.patched
+        wanted = {name: t for shard in patched_shards for _, name, t in shard.entries}
+        moved = {name for shard in patched_shards for name in shard.names} & digested(self.plan)
+        wanted |= {e.name: e.tensor for e in self.plan.tensor_edits if e.name in moved}
         self.digests = digests = tensor_digests(wanted)
         patched = self._save_ranges(stage, digests)
         replaced = self._stage_files(stage, finish, digests, check)
@@ -190,10 +209,10 @@ class _Surgery:
             make_directory(folder, access_of(self.root), keep_owner=True)
         layout = self.layout
         named = {name for shard in layout.shards for name, _ in shard.entries}
-        named &= {e.name for e in self.plan.tensor_edits}
+        named &= digested(self.plan)
         shards = [replace(s, name=str(i)) for i, s in enumerate(layout.shards)]
         with (
-            Inputs() as inputs,
+            Inputs(self.flushed) as inputs,
             Outputs(new, self.progress, layout.bytes_written, digested=named) as outputs,
         ):
             for shard in shards:
@@ -212,7 +231,7 @@ class _Surgery:
             outputs.sync()
         if check:
             check_staged(new, shards, staged)
-        after = [self._digest_of_shard(new, s.name, outputs.digests) for s in shards]
+        after = [self._digest_of_shard(new, s, outputs.digests) for s in shards]
         after += [FileDigest(len(t.data), hashlib.sha256(t.data).hexdigest()) for t in texts]
         afters = (*after, *(None for _ in layout.removed))
         return tuple(
@@ -220,8 +239,13 @@ class _Surgery:
             for name, digest in zip(self.names, afters, strict=True)
         )
 
-    def _digest_of_shard(self, folder: str, name: str, digests: Mapping[str, str]) -> FileDigest:
-        with LOCAL.open(os.path.join(folder, name)) as source:
+    def _digest_of_shard(
+        self, folder: str, shard: WrittenShard, digests: Mapping[str, str]
+    ) -> FileDigest:
+        path = os.path.join(folder, shard.name)
+        if shard.format == "torch":
+            return file_digests({path: path})[path]
+        with LOCAL.open(path) as source:
             found = read_safetensors(source)
         known = {n: digests[n] for n in found.tensors if n in digests}
         return FileDigest(found.file.size, found.file.digest, known)
@@ -304,7 +328,7 @@ class _Surgery:
 
     def write(self) -> None:
         """Patch and replace what changes, and sync it."""
-        with Inputs() as inputs:
+        with Inputs(self.flushed) as inputs:
             for shard in self.layout.patched:
                 self._patch(shard, inputs)
         # All that is read has been read; the base may be read by a second name, as a donor.

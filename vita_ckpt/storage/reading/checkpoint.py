@@ -12,6 +12,7 @@ from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
     HOME,
+    INDEX_SUFFIX,
     LORA_FILES,
     NON_LORA,
     ORIGIN_CONFIG,
@@ -29,6 +30,7 @@ from vita_ckpt.core.filenames import (
     WEIGHT_SUFFIXES,
     WEIGHTS_OR_INDEX,
     index_of,
+    weight_files_of,
     what_it_looks_like,
 )
 from vita_ckpt.core.left_out import LeftOut
@@ -58,14 +60,19 @@ _LEFT_OUT_KINDS: Final = {
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], stores: Stores, key: str | None = None
+    path: str | os.PathLike[str],
+    stores: Stores,
+    key: str | None = None,
+    *,
+    ignore_index: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
     run, a folder of steps) or a lone ``.safetensors``/``.bin``/``.pt`` file; or the address of one
     on the hub, pinned to a commit. ``key`` is the path of the state dict to read in files of
-    ``torch.save``; safetensors files have none.
+    ``torch.save``; safetensors files have none. With ``ignore_index`` the weight files of a
+    directory are those that loaders name so, whatever an index says.
 
     Raises InputError (or a subclass) naming the file, and the tensor where one is concerned, if it
     cannot be read, breaks a rule of its format, or leads out of the directory.
@@ -75,11 +82,10 @@ def open_checkpoint(
     # A file is part of the checkpoint that it lies in, by whatever name it was reached.
     folder = root if entry.is_directory else store.folder_of(root)
     check_whole(store, folder)
-    opened = (
-        _open_directory(store, root, key or "")
-        if entry.is_directory
-        else open_file(store, root, key or "")
-    )
+    if entry.is_directory:
+        opened = _open_directory(store, root, key or "", ignore_index=ignore_index)
+    else:
+        opened = open_file(store, root, key or "")
     check_whole(store, folder)  # a surgery may have begun while it was read
     has_keys = any(shard.format == "torch" for shard in opened.shards)
     return replace(opened, key=key) if key and has_keys else opened
@@ -132,14 +138,21 @@ def check_no_json(path: str) -> None:
         )
 
 
-def _open_directory(store: Store, root: str, key: str) -> Checkpoint:
+def _open_directory(store: Store, root: str, key: str, *, ignore_index: bool = False) -> Checkpoint:
     names = store.listing(root)
     weights = Weights(key)
     index: dict[str, Any] | None = None
     layout: Layout
     files: dict[str, File] = {}
     index_name = index_of(names)
-    if index_name is not None:
+    unindexed = weight_files_of(names) if ignore_index else []
+    if unindexed:
+        layout = "safetensors" if unindexed[0].endswith(SAFETENSORS_SUFFIX) else "torch"
+        prefetch_shards(store, root, unindexed)
+        for name in unindexed:
+            weights.read(store, root, name)
+        files |= _unread_indexes(store, root, names)
+    elif index_name is not None:
         index, index_file = read_json(store, os.path.join(root, index_name))
         files[index_name] = index_file
         _read_indexed(store, root, index_name, index, names, weights)
@@ -189,6 +202,12 @@ def vita_and_serving(
     if config is not None and origin is not None and is_serving_config(config, origin):
         return origin, config, ORIGIN_CONFIG
     return config, None, CONFIG
+
+
+def _unread_indexes(store: Store, root: str, names: Iterable[str]) -> dict[str, File]:
+    """Return the indexes of a directory, which go with weight files that are written anew."""
+    entries = {n: store.look(os.path.join(root, n)) for n in names if n.endswith(INDEX_SUFFIX)}
+    return {n: entry.file for n, entry in entries.items() if entry is not None and entry.file}
 
 
 def home_of_config(root: str, weight_file: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, File
 from vita_ckpt.core.filenames import ADDED_TOKENS, TOKENIZER, TOKENIZER_FILES, VOCABULARY
-from vita_ckpt.errors import MalformedFileError
-from vita_ckpt.storage.reading.paths import Stores, read_json
+from vita_ckpt.errors import InputError, MalformedFileError
+from vita_ckpt.storage.reading.paths import Stores, find, read_json
+
+# No tokenizer of a language model is as large.
+_LARGEST_FILE: Final = 64 << 20
 
 
 def count_tokens(checkpoint: Checkpoint, stores: Stores) -> int | None:
@@ -34,6 +38,76 @@ def count_tokens(checkpoint: Checkpoint, stores: Stores) -> int | None:
     return len(vocab.keys() | (_read(stores, checkpoint, ADDED_TOKENS) or {}).keys())
 
 
+def token_ids(checkpoint: Checkpoint, stores: Stores) -> dict[str, int] | None:
+    """Return the id of every token; None if no supported file determines it.
+
+    The files are those of :func:`count_tokens`. Raises InputError for a file that is not JSON.
+    """
+    tokenizer = _read(stores, checkpoint, TOKENIZER)
+    if tokenizer is None:
+        vocab = _read(stores, checkpoint, VOCABULARY)
+        if vocab is None:
+            return None
+        return _ids([*vocab.items(), *(_read(stores, checkpoint, ADDED_TOKENS) or {}).items()])
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(vocab, Mapping | list) or not isinstance(added, list | None):
+        return None
+    if isinstance(vocab, Mapping):
+        pairs: list[tuple[Any, Any]] = list(vocab.items())
+    else:  # unigram: [piece, score]
+        pieces = (entry[0] if isinstance(entry, list) and entry else None for entry in vocab)
+        pairs = [(piece, index) for index, piece in enumerate(pieces)]
+    pairs += [(e.get("content"), e.get("id")) for e in added or [] if isinstance(e, Mapping)]
+    return _ids(pairs)
+
+
+def read_tokenizer_files(path: str, stores: Stores) -> tuple[Checkpoint, dict[str, str]]:
+    """Return a directory with a tokenizer as a checkpoint without weights, and its texts by name.
+
+    Raises InputError if it is no directory, or a file of the tokenizer is no UTF-8.
+    """
+    store = stores.store_of(path)
+    root, entry = find(store, path)
+    if not entry.is_directory:
+        raise InputError("not-a-tokenizer", path, expected="a directory with a tokenizer")
+    files: dict[str, File] = {}
+    texts: dict[str, str] = {}
+    for name in store.listing(root):
+        found = store.look(os.path.join(root, name)) if name in TOKENIZER_FILES else None
+        if found is None or found.file is None:
+            continue
+        files[name] = found.file
+        with store.open(os.path.join(root, name)) as source:
+            data = source.read(min(source.file.size, _LARGEST_FILE), 0)
+        try:
+            texts[name] = data.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                "not-a-tokenizer",
+                os.path.join(root, name),
+                expected="a text in UTF-8",
+                got=f"byte {data[error.start]:#04x} at {error.start}",
+            ) from error
+        if source.file.size > _LARGEST_FILE:
+            raise InputError(
+                "not-a-tokenizer",
+                os.path.join(root, name),
+                expected=f"at most {_LARGEST_FILE} bytes",
+                got=f"{source.file.size}",
+            )
+    return Checkpoint(root, "none", {}, files=files), texts
+
+
+def _ids(pairs: Iterable[tuple[Any, Any]]) -> dict[str, int] | None:
+    found: dict[str, int] = {}
+    for token, number in pairs:
+        if not isinstance(token, str) or type(number) is not int or number < 0:
+            return None
+        found[token] = number
+    return found
+
+
 def _vocabulary(vocab: Any) -> set[str] | None:
     if isinstance(vocab, Mapping):
         return set(vocab)
@@ -48,17 +122,13 @@ def _read(stores: Stores, checkpoint: Checkpoint, name: str) -> dict[str, Any] |
     return read_json(stores, file.path)[0] if file is not None else None
 
 
-# No tokenizer of a language model is as large.
-_LARGEST_FILE: Final = 64 << 20
-
-
 def new_tokenizer_files(base: Checkpoint, run: Checkpoint, stores: Stores) -> dict[str, str]:
     """Return the files of the run's tokenizer that the base lacks, or has otherwise.
 
     Raises InputError for one that is no text, or of an unlikely size.
     """
     found: dict[str, str] = {}
-    for name in TOKENIZER_FILES:
+    for name in sorted(TOKENIZER_FILES):
         if name not in run.files:
             continue
         data = _content(stores, run.files[name])

@@ -10,13 +10,17 @@ from threading import Lock
 from typing import Final, Protocol
 
 from vita_ckpt.core.checkpoint import (
+    Cast,
     File,
     LocalFile,
     LoraMerge,
+    Mean,
+    Part,
     RandomInit,
     Tensor,
     TensorRef,
     on_disk,
+    parts_of,
 )
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError
@@ -28,19 +32,33 @@ Progress = Callable[[int], None]
 # Bytes of one step of a copy: large enough to hide the overhead, small enough for writeback to keep
 # up.
 _STEP: Final = 32 << 20
-_CAST_STEP: Final = 4 << 20
+_READ_STEP: Final = 4 << 20
+# What is converted stays in the processor's cache: larger blocks take three times as long.
+_CAST_STEP: Final = 256 << 10
+
+
+# Is called with a tensor's name and how many of its values became zero in a conversion.
+Flushed = Callable[[str, int], None]
 
 
 def no_progress(_count: int) -> None:
     """Ignore progress."""
 
 
-class Inputs(AbstractContextManager["Inputs"]):
-    """Descriptors of the input files, each opened once and checked against its fingerprint."""
+def not_said(_name: str, _count: int) -> None:
+    """Ignore values that became zero."""
 
-    def __init__(self) -> None:
+
+class Inputs(AbstractContextManager["Inputs"]):
+    """Descriptors of the input files, each opened once and checked against its fingerprint.
+
+    ``flushed`` is told of values that become zero when they are converted.
+    """
+
+    def __init__(self, flushed: Flushed = not_said) -> None:
         self._stack = ExitStack()
         self._lock = Lock()
+        self._flushed = flushed
         self._descriptors: dict[LocalFile, int] = {}
 
     def __exit__(self, *exc: object) -> None:
@@ -49,6 +67,11 @@ class Inputs(AbstractContextManager["Inputs"]):
     def close(self) -> None:
         """Close every descriptor."""
         self._stack.close()
+
+    def note_flushed(self, name: str, count: int) -> None:
+        """Pass on that ``count`` values of a tensor became zero in a conversion."""
+        with self._lock:
+            self._flushed(name, count)
 
     def descriptor(self, file: File) -> int:
         """Return a descriptor of ``file``. Raises StaleInputError if the file has changed."""
@@ -84,7 +107,7 @@ class Writer:
             if count:
                 self._advance(count)
             else:  # another file system, or a shortened file, for which reading fails
-                data = read_at(source, min(size, _CAST_STEP), offset, path)
+                data = read_at(source, min(size, _READ_STEP), offset, path)
                 self.write(data)
                 count = len(data)
             offset += count
@@ -113,14 +136,15 @@ def write_tensor(
 
     Digested bytes pass through this process; without ``digest`` the kernel may copy them.
     """
-    if digest is None and isinstance(tensor, TensorRef) and tensor.strides is None:
-        source = inputs.descriptor(tensor.source)
-        writer.copy(source, tensor.offset, tensor.nbytes, tensor.source.path)
-        return
-    for data in tensor_bytes(tensor, inputs, name):
-        if digest is not None:
-            digest.update(data)
-        writer.write(data)
+    for part in parts_of(tensor):
+        if digest is None and isinstance(part, TensorRef) and part.strides is None:
+            source = inputs.descriptor(part.source)
+            writer.copy(source, part.offset, part.nbytes, part.source.path)
+            continue
+        for data in _part_bytes(part, inputs, name):
+            if digest is not None:
+                digest.update(data)
+            writer.write(data)
 
 
 def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
@@ -128,34 +152,55 @@ def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
 
     The span of a strided view is read at once. Raises CastError where a cast loses a value.
     """
-    if isinstance(tensor, RandomInit):
+    for part in parts_of(tensor):
+        yield from _part_bytes(part, inputs, name)
+
+
+def _part_bytes(part: Part, inputs: Inputs, name: str) -> Iterator[bytes]:
+    if isinstance(part, RandomInit):
         from vita_ckpt.storage.tensors.random_init import drawn_bytes  # noqa: PLC0415 - numpy
 
-        yield from drawn_bytes(tensor)
-        return
-    if isinstance(tensor, TensorRef):
-        yield from _ref_bytes(tensor, inputs)
-        return
-    if isinstance(tensor, LoraMerge):
+        yield from drawn_bytes(part)
+    elif isinstance(part, TensorRef):
+        yield from _ref_bytes(part, inputs)
+    elif isinstance(part, Mean):
+        from vita_ckpt.storage.tensors.mean import mean_bytes  # noqa: PLC0415 - numpy
+
+        yield from mean_bytes(part, _ref_bytes(part.ref, inputs, _CAST_STEP), name)
+    elif isinstance(part, LoraMerge):
         from vita_ckpt.storage.tensors.lora import merged_bytes  # noqa: PLC0415 - numpy
 
-        yield from merged_bytes(tensor, partial(_read_range, inputs), name)
-        return
-    ref = tensor.ref
-    from vita_ckpt.storage.tensors.cast import BecomesInfiniteError, convert  # noqa: PLC0415 - numpy
+        yield from merged_bytes(part, partial(_read_range, inputs), name)
+    else:
+        yield from _cast_bytes(part, inputs, name)
 
-    position = 0
-    for data in _ref_bytes(ref, inputs):
+
+def _cast_bytes(cast: Cast, inputs: Inputs, name: str) -> Iterator[bytes]:
+    from vita_ckpt.storage.tensors.cast import (  # noqa: PLC0415 - numpy
+        BecomesInfiniteError,
+        convert,
+        count_flushed,
+        most,
+    )
+
+    ref, position = cast.ref, 0
+    for data in _ref_bytes(ref, inputs, _CAST_STEP):
         try:
-            yield convert(data, ref.dtype, tensor.dtype)
+            converted = convert(data, ref.dtype, cast.dtype)
         except BecomesInfiniteError as error:
+            times = abs(error.value) / most(cast.dtype)
             raise CastError(
                 "cast-overflow",
                 f"{ref.source.path}: {name}",
-                expected=f"values that {tensor.dtype} can hold",
-                got=f"{error.value:g} at element {position + error.index}",
-                hint="mend the file; merge-projector --dtype keeps the dtype of an adapter",
+                expected=f"values that {cast.dtype} can hold",
+                got=f"{error.value:g} at element {position + error.index}, "
+                f"{times:.3g} times the largest",
+                hint="keep its dtype, or take a wider one; a sound model rarely has such values",
             ) from error
+        flushed = count_flushed(data, converted, ref.dtype, cast.dtype)
+        if flushed:
+            inputs.note_flushed(name, flushed)
+        yield converted
         position += len(data) * 8 // BITS[ref.dtype]
 
 
@@ -168,7 +213,7 @@ def _read_range(inputs: Inputs, ref: TensorRef, start: int, stop: int) -> bytes:
     return read_at(source, (stop - start) * width, ref.offset + start * width, ref.source.path)
 
 
-def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
+def _ref_bytes(ref: TensorRef, inputs: Inputs, step: int = _READ_STEP) -> Iterator[bytes]:
     if 0 in ref.shape:
         return
     source, path = inputs.descriptor(ref.source), ref.source.path
@@ -177,11 +222,11 @@ def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
 
         width = BITS[ref.dtype] // 8
         data = read_at(source, ref.span, ref.offset, path)
-        yield from gather(data, width, ref.shape, ref.strides, _CAST_STEP)
+        yield from gather(data, width, ref.shape, ref.strides, step)
         return
     offset, left = ref.offset, ref.nbytes
     while left:
-        data = read_at(source, min(left, _CAST_STEP), offset, path)
+        data = read_at(source, min(left, step), offset, path)
         yield data
         offset += len(data)
         left -= len(data)

@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO
 
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, LoraMerge
+from vita_ckpt.core.checkpoint import Checkpoint, converts
 from vita_ckpt.core.options import Link
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.provenance import digested
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.formats.torch_writer import check_writable, write_state_dict
 from vita_ckpt.storage.reading.shards import check_unchanged
@@ -20,7 +21,14 @@ from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error
 from vita_ckpt.storage.system.owner import stage_name
 from vita_ckpt.storage.system.syscalls import rename_new, sync, sync_directory
-from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
+from vita_ckpt.storage.tensors.stream import (
+    Flushed,
+    Inputs,
+    Progress,
+    no_progress,
+    not_said,
+    tensor_bytes,
+)
 from vita_ckpt.storage.writing.layout import DirectoryLayout, WrittenShard, storage_order
 from vita_ckpt.storage.writing.limits import Limits, sources_of
 from vita_ckpt.storage.writing.outputs import Finish, Job, Outputs
@@ -73,6 +81,7 @@ def write_directory(
     link: Link = "auto",
     check: bool = False,
     progress: Progress = no_progress,
+    flushed: Flushed = not_said,
 ) -> None:
     """Make the directory ``out`` hold the target of ``plan``, complete and synced, or not exist.
 
@@ -84,13 +93,13 @@ def write_directory(
     Not promised: disks that lie about fsync, file systems whose rename is not atomic.
     """
     shards = {shard.name for shard in plan.base.shards}
-    edited = {edit.name for edit in plan.tensor_edits} if plan.record is not None else set()
+    edited = digested(plan) if plan.record is not None else ()
     with _staged(out, plan) as stage:
         limits = Limits(plan)
         make_directory(stage, limits.of_directory())
         left = layout.bytes_carried + layout.bytes_written
         with (
-            Inputs() as inputs,
+            Inputs(flushed) as inputs,
             Outputs(stage, progress, left, digested=edited, limits=limits) as outputs,
         ):
             outputs.require(layout.bytes_written)
@@ -152,11 +161,11 @@ def write_file(
             check_saved(stage, tensors)
 
 
-def check_casts(plan: Plan) -> None:
+def check_casts(plan: Plan, flushed: Flushed = not_said) -> None:
     """Raise CastError if running ``plan`` would: reads what is converted, writes nothing."""
-    with Inputs() as inputs:
+    with Inputs(flushed) as inputs:
         for name, tensor in plan.target().tensors.items():
-            if isinstance(tensor, Cast | LoraMerge):
+            if converts(tensor):
                 for _ in tensor_bytes(tensor, inputs, name):
                     pass
 

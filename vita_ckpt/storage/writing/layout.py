@@ -7,21 +7,36 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 from vita_ckpt.core.anatomy.parts import part_of
-from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Shard, Tensor, TensorRef, refs_of
+from vita_ckpt.core.checkpoint import (
+    Checkpoint,
+    File,
+    LoraMerge,
+    Shape,
+    Shard,
+    Tensor,
+    TensorRef,
+    refs_of,
+)
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.filenames import (
     CONFIG,
+    INDEX_SUFFIX,
     MANIFEST,
     PROVENANCE,
     SAFETENSORS,
     SAFETENSORS_INDEX,
+    SAFETENSORS_SUFFIX,
+    TORCH,
+    TORCH_INDEX,
     TORCH_INDEX_SUFFIX,
     is_no_weight_file,
 )
-from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.plan import Plan, WeightFiles
+from vita_ckpt.core.sharding import model_order, shard_name, split
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import encode_header
 
@@ -36,11 +51,12 @@ class CarriedFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A safetensors file to write; ``entries`` are (name, tensor) in storage order."""
+    """A weight file to write; ``entries`` are (name, tensor) in storage order."""
 
     name: str
     metadata: Mapping[str, str]
     entries: tuple[tuple[str, Tensor], ...]
+    format: Literal["safetensors", "torch"] = "safetensors"
 
     @property
     def nbytes(self) -> int:
@@ -61,13 +77,15 @@ class PatchedShard:
     """A safetensors file of unchanged size in which some byte ranges are replaced.
 
     ``header`` is its new beginning, empty if that does not change. ``entries`` are (offset in the
-    file, name, tensor), in the order of the file.
+    file, name, tensor) of what is replaced, in the order of the file, ``names`` those of all
+    tensors that it will hold.
     """
 
     name: str
     file: File
     header: bytes
     entries: tuple[tuple[int, str, Tensor], ...]
+    names: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
@@ -159,11 +177,14 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     if not base.shards:
         whole = WrittenShard(SAFETENSORS, {"format": "pt"}, storage_order(target.tensors, {}))
         return DirectoryLayout((), (whole,), put)
-    carried, written, index = _weight_files(base, target)
+    if plan.weight_files is not None:
+        carried, written, index, obsolete = _new_weight_files(base, target, plan.weight_files)
+    else:
+        carried, written, index = _weight_files(base, target)
+        # The index of .bin shards is obsolete beside another one.
+        obsolete = {name for name in base.files if index and name.endswith(TORCH_INDEX_SUFFIX)}
     texts = (*_config_text(base, target), *index, *put)
-    gone = {text.name for text in texts}
-    if SAFETENSORS_INDEX in gone:  # the index of .bin shards is obsolete
-        gone |= {name for name in base.files if name.endswith(TORCH_INDEX_SUFFIX)}
+    gone = {text.name for text in texts} | obsolete
     if plan.record is not None:  # written last, from what was written
         gone |= {PROVENANCE, MANIFEST}
     gone |= {*pickles_left_out(target, carry)}
@@ -200,7 +221,9 @@ def plan_in_place(plan: Plan, layout: DirectoryLayout, shared: Collection[str]) 
             patched.append(patch)
     kept = {file.name for file in layout.carried}
     kept |= {shard.name for shard in layout.shards} | {text.name for text in layout.texts}
-    gone = (base_shards.keys() | base.files.keys()) - kept - {PROVENANCE, MANIFEST}
+    gone = (base_shards.keys() | base.files.keys()) - kept - {PROVENANCE}
+    is_torch = plan.weight_files is not None and plan.weight_files.format == "torch"
+    gone -= set() if is_torch else {MANIFEST}  # it has digests of safetensors files only
     return InPlaceLayout(tuple(patched), tuple(written), layout.texts, tuple(sorted(gone)))
 
 
@@ -208,35 +231,80 @@ def _patch(base: Checkpoint, old: Shard, new: WrittenShard) -> PatchedShard | No
     """Return how to turn ``old`` into ``new`` without moving a tensor; None if impossible."""
     before = {n: ref for n, ref in base.refs.items() if ref.source == old.file}
     after = dict(new.entries)
-    if before.keys() != after.keys() or not before:
+    places = _places(before, after, old.file)
+    if new.format != "safetensors" or old.format != "safetensors" or places is None:
         return None
-    if any(
-        (BITS[ref.dtype], ref.nbytes) != (BITS[after[name].dtype], after[name].nbytes)
-        for name, ref in before.items()
-    ):
+    files = {shard.file for shard in base.shards}
+    moving = [n for n, tensor in after.items() if not _is_there(tensor, places[n], old.file)]
+    if not all(_reads_only_its_place(before.get(n), after[n], files) for n in moving):
         return None
-    in_order = sorted(before, key=lambda name: (before[name].offset, before[name].nbytes))
+    in_order = sorted(after, key=lambda name: (places[name], after[name].nbytes))
     header = b""
-    if any(_described(ref) != _described(after[name]) for name, ref in before.items()):
-        start = before[in_order[0]].offset
+    if (
+        before.keys() != after.keys()
+        or old.metadata != new.metadata
+        or any(_described(ref) != _described(after[name]) for name, ref in before.items())
+    ):
+        start = places[in_order[0]]
         described = [(name, *_described(after[name])) for name in in_order]
         encoded, _ = encode_header(described, new.metadata)
         if len(encoded) > start:
             return None
         header = (start - 8).to_bytes(8, "little") + encoded[8:].ljust(start - 8)
-    changed = [name for name in in_order if after[name] != before[name]]
-    if any(not _reads_only_its_place(before[name], after[name], base) for name in changed):
+    entries = tuple(
+        (places[name], name, after[name])
+        for name in in_order
+        if not _is_there(after[name], places[name], old.file)
+    )
+    return PatchedShard(old.name, old.file, header, entries, tuple(in_order))
+
+
+def _places(
+    before: Mapping[str, TensorRef], after: Mapping[str, Tensor], file: File
+) -> dict[str, int] | None:
+    """Return the offset of each tensor if together they fill the place of those before, else None.
+
+    A tensor that is read from the file stays where its bytes are, others take the place of their
+    namesakes. So does what a delta is merged into, row by row. What is converted would be written
+    over while it is read, so it has no place.
+    """
+    places: dict[str, int] = {}
+    for name, tensor in after.items():
+        own = [ref for ref in refs_of(tensor) if ref.source == file]
+        is_view = isinstance(tensor, TensorRef) and tensor.strides is None
+        is_merged = isinstance(tensor, LoraMerge) and own == [before.get(name)]
+        if own and not is_view and not is_merged:
+            return None
+        place = own[0] if own else before.get(name)
+        if place is None or (BITS[place.dtype], place.nbytes) != (
+            BITS[tensor.dtype],
+            tensor.nbytes,
+        ):
+            return None
+        places[name] = place.offset
+    if not before:
         return None
-    entries = tuple((before[name].offset, name, after[name]) for name in changed)
-    return PatchedShard(old.name, old.file, header, entries)
+    ends = sorted((ref.offset, ref.offset + ref.nbytes) for ref in before.values())
+    filled = sorted((places[name], places[name] + after[name].nbytes) for name in after)
+    if not filled or (filled[0][0], filled[-1][1]) != (ends[0][0], ends[-1][1]):
+        return None
+    return places if all(a[1] == b[0] for a, b in pairwise(filled)) else None
 
 
-def _reads_only_its_place(old: TensorRef, new: Tensor, base: Checkpoint) -> bool:
+def _is_there(tensor: Tensor, offset: int, file: File) -> bool:
+    """Return whether the bytes of a tensor are those of the file from ``offset`` on."""
+    return (
+        isinstance(tensor, TensorRef)
+        and (tensor.source, tensor.offset) == (file, offset)
+        and tensor.strides is None
+    )
+
+
+def _reads_only_its_place(old: TensorRef | None, new: Tensor, files: Collection[File]) -> bool:
     """Return whether a new tensor is made of no part of the base but the one that it replaces.
 
-    Another part may have been overwritten when it is read.
+    ``files`` are those of the base. Another part may have been overwritten when it is read.
     """
-    files = {shard.file for shard in base.shards}
     return all(ref == old or ref.source not in files for ref in refs_of(new))
 
 
@@ -262,10 +330,9 @@ def _weight_files(
         if now == before and shard.format == "safetensors":
             carried.append(CarriedFile(shard.name, shard.file))
         elif now:
-            in_order = sorted(before, key=lambda name: before[name].offset)
-            ranks = {name: rank for rank, name in enumerate(in_order)}
             name = _safetensors_name(shard)
-            written.append(WrittenShard(name, _metadata(shard), storage_order(now, ranks)))
+            in_order = storage_order(now, _ranks(now, before, shard.file))
+            written.append(WrittenShard(name, _metadata(shard), in_order))
         weight_map |= dict.fromkeys(now, _safetensors_name(shard))
     return carried, written, _index_text(base, target, weight_map)
 
@@ -280,14 +347,94 @@ def _place(base: Checkpoint, target: Checkpoint) -> dict[str, list[str]]:
         votes.setdefault(part_of(name), Counter())[shard] += 1
         if name in target.tensors:
             held[shard].append(name)
-    for name in target.tensors.keys() - base.tensors.keys():
-        made_of = [ref.source for ref in refs_of(target.tensors[name])]
-        if (origin := next((f for f in made_of if f in shard_of_file), None)) is not None:
-            held[shard_of_file[origin]].append(name)  # a tensor of the base under another name
-            continue
+    for name in sorted(target.tensors.keys() - base.tensors.keys()):
+        # What was renamed, fused or split stays in the file that its first bytes are in.
+        own = (shard_of_file.get(ref.source) for ref in refs_of(target.tensors[name])[:1])
         most = votes.get(part_of(name), Counter()).most_common(1)
-        held[most[0][0] if most else base.shards[-1].name].append(name)
+        found = next(own, None) or (most[0][0] if most else base.shards[-1].name)
+        held[found].append(name)
     return held
+
+
+def _new_weight_files(
+    base: Checkpoint, target: Checkpoint, form: WeightFiles
+) -> tuple[list[CarriedFile], list[WrittenShard], tuple[WrittenText, ...], set[str]]:
+    """Lay out all weight files as ``form`` says; return as :func:`_weight_files`, and old indexes.
+
+    A file that would be written as it is already there is carried.
+    """
+    held = _held(base, target, form)
+    keeps = form.max_shard_size is None
+    common = {key: text for shard in base.shards for key, text in shard.metadata.items()}
+    before = {shard.name: shard for shard in base.shards}
+    carried: list[CarriedFile] = []
+    written: list[WrittenShard] = []
+    for name, names in held.items():
+        old = before.get(name)
+        stored = {n: ref for n, ref in base.refs.items() if old and ref.source == old.file}
+        now = {n: target.tensors[n] for n in names}
+        metadata = {"format": "pt", **((old.metadata if old else {}) if keeps else common)}
+        if (
+            old is not None
+            and old.format == form.format
+            and now == stored
+            and (form.format == "torch" or old.metadata == metadata)
+        ):
+            carried.append(CarriedFile(name, old.file))
+            continue
+        if keeps and old is not None:
+            ranks = _ranks(now, stored, old.file)
+        else:
+            ranks = {n: rank for rank, n in enumerate(names)}
+        entries = tuple((n, now[n]) for n in names)
+        if form.format == "safetensors":
+            entries = storage_order(now, ranks)
+        written.append(WrittenShard(name, metadata, entries, form.format))
+    index_name = SAFETENSORS_INDEX if form.format == "safetensors" else TORCH_INDEX
+    weight_map = {n: name for name, names in held.items() for n in names}
+    is_alone = held.keys() == {SAFETENSORS if form.format == "safetensors" else TORCH}
+    index = () if is_alone else _new_index(base, target, index_name, weight_map)
+    stays = set() if is_alone else {index_name}
+    obsolete = {n for n in base.files if n.endswith(INDEX_SUFFIX)} - stays
+    return carried, written, index, obsolete
+
+
+def _held(base: Checkpoint, target: Checkpoint, form: WeightFiles) -> dict[str, list[str]]:
+    """Return the names of the tensors of every weight file, in their order."""
+    if form.max_shard_size is None:
+        _check_names(base)
+        held = {
+            _name_as(shard, form.format): names
+            for shard, names in zip(base.shards, _place(base, target).values(), strict=True)
+        }
+        return {name: sorted(names, key=model_order) for name, names in held.items() if names}
+    sizes = {n: target.tensors[n].nbytes for n in sorted(target.tensors, key=model_order)}
+    parts = split(sizes, form.max_shard_size)
+    return {shard_name(form.format, i, len(parts)): names for i, names in enumerate(parts, 1)}
+
+
+def _ranks(
+    tensors: Mapping[str, Tensor], before: Mapping[str, TensorRef], file: File
+) -> dict[str, int]:
+    """Return the order of tensors by where they lie in ``file``, or those that they replace."""
+    offsets: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        own = [ref for ref in refs_of(tensor)[:1] if ref.source == file]
+        place = own[0] if own else before.get(name)
+        if place is not None:
+            offsets[name] = place.offset
+    return {name: rank for rank, name in enumerate(sorted(offsets, key=offsets.__getitem__))}
+
+
+def _new_index(
+    base: Checkpoint, target: Checkpoint, name: str, weight_map: Mapping[str, str]
+) -> tuple[WrittenText, ...]:
+    total = sum(tensor.nbytes for tensor in target.tensors.values())
+    known = base.index if base.index is not None and name in base.files else {}
+    metadata = known.get("metadata")
+    metadata = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
+    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    return () if index == known else (WrittenText(name, _json(index)),)
 
 
 def _check_names(base: Checkpoint) -> None:
@@ -309,6 +456,13 @@ def _safetensors_name(shard: Shard) -> str:
     if shard.format == "safetensors":
         return shard.name
     return shard.name.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
+
+
+def _name_as(shard: Shard, format: str) -> str:
+    """Return the name of a shard's file in another format."""
+    if format == "safetensors" or shard.format == "torch":
+        return _safetensors_name(shard) if format == "safetensors" else shard.name
+    return f"pytorch_{shard.name.removesuffix(SAFETENSORS_SUFFIX)}.bin"
 
 
 def _metadata(shard: Shard) -> Mapping[str, str]:

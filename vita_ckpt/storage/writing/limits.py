@@ -74,7 +74,7 @@ def access_in_place(base: Checkpoint, name: str) -> Access:
         return Access(mode, link.st_uid, link.st_gid)
     there = _files(base)
     shards = [there[shard.name] for shard in base.shards if shard.name in there]
-    if name.endswith(".safetensors") and shards:
+    if name.endswith((".safetensors", ".bin")) and shards:
         like = shards
     else:
         like = [there[CONFIG]] if CONFIG in there else [*there.values()]

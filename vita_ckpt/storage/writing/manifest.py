@@ -106,25 +106,24 @@ def manifest_of(
     """
     base, target = plan.base, plan.target()
     before = known.files if known is not None else {}
-    digests = {**(known.tensors if known is not None else {}), **written}
+    edited = {edit.name for edit in plan.tensor_edits}  # its digest, if known, is of other bytes
+    before_it = known.tensors if known is not None else {}
+    digests = {n: d for n, d in before_it.items() if n not in edited} | dict(written)
     files = {name: before[name] for name in untouched if name in before}
     files |= measure(base, [name for name in untouched if name not in before]).files
     for shard in shards:
-        size, header, names = _described(shard, base)
+        size, header, names = _described(shard)
         digests |= tensor_digests({n: target.tensors[n] for n in names if n not in digests})
         files[shard.name] = FileDigest(size, header, {n: digests[n] for n in names})
     files |= {text.name: FileDigest(len(text.data), digest(text.data)) for text in texts}
     return Manifest(files)
 
 
-def _described(
-    shard: WrittenShard | PatchedShard, base: Checkpoint
-) -> tuple[int, str, Iterable[str]]:
+def _described(shard: WrittenShard | PatchedShard) -> tuple[int, str, Iterable[str]]:
     """Return size, digest of the header, and names of the tensors of a written shard."""
     if isinstance(shard, PatchedShard):
         header = digest(shard.header[8:]) if shard.header else shard.file.digest
-        names = [name for name, ref in base.refs.items() if ref.source == shard.file]
-        return shard.file.size, header, names
+        return shard.file.size, header, shard.names
     entries = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
     encoded, size = encode_header(entries, shard.metadata)
     return len(encoded) + size, digest(encoded[8:]), [name for name, _ in shard.entries]
