@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, RemoteFile, TensorRef
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, RemoteFile, TensorRef, parts_of
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.relocation import Relocation, remote_refs
 from vita_ckpt.storage.reading.paths import Stores
@@ -49,7 +49,11 @@ def fetched_tensors(plan: Plan, beside: str, stores: Stores) -> Iterator[Plan]:
 @contextmanager
 def fetched_casts(plan: Plan, stores: Stores) -> Iterator[Plan]:
     """Yield ``plan`` with the remote tensors that it converts on the disk."""
-    casts = {n: t for n, t in plan.target().tensors.items() if isinstance(t, Cast)}
+    casts = {
+        name: tensor
+        for name, tensor in plan.target().tensors.items()
+        if any(isinstance(part, Cast) for part in parts_of(tensor))
+    }
     with fetched(remote_refs(casts), stores) as here:
         yield here.plan(plan)
 

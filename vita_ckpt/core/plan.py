@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import (
-    Cast,
     Checkpoint,
     File,
     RandomInit,
     RemoteFile,
     Tensor,
     files_read,
+    uncast,
 )
 from vita_ckpt.core.display import Displayed, count_by_type
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE
@@ -69,6 +69,15 @@ class PutFile:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyFile:
+    """A file of one of the donors, which the target has byte for byte under ``name``."""
+
+    name: str
+    file: File
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropFile:
     """A file of the base that the target does not have."""
 
@@ -77,7 +86,7 @@ class DropFile:
 
 
 # One change of a checkpoint.
-Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | DropFile
+Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | CopyFile | DropFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +132,9 @@ class Plan(Displayed):
             if subject in seen:
                 raise ValueError(f"two edits of {subject[1]}")
             seen.add(subject)
-            if isinstance(edit, PutFile | DropFile) and edit.name in (PROVENANCE, MANIFEST):
+            if isinstance(edit, PutFile | CopyFile | DropFile) and edit.name in (PROVENANCE, MANIFEST):
                 raise ValueError(f"an edit of {edit.name}, which follows from what is done")
-            if isinstance(edit, SetConfig | PutFile):
+            if isinstance(edit, SetConfig | PutFile | CopyFile):
                 if subject == ("file", CONFIG) and self.base.config is not None:
                     raise ValueError(f"another {CONFIG}, whose keys are what is set")
                 continue
@@ -157,6 +166,8 @@ class Plan(Displayed):
                 case PutFile(name, text):
                     texts[name] = text
                     files.pop(name, None)
+                case CopyFile(name, file):
+                    files[name] = file
                 case DropFile(name):
                     del files[name]
                 case AddTensor(name, tensor) | ReplaceTensor(name, tensor):
@@ -193,7 +204,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON: inputs with fingerprints, edits that name tensors of the inputs."""
     inputs = (plan.base, *plan.donors)
     origins = {
-        tensor: (index, name)
+        uncast(tensor): (index, name)
         for index, checkpoint in enumerate(inputs)
         for name, tensor in checkpoint.tensors.items()
     }
@@ -287,7 +298,8 @@ def subject_of(edit: Edit) -> tuple[str, str]:
     """Return what an edit is about: ``config``, ``file`` or ``tensor``, and its key or name."""
     if isinstance(edit, SetConfig):
         return "config", edit.key
-    return "file" if isinstance(edit, PutFile | DropFile) else "tensor", edit.name
+    is_file = isinstance(edit, PutFile | CopyFile | DropFile)
+    return "file" if is_file else "tensor", edit.name
 
 
 def _file_json(file: File) -> dict[str, Any]:
@@ -304,12 +316,14 @@ def _edit_json(edit: Edit, origins: Mapping[Tensor, tuple[int, str]]) -> dict[st
         return {"edit": what, "name": edit.name, "reason": edit.reason}
     if isinstance(edit, PutFile):
         return {"edit": "put-file", "name": edit.name, "text": edit.text, "reason": edit.reason}
+    if isinstance(edit, CopyFile):
+        file = _file_json(edit.file)
+        return {"edit": "copy-file", "name": edit.name, "file": file, "reason": edit.reason}
     kind = "add-tensor" if isinstance(edit, AddTensor) else "replace-tensor"
     if isinstance(edit.tensor, RandomInit):
         drawn = asdict(edit.tensor) | {"shape": list(edit.tensor.shape)}
         return {"edit": kind, "name": edit.name, "init": drawn, "reason": edit.reason}
-    ref = edit.tensor.ref if isinstance(edit.tensor, Cast) else edit.tensor
-    origin, name = origins[ref]
+    origin, name = origins[uncast(edit.tensor)]
     return {
         "edit": kind,
         "name": edit.name,

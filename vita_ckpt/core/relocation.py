@@ -10,9 +10,12 @@ from vita_ckpt.core.checkpoint import (
     Checkpoint,
     File,
     LocalFile,
+    Part,
+    Pieces,
     RemoteFile,
     Tensor,
     TensorRef,
+    refs_of,
 )
 from vita_ckpt.core.plan import AddTensor, Edit, Plan, ReplaceTensor
 
@@ -30,9 +33,9 @@ class Relocation:
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` with its location in a local file."""
-        if isinstance(tensor, Cast):
-            return replace(tensor, ref=self._ref(tensor.ref))
-        return self._ref(tensor) if isinstance(tensor, TensorRef) else tensor
+        if isinstance(tensor, Pieces):
+            return replace(tensor, parts=tuple(map(self.tensor, tensor.parts)))
+        return self._part(tensor)
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """Return ``checkpoint`` with local copies of everything that was fetched."""
@@ -48,6 +51,11 @@ class Relocation:
         edits = tuple(self._edit(edit) for edit in plan.edits)
         return replace(plan, base=self.checkpoint(plan.base), edits=edits)
 
+    def _part(self, part: Part) -> Part:
+        if isinstance(part, Cast):
+            return replace(part, ref=self._ref(part.ref))
+        return self._ref(part) if isinstance(part, TensorRef) else part
+
     def _ref(self, ref: TensorRef) -> TensorRef:
         return self.tensors.get(ref) or replace(ref, source=self.file(ref.source))
 
@@ -59,7 +67,5 @@ class Relocation:
 
 def remote_refs(tensors: Mapping[str, Tensor]) -> frozenset[TensorRef]:
     """Return the locations of the tensors, including converted ones, that are in remote files."""
-    refs = (t.ref if isinstance(t, Cast) else t for t in tensors.values())
-    return frozenset(
-        ref for ref in refs if isinstance(ref, TensorRef) and isinstance(ref.source, RemoteFile)
-    )
+    refs = (ref for tensor in tensors.values() for ref in refs_of(tensor))
+    return frozenset(ref for ref in refs if isinstance(ref.source, RemoteFile))

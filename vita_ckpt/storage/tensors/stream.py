@@ -8,7 +8,15 @@ from contextlib import AbstractContextManager, ExitStack
 from threading import Lock
 from typing import Final, Protocol
 
-from vita_ckpt.core.checkpoint import File, LocalFile, RandomInit, Tensor, TensorRef, on_disk
+from vita_ckpt.core.checkpoint import (
+    File,
+    LocalFile,
+    Pieces,
+    RandomInit,
+    Tensor,
+    TensorRef,
+    on_disk,
+)
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError
 from vita_ckpt.storage.stores.local import check_same, opened, read_at
@@ -20,6 +28,7 @@ Progress = Callable[[int], None]
 # up.
 _STEP: Final = 32 << 20
 _CAST_STEP: Final = 4 << 20
+_SMALLEST_STEP: Final = 64 << 10
 
 
 def no_progress(_count: int) -> None:
@@ -104,6 +113,10 @@ def write_tensor(
 
     Digested bytes pass through this process; without ``digest`` the kernel may copy them.
     """
+    if isinstance(tensor, Pieces) and tensor.runs == 1:
+        for part in tensor.parts:
+            write_tensor(part, inputs, name, writer, digest)
+        return
     if digest is None and isinstance(tensor, TensorRef) and tensor.strides is None:
         source = inputs.descriptor(tensor.source)
         writer.copy(source, tensor.offset, tensor.nbytes, tensor.source.path)
@@ -114,24 +127,33 @@ def write_tensor(
         writer.write(data)
 
 
-def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
-    """Yield the contiguous bytes of ``tensor`` in pieces.
+def tensor_bytes(
+    tensor: Tensor, inputs: Inputs, name: str, step: int = _CAST_STEP
+) -> Iterator[bytes]:
+    """Yield the contiguous bytes of ``tensor`` in pieces, of stored ones of ``step`` bytes at most.
 
     The span of a strided view is read at once. Raises CastError where a cast loses a value.
     """
+    if isinstance(tensor, Pieces):
+        if tensor.runs > 1:
+            yield from _interleaved(tensor, inputs, name)
+            return
+        for part in tensor.parts:
+            yield from tensor_bytes(part, inputs, name, step)
+        return
     if isinstance(tensor, RandomInit):
         from vita_ckpt.storage.tensors.random_init import drawn_bytes  # noqa: PLC0415 - numpy
 
         yield from drawn_bytes(tensor)
         return
     if isinstance(tensor, TensorRef):
-        yield from _ref_bytes(tensor, inputs)
+        yield from _ref_bytes(tensor, inputs, step)
         return
     ref = tensor.ref
     from vita_ckpt.storage.tensors.cast import BecomesInfiniteError, convert  # noqa: PLC0415 - numpy
 
     position = 0
-    for data in _ref_bytes(ref, inputs):
+    for data in _ref_bytes(ref, inputs, step):
         try:
             yield convert(data, ref.dtype, tensor.dtype)
         except BecomesInfiniteError as error:
@@ -145,7 +167,48 @@ def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
         position += len(data) * 8 // BITS[ref.dtype]
 
 
-def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
+def _interleaved(pieces: Pieces, inputs: Inputs, name: str) -> Iterator[bytes]:
+    """Yield the bytes of a tensor whose parts are cut into runs, several runs at a time."""
+    sizes = [part.nbytes // pieces.runs for part in pieces.parts]
+    step = max(_SMALLEST_STEP, _CAST_STEP // len(pieces.parts))
+    streams = [_Stream(tensor_bytes(part, inputs, name, step)) for part in pieces.parts]
+    most = max(1, _CAST_STEP // max(sum(sizes), 1))
+    if most == 1:  # runs that are too long to be held
+        for _ in range(pieces.runs):
+            for stream, size in zip(streams, sizes, strict=True):
+                yield from stream.pieces(size)
+        return
+    for start in range(0, pieces.runs, most):
+        count = min(most, pieces.runs - start)
+        blocks = [
+            b"".join(stream.pieces(count * size))
+            for stream, size in zip(streams, sizes, strict=True)
+        ]
+        yield b"".join(
+            block[run * size : (run + 1) * size]
+            for run in range(count)
+            for block, size in zip(blocks, sizes, strict=True)
+        )
+
+
+class _Stream:
+    """The bytes of a tensor, taken as many at a time as are wanted."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        self._source = source
+        self._rest = memoryview(b"")
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Yield the next ``size`` bytes."""
+        while size:
+            if not self._rest:
+                self._rest = memoryview(next(self._source))
+            taken, self._rest = self._rest[:size], self._rest[size:]
+            size -= len(taken)
+            yield bytes(taken)
+
+
+def _ref_bytes(ref: TensorRef, inputs: Inputs, step: int) -> Iterator[bytes]:
     if 0 in ref.shape:
         return
     source, path = inputs.descriptor(ref.source), ref.source.path
@@ -154,11 +217,11 @@ def _ref_bytes(ref: TensorRef, inputs: Inputs) -> Iterator[bytes]:
 
         width = BITS[ref.dtype] // 8
         data = read_at(source, ref.span, ref.offset, path)
-        yield from gather(data, width, ref.shape, ref.strides, _CAST_STEP)
+        yield from gather(data, width, ref.shape, ref.strides, step)
         return
     offset, left = ref.offset, ref.nbytes
     while left:
-        data = read_at(source, min(left, _CAST_STEP), offset, path)
+        data = read_at(source, min(left, step), offset, path)
         yield data
         offset += len(data)
         left -= len(data)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO
 
-from vita_ckpt.core.checkpoint import Cast, Checkpoint
+from vita_ckpt.core.checkpoint import Cast, Checkpoint, parts_of
 from vita_ckpt.core.options import Link
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import UsageError
@@ -156,7 +156,7 @@ def check_casts(plan: Plan) -> None:
     """Raise CastError if running ``plan`` would: reads what is converted, writes nothing."""
     with Inputs() as inputs:
         for name, tensor in plan.target().tensors.items():
-            if isinstance(tensor, Cast):
+            if any(isinstance(part, Cast) for part in parts_of(tensor)):
                 for _ in tensor_bytes(tensor, inputs, name):
                     pass
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable
 
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Tensor, refs_of
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.storage.system.access import Access, access_of, narrowest
@@ -59,8 +59,7 @@ class Limits:
 
 def sources_of(tensors: Iterable[Tensor]) -> frozenset[str]:
     """Return the paths of the files that tensors are read from."""
-    refs = (tensor.ref if isinstance(tensor, Cast) else tensor for tensor in tensors)
-    return frozenset(ref.source.path for ref in refs if isinstance(ref, TensorRef))
+    return frozenset(ref.source.path for tensor in tensors for ref in refs_of(tensor))
 
 
 def access_in_place(base: Checkpoint, name: str) -> Access:
