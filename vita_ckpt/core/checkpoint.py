@@ -210,12 +210,20 @@ def uncast(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One weight file: name below the checkpoint, identity and safetensors ``__metadata__``."""
+    """One weight file: name below the checkpoint, identity and safetensors ``__metadata__``.
+
+    Of a file of ``torch.save``, ``key`` is the path of the state dict in it that was read,
+    ``other_keys`` those of others with weights, and ``objects`` the globals in it that
+    ``torch.load(weights_only=True)`` does not take.
+    """
 
     name: str
     file: File
     format: Literal["safetensors", "torch"]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    key: str = "."
+    other_keys: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -230,6 +238,7 @@ class Checkpoint(Displayed):
     is known but not yet on the disk. ``left_out`` maps everything else in the directory to the
     reason why it is not part of the checkpoint. ``provenance`` is the record of earlier surgeries.
     ``training`` describes the training state that the tensors were read from, if it is one.
+    ``key`` is the path of the state dict that was asked for in its files, empty if none was.
     """
 
     root: str
@@ -245,6 +254,7 @@ class Checkpoint(Displayed):
     provenance: Mapping[str, Any] | None = None
     revision: str = ""
     training: TrainingState | None = None
+    key: str = ""
 
     @property
     def refs(self) -> dict[str, TensorRef]:

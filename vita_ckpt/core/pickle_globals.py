@@ -105,6 +105,34 @@ _TRAINER: Final = re.compile(
     re.ASCII,
 )
 
+# What torch.load takes with weights_only, as of torch 2.13, and with it torch.distributed.tensor.
+_ADMITTED: Final = re.compile(
+    r"_codecs\.encode|collections\.(Counter|OrderedDict)"
+    r"|(builtins|__builtin__)\.(bytearray|complex|set)"
+    r"|torch\.(Size|Tensor|device|nn\.parameter\.Parameter|serialization\._get_layout"
+    r"|storage\.(TypedStorage|UntypedStorage)|_tensor\._rebuild_from_type_v2"
+    r"|_utils\._rebuild_((parameter|tensor|nested_tensor|qtensor|sparse_tensor|wrapper_subclass)"
+    r"|parameter_with_state|tensor_v[23]|meta_tensor_no_storage"
+    r"|device_tensor_from_(numpy|cpu_tensor))"
+    r"|bool|bfloat16|bits(16|1x8|2x4|4x2|8)|complex(32|64|128)|float(16|32|64)"
+    r"|float8_(e4m3fn|e4m3fnuz|e5m2|e5m2fnuz|e8m0fnu)|float4_e2m1fn_x2"
+    r"|u?int([1-8]|16|32|64)|q(u?int8|int32|uint2x4|uint4x2)"
+    r"|per_(channel|tensor)_(affine|symmetric|affine_float_qparams)"
+    r"|(cuda\.)?(sparse\.)?(BFloat16|Bool|Byte|Char|Double|Float|Half|Int|Long|Short)Tensor"
+    r"|(cuda\.)?(BFloat16|Bool|Byte|Char|ComplexDouble|ComplexFloat|Double|Float|Half|Int|Long"
+    r"|QInt32|QInt8|QUInt2x4|QUInt4x2|QUInt8|Short)Storage"
+    r"|nested\._internal\.nested_tensor\.(NestedTensor|_rebuild_njt)"
+    r"|distributed\.(device_mesh\.DeviceMesh|_mesh_layout\._(Flat|Mesh)Layout|tensor\.(DTensor"
+    r"|_dtensor_spec\.(DTensorSpec|ShardOrderEntry|TensorMeta)"
+    r"|placement_types\.(Partial|Replicate|Shard|_StridedShard))))",
+    re.ASCII,
+)
+
+
+def is_admitted(module: str, name: str) -> bool:
+    """Return whether ``torch.load(weights_only=True)`` takes this global."""
+    return _ADMITTED.fullmatch(f"{module}.{name}") is not None
+
 
 def judge(module: str, name: str) -> Judgement:
     """Return what a pickle could do with the global ``name`` of ``module``.

@@ -7,11 +7,19 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Final
+from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.dtype import BITS, nbytes
+from vita_ckpt.core.pickled import (
+    Record,
+    StateDict,
+    is_of_training,
+    listed,
+    state_dicts,
+    without_data,
+)
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import raise_lfs_pointer
 from vita_ckpt.storage.formats.source_stream import SourceStream
@@ -22,7 +30,6 @@ from vita_ckpt.storage.formats.unpickler import (
     PickledStorage,
     PickledTensor,
     read_pickle,
-    state_dict_of,
 )
 from vita_ckpt.storage.stores.base import Source
 
@@ -47,18 +54,224 @@ _Locate = Callable[[PickledStorage], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
-    """A file of ``torch.save`` read down to its pickle."""
+    """A state dict in a file of ``torch.save``, and what else the file holds.
+
+    ``key`` is the path of the state dict in the file, ``.`` for the object itself; ``others`` are
+    the paths of the others that hold weights. ``objects`` are the globals that
+    ``torch.load(weights_only=True)`` does not take.
+    """
 
     file: File
     tensors: Mapping[str, TensorRef]
+    key: str = "."
+    others: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
 
 
-def read_torch(source: Source) -> TorchFile:
+@dataclass(frozen=True, slots=True)
+class TorchObjects:
+    """The whole object in a file of ``torch.save``, with tensors as TensorRef.
+
+    ``value`` consists of plain values, dicts, lists, tuples, and of
+    :class:`~vita_ckpt.core.pickled.Global` and :class:`~vita_ckpt.core.pickled.Record` for all
+    else. A storage is a tensor with one dimension. ``objects`` is as in :class:`TorchFile`.
+    """
+
+    file: File
+    value: Any
+    objects: tuple[str, ...] = ()
+
+
+def read_torch(source: Source, key: str | None = None) -> TorchFile:
     """Return names, dtypes, shapes and byte ranges of a state dict saved by torch, zip or legacy.
 
-    Raises UnsafePickleError for a pickle that holds more than a state dict and MalformedFileError
-    for a file that is damaged or of another kind. Nothing of the file is executed.
+    ``key`` is the path of the state dict in the file, by default that of the likeliest one: of
+    weights before one of an average or an optimiser, the largest first.
+
+    Raises UnsafePickleError for a pickle that runs code, MalformedFileError for a file that is
+    damaged or of another kind, and InputError for a key that is not there or a tensor that cannot
+    be had. Nothing of the file is executed.
     """
+    opened = _open(source)
+    path = source.file.path
+    found = state_dicts(opened.value, _stands_for_tensor)
+    chosen = _choose(found, opened, path, key)
+    for name, tensor in chosen.tensors.items():
+        if isinstance(tensor, Record):
+            raise _unreadable(tensor, f"{path}: {name}")
+    refs = {name: opened.ref(tensor, name) for name, tensor in chosen.tensors.items()}
+    opened.check_views()
+    repeated = sum(max(0, _size(tensor) - _claimed(tensor)) for tensor in chosen.tensors.values())
+    if repeated > _MOST_REPEATED:
+        raise MalformedFileError(
+            "expanded-tensor",
+            path,
+            expected=f"views that repeat at most {_MOST_REPEATED} bytes",
+            got=f"{repeated} bytes",
+            hint="save the tensors themselves, not expanded views of them",
+        )
+    others = [one.path for one in found if one is not chosen and not is_of_training(one.path)]
+    return TorchFile(opened.file, refs, chosen.path, tuple(others), opened.objects)
+
+
+def read_objects(source: Source) -> TorchObjects:
+    """Return everything that a file of ``torch.save`` holds, as inert values.
+
+    Raises what :func:`read_torch` raises, but for state dicts that are not there. Nothing of the
+    file is executed.
+    """
+    opened = _open(source)
+    opened.check_views()
+    return TorchObjects(opened.file, _Located(opened).located(opened.value), opened.objects)
+
+
+def identify_torch(source: Source) -> File:
+    """Return the identity of a file of ``torch.save``, with the digest of its pickle."""
+    return _open(source).file
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A file read down to its pickle: the object in it, and where each storage starts."""
+
+    file: File
+    value: Any
+    found: Found
+    places: Mapping[str, int]
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        return tuple(f"{module}.{name}" for module, name in self.found.objects)
+
+    def ref(self, tensor: PickledTensor, name: str = "") -> TensorRef:
+        """Return where a tensor's bytes are; raises MalformedFileError if they are not there."""
+        return _ref(name, tensor, self.places, self.file)
+
+    def check_views(self) -> None:
+        """Raise MalformedFileError unless all tensors are inside their storages."""
+        for tensor in self.found.tensors:  # torch builds them all
+            _check_view(tensor, self.file.path)
+
+
+def _choose(found: list[StateDict], opened: _Opened, path: str, key: str | None) -> StateDict:
+    """Return the state dict to read. Raises InputError if it is not there."""
+    if key is not None:
+        chosen = next((one for one in found if one.path == key), None)
+        if chosen is None:
+            paths = [one.path for one in found]
+            raise InputError(
+                "key-not-found",
+                f"{path}: {key}",
+                expected=listed(paths) if paths else "tensors by name",
+                got="no such dict of tensors",
+                hint="--key takes one of these; . is the object itself",
+            )
+        return chosen
+    if found:
+        return found[0]
+    if opened.found.tensors or not isinstance(opened.value, dict):
+        raise MalformedFileError(
+            "not-a-state-dict",
+            path,
+            expected="a dict of tensors by name",
+            got=_what_else(opened),
+            hint="save model.state_dict()",
+        )
+    return StateDict(".", {})
+
+
+def _why_unreadable(value: Any) -> tuple[str, str] | None:
+    is_record = isinstance(value, Record)
+    return without_data(value, PickledTensor | PickledStorage) if is_record else None
+
+
+def _stands_for_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor, or would be one that cannot be read."""
+    return isinstance(value, PickledTensor) or _why_unreadable(value) is not None
+
+
+def _unreadable(record: Record, subject: str) -> InputError:
+    got, hint = _why_unreadable(record) or ("", "")
+    return InputError(
+        "unreadable-tensor",
+        subject,
+        expected="a tensor whose values are in the file as they are",
+        got=got,
+        hint=hint,
+    )
+
+
+def _what_else(opened: _Opened) -> str:
+    value, count = opened.value, len(opened.found.tensors)
+    what = f"an object of {value.name}" if isinstance(value, Record) else type(value).__name__
+    if isinstance(value, PickledTensor):
+        return "a lone tensor"
+    return f"{what} with {count} tensors, none of them by name" if count else what
+
+
+class _Located:
+    """Puts TensorRefs in the place of pickled tensors."""
+
+    def __init__(self, opened: _Opened) -> None:
+        self._opened = opened
+        self._tuples: dict[int, Any] = {}
+        self._seen: set[int] = set()
+        self._waiting: list[Any] = []
+
+    def located(self, value: Any) -> Any:
+        """Return ``value`` with its tensors located; lists, dicts and records are changed."""
+        top = self._value(value)
+        while self._waiting:
+            self._fill(self._waiting.pop())
+        return top
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, PickledTensor):
+            return self._opened.ref(value)
+        if isinstance(value, PickledStorage):
+            shape = (value.size * (1 if value.dtype else value.width),)
+            place = self._opened.places[value.key]
+            return TensorRef(self._opened.file, place, value.dtype or "U8", shape)
+        if isinstance(value, tuple):
+            return self._tuple(value)
+        if isinstance(value, list | dict | Record) and id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._waiting.append(value)
+        return value
+
+    def _fill(self, value: Any) -> None:
+        if isinstance(value, list):
+            value[:] = map(self._value, value)
+        elif isinstance(value, dict):
+            located = [(self._value(key), self._value(item)) for key, item in value.items()]
+            value.clear()
+            value.update(located)
+        else:
+            value.args = self._value(value.args)
+            value.state = self._value(value.state)
+            value.items = self._value(value.items)
+
+    def _tuple(self, value: tuple[Any, ...]) -> Any:
+        """Return a tuple with what it holds located, inner ones first, however deep they are."""
+        unfinished = [value]
+        while unfinished:
+            top = unfinished[-1]
+            inner = [i for i in top if isinstance(i, tuple) and id(i) not in self._tuples]
+            if inner:
+                unfinished += inner
+                continue
+            unfinished.pop()
+            if id(top) not in self._tuples:
+                new = tuple(
+                    self._tuples[id(i)][1] if isinstance(i, tuple) else self._value(i) for i in top
+                )
+                is_same = all(one is other for one, other in zip(top, new, strict=True))
+                # The old one is kept, so that no other gets its id.
+                self._tuples[id(top)] = top, top if is_same else new
+        return self._tuples[id(value)][1]
+
+
+def _open(source: Source) -> _Opened:
     path = source.file.path
     start = source.read(min(source.file.size, 40), 0)
     if start.startswith(b"version https://git-lfs"):
@@ -66,9 +279,9 @@ def read_torch(source: Source) -> TorchFile:
     if not start:
         raise MalformedFileError("empty-file", path, expected="a file of torch.save", got="0 bytes")
     if start.startswith(_ZIP_MAGIC):
-        return _read_zip(source)
+        return _open_zip(source)
     if start.startswith(b"\x80"):
-        return _read_legacy(source)
+        return _open_legacy(source)
     raise MalformedFileError(
         "not-a-torch-file",
         path,
@@ -77,7 +290,7 @@ def read_torch(source: Source) -> TorchFile:
     )
 
 
-def _read_zip(source: Source) -> TorchFile:
+def _open_zip(source: Source) -> _Opened:
     path = source.file.path
     archive = Archive(source)
     if _PICKLE not in archive:
@@ -95,8 +308,7 @@ def _read_zip(source: Source) -> TorchFile:
     read = archive.read({_PICKLE: LARGEST_PICKLE, **dict.fromkeys(_SMALL_RECORDS, 64)})
     file = replace(source.file, digest=digest(read[_PICKLE]))
     found = Found()
-    stream = _Bounded(io.BytesIO(read[_PICKLE]))
-    tensors = state_dict_of(read_pickle(stream, path, found))
+    value = read_pickle(_Bounded(io.BytesIO(read[_PICKLE])), path, found)
     _check_small_records(read, path)
     archive.expect(f"data/{key}" for key in found.storages)
 
@@ -106,7 +318,7 @@ def _read_zip(source: Source) -> TorchFile:
             raise MalformedFileError("missing-storage", f"{path}: {name}")
         return archive.locate(name)
 
-    return TorchFile(file, _refs(tensors, found, locate, file))
+    return _Opened(file, value, found, _places(found, locate, file))
 
 
 def _check_small_records(read: Mapping[str, bytes], path: str) -> None:
@@ -139,7 +351,7 @@ def _check_small_records(read: Mapping[str, bytes], path: str) -> None:
         )
 
 
-def _read_legacy(source: Source) -> TorchFile:
+def _open_legacy(source: Source) -> _Opened:
     """torch's format before 1.6: five pickles, then each storage as its size and its bytes."""
     path, file_size = source.file.path, source.file.size
     with io.BufferedReader(SourceStream(source)) as handle:
@@ -154,7 +366,7 @@ def _read_legacy(source: Source) -> TorchFile:
         if system.get("little_endian") is not True:
             raise InputError("big-endian-file", path, expected="little-endian storages")
         found = Found()
-        tensors = state_dict_of(read_pickle(stream, path, found, legacy=True))
+        value = read_pickle(stream, path, found, legacy=True)
         keys = read_pickle(stream, path)
         described = handle.tell()
     if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
@@ -185,7 +397,7 @@ def _read_legacy(source: Source) -> TorchFile:
             raise MalformedFileError("missing-storage", f"{path}: {storage.key}")
         return ranges[storage.key]
 
-    return TorchFile(file, _refs(tensors, found, locate, file))
+    return _Opened(file, value, found, _places(found, locate, file))
 
 
 class _Bounded:
@@ -222,27 +434,8 @@ def _place(storage: PickledStorage, locate: _Locate, file: File) -> int:
     return start
 
 
-def _refs(
-    tensors: Mapping[str, PickledTensor] | None, found: Found, locate: _Locate, file: File
-) -> dict[str, TensorRef]:
-    if tensors is None:
-        raise MalformedFileError(
-            "not-a-state-dict", file.path, expected="a dict of tensors", got="another object"
-        )
-    places = {key: _place(storage, locate, file) for key, storage in found.storages.items()}
-    refs = {name: _ref(name, tensor, places, file) for name, tensor in tensors.items()}
-    for tensor in found.tensors:  # torch builds them all
-        _check_view(tensor, file.path)
-    repeated = sum(max(0, _size(tensor) - _claimed(tensor)) for tensor in tensors.values())
-    if repeated > _MOST_REPEATED:
-        raise MalformedFileError(
-            "expanded-tensor",
-            file.path,
-            expected=f"views that repeat at most {_MOST_REPEATED} bytes",
-            got=f"{repeated} bytes",
-            hint="save the tensors themselves, not expanded views of them",
-        )
-    return refs
+def _places(found: Found, locate: _Locate, file: File) -> dict[str, int]:
+    return {key: _place(storage, locate, file) for key, storage in found.storages.items()}
 
 
 def _size(tensor: PickledTensor) -> int:
@@ -254,7 +447,7 @@ def _claimed(tensor: PickledTensor) -> int:
 
 
 def _ref(name: str, tensor: PickledTensor, places: Mapping[str, int], file: File) -> TensorRef:
-    subject = f"{file.path}: {name}"
+    subject = f"{file.path}: {name}" if name else file.path
     try:
         name.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,8 +1,9 @@
-"""The allow-listed unpickler: a pickle of tensors becomes descriptions, and nothing is executed.
+"""The inert unpickler: a pickle becomes descriptions of its objects, and nothing is executed.
 
 A pickle is a program for a small stack machine. This module runs that machine with inert values:
-a global is a name, a tensor is where its bytes would be, and only the constructors that
-``torch.save`` writes are understood. Everything else is refused by name.
+a global is a name, a tensor is where its bytes would be, and what is made by a class or function
+other than those of tensors and plain containers is a record of what it was given. Globals of
+modules that run code are refused by name.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import pickletools
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NoReturn, Protocol
 
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.dtype import BITS
+from vita_ckpt.core.pickle_globals import is_admitted, judge
+from vita_ckpt.core.pickled import Global, Record
 from vita_ckpt.errors import MalformedFileError, UnsafePickleError
 
 # 16 MiB of pickle describe a hundred thousand tensors.
@@ -24,10 +26,14 @@ LARGEST_PICKLE: Final = 16 << 20
 
 # A few bytes of pickle can name one large value again and again: what is built is bounded too.
 _MOST_ITEMS: Final = 1 << 20
+_MOST_BYTES: Final = 2 * LARGEST_PICKLE
 # A tensor takes about thirty opcodes; an empty dict takes one, and seventy bytes of memory.
 _MOST_OPCODES: Final = 1 << 22
 _MOST_DIMENSIONS: Final = 64
 _LARGEST_INDEX: Final = 1 << 31
+# Tuples as keys: how many, and of how many values; their hashes could be made to collide.
+_MOST_TUPLE_KEYS: Final = 1 << 12
+_LONGEST_TUPLE_KEY: Final = 64
 
 _STORAGES: Final[dict[str, str]] = {
     "DoubleStorage": "F64",
@@ -63,28 +69,38 @@ _DTYPES: Final[dict[str, str]] = {
     "torch.bool": "BOOL",
     "torch.complex64": "C64",
 }
-_UNTYPED: Final = "torch.storage.UntypedStorage"
-_TENSOR_TYPES: Final = frozenset({"torch.Tensor", "torch.nn.parameter.Parameter"})
-_CONSTRUCTORS: Final = frozenset(
-    {
-        "collections.OrderedDict",
-        "torch.Size",
-        "torch._tensor._rebuild_from_type_v2",
-        "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_parameter_with_state",
-        "torch._utils._rebuild_tensor",
-        "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_tensor_v3",
-    }
-)
-_STORAGE_DTYPES: Final[dict[str, str]] = {
-    f"{module}.{name}": dtype
-    for module in ("torch", "torch.cuda")
-    for name, dtype in _STORAGES.items()
+# Storages whose elements no weight file has, and the bytes of one element.
+_OTHER_STORAGES: Final[dict[str, int]] = {
+    "ComplexDoubleStorage": 16,
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+    "QUInt4x2Storage": 1,
+    "QUInt2x4Storage": 1,
 }
-_ALLOWED: Final = (
-    _CONSTRUCTORS | _TENSOR_TYPES | _DTYPES.keys() | _STORAGE_DTYPES.keys() | {_UNTYPED}
+_UNTYPED: Final = "torch.storage.UntypedStorage"
+_TORCH_DTYPE: Final = re.compile(
+    r"torch\.(bool|bfloat16|q?u?int[0-9x]+|float[0-9][0-9a-z_]*|complex[0-9]+|bits[0-9x]+)",
+    re.ASCII,
 )
+# Calls that make a tensor whose bytes are not simply those of a storage.
+_OTHER_TENSORS: Final = frozenset(
+    f"torch._utils.{name}"
+    for name in (
+        *("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor", "_rebuild_qtensor"),
+        *("_rebuild_meta_tensor_no_storage", "_rebuild_nested_tensor"),
+        *("_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_numpy"),
+    )
+)
+# The type and the bytes of an element of every kind of storage; an untyped one has bytes.
+_STORAGE_TYPES: Final[dict[str, tuple[str, int]]] = {_UNTYPED: ("", 1)} | {
+    f"{module}.{name}": kind
+    for module in ("torch", "torch.cuda")
+    for name, kind in (
+        *((name, (dtype, BITS[dtype] // 8)) for name, dtype in _STORAGES.items()),
+        *((name, ("", width)) for name, width in _OTHER_STORAGES.items()),
+    )
+}
 
 _PUSHED_AS_READ: Final = frozenset(
     (
@@ -100,6 +116,7 @@ _NOT_IN_PROTOCOL_2: Final = frozenset(
         *("INT", "LONG", "LONG4", "FLOAT", "STRING", "BINSTRING", "UNICODE", "PUT", "GET"),
         *("LIST", "DICT", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
         *("SHORT_BINUNICODE", "BINUNICODE8", "STACK_GLOBAL", "MEMOIZE", "FRAME"),
+        *("INST", "OBJ", "EMPTY_SET", "ADDITEMS", "FROZENSET", "NEWOBJ_EX"),
     )
 )
 _DEVICES: Final = re.compile(
@@ -130,19 +147,18 @@ class PickleStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PickledStorage:
-    """A storage: its ``key`` in the file, its ``size`` in elements of ``dtype`` ("" if untyped)."""
+    """A storage: its ``key`` in the file, its ``size`` in elements of ``width`` bytes.
+
+    ``dtype`` is empty for bytes without a type, and for elements that no weight file has.
+    """
 
     key: str
     dtype: str
     size: int
-
-    @property
-    def width(self) -> int:
-        """Bytes of one element: an untyped storage is counted in bytes."""
-        return BITS[self.dtype] // 8 if self.dtype else 1
+    width: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PickledTensor:
     """A view of a storage: ``offset`` and ``strides`` in elements."""
 
@@ -153,17 +169,17 @@ class PickledTensor:
     strides: Shape
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
-    """What a pickle names: storages by key, and tensors, whether or not a name leads to them."""
+    """What a pickle names, whether or not a name leads to it.
+
+    ``storages`` by key, ``tensors``, and as ``objects`` the globals, as module and name, that
+    torch's own restricted loading does not take.
+    """
 
     storages: dict[str, PickledStorage] = field(default_factory=dict)
     tensors: list[PickledTensor] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Global:
-    name: str
+    objects: dict[tuple[str, str], None] = field(default_factory=dict)
 
 
 class _Mark:
@@ -180,13 +196,14 @@ def read_pickle(
     *,
     legacy: bool = False,
 ) -> Any:
-    """The object of the next pickle in ``stream``: plain values, dicts, lists and PickledTensor.
+    """The object of the next pickle in ``stream``.
 
-    Every storage and every tensor that the pickle names is put into ``found``. In a ``legacy`` file
-    the persistent id of a storage has one more field.
+    Its values are plain ones (None, bool, int, float, complex, str, bytes), dicts, lists, tuples,
+    PickledStorage, PickledTensor, and for all else Global and Record. What the pickle names is put
+    into ``found``. In a ``legacy`` file the persistent id of a storage has one more field.
 
-    Raises UnsafePickleError naming the global (or the opcode) that is not on the list, and
-    MalformedFileError for what is no pickle. ``path`` is for messages.
+    Raises UnsafePickleError naming the global of a module that runs code, or an opcode that takes
+    objects from elsewhere, and MalformedFileError for what is no pickle. ``path`` is for messages.
     """
     try:
         return _Machine(path, Found() if found is None else found, legacy).run(stream)
@@ -203,6 +220,8 @@ class _Machine:
         self._legacy = legacy
         self._protocol = 0
         self._items_left = _MOST_ITEMS
+        self._bytes_left = _MOST_BYTES
+        self._tuple_keys_left = _MOST_TUPLE_KEYS
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
@@ -218,16 +237,16 @@ class _Machine:
             self._step(opcode.name, argument)
         raise EOFError("the pickle has no end, or more opcodes than a state dict")
 
-    def _step(self, name: str, argument: Any) -> None:  # noqa: PLR0912 - one arm per opcode
+    def _step(self, name: str, argument: Any) -> None:  # noqa: PLR0912, PLR0915 - one arm per opcode
         stack = self._stack
         if name in _PUSHED_AS_READ:
             stack.append(argument)
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
             if not 0 <= argument < _LARGEST_INDEX:
                 raise ValueError(f"memo entry {argument}")
-            self._memo[argument] = self._top(object, name)
+            self._memo[argument] = self._top(name)
         elif name == "MEMOIZE":
-            self._memo[len(self._memo)] = self._top(object, name)
+            self._memo[len(self._memo)] = self._top(name)
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             if argument not in self._memo:
                 raise ValueError(f"memo entry {argument} is not set")
@@ -236,6 +255,13 @@ class _Machine:
             stack.append(_CONSTANTS[name])
         elif name == "MARK":
             stack.append(_MARK)
+        elif name == "POP":
+            if stack.pop() is _MARK:
+                raise IndexError("the pickle takes away its own mark")
+        elif name == "POP_MARK":
+            self._pop_mark()
+        elif name == "DUP":
+            stack.append(self._top(name))
         elif name in _TUPLES:
             stack.append(tuple(self._pop(_TUPLES[name])))
         elif name == "TUPLE":
@@ -243,31 +269,41 @@ class _Machine:
         elif name in ("EMPTY_LIST", "LIST"):
             stack.append(self._pop_mark() if name == "LIST" else [])
         elif name in ("EMPTY_DICT", "DICT"):
-            stack.append(_pairs(self._pop_mark()) if name == "DICT" else {})
-        elif name in ("APPEND", "APPENDS"):
-            items = self._pop_mark() if name == "APPENDS" else self._pop(1)
-            self._top(list, name).extend(items)
+            stack.append(self._pairs(self._pop_mark()) if name == "DICT" else {})
+        elif name in ("EMPTY_SET", "FROZENSET"):
+            # What a set holds is not hashed: that could take for ever.
+            is_empty = name == "EMPTY_SET"
+            kind = "builtins.set" if is_empty else "builtins.frozenset"
+            stack.append(Record(kind, items=[] if is_empty else self._pop_mark()))
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = self._pop(1) if name == "APPEND" else self._pop_mark()
+            self._items_of_top(list, name).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = self._pop_mark() if name == "SETITEMS" else self._pop(2)
-            self._top(dict, name).update(_pairs(items))
+            self._items_of_top(dict, name).update(self._pairs(items))
         elif name == "GLOBAL":
-            stack.append(self._global(argument.replace(" ", ".", 1)))
+            module, _, attribute = argument.partition(" ")
+            stack.append(self._global(module, attribute))
         elif name == "STACK_GLOBAL":
             module, attribute = self._pop(2)
             if not (isinstance(module, str) and isinstance(attribute, str)):
                 raise ValueError("a global whose name is no text")
-            stack.append(self._global(f"{module}.{attribute}"))
+            stack.append(self._global(module, attribute))
         elif name == "BINPERSID":
             stack.append(self._storage(self._pop(1)[0]))
         elif name == "REDUCE":
-            function, arguments = self._pop(2)
-            stack.append(self._reduce(function, arguments))
+            stack.append(self._reduce(*self._pop(2)))
+        elif name in ("NEWOBJ", "NEWOBJ_EX"):
+            stack.append(_object(*self._pop(3 if name == "NEWOBJ_EX" else 2)))
+        elif name == "INST":
+            module, _, attribute = argument.partition(" ")
+            inst = self._global(module, attribute)
+            stack.append(_object(inst, tuple(self._pop_mark())))
+        elif name == "OBJ":
+            arguments = self._pop_mark()
+            stack.append(_object(arguments[0], tuple(arguments[1:])))
         elif name == "BUILD":
-            # The attributes of a state dict (its _metadata) do not concern the tensors.
-            state = self._pop(1)
-            if not isinstance(state[0], dict):
-                raise ValueError("attributes that are no dict")
-            self._top(OrderedDict, name)
+            self._build(self._pop(1)[0])
         elif name not in ("PROTO", "FRAME"):
             self._refuse(f"the opcode {name}")
 
@@ -287,156 +323,264 @@ class _Machine:
         items.reverse()
         return items
 
-    def _top(self, kind: type, opcode: str) -> Any:
-        if self._stack[-1] is _MARK or not isinstance(self._stack[-1], kind):
-            raise ValueError(f"{opcode} on a {type(self._stack[-1]).__name__}")
+    def _top(self, opcode: str) -> Any:
+        if self._stack[-1] is _MARK:
+            raise ValueError(f"{opcode} on a mark")
         return self._stack[-1]
 
-    def _global(self, name: str) -> _Global:
-        if name not in _ALLOWED:
-            self._refuse(f"the global {name}")
-        return _Global(name)
+    def _items_of_top(self, kind: type, opcode: str) -> Any:
+        """Return the list or dict on top, or the items of the record there."""
+        top = self._top(opcode)
+        if isinstance(top, Record):
+            if top.items is None:
+                top.items = kind()
+            top = top.items
+        if not isinstance(top, kind) or (opcode == "ADDITEMS" and top is self._stack[-1]):
+            raise ValueError(f"{opcode} on a {type(top).__name__}")
+        return top
+
+    def _global(self, module: str, name: str) -> Global:
+        if not is_admitted(module, name):
+            if judge(module, name) == "runs-code":
+                self._refuse(f"the global {module}.{name}")
+            self._found.objects[module, name] = None
+        return Global(f"{module.replace('__builtin__', 'builtins', 1)}.{name}")
 
     def _refuse(self, what: str) -> NoReturn:
         raise UnsafePickleError(
             "unsafe-pickle",
             self._path,
-            expected="a state dict of tensors only",
+            expected="tensors and plain values only",
             got=what,
-            hint="nothing was executed; save the state dict alone, or as safetensors",
+            hint="nothing was executed; do not load it, and ask where it came from",
         )
 
     def _storage(self, identifier: Any) -> PickledStorage:
         match identifier:
-            case ("storage", _Global(name=kind), key, str(device), int(size), *rest):
+            case ("storage", Global(name=kind), key, str(device), int(size), *rest):
                 if rest != ([None] if self._legacy else []):
                     raise ValueError("a storage that is a view of another one")
                 if not _DEVICES.fullmatch(device):
                     raise ValueError(f"a storage on a device that no torch has: {device!r:.40}")
-                dtype = "" if kind == _UNTYPED else _STORAGE_DTYPES.get(kind)
-                if dtype is not None and isinstance(key, (str, int)) and size >= 0:
-                    return self._found.storages.setdefault(
-                        str(key), PickledStorage(str(key), dtype, size)
-                    )
+                if kind in _STORAGE_TYPES and isinstance(key, str | int) and size >= 0:
+                    dtype, width = _STORAGE_TYPES[kind]
+                    storage = PickledStorage(str(key), dtype, size, width)
+                    return self._found.storages.setdefault(storage.key, storage)
         raise ValueError("a persistent id that is no storage")
 
-    def _reduce(self, function: Any, arguments: Any) -> Any:  # noqa: PLR0911 - one per constructor
-        name = function.name if isinstance(function, _Global) else type(function).__name__
+    def _build(self, state: Any) -> None:
+        top = self._top("BUILD")
+        if isinstance(top, Record):
+            top.state = state
+        # The attributes of a state dict (its _metadata) do not concern the tensors.
+        elif not (isinstance(top, OrderedDict) and isinstance(state, dict)):
+            raise ValueError(f"attributes of a {type(top).__name__}")
+
+    def _reduce(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(arguments, tuple):
+            raise ValueError("a call whose arguments are no tuple")
+        if isinstance(function, Record):
+            return Record(f"{function.name}()", (function, arguments))
+        if not isinstance(function, Global):
+            raise ValueError(f"a call of a {type(function).__name__}")
+        name = function.name
+        made = self._tensor(name, arguments)
+        if made is None:
+            made = self._plain(name, arguments)
+        return Record(name, arguments) if made is None else made
+
+    def _plain(self, name: str, arguments: tuple[Any, ...]) -> Any:  # noqa: PLR0911, PLR0912 - one per constructor
+        """Return what a call that torch admits makes of plain values; None for any other call."""
         match name, arguments:
             case "collections.OrderedDict", ():
                 return OrderedDict()
             case "collections.OrderedDict", (list(pairs),):
-                self._items_left -= len(pairs)
-                if self._items_left < 0:
-                    raise ValueError("more items than a state dict has")
-                return OrderedDict(_pairs([item for pair in pairs for item in _pair(pair)]))
-            case "torch.Size", (tuple(sizes),):
+                self._charge(len(pairs))
+                flat = [item for pair in pairs for item in _pair(pair)]
+                return OrderedDict(self._pairs(flat))
+            case "torch.Size", (tuple(sizes) | list(sizes),):
+                if not all(type(size) is int for size in sizes):
+                    raise ValueError("a size that is no number")
                 return sizes
-            case "torch._utils._rebuild_tensor", (
-                PickledStorage() as storage,
-                offset,
-                sizes,
-                strides,
+            case "builtins.set" | "builtins.frozenset", () | (list() | tuple(),):
+                items = arguments[0] if arguments else ()
+                self._charge(len(items))
+                return Record(name, items=list(items))
+            case "builtins.complex", (int() | float() as real, int() | float() as imaginary):
+                return complex(real, imaginary)
+            case "_codecs.encode" | "builtins.bytearray" | "builtins.bytes", (
+                str(text),
+                "latin1" | "latin-1",
             ):
-                return self._made(
-                    _tensor(storage, storage.dtype, offset, sizes, strides), learns=False
-                )
+                self._bytes_left -= len(text)
+                if self._bytes_left < 0:
+                    raise ValueError("more bytes than a state dict has")
+                return text.encode("latin-1")
+            case "collections.Counter", () | (dict(),):
+                return Record(name, arguments)
+            case "builtins.bytearray" | "builtins.bytes", () | (bytes() | bytearray(),):
+                return arguments[0] if arguments else b""
+            case "torch.device", (str(),) | (str(), int()):
+                return Record(name, arguments)
+            case "copyreg._reconstructor" | "copy_reg._reconstructor", (kind, _, _):
+                return _object(kind, arguments[1:])
+            case "copyreg.__newobj__", (kind, *_):
+                self._charge(len(arguments))
+                return _object(kind, arguments[1:])
+        if name in _STRICT:
+            raise ValueError(f"a call of {name} that torch.save does not write")
+        return None
+
+    def _tensor(self, name: str, arguments: tuple[Any, ...]) -> Any:  # noqa: PLR0911 - one per constructor
+        """Return the tensor that a call makes, or a record of it; None for any other call."""
+        match name, arguments:
+            case "torch._utils._rebuild_tensor", (PickledStorage() as storage, _, _, _):
+                return self._view(name, arguments, _typed(storage))
             case "torch._utils._rebuild_tensor_v2", (
                 PickledStorage() as storage,
-                offset,
-                sizes,
-                strides,
+                _,
+                _,
+                _,
                 bool(learns),
                 None | dict(),
                 *metadata,
-            ) if not any(metadata) and len(metadata) <= 1:
-                return self._made(_tensor(storage, storage.dtype, offset, sizes, strides), learns)
+            ) if len(metadata) <= 1:
+                dtype = _typed(storage) if not any(metadata) else ""
+                return self._view(name, arguments, dtype, learns=learns)
             case "torch._utils._rebuild_tensor_v3", (
-                PickledStorage() as storage,
-                offset,
-                sizes,
-                strides,
+                PickledStorage(),
+                _,
+                _,
+                _,
                 bool(learns),
                 None | dict(),
-                _Global(name=dtype),
+                Global(name=kind),
                 *metadata,
-            ) if not any(metadata) and len(metadata) <= 1 and dtype in _DTYPES:
-                return self._made(_tensor(storage, _DTYPES[dtype], offset, sizes, strides), learns)
+            ) if len(metadata) <= 1 and _TORCH_DTYPE.fullmatch(kind):
+                dtype = _DTYPES.get(kind, "") if not any(metadata) else ""
+                return self._view(name, arguments, dtype, learns=learns)
             case (
                 "torch._utils._rebuild_parameter",
-                (PickledTensor() as tensor, bool(learns), None | dict()),
-            ):
-                return self._made(tensor, learns)
-            case (
+                (PickledTensor() | Record() as data, bool(learns), None | dict()),
+            ) | (
                 "torch._utils._rebuild_parameter_with_state",
-                (PickledTensor() as tensor, bool(learns), None | dict(), _),
+                (PickledTensor() | Record() as data, bool(learns), None | dict(), _),
             ):
-                return self._made(tensor, learns)
+                return self._made(data, learns=learns)
             case "torch._tensor._rebuild_from_type_v2", (
-                _Global() as rebuild,
-                _Global(name=kind),
+                Global() as rebuild,
+                Global(name=kind),
                 tuple(inner),
-                _,
-            ) if kind in _TENSOR_TYPES and rebuild.name != name:
-                return self._reduce(rebuild, inner)
-        return self._refuse(f"a call of {name} that torch.save does not write")
+                state,
+            ) if rebuild.name != name:
+                made = self._reduce(rebuild, inner)
+                is_tensor = isinstance(made, PickledTensor)
+                return made if is_tensor else Record(kind, (made,), state)
+            case "torch._utils._rebuild_device_tensor_from_cpu_tensor", (
+                PickledTensor() as tensor,
+                Global(name=kind),
+                str(),
+                bool(learns),
+            ):
+                is_same = _DTYPES.get(kind) == tensor.dtype
+                return self._made(tensor, learns=learns) if is_same else Record(name, arguments)
+        if name in _OTHER_TENSORS:
+            return Record(name, arguments)
+        if name.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_")) and (
+            is_admitted(*name.rsplit(".", 1))
+        ):
+            raise ValueError(f"a call of {name} that torch.save does not write")
+        return None
 
-    def _made(self, tensor: PickledTensor, learns: bool) -> PickledTensor:
-        if learns and tensor.dtype not in _DIFFERENTIABLE:
-            raise ValueError(f"a tensor of {tensor.dtype} that requires a gradient")
-        self._found.tensors.append(tensor)
+    def _view(
+        self,
+        name: str,
+        arguments: tuple[Any, ...],
+        dtype: str,
+        *,
+        learns: bool = False,
+    ) -> PickledTensor | Record:
+        """Return a tensor; a record of the call for a dtype that no weight file has."""
+        storage, offset, sizes, strides = arguments[:4]
+        _check_numbers(offset, sizes, strides)
+        if not dtype:
+            return Record(name, arguments)
+        tensor = PickledTensor(storage, dtype, offset, tuple(sizes), tuple(strides))
+        self._made(tensor, learns=learns)
         return tensor
 
+    def _made(self, tensor: Any, *, learns: bool) -> Any:
+        if isinstance(tensor, PickledTensor):
+            if learns and tensor.dtype not in _DIFFERENTIABLE:
+                raise ValueError(f"a tensor of {tensor.dtype} that requires a gradient")
+            self._found.tensors.append(tensor)
+        return tensor
 
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    if len(items) % 2:
-        raise ValueError("a dict item without a value")
-    keys = items[::2]
-    for key in keys:
-        # Integers hash to themselves: large ones could be made to collide.
-        is_small = isinstance(key, int) and abs(key) < _LARGEST_INDEX
-        if not (isinstance(key, str) or is_small):
-            raise ValueError(f"a dict key of type {type(key).__name__}")
-    return dict(zip(keys, items[1::2], strict=True))
+    def _charge(self, count: int) -> None:
+        """Count what is made of few bytes."""
+        self._items_left -= count
+        if self._items_left < 0:
+            raise ValueError("more items than a state dict has")
+
+    def _pairs(self, items: list[Any]) -> dict[Any, Any]:
+        if len(items) % 2:
+            raise ValueError("a dict item without a value")
+        keys = items[::2]
+        for key in keys:
+            if isinstance(key, tuple):
+                self._tuple_keys_left -= 1
+                is_fit = self._tuple_keys_left >= 0 and len(key) <= _LONGEST_TUPLE_KEY
+                is_fit = is_fit and all(map(_can_be_key, key))
+            else:
+                is_fit = _can_be_key(key)
+            if not is_fit:
+                raise ValueError(f"a dict key of type {type(key).__name__}")
+        return dict(zip(keys, items[1::2], strict=True))
+
+
+# Constructors that torch admits, whose arguments it would refuse if they are not as expected.
+_STRICT: Final = frozenset(
+    (
+        *("collections.OrderedDict", "collections.Counter", "torch.Size", "torch.device"),
+        *("builtins.set", "builtins.complex", "builtins.bytearray"),
+    )
+)
+
+
+def _object(kind: Any, arguments: Any, keywords: Any = None) -> Any:
+    """Return a record for an object of a class; keywords are the last of its arguments."""
+    if not isinstance(kind, Global) or not isinstance(arguments, tuple):
+        raise ValueError(f"an object of a {type(kind).__name__}")
+    if kind.name == "collections.OrderedDict" and not arguments and not keywords:
+        return OrderedDict()
+    return Record(kind.name, (arguments, keywords) if keywords else arguments)
+
+
+def _can_be_key(key: Any) -> bool:
+    # Integers hash to themselves: large ones could be made to collide.
+    if isinstance(key, int):
+        return abs(key) < _LARGEST_INDEX
+    return key is None or isinstance(key, str | bytes | float | Global | Record | PickledTensor)
+
+
+def _typed(storage: PickledStorage) -> str:
+    """Return the dtype of a tensor that has its storage's, empty if no weight file has it."""
+    if not storage.dtype and storage.width == 1:
+        raise ValueError("a tensor without a dtype")
+    return storage.dtype
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError("an item that is no pair")
     return value[0], value[1]
 
 
-def _tensor(
-    storage: PickledStorage, dtype: str, offset: Any, sizes: Any, strides: Any
-) -> PickledTensor:
+def _check_numbers(offset: Any, sizes: Any, strides: Any) -> None:
     if max(len(sizes), len(strides)) > _MOST_DIMENSIONS:
         raise ValueError(f"a tensor of {len(sizes)} dimensions")
     numbers = (offset, *sizes, *strides)
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
         raise ValueError("a tensor whose offset, sizes or strides are not sizes")
-    if len(sizes) != len(strides) or not dtype:
-        raise ValueError("a tensor whose sizes, strides and dtype do not go together")
-    return PickledTensor(storage, dtype, offset, tuple(sizes), tuple(strides))
-
-
-def state_dict_of(value: Any) -> Mapping[str, PickledTensor] | None:
-    """The tensors of a state dict, at the top or one level below; None if there is no dict.
-
-    Values that are no tensors (an epoch, an optimizer's settings) are passed over. One level below
-    means under ``state_dict``, ``module`` or ``model``, where that holds more tensors than the top.
-    """
-    if not isinstance(value, dict):
-        return None
-    levels = [value]
-    levels += [
-        value[key] for key in ("state_dict", "module", "model") if isinstance(value.get(key), dict)
-    ]
-    found = [
-        {
-            name: tensor
-            for name, tensor in level.items()
-            if isinstance(name, str) and isinstance(tensor, PickledTensor)
-        }
-        for level in levels
-    ]
-    return max(found, key=len)
+    if len(sizes) != len(strides):
+        raise ValueError("a tensor whose sizes and strides do not go together")

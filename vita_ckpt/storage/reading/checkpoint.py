@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, File, Layout
@@ -51,29 +52,43 @@ _LEFT_OUT_KINDS: Final = {
 }
 
 
-def open_checkpoint(path: str | os.PathLike[str], stores: Stores) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], stores: Stores, key: str | None = None
+) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
     run, a folder of steps) or a lone ``.safetensors``/``.bin``/``.pt`` file; or the address of one
-    on the hub, pinned to a commit. Raises InputError (or a subclass) naming the file, and the
-    tensor where one is concerned, if it cannot be read, breaks a rule of its format, or leads out
-    of the directory.
+    on the hub, pinned to a commit. ``key`` is the path of the state dict to read in files of
+    ``torch.save``. Raises InputError (or a subclass) naming the file, and the tensor where one is
+    concerned, if it cannot be read, breaks a rule of its format, or leads out of the directory.
     """
     store = stores.store_of(os.fspath(path))
     root, entry = find(store, path)
     # A file is part of the checkpoint that it lies in, by whatever name it was reached.
     folder = root if entry.is_directory else store.folder_of(root)
     check_whole(store, folder)
-    opened = _open_directory(store, root) if entry.is_directory else open_file(store, root)
+    opened = (
+        _open_directory(store, root, key or "")
+        if entry.is_directory
+        else open_file(store, root, key or "")
+    )
     check_whole(store, folder)  # a surgery may have begun while it was read
-    return opened
+    if key and not any(shard.format == "torch" for shard in opened.shards):
+        raise InputError(
+            "key-not-found",
+            f"{root}: {key}",
+            expected="a file of torch.save, in which a key leads to a state dict",
+            got="safetensors",
+            hint="leave --key out",
+        )
+    return replace(opened, key=key) if key else opened
 
 
-def open_file(store: Store, path: str) -> Checkpoint:
+def open_file(store: Store, path: str, key: str = "") -> Checkpoint:
     """A lone weight file as a checkpoint, with the config beside it."""
     check_no_json(path)
-    weights = Weights()
+    weights = Weights(key)
     weights.read(store, path, "")
     weights.check(path)
     folder, name = os.path.split(path)
@@ -98,9 +113,9 @@ def check_no_json(path: str) -> None:
         )
 
 
-def _open_directory(store: Store, root: str) -> Checkpoint:
+def _open_directory(store: Store, root: str, key: str) -> Checkpoint:
     names = store.listing(root)
-    weights = Weights()
+    weights = Weights(key)
     index: dict[str, Any] | None = None
     layout: Layout
     files: dict[str, File] = {}
@@ -112,6 +127,7 @@ def _open_directory(store: Store, root: str) -> Checkpoint:
         layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
     else:
         layout, weight_files = choose_weights(store, root, names)
+        weights.is_lora = layout == "lora"
         for name in weight_files:
             weights.read(store, root, name)
     weights.check(root)

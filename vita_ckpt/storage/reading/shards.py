@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vita_ckpt.core.checkpoint import (
     File,
@@ -14,6 +14,9 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     on_disk,
 )
+from vita_ckpt.core.digest import digest
+from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
+from vita_ckpt.core.training.filenames import METADATA
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.reading.paths import read_json
@@ -21,8 +24,13 @@ from vita_ckpt.storage.stores.base import Store
 from vita_ckpt.storage.stores.local import LOCAL, check_same, identify
 
 
-def read_shard(store: Store, root: str, name: str) -> tuple[Shard, Mapping[str, TensorRef]]:
-    """Return one weight file below ``root``, or ``root`` itself for an empty ``name``."""
+def read_shard(
+    store: Store, root: str, name: str, key: str = ""
+) -> tuple[Shard, Mapping[str, TensorRef]]:
+    """Return one weight file below ``root``, or ``root`` itself for an empty ``name``.
+
+    ``key`` is the path of a state dict in a file of ``torch.save``, empty for the likeliest.
+    """
     path = os.path.join(root, name) if name else root
     if path.endswith(".safetensors"):
         with store.open(path) as source:
@@ -31,8 +39,14 @@ def read_shard(store: Store, root: str, name: str) -> tuple[Shard, Mapping[str, 
     from vita_ckpt.storage.formats.torch_reader import read_torch  # noqa: PLC0415 - zipfile, pickletools
 
     with store.open(path) as source:
-        saved = read_torch(source)
-    return Shard(name, saved.file, "torch"), saved.tensors
+        saved = read_torch(source, key or None)
+    shard = Shard(
+        *(name, saved.file, "torch"),
+        key=saved.key,
+        other_keys=saved.others,
+        objects=saved.objects,
+    )
+    return shard, saved.tensors
 
 
 def prefetch_shards(store: Store, root: str, names: Iterable[str]) -> None:
@@ -49,6 +63,18 @@ def duplicate(tensor: str, shard: Shard, other: TensorRef) -> MalformedFileError
         expected="each tensor in one file",
         got=f"it also stands in {other.source.path}",
     )
+
+
+def is_same(store: Store, one: TensorRef, other: TensorRef) -> bool:
+    """Return whether two tensors have the same dtype, shape and bytes.
+
+    On the hub values are not read, and two tensors never count as the same.
+    """
+    if not store.is_local or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    from vita_ckpt.storage.tensors.compare import are_equal  # noqa: PLC0415 - rarely
+
+    return are_equal({"": (one, other)})
 
 
 def check_unchanged(files: Iterable[File]) -> None:
@@ -74,24 +100,38 @@ def _identify(file: LocalFile) -> LocalFile:
         return identify(file.path)
     if file.path.endswith(".json"):
         return on_disk(read_json(LOCAL, file.path)[1])
-    return on_disk(read_shard(LOCAL, file.path, "")[0].file)
+    if file.path.endswith(SAFETENSORS_SUFFIX):
+        return on_disk(read_shard(LOCAL, file.path, "")[0].file)
+    if os.path.basename(file.path) == METADATA:
+        with LOCAL.open(file.path) as source:
+            return replace(identify(file.path), digest=digest(source.read(source.file.size, 0)))
+    from vita_ckpt.storage.formats.torch_reader import identify_torch  # noqa: PLC0415 - zipfile, pickletools
+
+    with LOCAL.open(file.path) as source:
+        return on_disk(identify_torch(source))
 
 
 @dataclass(slots=True)
 class Weights:
-    """The shards read so far; each tensor name may occur in only one of them."""
+    """The shards read so far; each tensor name may occur in only one of them.
 
+    ``key`` is the path of the state dict to read in files of ``torch.save``. In a LoRA run
+    (``is_lora``) the trainer writes biases twice: they may occur again with the same values.
+    """
+
+    key: str = ""
+    is_lora: bool = False
     shards: list[Shard] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
 
     def read(self, store: Store, root: str, name: str) -> Mapping[str, TensorRef]:
         """Read one more shard and return its tensors."""
-        shard, tensors = read_shard(store, root, name)
-        for tensor in tensors:
-            if tensor in self.tensors:
+        shard, tensors = read_shard(store, root, name, self.key)
+        for tensor in tensors.keys() & self.tensors.keys():
+            if not (self.is_lora and is_same(store, tensors[tensor], self.tensors[tensor])):
                 raise duplicate(tensor, shard, self.tensors[tensor])
         self.shards.append(shard)
-        self.tensors.update(tensors)
+        self.tensors.update({n: t for n, t in tensors.items() if n not in self.tensors})
         return tensors
 
     def check(self, path: str) -> None:

@@ -41,7 +41,7 @@ from vita_ckpt.storage.reading.index import (
 from vita_ckpt.storage.reading.paths import Stores, find, is_directory, read_json
 from vita_ckpt.storage.reading.pickles import ScannedPickle, scan_beside
 from vita_ckpt.storage.reading.rival_weights import other_weights
-from vita_ckpt.storage.reading.shards import duplicate, prefetch_shards, read_shard
+from vita_ckpt.storage.reading.shards import duplicate, is_same, prefetch_shards, read_shard
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
@@ -195,7 +195,7 @@ class _Surveyor:
             return None
         return self._weights(name)
 
-    def _weights(self, name: str) -> Mapping[str, TensorRef] | None:
+    def _weights(self, name: str, *, is_lora: bool = False) -> Mapping[str, TensorRef] | None:
         self.chosen.add(name)
         read = self._attempt(
             os.path.join(self.root, name), lambda: read_shard(self.store, self.root, name)
@@ -204,7 +204,8 @@ class _Surveyor:
             return None
         shard, tensors = read
         for tensor in sorted(tensors.keys() & self.tensors.keys()):
-            self._note(shard.file.path, duplicate(tensor, shard, self.tensors[tensor]))
+            if not (is_lora and is_same(self.store, tensors[tensor], self.tensors[tensor])):
+                self._note(shard.file.path, duplicate(tensor, shard, self.tensors[tensor]))
         self.shards.append(shard)
         self.tensors |= {n: t for n, t in tensors.items() if n not in self.tensors}
         return tensors
@@ -224,7 +225,7 @@ class _Surveyor:
                 self._note(self.root, error)
             return "none"
         for name in chosen:
-            self._weights(name)
+            self._weights(name, is_lora=layout == "lora")
         return layout
 
     def _total_size(self, path: str, index: Mapping[str, Any]) -> None:

@@ -122,6 +122,11 @@ def latest_tag(store: Store, root: str, names: Iterable[str]) -> str | None:
     return None
 
 
+def is_of_run(name: str) -> bool:
+    """Return whether a directory of this name lies in a run, which holds what it does not."""
+    return _TAG.fullmatch(name) is not None
+
+
 def is_plain_name(tag: str) -> bool:
     """Return whether a tag is the name of one directory: no path, nothing hidden or unprintable."""
     return (

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any, Final, Literal, TypeVar
 
 from vita_ckpt.core.checkpoint import Cast, Checkpoint, File, Shape, Stored, Tensor, TensorRef
-from vita_ckpt.core.dtype import CAST_SOURCES
+from vita_ckpt.core.dtype import CAST_SOURCES, INTEGERS
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
 from vita_ckpt.core.training.filenames import (
     DTENSOR,

@@ -15,11 +15,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from vita_ckpt.core.dtype import can_cast
+from vita_ckpt.core.dtype import INTEGERS, can_cast
 
 Array = npt.NDArray[Any]
 
 _NUMPY: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_INTEGERS: Final = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "u1"}
 
 
 class BecomesInfiniteError(ValueError):
@@ -34,11 +35,14 @@ class BecomesInfiniteError(ValueError):
 def convert(data: bytes, source: str, target: str) -> bytes:
     """Return the elements in ``data`` converted from one dtype to another (safetensors codes).
 
-    Raises BecomesInfiniteError where a finite value would turn into infinity, and KeyError for a
-    pair of dtypes that :func:`~vita_ckpt.core.dtype.can_cast` rejects.
+    Integers become float32, rounded to nearest. Raises BecomesInfiniteError where a finite value
+    would turn into infinity, and KeyError for any other pair of dtypes that
+    :func:`~vita_ckpt.core.dtype.can_cast` rejects.
     """
     if source == target:
         return data
+    if source in INTEGERS and target == "F32":
+        return np.frombuffer(data, _INTEGERS[source]).astype("<f4").tobytes()
     if not can_cast(source, target):
         raise KeyError((source, target))
     values = np.frombuffer(data, _NUMPY[source])
