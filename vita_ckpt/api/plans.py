@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import NoneType
 from typing import Any, Final
 
+from vita_ckpt.api.fetch import fetched
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.checks.inspect import inspect_checkpoint
@@ -17,17 +18,26 @@ from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
+from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.plan import Plan, SavedPlan, not_a_plan
+from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
-from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.paths import Stores, is_file, read_json
 from vita_ckpt.storage.reading.tower import (
     find_tower,
     read_given_config,
     read_processor,
     read_tower_config,
 )
+from vita_ckpt.storage.reading.training_state import (
+    WEIGHTS,
+    Weights,
+    check_copies,
+    open_training_state,
+)
 from vita_ckpt.surgery import config, vision_modules
+from vita_ckpt.surgery import consolidate as consolidation
 from vita_ckpt.surgery import projector as projector_surgery
 from vita_ckpt.surgery.vision_modules import VisionModelArgs
 
@@ -181,6 +191,85 @@ def plan_set(
     return replace(plan, notes=notes, request={"values": dict(values)})
 
 
+def plan_consolidate(
+    state: Checkpoint | StrPath,
+    *,
+    base: Checkpoint | StrPath | None = None,
+    config: Mapping[str, Any] | StrPath | None = None,
+    dtype: str | None = None,
+    weights: Weights = "masters",
+    tag: str | None = None,
+    as_file: bool = False,
+    stores: Stores | None = None,
+) -> Plan:
+    """Plan what a training state becomes: a checkpoint directory, or a file of its tensors.
+
+    ``state`` is a state or a run above it, of which ``tag`` picks one: DeepSpeed's, universal,
+    ``torch.distributed.checkpoint``'s, shards of ranks, or the file of a wrapped model. Trained
+    weights are the float32 masters, or with ``weights="copies"`` what the model ran with; ``dtype``
+    converts all floating tensors. ``base`` supplies the parameters that were left out of the state.
+
+    ``as_file`` keeps the names of the model's state dict. A directory has the names without
+    wrappers and ``config`` (a ``config.json``, its directory or its content), by default that of
+    the run or of ``base``; the state of a LoRA run becomes such a run.
+
+    Raises InputError (or a subclass) for a state that is incomplete or does not add up, without a
+    config for a directory, and where ``base`` does not fit.
+    """
+    stores = Stores() if stores is None else stores
+    if weights not in WEIGHTS:
+        raise UsageError("unknown-weights", weights, expected=" or ".join(WEIGHTS))
+    opened = _as_state(state, weights, tag, stores)
+    code = _dtype(dtype)
+    given = _given_config(config, stores)
+    other = None if base is None else as_checkpoint(base, stores)
+    if as_file:
+        plan = consolidation.plan_file(opened, base=other, dtype=code)
+    else:
+        plan = consolidation.plan_directory(
+            opened, base=other, config=given, dtype=code, weights=weights
+        )
+    request = {"config": given, "dtype": code, "weights": weights, "as_file": as_file}
+    return replace(plan, request=request)
+
+
+def check_masters(plan: Plan, *, stores: Stores | None = None) -> None:
+    """Compare all float32 masters of the training states that ``plan`` reads with their copies.
+
+    Raises MalformedFileError for the first tensor whose masters do not round to them.
+    """
+    stores = Stores() if stores is None else stores
+    for donor in plan.donors:
+        if donor.training is None:
+            continue
+        refs = remote_refs({**donor.tensors, **donor.training.copies})
+        with fetched(refs, stores) as here:
+            check_copies(here.checkpoint(donor))
+
+
+def _as_state(
+    state: Checkpoint | StrPath, weights: Weights, tag: str | None, stores: Stores
+) -> Checkpoint:
+    """Return an opened training state with the weights that are asked for."""
+    if isinstance(state, Checkpoint):
+        if state.training is None and state.layout == "file":
+            return open_training_state(state.root, stores, weights=weights)
+        is_changed = weights == "copies" and state.training is not None
+        return consolidation.with_copies(state) if is_changed else state
+    return open_training_state(locate(state, stores), stores, tag=tag, weights=weights)
+
+
+def _given_config(
+    config: Mapping[str, Any] | StrPath | None, stores: Stores
+) -> dict[str, Any] | None:
+    if config is None or isinstance(config, Mapping):
+        return None if config is None else dict(config)
+    path = _whole(config, stores)
+    store = stores.store_of(path)
+    whole = path if is_file(store, path) else os.path.join(path, CONFIG)
+    return read_json(store, whole)[0]
+
+
 _OPTIONAL_TEXT: Final = (str, NoneType)
 # What each operation can be asked for, with the types of the values.
 _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
@@ -198,6 +287,12 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     },
     "extract-tower": {"tower_config": _OPTIONAL_TEXT},
     "set": {"values": (dict,)},
+    "consolidate": {
+        "config": (dict, NoneType),
+        "dtype": _OPTIONAL_TEXT,
+        "weights": (str,),
+        "as_file": (bool,),
+    },
 }
 _NUMBERS_OF_INPUTS: Final = {
     "extract-projector": (2,),
@@ -205,6 +300,7 @@ _NUMBERS_OF_INPUTS: Final = {
     "swap-tower": (2, 3),
     "extract-tower": (2,),
     "set": (1,),
+    "consolidate": (2, 3),
 }
 
 
@@ -228,7 +324,7 @@ def plan_again(saved: SavedPlan, inputs: Sequence[Checkpoint], stores: Stores) -
         raise not_a_plan(str(error)) from error
 
 
-def _dispatch(
+def _dispatch(  # noqa: PLR0911 - one per operation
     operation: str, request: Mapping[str, Any], inputs: Sequence[Checkpoint], stores: Stores
 ) -> Plan:
     base, *donors = inputs
@@ -236,6 +332,10 @@ def _dispatch(
         return plan_extract_projector(donors[0], **request, stores=stores)
     if operation == "extract-tower":
         return plan_extract_tower(donors[0], **request, stores=stores)
+    if operation == "consolidate":
+        whole = len(donors) > 1 or bool(base.root)
+        other = (donors[1] if len(donors) > 1 else base) if whole else None
+        return plan_consolidate(donors[0], base=other, **request, stores=stores)
     if operation == "set":
         return plan_set(base, request["values"], stores=stores)
     tower, adapter = donors[0], donors[-1]

@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "merge-projector": "vita_ckpt.cli.commands.merge_projector",
     "swap-tower": "vita_ckpt.cli.commands.swap_tower",
     "extract-tower": "vita_ckpt.cli.commands.extract_tower",
+    "consolidate": "vita_ckpt.cli.commands.consolidate",
     "set": "vita_ckpt.cli.commands.set",
     "explain": "vita_ckpt.cli.commands.explain",
     "apply": "vita_ckpt.cli.commands.apply",

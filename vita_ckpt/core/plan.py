@@ -112,7 +112,8 @@ class Plan(Displayed):
     are refused, so the order of the edits never matters. A plan without a ``record`` extracts a
     part, which starts a lineage of its own. ``request`` is what the planner was asked for beside
     its inputs, as JSON values: a saved plan is computed again from it. A plan without one cannot be
-    saved.
+    saved. Without a base, ``placed`` names the weight file of tensors that do not go into
+    ``model.safetensors``.
     """
 
     operation: str
@@ -122,6 +123,7 @@ class Plan(Displayed):
     notes: tuple[str, ...] = ()
     record: Record | None = None
     request: Mapping[str, Any] | None = None
+    placed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.record is not None and len(self.record.roles) != len(self.donors):
@@ -132,7 +134,10 @@ class Plan(Displayed):
             if subject in seen:
                 raise ValueError(f"two edits of {subject[1]}")
             seen.add(subject)
-            if isinstance(edit, PutFile | CopyFile | DropFile) and edit.name in (PROVENANCE, MANIFEST):
+            if isinstance(edit, PutFile | CopyFile | DropFile) and edit.name in (
+                PROVENANCE,
+                MANIFEST,
+            ):
                 raise ValueError(f"an edit of {edit.name}, which follows from what is done")
             if isinstance(edit, SetConfig | PutFile | CopyFile):
                 if subject == ("file", CONFIG) and self.base.config is not None:
@@ -224,6 +229,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "edits": [_edit_json(edit, origins) for edit in plan.edits],
         "notes": list(plan.notes),
         "record": asdict(plan.record) if plan.record is not None else None,
+        **({"placed": dict(plan.placed)} if plan.placed else {}),
     }
 
 

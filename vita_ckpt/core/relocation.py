@@ -39,11 +39,14 @@ class Relocation:
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """Return ``checkpoint`` with local copies of everything that was fetched."""
+        training = checkpoint.training
+        copies = {n: self._ref(ref) for n, ref in training.copies.items()} if training else {}
         return replace(
             checkpoint,
             tensors={name: self.tensor(tensor) for name, tensor in checkpoint.tensors.items()},
             shards=tuple(replace(s, file=self.file(s.file)) for s in checkpoint.shards),
             files={name: self.file(file) for name, file in checkpoint.files.items()},
+            training=None if training is None else replace(training, copies=copies),
         )
 
     def plan(self, plan: Plan) -> Plan:

@@ -30,3 +30,16 @@ DTENSOR: Final = re.compile(
 )
 UNIVERSAL_WEIGHTS: Final = "fp32.pt"
 UNIVERSAL_MOMENTS: Final = ("exp_avg.pt", "exp_avg_sq.pt")
+
+# Of a run, what belongs to a model beside its config: its tokenizer, its processor, its settings.
+_CARRIED: Final = re.compile(
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config"
+    r"|preprocessor_config|chat_template)\.json|(tokenizer|sentencepiece\.bpe|spiece)\.model"
+    r"|merges\.txt|chat_template\.jinja",
+    re.ASCII,
+)
+
+
+def is_carried(name: str) -> bool:
+    """Return whether a file of a run belongs to the model, whatever its weights are."""
+    return _CARRIED.fullmatch(name) is not None

@@ -10,9 +10,7 @@ from vita_ckpt.core.anatomy.parts import PEFT_PREFIX
 from vita_ckpt.errors import MalformedFileError, UsageError
 
 # What torch.compile, FSDP and activation checkpoints put into a name, as whole parts, anywhere.
-_ANYWHERE: Final = frozenset(
-    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-)
+_ANYWHERE: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # What DataParallel puts in front. Further inside, a model may have a module of this name.
 _IN_FRONT: Final = "module"
 _FLAT: Final = "_flat_param"

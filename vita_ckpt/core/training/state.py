@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vita_ckpt.core.display import Displayed
 
 if TYPE_CHECKING:
-    from vita_ckpt.core.checkpoint import File, TensorRef
+    from vita_ckpt.core.checkpoint import TensorRef
 
 
 class Engine(str, Enum):
@@ -32,12 +32,12 @@ class TrainingState(Displayed):
     """A training state as its files describe it.
 
     ``stage`` is ZeRO's, ``ranks`` the number of data-parallel ranks, ``step`` counts optimizer
-    steps; each is None if nothing says it. ``dtype`` is that of training (a safetensors code). The
-    names of all tensors are in ``trained``, ``frozen`` or ``buffers``; ``shared`` maps tied names to
-    the names under which they are stored; ``excluded`` is set if frozen parameters were left out.
+    steps; each is None if nothing says it. ``dtype`` is that of training (a safetensors code).
+    ``trained``, ``frozen`` and ``buffers`` name the tensors of which it is known; ``shared`` maps
+    tied names to the stored ones; ``excluded`` is set if frozen parameters were left out.
     ``copies`` are the copies in the dtype of training that lie beside float32 masters.
     ``master_bytes`` and ``moment_bytes`` are sizes of the trained weights and of the optimizer's
-    moments in the files. ``files`` are all files that were looked at.
+    moments in the files.
     """
 
     engine: Engine
@@ -54,7 +54,6 @@ class TrainingState(Displayed):
     copies: Mapping[str, TensorRef] = field(default_factory=dict)
     master_bytes: int = 0
     moment_bytes: int = 0
-    files: tuple[File, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,6 +73,5 @@ class TrainingState(Displayed):
             "copies": len(self.copies),
             "master_bytes": self.master_bytes,
             "moment_bytes": self.moment_bytes,
-            "files": len(self.files),
             "notes": list(self.notes),
         }

@@ -114,7 +114,7 @@ def _cut(ends: Sequence[int], start: int, stop: int, group: int) -> Iterator[Sli
 
 
 def merged_shapes(groups: Iterable[Mapping[str, Shape]], path: str) -> dict[str, Shape]:
-    """Return the shapes of all groups in order. Raises MalformedFileError for a name that is twice."""
+    """Return the shapes of all groups in order. Raises MalformedFileError for a repeated name."""
     found: dict[str, Shape] = {}
     for group in groups:
         for name, shape in group.items():

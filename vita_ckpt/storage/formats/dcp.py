@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint: its ``.metadata``, and chunks in ``.distcp`` and safetensors files."""
+"""torch.distributed.checkpoint: ``.metadata``, and chunks in ``.distcp`` and safetensors files."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ class ModelStates:
     of the trained parameters of each optimizer group, in storage order; None if the optimizer does
     not partition. ``frozen_shapes`` and ``frozen`` are None if no frozen parameters were recorded.
     ``shared`` maps tied names to the stored ones. ``world_size`` and ``step`` are None if unknown,
-    ``dtype`` and ``stage`` are what DeepSpeed's config says, ``masters`` the float32 weights that an
-    optimizer without partitions keeps beside the module, in its own order.
+    ``dtype`` and ``stage`` are what DeepSpeed's config says, ``masters`` the float32 weights that
+    an optimizer without partitions keeps beside the module, in its own order.
     """
 
     file: File
@@ -279,7 +279,7 @@ def _numbers(value: Any, path: str) -> tuple[int, ...]:
 def _stage(value: Any, default: int) -> int:
     if isinstance(value, Record) and value.args:  # ZeroStageEnum(2)
         value = value.args[0]
-    return value if type(value) is int and 0 <= value <= 3 else default  # noqa: PLR2004
+    return value if type(value) is int and 0 <= value <= 3 else default
 
 
 def _dtype(config: Any) -> str:
@@ -294,7 +294,7 @@ def _dtype(config: Any) -> str:
 def _configured_stage(config: Any) -> int | None:
     zero = config.get("zero_optimization") if isinstance(config, dict) else None
     stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
-    is_stage = type(stage) is int and 0 <= stage <= 3  # noqa: PLR2004
+    is_stage = type(stage) is int and 0 <= stage <= 3
     return stage if isinstance(config, dict) and is_stage else None
 
 

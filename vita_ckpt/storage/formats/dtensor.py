@@ -44,32 +44,22 @@ def read_rank(source: Source) -> RankFile:
     """
     path = source.file.path
     opened = read_objects(source)
-    entries = _model(opened.value)
+    found = state_dicts(opened.value, _is_tensor)
+    entries = found[0].tensors if found else {}
     whole: dict[str, TensorRef] = {}
     parts: dict[str, LocalPart] = {}
     for name, value in entries.items():
-        if not isinstance(name, str):
-            continue
         if isinstance(value, TensorRef):
             whole[name] = value
-        elif isinstance(value, Record) and value.kind == "DTensor":
+        else:
             parts[name] = _part(value, f"{path}: {name}")
-    if not whole and not parts:
+    if not entries:
         raise _other(path, "a dict of tensors", opened.value)
     return RankFile(opened.file, whole, parts)
 
 
-def _model(value: Any) -> Mapping[Any, Any]:
-    """Return the dict with the most tensors, DTensors among them."""
-    found = [one.entries for kind in (TensorRef, Record) for one in state_dicts(value, kind)]
-
-    def count(entries: Mapping[Any, Any]) -> int:
-        return sum(
-            isinstance(v, TensorRef) or (isinstance(v, Record) and v.kind == "DTensor")
-            for v in entries.values()
-        )
-
-    return max(found, key=count, default={})
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, TensorRef) or (isinstance(value, Record) and value.kind == "DTensor")
 
 
 def _part(value: Record, subject: str) -> LocalPart:

@@ -28,7 +28,6 @@ from vita_ckpt.storage.reading.checkpoint import (
     collect_files,
     home_of_config,
     open_file,
-    read_optional,
 )
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
@@ -38,7 +37,7 @@ from vita_ckpt.storage.reading.index import (
     tensors_by_shard,
     weight_map_of,
 )
-from vita_ckpt.storage.reading.paths import Stores, find, is_directory, read_json
+from vita_ckpt.storage.reading.paths import Stores, find, is_directory, read_json, read_optional
 from vita_ckpt.storage.reading.pickles import ScannedPickle, scan_beside
 from vita_ckpt.storage.reading.rival_weights import other_weights
 from vita_ckpt.storage.reading.shards import duplicate, is_same, prefetch_shards, read_shard

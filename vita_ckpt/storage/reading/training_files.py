@@ -34,6 +34,7 @@ _TAG: Final = re.compile(
 # The directories through which a path leads from a run to its state.
 _MOST_LEVELS: Final = 4
 
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A training state: its directory or lone file, the names in it, and what wrote it."""

@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Final, Literal, TypeVar
 
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, File, Shape, Stored, Tensor, TensorRef
-from vita_ckpt.core.dtype import CAST_SOURCES, INTEGERS
-from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
+from vita_ckpt.core.checkpoint import (
+    Cast,
+    Checkpoint,
+    File,
+    Shape,
+    Shard,
+    Stored,
+    Tensor,
+    TensorRef,
+    source_of,
+)
+from vita_ckpt.core.dtype import CAST_SOURCES, CAST_TARGETS, INTEGERS
+from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG, SAFETENSORS_SUFFIX
 from vita_ckpt.core.training.filenames import (
     DTENSOR,
     HF_SHARD,
@@ -19,6 +30,7 @@ from vita_ckpt.core.training.filenames import (
     UNIVERSAL,
     UNIVERSAL_MOMENTS,
     UNIVERSAL_WEIGHTS,
+    is_carried,
 )
 from vita_ckpt.core.training.model_entry import model_entries, optimizer_entries, trained_names
 from vita_ckpt.core.training.names import without_wrappers
@@ -53,19 +65,22 @@ from vita_ckpt.storage.formats.deepspeed import (
 )
 from vita_ckpt.storage.formats.dtensor import RankFile, read_rank
 from vita_ckpt.storage.formats.safetensors import SafetensorsFile, read_safetensors
-from vita_ckpt.storage.reading.checkpoint import read_optional
-from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.paths import Stores, read_optional
 from vita_ckpt.storage.reading.shards import read_shard
 from vita_ckpt.storage.reading.training_files import Place, find_state, is_of_run, is_plain_name
 from vita_ckpt.storage.stores.base import Source, Store
 
 # The float32 masters of the optimizer, or the copies in the dtype of training.
 Weights = Literal["masters", "copies"]
+WEIGHTS: Final[tuple[Weights, ...]] = ("masters", "copies")
 
 _V = TypeVar("_V")
 
 # From this version on, zero_to_fp32 leaves integers as they are; it made float32 of them before.
 _KEEPS_INTEGERS: Final = (0, 19)
+# Tensors whose masters are compared with their copies: on this disk, and on the hub.
+_SAMPLED: Final = 256
+_SAMPLED_FAR: Final = 8
 # How far above a state the config of its run may lie.
 _LEVELS_TO_CONFIG: Final = 3
 
@@ -95,20 +110,82 @@ def open_place(store: Store, place: Place, weights: Weights = "masters") -> Chec
         raise InputError(
             "no-tensors", place.root, expected="weights", got="a state without a single tensor"
         )
-    config, adapter, files = _configs(store, place)
-    files |= {os.path.relpath(file.path, place.root): file for file in found.files}
-    state = replace(found.state, files=tuple(found.files))
-    if place.engine is Engine.FILE:
-        files = {name: file for name, file in files.items() if name != "."}
+    _check_sample(store, found)
+    config, adapter, files = _of_run(store, place)
+    shards: list[Shard] = []
+    for file in dict.fromkeys(found.files):
+        name = "" if place.engine is Engine.FILE else os.path.relpath(file.path, place.root)
+        if name != METADATA:
+            kind: Literal["safetensors", "torch"] = (
+                "safetensors" if name.endswith(SAFETENSORS_SUFFIX) else "torch"
+            )
+            shards.append(Shard(name, file, kind))
+        else:
+            files[name] = file
     return Checkpoint(
         place.root,
         "state",
         found.tensors,
+        tuple(shards),
         config=config,
         adapter_config=adapter,
         files=files,
-        training=state,
+        training=found.state,
     )
+
+
+def check_copies(state: Checkpoint) -> None:
+    """Raise MalformedFileError unless all masters of a state on this disk round to their copies."""
+    from vita_ckpt.storage.tensors.copies import differing_copies  # noqa: PLC0415 - numpy
+
+    copies = state.training.copies if state.training is not None else {}
+    _refuse_differing(state.tensors, differing_copies(_pairs(state.tensors, copies)))
+
+
+def _check_sample(store: Store, found: _Found) -> None:
+    """Raise MalformedFileError unless a sample of the masters rounds to the copies."""
+    from vita_ckpt.storage.tensors.copies import differing_in_sample, sample_of  # noqa: PLC0415 - numpy
+
+    pairs = _pairs(found.tensors, found.state.copies)
+    names = sample_of(pairs, _SAMPLED if store.is_local else _SAMPLED_FAR)
+    with ExitStack() as stack:
+        sources: dict[str, Source] = {}
+
+        def read(ref: TensorRef) -> bytes:
+            path = ref.source.path
+            if path not in sources:
+                sources[path] = stack.enter_context(store.open(path))
+            return sources[path].read(ref.nbytes, ref.offset)
+
+        differing = differing_in_sample({n: pairs[n] for n in pairs if n in names}, read)
+    _refuse_differing(found.tensors, differing)
+
+
+def _pairs(
+    tensors: Mapping[str, Tensor], copies: Mapping[str, TensorRef]
+) -> dict[str, tuple[Tensor, TensorRef]]:
+    """Return the masters that have a copy, with it."""
+    return {
+        name: (tensors[name], copy)
+        for name, copy in copies.items()
+        if name in tensors
+        and tensors[name] != copy
+        and tensors[name].dtype == "F32"
+        and copy.dtype in CAST_TARGETS
+        and tensors[name].shape == copy.shape
+    }
+
+
+def _refuse_differing(tensors: Mapping[str, Tensor], differing: Mapping[str, int]) -> None:
+    for name, place in differing.items():
+        raise MalformedFileError(
+            "masters-differ",
+            f"{source_of(tensors[name])}: {name}",
+            expected="float32 weights that round to the copies in the model states",
+            got=f"another value at element {place}, and {len(differing) - 1} tensors more",
+            hint="the files are of two saves, or were converted wrongly; --weights copies takes "
+            "what the model ran with",
+        )
 
 
 @dataclass(slots=True)
@@ -120,25 +197,33 @@ class _Found:
     files: list[File] = field(default_factory=list)
 
 
-def _configs(
+def _of_run(
     store: Store, place: Place
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, File]]:
-    """Return the config and the adapter's config of the run, which lie beside or above a state."""
-    folder = os.path.dirname(place.root) if place.engine is Engine.FILE else place.root
+    """Return the config and the adapter's config of the run, and what it has beside them.
+
+    They lie beside a state or above it; what is nearer counts.
+    """
+    at = os.path.dirname(place.root) if place.engine is Engine.FILE else place.root
+    configs: dict[str, dict[str, Any]] = {}
     files: dict[str, File] = {}
-    configs: list[dict[str, Any] | None] = []
-    for name in (CONFIG, ADAPTER_CONFIG):
-        at, config = folder, None
-        for _ in range(_LEVELS_TO_CONFIG):
-            config, found = read_optional(store, at, name)
-            if config is not None:
-                files |= {os.path.relpath(os.path.join(at, n), folder): f for n, f in found.items()}
-                break
-            if not is_of_run(os.path.basename(at)):
-                break
-            at = os.path.dirname(at)
-        configs.append(config)
-    return configs[0], configs[1], files
+    for _ in range(_LEVELS_TO_CONFIG):
+        for name in store.listing(at):
+            if name in files:
+                continue
+            if name in (CONFIG, ADAPTER_CONFIG):
+                config, found = read_optional(store, at, name)
+                if config is not None:
+                    configs[name] = config
+                    files |= found
+            elif is_carried(name):
+                entry = store.look(os.path.join(at, name))
+                if entry is not None and entry.file is not None:
+                    files[name] = entry.file
+        if not is_of_run(os.path.basename(at)):
+            break
+        at = os.path.dirname(at)
+    return configs.get(CONFIG), configs.get(ADAPTER_CONFIG), files
 
 
 def _read_all(
@@ -166,18 +251,16 @@ def _open_deepspeed(store: Store, place: Place, weights: Weights) -> _Found:
         return _without_optimizer(place, first, weights)
     optimizers = _read_all(store, place.root, files.optimizer, read_optimizer_states)
     stage = _check_optimizers(place, files, first, optimizers)
-    if stage == 3:  # noqa: PLR2004
+    if stage == 3:
         _check_ranks(place.root, files.model, len(optimizers), "model states")
     groups = first.groups or ()
-    if stage == 3:  # noqa: PLR2004
+    if stage == 3:
         shapes = merged_shapes(groups, first.file.path)
         held = [[prod(v.shape) for v in optimizers[rank].vectors] for rank in sorted(optimizers)]
         slices = slices_of_stage_3(first.file.path, shapes, held)
     else:
         shapes, slices = _slices_of_groups(place, groups, optimizers)
-    trained = {
-        name: _cut(shapes[name], where, optimizers) for name, where in slices.items()
-    }
+    trained = {name: _cut(shapes[name], where, optimizers) for name, where in slices.items()}
     rest = _Rest.of(models, trained, stage)
     if stage == 1 and optimizers[0].stage == 1:
         stage = first.stage if first.stage in (1, 2) else stage
@@ -319,9 +402,7 @@ def _slices_of_groups(
 
 
 def _cut(shape: Shape, where: Sequence[Slice], optimizers: Mapping[int, OptimizerStates]) -> Stored:
-    parts = [
-        part_of_vector(optimizers[s.rank].vectors[s.vector], s.start, s.count) for s in where
-    ]
+    parts = [part_of_vector(optimizers[s.rank].vectors[s.vector], s.start, s.count) for s in where]
     return joined(shape, parts or [part_of_vector(optimizers[0].vectors[0], 0, 0)])
 
 
@@ -366,7 +447,7 @@ class _Rest:
             if name in trained:
                 continue
             self.frozen[name] = None
-            if stage == 3:  # noqa: PLR2004
+            if stage == 3:
                 self.tensors[name] = _frozen_of_stage_3(name, shape, models)
             else:
                 self.tensors[name] = _frozen_whole(name, shape, first)
@@ -415,7 +496,9 @@ def _frozen_of_stage_3(name: str, shape: Shape, models: Mapping[int, ModelStates
         if found is None:
             raise _frozen_missing(models[rank].file, name, shape, found)
         if count or not parts:
-            flat = found if found.strides is not None else replace(found, shape=(prod(found.shape),))
+            flat = (
+                found if found.strides is not None else replace(found, shape=(prod(found.shape),))
+            )
             parts.append(part_of_vector(flat, 0, count))
     return joined(shape, parts)
 
@@ -442,7 +525,7 @@ def _buffer(ref: TensorRef, version: str) -> Tensor:
 
 def _version(text: str) -> tuple[int, ...]:
     """Return the numbers of a version; of none at all, those of a recent one."""
-    numbers = [part for part in text.split("+")[0].split(".")[:2] if part.isdecimal()]
+    numbers = [part for part in text.split("+", maxsplit=1)[0].split(".")[:2] if part.isdecimal()]
     return tuple(map(int, numbers)) or _KEEPS_INTEGERS
 
 
@@ -680,7 +763,7 @@ def _ranks_of(names: Iterable[str]) -> int | None:
 
 def _step_of(root: str) -> int | None:
     digits = os.path.basename(root).rpartition("-")[2]
-    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 12 else None  # noqa: PLR2004
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 12 else None
 
 
 def _open_hf(store: Store, place: Place, weights: Weights) -> _Found:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Shard, Tensor
@@ -25,6 +25,9 @@ from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import encode_header
 
+# Bytes of a shard, as transformers' save_pretrained has it by default.
+_LARGEST_SHARD: Final = 5_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class CarriedFile:
@@ -36,11 +39,12 @@ class CarriedFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A safetensors file to write; ``entries`` are (name, tensor) in storage order."""
+    """A weight file to write; ``entries`` are (name, tensor) in storage order."""
 
     name: str
     metadata: Mapping[str, str]
     entries: tuple[tuple[str, Tensor], ...]
+    format: Literal["safetensors", "torch"] = "safetensors"
 
     @property
     def nbytes(self) -> int:
@@ -152,13 +156,17 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     If no tensor changes, every file is carried. Otherwise a safetensors shard without changed
     tensors is carried, and any other shard is rewritten; ``.bin`` shards become safetensors. A new
     tensor goes to the shard with the most tensors of its part. Without a base the output is one
-    file.
+    file, or what :func:`_new_files` makes of a surgery.
     """
     base, target = plan.base, plan.target()
     put = tuple(WrittenText(name, text.encode()) for name, text in target.texts.items())
     if not base.shards:
+        copied = tuple(CarriedFile(name, file) for name, file in target.files.items())
+        if plan.record is not None:
+            new, index = _new_files(target.tensors, plan.placed)
+            return DirectoryLayout(copied, new, (*index, *put))
         whole = WrittenShard(SAFETENSORS, {"format": "pt"}, storage_order(target.tensors, {}))
-        return DirectoryLayout((), (whole,), put)
+        return DirectoryLayout(copied, (whole,), put)
     carried, written, index = _weight_files(base, target)
     texts = (*_config_text(base, target), *index, *put)
     gone = {text.name for text in texts}
@@ -169,6 +177,52 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     gone |= {*pickles_left_out(target, carry)}
     carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
     return DirectoryLayout(tuple(carried), tuple(written), texts)
+
+
+def _new_files(
+    tensors: Mapping[str, Tensor], placed: Mapping[str, str]
+) -> tuple[tuple[WrittenShard, ...], tuple[WrittenText, ...]]:
+    """Return the weight files of a new checkpoint, and its index if it is sharded.
+
+    Tensors go to the files that ``placed`` names; the others to one file, or in their order to
+    shards of at most 5 GB, as transformers writes them by default.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name in placed:
+            groups.setdefault(placed[name], {})[name] = tensor
+    split: list[dict[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if name not in placed:
+            if not split or size + tensor.nbytes > _LARGEST_SHARD:
+                split.append({})
+                size = 0
+            split[-1][name] = tensor
+            size += tensor.nbytes
+    whole = len(split) == 1
+    for number, shard in enumerate(split, 1):
+        groups[SAFETENSORS if whole else _shard_name(number, len(split))] = shard
+    shards = tuple(
+        WrittenShard(
+            name,
+            {"format": "pt"},
+            storage_order(held, {}),
+            "torch" if name.endswith(".bin") else "safetensors",
+        )
+        for name, held in groups.items()
+    )
+    if len(split) < 2:
+        return shards, ()
+    index = {
+        "metadata": {"total_size": sum(t.nbytes for held in split for t in held.values())},
+        "weight_map": dict(sorted((n, file) for file, held in groups.items() for n in held)),
+    }
+    return shards, (WrittenText(SAFETENSORS_INDEX, _json(index)),)
+
+
+def _shard_name(number: int, of: int) -> str:
+    return f"model-{number:05d}-of-{of:05d}.safetensors"
 
 
 def pickles_left_out(checkpoint: Checkpoint, carry: Collection[str]) -> list[str]:

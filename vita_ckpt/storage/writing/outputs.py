@@ -6,18 +6,19 @@ import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, Lock, Thread
-from typing import Final
+from typing import IO, Final
 
 from vita_ckpt.core.options import Link
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.formats.safetensors import encode_header
+from vita_ckpt.storage.formats.torch_writer import Entry, check_writable, write_state_dict
 from vita_ckpt.storage.system.access import limit, make_directory
 from vita_ckpt.storage.system.os_errors import require_space
 from vita_ckpt.storage.system.syscalls import clone, sync, sync_directory
-from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, write_tensor
+from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, tensor_bytes, write_tensor
 from vita_ckpt.storage.writing.layout import CarriedFile, WrittenShard, WrittenText
 from vita_ckpt.storage.writing.limits import Limits, sources_of
 
@@ -140,8 +141,11 @@ class Outputs:
             Writer(target, self._step).copy(source, 0, file.source.size, file.source.path)
 
     def write_shard(self, shard: WrittenShard, inputs: Inputs) -> None:
-        """A safetensors file."""
+        """A safetensors file, or one as of torch.save."""
         described = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
+        if shard.format == "torch":
+            self._write_torch(shard, described, inputs)
+            return
         header, size = encode_header(described, shard.metadata)
         self.require(len(header) + size)
         sources = sources_of(tensor for _, tensor in shard.entries)
@@ -153,6 +157,24 @@ class Outputs:
                 write_tensor(tensor, inputs, name, writer, digest)
                 if digest is not None:
                     self.digests[name] = digest.hexdigest()
+
+    def _write_torch(self, shard: WrittenShard, described: Sequence[Entry], inputs: Inputs) -> None:
+        check_writable(described, shard.name)
+        self.require(shard.nbytes)
+        with self._file(shard.name, sources_of(tensor for _, tensor in shard.entries)) as target:
+
+            def write(index: int, sink: IO[bytes]) -> None:
+                name, tensor = shard.entries[index]
+                digest = hashlib.sha256()
+                for data in tensor_bytes(tensor, inputs, name):
+                    digest.update(data)
+                    sink.write(data)
+                    self._step(len(data))
+                if name in self._digested:
+                    self.digests[name] = digest.hexdigest()
+
+            with open(target, "wb", closefd=False) as handle:
+                write_state_dict(handle, described, write)
 
     def sync(self) -> None:
         """Everything written so far is on the disk, as far as the disk tells the truth."""

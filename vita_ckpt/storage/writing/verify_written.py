@@ -29,7 +29,8 @@ def check_staged(
     for shard in shards:
         path = os.path.join(root, shard.name) if shard.name else root
         _forget(path)
-        pairs |= _pairs(path, dict(shard.entries), _read(path))
+        found = _read(path) if shard.format == "safetensors" else _read_torch(path)
+        pairs |= _pairs(path, dict(shard.entries), found)
     for file in carried:
         path = os.path.join(root, file.name)
         _forget(path)
@@ -45,15 +46,8 @@ def check_staged(
 
 def check_saved(path: str, tensors: Mapping[str, Tensor]) -> None:
     """Raise OutputError unless a ``.bin`` file holds exactly these tensors."""
-    from vita_ckpt.storage.formats.torch_reader import read_torch  # noqa: PLC0415 - zipfile, pickletools
-
     _forget(path)
-    try:
-        with LOCAL.open(path) as source:
-            found = read_torch(source).tensors
-    except InputError as error:
-        raise _failed(path, error.code) from error
-    _compare(_pairs(path, tensors, found))
+    _compare(_pairs(path, tensors, _read_torch(path)))
 
 
 def check_patched(patched: Iterable[PatchedShard]) -> None:
@@ -84,6 +78,16 @@ def _read(path: str) -> dict[str, TensorRef]:
     try:
         with LOCAL.open(path) as source:
             return dict(read_safetensors(source).tensors)
+    except InputError as error:
+        raise _failed(path, error.code) from error
+
+
+def _read_torch(path: str) -> Mapping[str, TensorRef]:
+    from vita_ckpt.storage.formats.torch_reader import read_torch  # noqa: PLC0415 - zipfile, pickletools
+
+    try:
+        with LOCAL.open(path) as source:
+            return read_torch(source).tensors
     except InputError as error:
         raise _failed(path, error.code) from error
 
