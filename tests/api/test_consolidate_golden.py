@@ -38,9 +38,7 @@ def _expected(case: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return found | (_content(extra) if extra.exists() else {})
 
 
-@pytest.mark.parametrize(
-    ("case", "state"), _STATES, ids=[f"{c.name}-{s.name}" for c, s in _STATES]
-)
+@pytest.mark.parametrize(("case", "state"), _STATES, ids=[f"{c.name}-{s.name}" for c, s in _STATES])
 def test_a_file_has_every_tensor_bit_for_bit(
     case: Path, state: Path, cli: Cli, tmp_path: Path
 ) -> None:

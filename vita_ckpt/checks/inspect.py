@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any, Final, TypedDict
 
@@ -13,11 +13,12 @@ from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
-from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters, refs_of
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.training.state import TrainingState
 
 REPORT_VERSION: Final = 1
 
@@ -96,7 +97,8 @@ class Inspection(Displayed):
 
     ``disagreements`` are sentences about what does not fit, ``missing`` names the files without
     which no loader can use the weights, such as config.json. ``needs_alignment`` is set where
-    the projector was drawn at random and not trained since.
+    the projector was drawn at random and not trained since. ``training`` describes a training
+    state.
     """
 
     path: str
@@ -123,13 +125,15 @@ class Inspection(Displayed):
     disagreements: tuple[str, ...]
     missing: tuple[str, ...]
     left_out: Mapping[str, LeftOut]
+    training: TrainingState | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
 
         The lists of tensors and modules that the schema has beside it are reports of their own.
         """
-        report: dict[str, Any] = _listed(asdict(self))
+        report: dict[str, Any] = _listed(asdict(replace(self, training=None)))
+        report["training"] = None if self.training is None else self.training.to_dict()
         if self.dispatch is not None:
             report["dispatch"]["reason"] = str(self.dispatch.reason)
         report["left_out"] = left_out_to_json(self.left_out)
@@ -144,6 +148,8 @@ class Inspection(Displayed):
             short["tower directory"] = self.tower_directory.problem or self.tower_directory.tower
         if self.dispatch is not None:
             short["dispatch"] = f"{self.dispatch.tower_class or 'nothing'}: {self.dispatch.reason}"
+        if self.training is not None:
+            short["training"] = ", ".join(self.training.summary())
         if self.projector is not None:
             widths = f"{self.projector.in_width}→{self.projector.out_width}"
             short["projector"] = f"{' or '.join(self.projector.types)} {widths}"
@@ -216,12 +222,13 @@ def inspect_checkpoint(
         ),
         missing=missing,
         left_out=checkpoint.left_out,
+        training=checkpoint.training,
     )
 
 
 def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Iterator[str]:
     """Name the files that a directory of this kind needs beside its weights, and has not."""
-    if checkpoint.layout == "file":
+    if checkpoint.layout in ("file", "state"):
         return
     is_eva = kind == TOWER and tower is not None and tower.traits.lone_file
     if kind in (VITA, LANGUAGE_MODEL, TOWER) and checkpoint.config is None and not is_eva:
@@ -231,16 +238,16 @@ def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Ite
 
 
 def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[TensorRow]:
-    """Return name, dtype, shape, shard and bytes of each named tensor, as JSON."""
+    """Return name, dtype, shape, bytes and (the first) shard of each named tensor, as JSON."""
     shards = {shard.file: shard.name for shard in checkpoint.shards}
-    refs = checkpoint.refs
+    tensors = checkpoint.tensors
     return [
         {
             "name": name,
-            "dtype": refs[name].dtype,
-            "shape": list(refs[name].shape),
-            "shard": shards[refs[name].source],
-            "bytes": refs[name].nbytes,
+            "dtype": tensors[name].dtype,
+            "shape": list(tensors[name].shape),
+            "shard": shards[refs_of(tensors[name])[0].source],
+            "bytes": tensors[name].nbytes,
         }
         for name in names
     ]
@@ -502,7 +509,8 @@ def _differences(tower: Tower, directory: Tower) -> Iterable[str]:
 
 
 def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
-    counts = Counter(ref.source for ref in checkpoint.refs.values())
+    sources = ({ref.source for ref in refs_of(t)} for t in checkpoint.tensors.values())
+    counts = Counter(source for found in sources for source in found)
     return tuple(
         ShardSummary(shard.name, shard.format, shard.file.size, counts[shard.file])
         for shard in checkpoint.shards

@@ -11,7 +11,7 @@ from vita_ckpt.checks import kinds
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.checkpoint import Checkpoint, Shape
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, source_of
 from vita_ckpt.core.filenames import ADAPTER_CONFIG
 from vita_ckpt.core.report import Finding
 
@@ -73,7 +73,7 @@ def _scale(subject: Subject, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _halves(checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs) -> Iterator[Finding]:
-    refs = checkpoint.refs
+    refs = checkpoint.tensors
     wrong_ranks = 0
     for module, halves in pairs.items():
         if len(halves) < 2:
@@ -83,7 +83,7 @@ def _halves(checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs) ->
                 "lora-pair-incomplete",
                 name,
                 f"expected {other} too, got none",
-                file=refs[name].source.path,
+                file=source_of(refs[name]),
             )
             continue
         shapes = refs[halves["A"]].shape, refs[halves["B"]].shape
@@ -97,7 +97,7 @@ def _halves(checkpoint: Checkpoint, config: Mapping[str, Any], pairs: _Pairs) ->
                     halves["A"],
                     f"expected rank {wanted}, as adapter_config.json says, got "
                     f"{list(shapes[0])} and {list(shapes[1])}",
-                    file=refs[halves["A"]].source.path,
+                    file=source_of(refs[halves["A"]]),
                 )
 
 
@@ -116,7 +116,7 @@ def _magnitudes(
             module,
             f"expected {module}{_MAGNITUDE} for each of {len(pairs)} deltas, since use_dora is "
             f"set, got none for {len(absent)}",
-            file=checkpoint.refs[name].source.path,
+            file=source_of(checkpoint.tensors[name]),
         )
 
 
@@ -145,7 +145,7 @@ def _base(subject: Subject, config: Mapping[str, Any], pairs: _Pairs) -> Iterato
             file=_config_path(subject),
         )
         return
-    refs = subject.checkpoint.refs
+    refs = subject.checkpoint.tensors
     wrong = 0
     for module, halves in pairs.items():
         target = f"{module.removeprefix(parts.PEFT_PREFIX)}.weight"
@@ -163,7 +163,7 @@ def _base(subject: Subject, config: Mapping[str, Any], pairs: _Pairs) -> Iterato
                 if weight is None
                 else f"expected halves for {target} {list(weight.shape)} of the base, got "
                 + " and ".join(str(list(shape)) for shape in shapes.values()),
-                file=refs[name].source.path,
+                file=source_of(refs[name]),
             )
 
 

@@ -14,7 +14,7 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.binding import AUDIO_PREFIX, bind_tower, builds_audio, is_audio, is_harmless
-from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, source_of
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
@@ -79,14 +79,14 @@ def _config_file(checkpoint: Checkpoint) -> str:
 
 
 def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for name, tensor in checkpoint.refs.items():
+    for name, tensor in checkpoint.tensors.items():
         if 0 in tensor.shape:
             yield finding(
                 "empty-tensor",
                 name,
                 f"expected a tensor with elements, got shape {list(tensor.shape)}",
                 hint="gather the parameters of the ZeRO-3 run and save them again",
-                file=tensor.source.path,
+                file=source_of(tensor),
             )
 
 
@@ -332,7 +332,7 @@ def _unknown_projector(checkpoint: Checkpoint, shapes: Mapping[str, Shape], pref
 
 def _not_floating(subject: Subject) -> Iterator[Finding]:
     """Tensors of a projector whose values are no real numbers."""
-    for name, tensor in subject.checkpoint.refs.items():
+    for name, tensor in subject.checkpoint.tensors.items():
         is_projector = subject.kind == kinds.PROJECTOR or "mm_projector" in name
         if is_projector and not tensor.dtype.startswith(("F", "BF")):
             yield finding(
@@ -340,14 +340,14 @@ def _not_floating(subject: Subject) -> Iterator[Finding]:
                 name,
                 f"expected a floating dtype, got {tensor.dtype}",
                 hint="take the projector from a sound copy",
-                file=tensor.source.path,
+                file=source_of(tensor),
             )
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     by_part: dict[str, Counter[str]] = {}
     example: dict[tuple[str, str], str] = {}
-    for name, tensor in checkpoint.refs.items():
+    for name, tensor in checkpoint.tensors.items():
         if tensor.dtype in _FLOATS:
             part = parts.part_of(name)
             by_part.setdefault(part, Counter())[tensor.dtype] += 1
@@ -428,4 +428,4 @@ def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, Shape]:
 
 def _file(checkpoint: Checkpoint, name: str) -> str:
     tensor = checkpoint.tensors.get(name)
-    return tensor.source.path if isinstance(tensor, TensorRef) else ""
+    return source_of(tensor) if tensor is not None else ""

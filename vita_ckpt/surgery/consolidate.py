@@ -60,7 +60,7 @@ def plan_file(
         donors.append(base)
         edits += [
             AddTensor(name, _in_dtype(tensor, dtype), "of the base")
-            for name, tensor in _of_base(base, named, {}).items()
+            for name, tensor in _of_base(base, named).items()
         ]
     notes = (*_notes(training), *_missing_note(training, base))
     return Plan(OPERATION, EMPTY, tuple(edits), tuple(donors), notes)
@@ -172,7 +172,14 @@ def _plan_on_base(
     dtype: str | None,
     record: Record,
 ) -> Plan:
-    missing = _of_base(base, tensors, base.config or {})
+    # What is tied to a parameter that was excluded is only a copy: the base has the weight itself.
+    tied = without_wrappers(state.training.shared if state.training else {}, state.root)
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (name in tied and name in base.tensors and tied[name] not in state.tensors)
+    }
+    missing = _of_base(base, tensors)
     edits: list[Edit] = [
         (ReplaceTensor if name in base.tensors else AddTensor)(name, tensor, _TENSOR)
         for name, tensor in tensors.items()
@@ -263,9 +270,7 @@ def _unwrapped(
     }
 
 
-def _of_base(
-    base: Checkpoint, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def _of_base(base: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the base that the state does not have, once their shapes fit."""
     for name, tensor in tensors.items():
         old = base.tensors.get(name)
@@ -313,11 +318,7 @@ def _dtype_key(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict
 
 
 def _notes(training: TrainingState) -> tuple[str, ...]:
-    what = [str(training.engine), training.version]
-    what += [f"stage {training.stage}"] if training.stage is not None else []
-    what += [f"step {training.step}"] if training.step is not None else []
-    what += [f"{training.ranks} ranks"] if training.ranks is not None else []
-    return (f"training state: {', '.join(filter(None, what))}", *training.notes)
+    return (f"training state: {', '.join(training.summary())}", *training.notes)
 
 
 def _missing_note(training: TrainingState, base: Checkpoint | None) -> tuple[str, ...]:

@@ -9,7 +9,17 @@ from typing import Any, Final, TypeVar
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Shape, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import (
+    EMPTY,
+    Checkpoint,
+    Pieces,
+    Shape,
+    Stored,
+    Tensor,
+    TensorRef,
+    cast,
+    source_of,
+)
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.plan import (
     AddTensor,
@@ -180,9 +190,7 @@ class _Widths:
             out_widths["hidden_size"] = config["hidden_size"]
         return cls(in_widths, out_widths)
 
-    def check(
-        self, adapter: Checkpoint, found: Projector, weights: Mapping[str, TensorRef]
-    ) -> None:
+    def check(self, adapter: Checkpoint, found: Projector, weights: Mapping[str, Stored]) -> None:
         """Raise AdapterError unless the projector fits."""
         name, tensor = next((n, t) for n, t in weights.items() if len(t.shape) > 1)
         for side, got, by_source in (
@@ -202,7 +210,7 @@ class _Widths:
 
 def _choose_type(
     adapter: Checkpoint,
-    weights: Mapping[str, TensorRef],
+    weights: Mapping[str, Stored],
     config: Mapping[str, Any],
     widths: _Widths,
 ) -> Projector:
@@ -269,12 +277,12 @@ def _misfit(
     )
 
 
-def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
-    refs = checkpoint.refs
+def _projector_of(checkpoint: Checkpoint) -> dict[str, Stored]:
+    refs = checkpoint.stored
     try:
         stored = get_w({name: name for name in refs}, KEYWORD)
     except AdapterError as error:
-        file = refs[error.subject].source.path
+        file = source_of(refs[error.subject])
         raise error.with_subject(f"{file}: {error.subject}") from error
     weights = {name: refs[origin] for name, origin in stored.items()}
     if not weights:
@@ -292,7 +300,7 @@ def _projector_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
         if 0 in tensor.shape:
             raise AdapterError(
                 "empty-tensor",
-                f"{tensor.source.path}: {stored[name]}",
+                f"{source_of(tensor)}: {stored[name]}",
                 expected="a tensor with elements",
                 got=f"shape {list(tensor.shape)}",
                 hint="a ZeRO-3 run saved without gathering: gather the projector and save it again",
@@ -309,17 +317,17 @@ def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
     return {n: t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
 
 
-def put_tensor(base: Checkpoint, name: str, tensor: TensorRef, dtype: str, reason: str) -> Edit:
+def put_tensor(base: Checkpoint, name: str, tensor: Stored, dtype: str, reason: str) -> Edit:
     """Return the edit that gives ``base`` a donor's tensor in ``dtype``. Raises CastError."""
     if not can_cast(tensor.dtype, dtype):
         raise CastError(
             "cast-not-defined",
-            f"{tensor.source.path}: {name}",
+            f"{source_of(tensor)}: {name}",
             expected=f"a dtype that becomes {dtype}",
             got=tensor.dtype,
             hint=f"conversions lead to {', '.join(CAST_TARGETS)}",
         )
-    new = tensor if tensor.dtype == dtype else Cast(tensor, dtype)
+    new = cast(tensor, dtype)
     return (ReplaceTensor if name in base.tensors else AddTensor)(name, new, reason)
 
 
@@ -355,7 +363,7 @@ def _extra_edits(base: Checkpoint, adapter: Checkpoint, chosen: Mapping[str, Ten
                 got=f"also {printable(origins[target])}",
             )
         old = base.tensors.get(target)
-        if old is None or old.shape != tensor.shape or not isinstance(tensor, TensorRef):
+        if old is None or old.shape != tensor.shape or not isinstance(tensor, TensorRef | Pieces):
             raise AdapterError(
                 "extra-does-not-fit",
                 f"{adapter.root}: {name}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,17 @@ class TrainingState(Displayed):
     master_bytes: int = 0
     moment_bytes: int = 0
     notes: tuple[str, ...] = ()
+
+    def summary(self) -> Iterator[str]:
+        """Yield what the state is in a few words: engine, version, stage, step, ranks."""
+        yield str(self.engine)
+        if self.version:
+            yield self.version
+        for label, value in (("stage", self.stage), ("step", self.step)):
+            if value is not None:
+                yield f"{label} {value}"
+        if self.ranks is not None:
+            yield f"{self.ranks} rank{'s' if self.ranks != 1 else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as JSON, as ``inspect`` reports it."""
