@@ -30,6 +30,7 @@ from vita_ckpt.storage.reading.tower import (
     read_processor,
     read_tower_config,
 )
+from vita_ckpt.storage.reading.training_files import state_beside
 from vita_ckpt.storage.reading.training_state import (
     WEIGHTS,
     Weights,
@@ -39,6 +40,7 @@ from vita_ckpt.storage.reading.training_state import (
 from vita_ckpt.surgery import config, vision_modules
 from vita_ckpt.surgery import consolidate as consolidation
 from vita_ckpt.surgery import projector as projector_surgery
+from vita_ckpt.surgery.projector import KEYWORD
 from vita_ckpt.surgery.vision_modules import VisionModelArgs
 
 
@@ -51,7 +53,7 @@ def plan_extract_projector(
     Tensors are named as upstream does, ``model.mm_projector.0.weight``, or ``0.weight`` if
     ``bare``. Raises InputError if it cannot be read and AdapterError if it has no projector.
     """
-    opened = as_checkpoint(checkpoint, stores)
+    opened = _with_projector(checkpoint, Stores() if stores is None else stores)
     plan = projector_surgery.plan_extract_projector(opened, bare=bare)
     return replace(plan, request={"bare": bare})
 
@@ -79,7 +81,7 @@ def plan_merge_projector(
     an unknown dtype or an extra that is not there.
     """
     stores = Stores() if stores is None else stores
-    base, adapter = as_checkpoint(base, stores), as_checkpoint(adapter, stores)
+    base, adapter = as_checkpoint(base, stores), _with_projector(adapter, stores)
     if tower is not None or _is_plain(base):
         if dtype is not None or extras:
             raise UsageError(
@@ -93,6 +95,18 @@ def plan_merge_projector(
     names = (extras,) if isinstance(extras, str) else extras
     plan = projector_surgery.plan_merge_projector(base, adapter, dtype=code, extras=names)
     return replace(plan, request={"dtype": code, "extras": sorted(names)})
+
+
+def _with_projector(given: Checkpoint | StrPath, stores: Stores) -> Checkpoint:
+    """Return what a projector is taken from.
+
+    A step of a LoRA run holds the adapter alone: its projector is in the training state beside it.
+    """
+    opened = as_checkpoint(given, stores)
+    if opened.layout != "lora" or any(KEYWORD in name for name in opened.tensors):
+        return opened
+    found = state_beside(stores.store_of(opened.root), opened.root)
+    return opened if found is None else open_training_state(found, stores)
 
 
 def plan_swap_tower(
@@ -133,7 +147,7 @@ def plan_swap_tower(
         mm_projector_type=projector_type,
         pretrain_mm_mlp_adapter=None
         if projector is None or choice is not None
-        else as_checkpoint(projector, stores),
+        else _with_projector(projector, stores),
         projector=choice,  # type: ignore[arg-type]
         seed=seed,
         use_s2=use_s2,

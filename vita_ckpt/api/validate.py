@@ -27,6 +27,7 @@ from vita_ckpt.checks.lora import check_lora
 from vita_ckpt.checks.pickles import check_pickles
 from vita_ckpt.checks.structure import check_structure
 from vita_ckpt.checks.subject import Subject
+from vita_ckpt.checks.training import check_training
 from vita_ckpt.checks.values import (
     Values,
     as_one,
@@ -117,6 +118,7 @@ def report_on(
     if checkpoint.tensors:
         findings += check_structure(subject)
         findings += check_lora(subject)
+        findings += check_training(subject)
         findings += _adapter(subject)
         findings += _values(subject, stores, everything=values)
     if checkpoint.tensors or checkpoint.config is not None:

@@ -54,6 +54,8 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
 
 def check_audio(checkpoint: Checkpoint, unread: Collection[str] = ()) -> Iterator[Finding]:
     """Check that an audio encoder is stored if, and only if, the config has one built."""
+    if checkpoint.training is not None and checkpoint.config is None:
+        return
     config = checkpoint.config or {}
     stored = [name for name in checkpoint.tensors if is_audio(name)]
     if builds_audio(config) and not stored and not any(map(is_audio, unread)):
@@ -347,6 +349,8 @@ def _not_floating(subject: Subject) -> Iterator[Finding]:
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     by_part: dict[str, Counter[str]] = {}
     example: dict[tuple[str, str], str] = {}
+    if checkpoint.training is not None:  # float32 masters beside frozen copies
+        return
     for name, tensor in checkpoint.tensors.items():
         if tensor.dtype in _FLOATS:
             part = parts.part_of(name)

@@ -31,6 +31,14 @@ DTENSOR: Final = re.compile(
 UNIVERSAL_WEIGHTS: Final = "fp32.pt"
 UNIVERSAL_MOMENTS: Final = ("exp_avg.pt", "exp_avg_sq.pt")
 
+_DEFAULT_TAG: Final = re.compile(r"global_step[0-9]+", re.ASCII)
+
+
+def is_default_tag(name: str) -> bool:
+    """Return whether a directory is a state of DeepSpeed's, by the tag that it has by default."""
+    return _DEFAULT_TAG.fullmatch(name) is not None
+
+
 # Of a run, what belongs to a model beside its config: its tokenizer, its processor, its settings.
 _CARRIED: Final = re.compile(
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config"

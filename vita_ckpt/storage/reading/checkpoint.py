@@ -144,7 +144,8 @@ def training_state_in(store: Store, root: str, names: list[str]) -> Place | None
     return find_state(store, root)
 
 
-def _open_state(store: Store, place: Place) -> Checkpoint:
+def open_state(store: Store, place: Place) -> Checkpoint:
+    """Return the training state at a place, as :func:`open_checkpoint` does."""
     # Reads pickles, and is seldom needed.
     from vita_ckpt.storage.reading.training_state import open_place  # noqa: PLC0415
 
@@ -155,7 +156,7 @@ def _open_directory(store: Store, root: str, key: str) -> Checkpoint:
     names = store.listing(root)
     place = training_state_in(store, root, names)
     if place is not None:
-        return _open_state(store, place)
+        return open_state(store, place)
     weights = Weights(key)
     index: dict[str, Any] | None = None
     layout: Layout

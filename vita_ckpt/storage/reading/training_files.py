@@ -123,6 +123,16 @@ def latest_tag(store: Store, root: str, names: Iterable[str]) -> str | None:
     return None
 
 
+def state_beside(store: Store, root: str) -> str | None:
+    """Return the training state in a directory that holds other weights; None if there is none."""
+    if not is_directory(store, root):
+        return None
+    names = store.listing(root)
+    tag = latest_tag(store, root, names)
+    found = [tag] if tag is not None else states_below(store, root, names)
+    return os.path.join(root, found[0]) if len(found) == 1 else None
+
+
 def is_of_run(name: str) -> bool:
     """Return whether a directory of this name lies in a run, which holds what it does not."""
     return _TAG.fullmatch(name) is not None
