@@ -31,8 +31,8 @@ def check_training(subject: Subject) -> Iterator[Finding]:
         yield finding(
             "projector-in-training-state",
             states[-1],
-            f"expected {NON_LORA} beside the adapter, got none: a projector that was trained too is "
-            "in the training state alone",
+            f"expected {NON_LORA} beside the adapter, got none: a projector that was trained too "
+            "is in the training state alone",
             hint=f"vita-ckpt consolidate {checkpoint.root} --out DIR writes the whole run",
             file=checkpoint.root,
         )
