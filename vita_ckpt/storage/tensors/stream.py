@@ -170,7 +170,8 @@ def tensor_bytes(
 def _interleaved(pieces: Pieces, inputs: Inputs, name: str) -> Iterator[bytes]:
     """Yield the bytes of a tensor whose parts are cut into runs, several runs at a time."""
     sizes = [part.nbytes // pieces.runs for part in pieces.parts]
-    step = max(_SMALLEST_STEP, _CAST_STEP // len(pieces.parts))
+    # Whole elements of any dtype.
+    step = max(_SMALLEST_STEP, _CAST_STEP // len(pieces.parts) // 8 * 8)
     streams = [_Stream(tensor_bytes(part, inputs, name, step)) for part in pieces.parts]
     most = max(1, _CAST_STEP // max(sum(sizes), 1))
     if most == 1:  # runs that are too long to be held
