@@ -270,7 +270,14 @@ def _as_state(
             return open_training_state(state.root, stores, weights=weights)
         is_changed = weights == "copies" and state.training is not None
         return consolidation.with_copies(state) if is_changed else state
-    return open_training_state(locate(state, stores), stores, tag=tag, weights=weights)
+    path = locate(state, stores)
+    try:
+        opened = open_training_state(path, stores, tag=tag)
+    except InputError as error:
+        if weights == "masters" or error.code not in ("missing-rank", "masters-differ"):
+            raise
+        return open_training_state(path, stores, tag=tag, weights=weights)
+    return consolidation.with_copies(opened) if weights == "copies" else opened
 
 
 def _given_config(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy.parts import LM_HEAD
+from vita_ckpt.core.anatomy.parts import LANGUAGE_MODEL, LM_HEAD, part_of
 from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Tensor, cast, uncast
 from vita_ckpt.core.dtype import CAST_SOURCES, CAST_TARGETS, INTEGERS
 from vita_ckpt.core.filenames import (
@@ -282,11 +282,16 @@ def _of_base(base: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
                 got=str(list(old.shape)),
                 hint="the run was trained on another base",
             )
-    if not base.tensors.keys() & tensors.keys():
+    strange = [
+        name
+        for name in tensors
+        if name not in base.tensors and name != LM_HEAD and part_of(name) == LANGUAGE_MODEL
+    ]
+    if strange or not base.tensors.keys() & tensors.keys():
         raise InputError(
             "base-does-not-fit-run",
             base.root,
-            expected=f"names of the training state, as {next(iter(tensors))}",
+            expected=f"names of the training state, as {(*strange, *tensors)[0]}",
             got=", ".join(list(base.tensors)[:3]),
             hint="the run was trained on another base",
         )

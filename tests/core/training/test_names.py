@@ -63,7 +63,7 @@ def test_names_of_an_adapter() -> None:
 
 def test_two_adapters_are_refused() -> None:
     names = [f"base_model.model.x.lora_A.{adapter}.weight" for adapter in ("one", "two")]
-    with pytest.raises(UsageError, match="several-adapters: file: .*got one, two"):
+    with pytest.raises(UsageError, match=r"several-adapters: file: .*got one, two"):
         adapter_names(names, "file")
 
 

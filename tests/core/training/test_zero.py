@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 import pytest
@@ -64,7 +65,7 @@ def test_stage_3(shapes: dict[str, tuple[int, ...]], ranks: int, data: st.DataOb
             of_rank[rank] += padded[rank * piece : (rank + 1) * piece]
     length = len(of_rank[0])
     cuts = sorted(data.draw(st.sets(st.integers(0, length), max_size=4)) | {0, length})
-    bounds = list(zip(cuts, cuts[1:], strict=False)) or [(0, 0)]
+    bounds = list(pairwise(cuts)) or [(0, 0)]
     vectors = {
         (rank, number): of_rank[rank][low:high]
         for rank in range(ranks)

@@ -52,7 +52,7 @@ def test_any_grid_is_streamed_in_order(
     cuts = [
         sorted({0, size} | data.draw(st.sets(st.integers(0, size), max_size=2))) for size in shape
     ]
-    bounds = [list(zip(c, c[1:], strict=False)) for c in cuts]
+    bounds = [list(itertools.pairwise(c)) for c in cuts]
     chunks = list(itertools.product(*bounds))
     data.draw(st.randoms(use_true_random=False)).shuffle(chunks)
     arrays = [whole[tuple(slice(low, high) for low, high in chunk)] for chunk in chunks]

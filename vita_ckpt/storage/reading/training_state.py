@@ -65,6 +65,7 @@ from vita_ckpt.storage.formats.deepspeed import (
 )
 from vita_ckpt.storage.formats.dtensor import RankFile, read_rank
 from vita_ckpt.storage.formats.safetensors import SafetensorsFile, read_safetensors
+from vita_ckpt.storage.reading.index import check_inside
 from vita_ckpt.storage.reading.paths import Stores, read_optional
 from vita_ckpt.storage.reading.shards import read_shard
 from vita_ckpt.storage.reading.training_files import Place, find_state, is_of_run, is_plain_name
@@ -731,13 +732,7 @@ def _placed(
     files: list[File] = []
     for name, held in by_file.items():
         path = os.path.join(place.root, name)
-        if not store.stays_below(place.root, name):
-            raise InputError(
-                "shard-outside",
-                os.path.join(place.root, METADATA),
-                expected="names of files in the directory",
-                got=repr(name[:80]),
-            )
+        check_inside(store, place.root, name, os.path.join(place.root, METADATA))
         if store.look(path) is None:
             raise _missing_rank(path, f"the file that {METADATA} names")
         with store.open(path) as source:
