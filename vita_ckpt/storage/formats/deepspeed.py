@@ -28,8 +28,9 @@ class ModelStates:
     of the trained parameters of each optimizer group, in storage order; None if the optimizer does
     not partition. ``frozen_shapes`` and ``frozen`` are None if no frozen parameters were recorded.
     ``shared`` maps tied names to the stored ones. ``world_size`` and ``step`` are None if unknown,
-    ``dtype`` and ``stage`` are what DeepSpeed's config says, ``masters`` the float32 weights that
-    an optimizer without partitions keeps beside the module, in its own order.
+    ``dtype`` and ``stage`` are what DeepSpeed's config says. ``master_bytes`` and ``moment_bytes``
+    are sizes of what an optimizer without partitions keeps beside the module: its float32 weights
+    have no names.
     """
 
     file: File
@@ -44,7 +45,7 @@ class ModelStates:
     step: int | None
     dtype: str
     stage: int | None
-    masters: tuple[TensorRef, ...] = ()
+    master_bytes: int = 0
     moment_bytes: int = 0
 
 
@@ -148,7 +149,7 @@ def read_model_states(source: Source) -> ModelStates:
         step=_count(entries.get("global_steps")),
         dtype=_dtype(config),
         stage=_configured_stage(config),
-        masters=_flat_list(optimizer.get("fp32_groups")) if isinstance(optimizer, dict) else (),
+        master_bytes=_master_bytes(optimizer),
         moment_bytes=_moment_bytes(optimizer),
     )
 
@@ -296,6 +297,12 @@ def _configured_stage(config: Any) -> int | None:
     stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     is_stage = type(stage) is int and 0 <= stage <= 3
     return stage if isinstance(config, dict) and is_stage else None
+
+
+def _master_bytes(optimizer: Any) -> int:
+    groups = optimizer if isinstance(optimizer, dict) else {}
+    keys = ("fp32_groups", "fp32_groups_flat")
+    return sum(tensor.nbytes for key in keys for tensor in _flat_list(groups.get(key)))
 
 
 def _moment_bytes(state: Any) -> int:

@@ -550,17 +550,8 @@ def _without_optimizer(place: Place, states: ModelStates, weights: Weights) -> _
         )
     trained = [name for group in states.groups or () for name in group if name in tensors]
     notes: tuple[str, ...] = ()
-    copies = {n: ref for n, ref in states.module.items() if n not in states.buffers}
-    masters = dict(zip(copies, states.masters, strict=False))
-    if weights == "masters" and states.masters:
-        if [m.shape for m in states.masters] == [ref.shape for ref in copies.values()]:
-            tensors |= masters
-            trained = list(masters)
-        else:
-            copies = {}
-            notes = ("the float32 masters of stage 0 have no names: the model's weights are taken",)
-    else:
-        copies = {}
+    if weights == "masters" and states.master_bytes:
+        notes = ("the float32 masters of stage 0 have no names: the model's weights are taken",)
     others = [n for n in states.module if n not in states.buffers and n not in set(trained)]
     dtypes = Counter(ref.dtype for n, ref in states.module.items() if n not in states.buffers)
     state = TrainingState(
@@ -573,8 +564,7 @@ def _without_optimizer(place: Place, states: ModelStates, weights: Weights) -> _
         trained=tuple(trained) if trained else tuple(others),
         frozen=tuple(others) if trained else (),
         buffers=tuple(n for n in states.buffers if n in states.module),
-        copies=copies,
-        master_bytes=sum(m.nbytes for m in states.masters),
+        master_bytes=states.master_bytes,
         moment_bytes=states.moment_bytes,
         notes=notes,
     )
