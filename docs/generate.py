@@ -50,6 +50,7 @@ FOLDERS = (
     "core/anatomy",
     "core/anatomy/towers",
     "core/anatomy/towers/families",
+    "core/training",
 )
 BEGIN, END = "<!-- demo: written by docs/generate.py -->\n", "<!-- demo ends -->\n"
 

@@ -57,6 +57,18 @@ SIGNATURES = {
     ),
     "load_plan": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"),
     "open_checkpoint": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Checkpoint'"),
+    "consolidate": (
+        "(state: 'Checkpoint | StrPath', out: 'StrPath', *, base: 'Checkpoint | StrPath | None' "
+        "= None, config: 'Mapping[str, Any] | StrPath | None' = None, dtype: 'str | None' = None, "
+        "weights: 'TrainedWeights' = 'masters', tag: 'str | None' = None, check: 'bool' = False, "
+        "progress: 'Progress' = no_progress, stores: 'Stores | None' = None) -> 'str'"
+    ),
+    "plan_consolidate": (
+        "(state: 'Checkpoint | StrPath', *, base: 'Checkpoint | StrPath | None' = None, config: "
+        "'Mapping[str, Any] | StrPath | None' = None, dtype: 'str | None' = None, weights: "
+        "'TrainedWeights' = 'masters', tag: 'str | None' = None, as_file: 'bool' = False, stores: "
+        "'Stores | None' = None) -> 'Plan'"
+    ),
     "plan_extract_projector": (
         "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, stores: 'Stores | "
         "None' = None) -> 'Plan'"
@@ -122,17 +134,21 @@ EXIT_CODES = {
     "OutputError": 3,
 }
 VALUES = {
+    "Pieces",
+    "TrainingState",
     "AddTensor",
     "Cast",
     "Checkpoint",
     "ConfigDifference",
     "ConfigLine",
+    "CopyFile",
     "Difference",
     "Dispatch",
     "Distance",
     "Divergence",
     "DropFile",
     "DropTensor",
+    "Engine",
     "Explanation",
     "FileDifference",
     "FileSize",
@@ -194,6 +210,7 @@ ALIASES = {
     "Severity",
     "StrPath",
     "Tensor",
+    "TrainedWeights",
 }
 
 

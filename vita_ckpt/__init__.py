@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         save_plan as save_plan,
         summarize as summarize,
     )
+    from vita_ckpt.api.consolidate import (
+        consolidate as consolidate,
+    )
     from vita_ckpt.api.diff import (
         diff as diff,
     )
@@ -37,6 +40,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         open_checkpoint as open_checkpoint,
     )
     from vita_ckpt.api.plans import (
+        plan_consolidate as plan_consolidate,
         plan_extract_projector as plan_extract_projector,
         plan_extract_tower as plan_extract_tower,
         plan_merge_projector as plan_merge_projector,
@@ -96,6 +100,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         Checkpoint as Checkpoint,
         File as File,
         LocalFile as LocalFile,
+        Pieces as Pieces,
         RandomInit as RandomInit,
         RemoteFile as RemoteFile,
         Shard as Shard,
@@ -111,6 +116,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.core.options import (
         Link as Link,
         Options as Options,
+        TrainedWeights as TrainedWeights,
     )
     from vita_ckpt.core.outcomes import (
         History as History,
@@ -120,6 +126,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.core.plan import (
         AddTensor as AddTensor,
+        CopyFile as CopyFile,
         DropFile as DropFile,
         DropTensor as DropTensor,
         Edit as Edit,
@@ -141,6 +148,10 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         PlannedKey as PlannedKey,
         PlannedTensor as PlannedTensor,
         Summary as Summary,
+    )
+    from vita_ckpt.core.training.state import (
+        Engine as Engine,
+        TrainingState as TrainingState,
     )
     from vita_ckpt.core.verification import (
         Verification as Verification,
@@ -189,6 +200,7 @@ _HOMES = {
         "save_plan",
         "summarize",
     ),
+    "vita_ckpt.api.consolidate": ("consolidate",),
     "vita_ckpt.api.diff": ("diff",),
     "vita_ckpt.api.explain": ("explain",),
     "vita_ckpt.api.inspect": (
@@ -208,6 +220,7 @@ _HOMES = {
         "open_checkpoint",
     ),
     "vita_ckpt.api.plans": (
+        "plan_consolidate",
         "plan_extract_projector",
         "plan_extract_tower",
         "plan_merge_projector",
@@ -259,6 +272,7 @@ _HOMES = {
         "Checkpoint",
         "File",
         "LocalFile",
+        "Pieces",
         "RandomInit",
         "RemoteFile",
         "Shard",
@@ -270,6 +284,7 @@ _HOMES = {
     "vita_ckpt.core.options": (
         "Link",
         "Options",
+        "TrainedWeights",
     ),
     "vita_ckpt.core.outcomes": (
         "History",
@@ -279,6 +294,7 @@ _HOMES = {
     ),
     "vita_ckpt.core.plan": (
         "AddTensor",
+        "CopyFile",
         "DropFile",
         "DropTensor",
         "Edit",
@@ -300,6 +316,10 @@ _HOMES = {
         "PlannedKey",
         "PlannedTensor",
         "Summary",
+    ),
+    "vita_ckpt.core.training.state": (
+        "Engine",
+        "TrainingState",
     ),
     "vita_ckpt.core.verification": ("Verification",),
     "vita_ckpt.errors": (

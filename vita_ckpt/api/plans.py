@@ -8,7 +8,6 @@ from dataclasses import replace
 from types import NoneType
 from typing import Any, Final
 
-from vita_ckpt.api.fetch import fetched
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.checks.inspect import inspect_checkpoint
@@ -19,8 +18,8 @@ from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.filenames import CONFIG
+from vita_ckpt.core.options import TRAINED_WEIGHTS, TrainedWeights
 from vita_ckpt.core.plan import Plan, SavedPlan, not_a_plan
-from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, is_file, read_json
@@ -31,12 +30,7 @@ from vita_ckpt.storage.reading.tower import (
     read_tower_config,
 )
 from vita_ckpt.storage.reading.training_files import state_beside
-from vita_ckpt.storage.reading.training_state import (
-    WEIGHTS,
-    Weights,
-    check_copies,
-    open_training_state,
-)
+from vita_ckpt.storage.reading.training_state import open_training_state
 from vita_ckpt.surgery import config, vision_modules
 from vita_ckpt.surgery import consolidate as consolidation
 from vita_ckpt.surgery import projector as projector_surgery
@@ -211,7 +205,7 @@ def plan_consolidate(
     base: Checkpoint | StrPath | None = None,
     config: Mapping[str, Any] | StrPath | None = None,
     dtype: str | None = None,
-    weights: Weights = "masters",
+    weights: TrainedWeights = "masters",
     tag: str | None = None,
     as_file: bool = False,
     stores: Stores | None = None,
@@ -231,8 +225,8 @@ def plan_consolidate(
     config for a directory, and where ``base`` does not fit.
     """
     stores = Stores() if stores is None else stores
-    if weights not in WEIGHTS:
-        raise UsageError("unknown-weights", weights, expected=" or ".join(WEIGHTS))
+    if weights not in TRAINED_WEIGHTS:
+        raise UsageError("unknown-weights", weights, expected=" or ".join(TRAINED_WEIGHTS))
     opened = _as_state(state, weights, tag, stores)
     code = _dtype(dtype)
     given = _given_config(config, stores)
@@ -247,22 +241,8 @@ def plan_consolidate(
     return replace(plan, request=request)
 
 
-def check_masters(plan: Plan, *, stores: Stores | None = None) -> None:
-    """Compare all float32 masters of the training states that ``plan`` reads with their copies.
-
-    Raises MalformedFileError for the first tensor whose masters do not round to them.
-    """
-    stores = Stores() if stores is None else stores
-    for donor in plan.donors:
-        if donor.training is None:
-            continue
-        refs = remote_refs({**donor.tensors, **donor.training.copies})
-        with fetched(refs, stores) as here:
-            check_copies(here.checkpoint(donor))
-
-
 def _as_state(
-    state: Checkpoint | StrPath, weights: Weights, tag: str | None, stores: Stores
+    state: Checkpoint | StrPath, weights: TrainedWeights, tag: str | None, stores: Stores
 ) -> Checkpoint:
     """Return an opened training state with the weights that are asked for."""
     if isinstance(state, Checkpoint):

@@ -9,6 +9,11 @@ Link = Literal["auto", "reflink", "hardlink", "symlink", "copy"]
 LINKS: Final[tuple[Link, ...]] = ("auto", "reflink", "hardlink", "symlink", "copy")
 
 
+# Of a training state: the float32 masters of the optimizer, or the copies that the model ran with.
+TrainedWeights = Literal["masters", "copies"]
+TRAINED_WEIGHTS: Final[tuple[TrainedWeights, ...]] = ("masters", "copies")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a plan is run.

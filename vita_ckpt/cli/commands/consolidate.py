@@ -7,9 +7,11 @@ from typing import Any
 import click
 
 from vita_ckpt.api import plans
+from vita_ckpt.api.consolidate import check_masters
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import plan_options, run_plan
+from vita_ckpt.core.options import TRAINED_WEIGHTS, TrainedWeights
 
 
 @click.command("consolidate")
@@ -33,7 +35,7 @@ from vita_ckpt.cli.plan_options import plan_options, run_plan
 )
 @click.option(
     "--weights",
-    type=click.Choice(["masters", "copies"]),
+    type=click.Choice(TRAINED_WEIGHTS),
     default="masters",
     show_default=True,
     help="Take the optimizer's float32 weights, or the copies that the model ran with.",
@@ -52,7 +54,7 @@ def command(
     tag: str | None,
     base: str | None,
     config: str | None,
-    weights: Any,
+    weights: TrainedWeights,
     dtype: str | None,
     **run: Any,
 ) -> int:
@@ -77,5 +79,5 @@ def command(
         stores=settings.stores,
     )
     if run["check"]:
-        plans.check_masters(plan, stores=settings.stores)
+        check_masters(plan, stores=settings.stores)
     return run_plan(settings, plan, **run)

@@ -23,6 +23,7 @@ from vita_ckpt.core.checkpoint import (
 )
 from vita_ckpt.core.dtype import CAST_SOURCES, CAST_TARGETS, INTEGERS
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG, SAFETENSORS_SUFFIX
+from vita_ckpt.core.options import TrainedWeights
 from vita_ckpt.core.training.filenames import (
     DTENSOR,
     HF_SHARD,
@@ -71,10 +72,6 @@ from vita_ckpt.storage.reading.shards import read_shard
 from vita_ckpt.storage.reading.training_files import Place, find_state, is_of_run, is_plain_name
 from vita_ckpt.storage.stores.base import Source, Store
 
-# The float32 masters of the optimizer, or the copies in the dtype of training.
-Weights = Literal["masters", "copies"]
-WEIGHTS: Final[tuple[Weights, ...]] = ("masters", "copies")
-
 _V = TypeVar("_V")
 
 # From this version on, zero_to_fp32 leaves integers as they are; it made float32 of them before.
@@ -91,7 +88,7 @@ def open_training_state(
     stores: Stores,
     *,
     tag: str | None = None,
-    weights: Weights = "masters",
+    weights: TrainedWeights = "masters",
 ) -> Checkpoint:
     """Open a training state: pickles and headers only, whatever its size.
 
@@ -104,7 +101,7 @@ def open_training_state(
     return open_place(store, find_state(store, path, tag), weights)
 
 
-def open_place(store: Store, place: Place, weights: Weights = "masters") -> Checkpoint:
+def open_place(store: Store, place: Place, weights: TrainedWeights = "masters") -> Checkpoint:
     """Open the training state at a place that was found; see :func:`open_training_state`."""
     found = _OPENERS[place.engine](store, place, weights)
     if not found.tensors:
@@ -137,18 +134,17 @@ def open_place(store: Store, place: Place, weights: Weights = "masters") -> Chec
 
 def check_copies(state: Checkpoint) -> None:
     """Raise MalformedFileError unless all masters of a state on this disk round to their copies."""
-    from vita_ckpt.storage.tensors.copies import differing_copies  # noqa: PLC0415 - numpy
-
     copies = state.training.copies if state.training is not None else {}
-    _refuse_differing(state.tensors, differing_copies(_pairs(state.tensors, copies)))
+    _compare(state.tensors, _pairs(state.tensors, copies))
 
 
 def _check_sample(store: Store, found: _Found) -> None:
     """Raise MalformedFileError unless a sample of the masters rounds to the copies."""
-    from vita_ckpt.storage.tensors.copies import differing_in_sample, sample_of  # noqa: PLC0415 - numpy
-
     pairs = _pairs(found.tensors, found.state.copies)
-    names = sample_of(pairs, _SAMPLED if store.is_local else _SAMPLED_FAR)
+    most = min(len(pairs), _SAMPLED if store.is_local else _SAMPLED_FAR)
+    # Spread over all, the last one among them: it is where a wrong layout has shifted the most.
+    names = list(pairs)
+    sample = {names[-1 - index * len(names) // most] for index in range(most)}
     with ExitStack() as stack:
         sources: dict[str, Source] = {}
 
@@ -158,8 +154,29 @@ def _check_sample(store: Store, found: _Found) -> None:
                 sources[path] = stack.enter_context(store.open(path))
             return sources[path].read(ref.nbytes, ref.offset)
 
-        differing = differing_in_sample({n: pairs[n] for n in pairs if n in names}, read)
-    _refuse_differing(found.tensors, differing)
+        _compare(found.tensors, {n: pairs[n] for n in pairs if n in sample}, read)
+
+
+def _compare(
+    tensors: Mapping[str, Tensor],
+    pairs: Mapping[str, tuple[Tensor, TensorRef]],
+    read: Callable[[TensorRef], bytes] | None = None,
+) -> None:
+    """Compare masters with copies: all elements, or the first and last ones that ``read`` reads."""
+    if not pairs:
+        return
+    from vita_ckpt.storage.tensors.copies import differing_copies, differing_in_sample  # noqa: PLC0415 - numpy
+
+    differing = differing_copies(pairs) if read is None else differing_in_sample(pairs, read)
+    for name, place in differing.items():
+        raise MalformedFileError(
+            "masters-differ",
+            f"{source_of(tensors[name])}: {name}",
+            expected="float32 weights that round to the copies in the model states",
+            got=f"another value at element {place}, and {len(differing) - 1} tensors more",
+            hint="the files are of two saves, or were converted wrongly; --weights copies takes "
+            "what the model ran with",
+        )
 
 
 def _pairs(
@@ -175,18 +192,6 @@ def _pairs(
         and copy.dtype in CAST_TARGETS
         and tensors[name].shape == copy.shape
     }
-
-
-def _refuse_differing(tensors: Mapping[str, Tensor], differing: Mapping[str, int]) -> None:
-    for name, place in differing.items():
-        raise MalformedFileError(
-            "masters-differ",
-            f"{source_of(tensors[name])}: {name}",
-            expected="float32 weights that round to the copies in the model states",
-            got=f"another value at element {place}, and {len(differing) - 1} tensors more",
-            hint="the files are of two saves, or were converted wrongly; --weights copies takes "
-            "what the model ran with",
-        )
 
 
 @dataclass(slots=True)
@@ -244,7 +249,7 @@ def _read_all(
 # DeepSpeed
 
 
-def _open_deepspeed(store: Store, place: Place, weights: Weights) -> _Found:
+def _open_deepspeed(store: Store, place: Place, weights: TrainedWeights) -> _Found:
     files = state_files(place.root, list(place.names))
     models = _model_states(store, place, files)
     first = models[0]
@@ -530,7 +535,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, numbers)) or _KEEPS_INTEGERS
 
 
-def _without_optimizer(place: Place, states: ModelStates, weights: Weights) -> _Found:
+def _without_optimizer(place: Place, states: ModelStates, weights: TrainedWeights) -> _Found:
     """Open model states alone: of stage 0, or the copies in the dtype of training."""
     stage = states.stage or 0
     if stage and weights == "masters" and states.groups is not None:
@@ -571,7 +576,7 @@ def _without_optimizer(place: Place, states: ModelStates, weights: Weights) -> _
     return _Found(state, tensors, [states.file])
 
 
-def _open_universal(store: Store, place: Place, weights: Weights) -> _Found:
+def _open_universal(store: Store, place: Place, weights: TrainedWeights) -> _Found:
     files = state_files(place.root, list(place.names))
     models = _model_states(store, place, files)
     first = models[0]
@@ -656,7 +661,7 @@ def _file_of(ref: TensorRef) -> File:
 # torch.distributed.checkpoint
 
 
-def _open_dcp(store: Store, place: Place, weights: Weights) -> _Found:
+def _open_dcp(store: Store, place: Place, weights: TrainedWeights) -> _Found:
     _refuse_copies(place, weights)
     if METADATA not in place.names:
         raise InputError(
@@ -751,7 +756,7 @@ def _step_of(root: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 12 else None
 
 
-def _open_hf(store: Store, place: Place, weights: Weights) -> _Found:
+def _open_hf(store: Store, place: Place, weights: TrainedWeights) -> _Found:
     _refuse_copies(place, weights)
     matches = [match for name in place.names if (match := HF_SHARD.fullmatch(name)) is not None]
     ranks = sorted({int(match["rank"]) for match in matches})
@@ -792,7 +797,7 @@ def _open_hf(store: Store, place: Place, weights: Weights) -> _Found:
     return _Found(state, tensors, [opened.file for opened, _ in shards.values()])
 
 
-def _open_dtensors(store: Store, place: Place, weights: Weights) -> _Found:
+def _open_dtensors(store: Store, place: Place, weights: TrainedWeights) -> _Found:
     _refuse_copies(place, weights)
     matches = [match for name in place.names if (match := DTENSOR.fullmatch(name)) is not None]
     of_model = [m for m in matches if m["what"] not in ("optim", "extra_state")] or matches
@@ -843,7 +848,7 @@ def _of_mesh(name: str, files: Mapping[int, RankFile]) -> Stored:
 # A lone file
 
 
-def _open_file(store: Store, place: Place, weights: Weights) -> _Found:
+def _open_file(store: Store, place: Place, weights: TrainedWeights) -> _Found:
     _refuse_copies(place, weights)
     shard, tensors = read_shard(store, place.root, "")
     named = without_wrappers(tensors, place.root)
@@ -855,7 +860,7 @@ def _open_file(store: Store, place: Place, weights: Weights) -> _Found:
     return _Found(state, dict(named), [shard.file])
 
 
-def _refuse_copies(place: Place, weights: Weights) -> None:
+def _refuse_copies(place: Place, weights: TrainedWeights) -> None:
     if weights == "copies":
         raise InputError(
             "no-copies",
@@ -873,7 +878,7 @@ def _main_dtype(tensors: Mapping[str, Tensor]) -> str:
     return sizes.most_common(1)[0][0] if sizes else ""
 
 
-_OPENERS: Final[Mapping[Engine, Callable[[Store, Place, Weights], _Found]]] = {
+_OPENERS: Final[Mapping[Engine, Callable[[Store, Place, TrainedWeights], _Found]]] = {
     Engine.DEEPSPEED: _open_deepspeed,
     Engine.UNIVERSAL: _open_universal,
     Engine.DCP: _open_dcp,

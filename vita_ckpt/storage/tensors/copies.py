@@ -20,13 +20,6 @@ _SAMPLED: Final = 512
 _NUMPY: Final = {"F32": "<f4", "F16": "<f2"}
 
 
-def sample_of(pairs: Mapping[str, tuple[Tensor, TensorRef]], most: int) -> set[str]:
-    """Return the names of at most ``most`` pairs, spread evenly, the last one among them."""
-    names = list(pairs)
-    count = min(most, len(names))
-    return {names[-1 - index * len(names) // count] for index in range(count)}
-
-
 def differing_in_sample(
     pairs: Mapping[str, tuple[Tensor, TensorRef]], read: Callable[[TensorRef], bytes]
 ) -> dict[str, int]:
