@@ -9,7 +9,7 @@ import pytest
 
 from vita_ckpt.storage.formats import safetensors, torch_reader
 from vita_ckpt.storage.formats.safetensors import SafetensorsFile
-from vita_ckpt.storage.formats.torch_reader import TorchFile
+from vita_ckpt.storage.formats.torch_reader import TorchFile, TorchObjects
 from vita_ckpt.storage.stores.local import LOCAL
 
 NEWEST_DTYPES = pytest.mark.skipif(
@@ -24,7 +24,13 @@ def read_safetensors(path: str | Path) -> SafetensorsFile:
         return safetensors.read_safetensors(source)
 
 
-def read_torch(path: str | Path) -> TorchFile:
-    """Return what the pickle of a file of torch.save says."""
+def read_torch(path: str | Path, key: str | None = None) -> TorchFile:
+    """Return what a state dict in a file of torch.save says."""
     with LOCAL.open(str(path)) as source:
-        return torch_reader.read_torch(source)
+        return torch_reader.read_torch(source, key)
+
+
+def read_objects(path: str | Path) -> TorchObjects:
+    """Return everything that a file of torch.save holds."""
+    with LOCAL.open(str(path)) as source:
+        return torch_reader.read_objects(source)

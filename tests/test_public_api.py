@@ -56,7 +56,10 @@ SIGNATURES = {
         "None) -> 'list[ModuleRow]'"
     ),
     "load_plan": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"),
-    "open_checkpoint": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Checkpoint'"),
+    "open_checkpoint": (
+        "(path: 'StrPath', *, key: 'str | None' = None, stores: 'Stores | None' = None) -> "
+        "'Checkpoint'"
+    ),
     "consolidate": (
         "(state: 'Checkpoint | StrPath', out: 'StrPath', *, base: 'Checkpoint | StrPath | None' "
         "= None, config: 'Mapping[str, Any] | StrPath | None' = None, dtype: 'str | None' = None, "
@@ -70,13 +73,13 @@ SIGNATURES = {
         "'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_projector": (
-        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, stores: 'Stores | "
-        "None' = None) -> 'Plan'"
+        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, key: 'str | None' = "
+        "None, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_merge_projector": (
         "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, dtype: 'str | "
         "None' = None, extras: 'Collection[str]' = (), tower: 'Checkpoint | StrPath | None' "
-        "= None, stores: 'Stores | None' = None) -> 'Plan'"
+        "= None, key: 'str | None' = None, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
@@ -90,7 +93,8 @@ SIGNATURES = {
         "(base: 'Checkpoint | StrPath', tower: 'Checkpoint | StrPath', *, tower_path: 'str | "
         "None' = None, tower_config: 'StrPath | None' = None, projector: 'Checkpoint | "
         "StrPath | None' = None, projector_type: 'str | None' = None, seed: 'int' = 0, "
-        "use_s2: 'bool | None' = None, s2_scales: 'str | None' = None, stores: 'Stores | "
+        "use_s2: 'bool | None' = None, s2_scales: 'str | None' = None, key: 'str | "
+        "None' = None, stores: 'Stores | "
         "None' = None) -> 'Plan'"
     ),
     "push": (

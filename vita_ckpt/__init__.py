@@ -178,7 +178,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.storage.reading.paths import (
         Stores as Stores,
     )
-    from vita_ckpt.surgery.projector import (
+    from vita_ckpt.surgery.donors import (
         get_w as get_w,
     )
     from vita_ckpt.surgery.vision_modules import (
@@ -336,7 +336,7 @@ _HOMES = {
     ),
     "vita_ckpt.storage.in_place.leftovers": ("Leftover",),
     "vita_ckpt.storage.reading.paths": ("Stores",),
-    "vita_ckpt.surgery.projector": ("get_w",),
+    "vita_ckpt.surgery.donors": ("get_w",),
     "vita_ckpt.surgery.vision_modules": (
         "VisionModelArgs",
         "initialize_vision_modules",

@@ -125,7 +125,16 @@ _GLOBALS = tuple(
         *("torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter", "torch.Tensor"),
         *("torch._utils._rebuild_parameter_with_state", "torch._tensor._rebuild_from_type_v2"),
         *("collections.OrderedDict", "torch.nn.parameter.Parameter", "torch.cuda.HalfStorage"),
-        *("os.system", "torch.load", "torch.storage._load_from_bytes", "builtins.getattr"),
+        *("builtins.set", "collections.Counter", "collections.defaultdict", "torch.device"),
+        *("torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_wrapper_subclass"),
+        *("argparse.Namespace", "_codecs.encode", "torch.ComplexDoubleStorage"),
+        *(
+            "copyreg._reconstructor",
+            "os.system",
+            "torch.load",
+            "torch.storage._load_from_bytes",
+            "builtins.getattr",
+        ),
     )
 )
 _WHOLE = (

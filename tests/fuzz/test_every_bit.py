@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.torch_files import saved, why_not
+from tests.fuzz.torch_files import NOT_ADMITTED, saved, why_not
 from tests.sources import read_torch
 from vita_ckpt.errors import InputError
 
 # In a sample every so many bits are flipped, a number that meets all bits of a byte.
 _STEP = 29
+
+
+def why_of_globals(why: str) -> bool:
+    """Whether torch refuses a file for what it names only."""
+    return any(words in why for words in NOT_ADMITTED)
 
 
 def here(path: Path) -> bool:
@@ -35,7 +40,8 @@ def test_no_flipped_bit_is_read_that_torch_refuses(tmp_path: Path, kind: str, st
         data = bytearray(sound)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        if here(path) and (why := why_not(bytes(data))):
+        # A global that torch does not admit is a record here, and the tensors beside it are read.
+        if here(path) and (why := why_not(bytes(data))) and not why_of_globals(why):
             wrong[bit] = why
     assert not wrong
 

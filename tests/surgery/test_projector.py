@@ -12,7 +12,8 @@ from fixtures.builder import Spec, TowerSpec, checkpoint_config, checkpoint_shap
 from vita_ckpt.core.checkpoint import Cast, Checkpoint, LocalFile, Shard, TensorRef
 from vita_ckpt.core.plan import AddTensor, DropTensor, Plan, ReplaceTensor, SetConfig
 from vita_ckpt.errors import AdapterError, CastError, InputError, UsageError
-from vita_ckpt.surgery.projector import get_w, plan_extract_projector, plan_merge_projector
+from vita_ckpt.surgery.donors import get_w
+from vita_ckpt.surgery.projector import plan_extract_projector, plan_merge_projector
 
 Shapes = dict[str, tuple[int, ...]]
 TYPES = (
@@ -243,7 +244,7 @@ def test_an_adapter_of_something_else_says_what_was_found() -> None:
     with pytest.raises(
         AdapterError, match=r"adapter-no-projector.*0.weight.*only below mm_projector"
     ):
-        plan_merge_projector(base_of(), checkpoint(MLP))
+        plan_merge_projector(base_of(), checkpoint({**MLP, "norm.weight": (4,)}))
 
 
 def test_casts_that_are_not_defined_are_refused() -> None:

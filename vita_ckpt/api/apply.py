@@ -35,6 +35,7 @@ from vita_ckpt.core.plan import (
     subject_of,
 )
 from vita_ckpt.core.provenance import Written, encode, lineage, needs_alignment
+from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.summary import (
     FileSize,
@@ -380,8 +381,8 @@ def load_plan(path: StrPath, *, stores: Stores | None = None) -> Plan:
     with _named(path):
         stores = Stores() if stores is None else stores
         saved = saved_plan(data)
-        pairs = zip(saved.paths, saved.revisions, strict=True)
-        inputs = [reopen(root, revision, stores) for root, revision in pairs]
+        places = zip(saved.paths, saved.revisions, saved.keys, strict=True)
+        inputs = [reopen(root, revision, key, stores) for root, revision, key in places]
         saved.check_inputs(inputs)
         plan = plan_again(saved, inputs, stores)
         saved.check_same(plan)
@@ -412,6 +413,8 @@ def summarize(
     compared with those that they replace, up to the first difference. The size of lineage, model
     card and manifest is not known before and not counted.
     """
+    notes = [note for opened in (plan.base, *plan.donors) for note in reading_notes(opened)]
+    plan = replace(plan, notes=(*plan.notes, *dict.fromkeys(notes)))
     target = plan.target()
     changes = lay_out_in_place(plan) if in_place else None
     is_idle = changes is not None and _is_idle(plan, changes, options, stores or Stores())

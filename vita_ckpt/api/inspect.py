@@ -14,6 +14,7 @@ from vita_ckpt.checks.inspect import (
     tensor_rows,
 )
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower
 
@@ -44,8 +45,22 @@ def module_tree(
     return module_rows(as_checkpoint(checkpoint, stores), depth)
 
 
-def as_checkpoint(checkpoint: Checkpoint | StrPath, stores: Stores | None) -> Checkpoint:
-    """Return a checkpoint as it is; open a path."""
+def as_checkpoint(
+    checkpoint: Checkpoint | StrPath, stores: Stores | None, key: str | None = None
+) -> Checkpoint:
+    """Return a checkpoint as it is; open a path, with a key for its files of ``torch.save``."""
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
-    return open_checkpoint(checkpoint, stores=stores)
+    return open_checkpoint(checkpoint, key=key, stores=stores)
+
+
+def check_key(key: str | None, *opened: Checkpoint) -> None:
+    """Raise UsageError if a key was given, and none of these has a file that it could be of."""
+    if key and not any(one.key for one in opened):
+        raise UsageError(
+            "key-without-torch-file",
+            f"--key {key}",
+            expected="a file of torch.save, in which a key leads to a state dict",
+            got=", ".join(one.root for one in opened),
+            hint="leave it out",
+        )

@@ -20,13 +20,17 @@ from vita_ckpt.storage.reading.paths import Stores
 StrPath = str | os.PathLike[str]
 
 
-def open_checkpoint(path: StrPath, *, stores: Stores | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: StrPath, *, key: str | None = None, stores: Stores | None = None
+) -> Checkpoint:
     """Open a checkpoint, adapter, run or tower; read only headers, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
     run, a folder of steps), a lone ``.safetensors``/``.bin``/``.pt`` file, or one of these on the
     hub: ``hf://org/name[@revision][/subfolder]``, or ``org/name`` if no such path exists.
-    ``stores`` shares a session with the hub between calls.
+    ``key`` is the path of the state dict to read in files of ``torch.save`` that hold several, keys
+    joined by dots; by default the likeliest one. ``stores`` shares a session with the hub between
+    calls.
 
     Raises InputError (or a subclass) if the checkpoint cannot be read, breaks a rule of its format,
     or refers to files outside its directory. The error names the file, and the tensor where one is
@@ -35,8 +39,8 @@ def open_checkpoint(path: StrPath, *, stores: Stores | None = None) -> Checkpoin
     stores = Stores() if stores is None else stores
     address = _address(path)
     if address is None:
-        return directory.open_checkpoint(path, stores)
-    opened = directory.open_checkpoint(_pinned(address, path, stores), stores)
+        return directory.open_checkpoint(path, stores, key)
+    opened = directory.open_checkpoint(_pinned(address, path, stores), stores, key)
     return replace(opened, revision="" if address.is_pinned else address.revision or "main")
 
 
@@ -83,8 +87,10 @@ def local(path: StrPath) -> str:
     return text
 
 
-def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
+def reopen(root: str, revision: str, key: str, stores: Stores) -> Checkpoint:
     """Open an input of a saved plan from its root and the branch or tag it was resolved from.
+
+    ``key`` is that of :func:`open_checkpoint`, empty for none.
 
     An empty root stands for no input. Raises StaleInputError if the branch or tag points to another
     commit now.
@@ -92,7 +98,7 @@ def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
     if not root:
         return EMPTY
     if not is_remote(root):
-        return directory.open_checkpoint(root, stores)
+        return directory.open_checkpoint(root, stores, key)
     pinned = parse_address(root)
     if revision:
         now = stores.hub.pin(Address(pinned.repository, revision, pinned.below), anew=True)
@@ -104,7 +110,7 @@ def reopen(root: str, revision: str, stores: Stores) -> Checkpoint:
                 got=now.revision,
                 hint="compute the plan again, or from the commit: hf://org/name@commit",
             )
-    return replace(directory.open_checkpoint(root, stores), revision=revision)
+    return replace(directory.open_checkpoint(root, stores, key), revision=revision)
 
 
 def _address(path: StrPath) -> Address | None:

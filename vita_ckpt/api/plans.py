@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import NoneType
 from typing import Any, Final
 
-from vita_ckpt.api.inspect import as_checkpoint
+from vita_ckpt.api.inspect import as_checkpoint, check_key
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.core.address import is_remote, parse_address
@@ -34,20 +34,26 @@ from vita_ckpt.storage.reading.training_state import open_training_state
 from vita_ckpt.surgery import config, vision_modules
 from vita_ckpt.surgery import consolidate as consolidation
 from vita_ckpt.surgery import projector as projector_surgery
-from vita_ckpt.surgery.projector import KEYWORD
+from vita_ckpt.surgery.donors import KEYWORD
 from vita_ckpt.surgery.vision_modules import VisionModelArgs
 
 
 def plan_extract_projector(
-    checkpoint: Checkpoint | StrPath, *, bare: bool = False, stores: Stores | None = None
+    checkpoint: Checkpoint | StrPath,
+    *,
+    bare: bool = False,
+    key: str | None = None,
+    stores: Stores | None = None,
 ) -> Plan:
     """Plan a file that holds the projector of ``checkpoint`` alone.
 
     ``checkpoint`` is anything that holds one: a checkpoint, the trainer's file or run, a LoRA run.
     Tensors are named as upstream does, ``model.mm_projector.0.weight``, or ``0.weight`` if
-    ``bare``. Raises InputError if it cannot be read and AdapterError if it has no projector.
+    ``bare``. ``key`` is the path of the state dict in a file of ``torch.save`` with several. Raises
+    InputError if it cannot be read and AdapterError if it has no projector.
     """
-    opened = _with_projector(checkpoint, Stores() if stores is None else stores)
+    opened = _with_projector(checkpoint, Stores() if stores is None else stores, key)
+    check_key(key, opened)
     plan = projector_surgery.plan_extract_projector(opened, bare=bare)
     return replace(plan, request={"bare": bare})
 
@@ -59,13 +65,15 @@ def plan_merge_projector(
     dtype: str | None = None,
     extras: Collection[str] = (),
     tower: Checkpoint | StrPath | None = None,
+    key: str | None = None,
     stores: Stores | None = None,
 ) -> Plan:
     """Plan to put the projector of ``adapter`` into ``base``, and leave all else as it is.
 
     ``dtype`` (``"bf16"``, ``"float16"``, ``"F32"`` …) is what the projector is written in, by
     default the dtype of the base's. ``extras`` names other tensors of the adapter to take along,
-    such as ``embed_tokens``.
+    such as ``embed_tokens``. ``key`` is the path of the state dict in an adapter that is a file of
+    ``torch.save`` with several.
 
     A base without a vision tower, such as a plain language model, becomes a VITA checkpoint, as
     upstream's "base model + projector" load makes of it: ``adapter`` is then a run with its
@@ -75,7 +83,8 @@ def plan_merge_projector(
     an unknown dtype or an extra that is not there.
     """
     stores = Stores() if stores is None else stores
-    base, adapter = as_checkpoint(base, stores), _with_projector(adapter, stores)
+    base, adapter = as_checkpoint(base, stores), _with_projector(adapter, stores, key)
+    check_key(key, adapter)
     if tower is not None or _is_plain(base):
         if dtype is not None or extras:
             raise UsageError(
@@ -91,12 +100,14 @@ def plan_merge_projector(
     return replace(plan, request={"dtype": code, "extras": sorted(names)})
 
 
-def _with_projector(given: Checkpoint | StrPath, stores: Stores) -> Checkpoint:
+def _with_projector(
+    given: Checkpoint | StrPath, stores: Stores, key: str | None = None
+) -> Checkpoint:
     """Return what a projector is taken from.
 
     A step of a LoRA run holds the adapter alone: its projector is in the training state beside it.
     """
-    opened = as_checkpoint(given, stores)
+    opened = as_checkpoint(given, stores, key)
     if opened.layout != "lora" or any(KEYWORD in name for name in opened.tensors):
         return opened
     found = state_beside(stores.store_of(opened.root), opened.root)
@@ -114,6 +125,7 @@ def plan_swap_tower(
     seed: int = 0,
     use_s2: bool | None = None,
     s2_scales: str | None = None,
+    key: str | None = None,
     stores: Stores | None = None,
 ) -> Plan:
     """Plan to give ``base``, a VITA checkpoint or a plain language model, another tower.
@@ -123,14 +135,19 @@ def plan_swap_tower(
     given (of a VITA checkpoint, what its config names); upstream chooses the class by it.
     ``tower_config`` is the tower's config where it does not lie beside its weights.
     ``projector`` is ``"keep"``, ``"reinit"`` or an adapter; None keeps what still fits. What is
-    drawn anew follows from ``seed``. ``use_s2`` None leaves S2 as it is.
+    drawn anew follows from ``seed``. ``use_s2`` None leaves S2 as it is. ``key`` is the path of the
+    state dict in a tower or an adapter that is a file of ``torch.save`` with several.
 
     Raises InputError, AdapterError or CastError where these do not go together, UsageError where
     a choice is needed.
     """
     stores = Stores() if stores is None else stores
-    donor = as_checkpoint(tower, stores)
+    donor = as_checkpoint(tower, stores, key)
     choice = projector if projector in ("keep", "reinit") else None
+    adapter = (
+        None if projector is None or choice is not None else _with_projector(projector, stores, key)
+    )
+    check_key(key, donor, *([adapter] if adapter is not None else []))
     path = tower_path if tower_path is not None else _path_for_config(tower, donor)
     given = None if tower_config is None else _whole(tower_config, stores)
     args = VisionModelArgs(
@@ -139,9 +156,7 @@ def plan_swap_tower(
         tower_config=_config_of(donor, given, stores),
         processor=read_processor(donor, stores),
         mm_projector_type=projector_type,
-        pretrain_mm_mlp_adapter=None
-        if projector is None or choice is not None
-        else _with_projector(projector, stores),
+        pretrain_mm_mlp_adapter=adapter,
         projector=choice,  # type: ignore[arg-type]
         seed=seed,
         use_s2=use_s2,

@@ -24,7 +24,7 @@ from vita_ckpt.checks.files import (
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.lora import check_lora
-from vita_ckpt.checks.pickles import check_pickles
+from vita_ckpt.checks.pickles import check_pickles, check_weights
 from vita_ckpt.checks.structure import check_structure
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.checks.training import check_training
@@ -111,6 +111,7 @@ def report_on(
     path = checkpoint.root
     findings = [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
     findings += check_pickles(surveyed.pickles)
+    findings += check_weights(checkpoint.shards)
     subject, more = _subject(surveyed, kind, stores)
     findings += more
     if any(found.rule == "other-kind" for found in findings):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, Protocol
+from typing import Protocol
 
 from vita_ckpt.checks.rules import finding
+from vita_ckpt.core.checkpoint import Shard
 from vita_ckpt.core.pickle_globals import Judgement, judge
+from vita_ckpt.core.pickled import listed
 from vita_ckpt.core.report import Finding
-
-_MOST_NAMES: Final = 8
 
 
 class Pickle(Protocol):
@@ -39,7 +39,7 @@ def check_pickles(pickles: Iterable[Pickle]) -> Iterator[Finding]:
             yield finding(
                 "pickle-runs-code",
                 pickle.name,
-                f"expected values only, got {_listed(by_kind['runs-code'])}",
+                f"expected values only, got {listed(by_kind['runs-code'])}",
                 hint="do not load it: remove it, and ask where it came from",
                 file=pickle.path,
             )
@@ -47,12 +47,12 @@ def check_pickles(pickles: Iterable[Pickle]) -> Iterator[Finding]:
             yield finding(
                 "pickle-unknown-global",
                 pickle.name,
-                f"expected what trainers write, got {_listed(by_kind['unknown'])}",
+                f"expected what trainers write, got {listed(by_kind['unknown'])}",
                 hint="find out what wrote it before anybody loads it, or remove it",
                 file=pickle.path,
             )
         if "trainer" in by_kind:
-            message = f"what trainers write: {_listed(by_kind['trainer'])}"
+            message = f"what trainers write: {listed(by_kind['trainer'])}"
             yield finding("pickle-of-trainer", pickle.name, message, file=pickle.path)
         if pickle.failure:
             yield finding(
@@ -64,6 +64,23 @@ def check_pickles(pickles: Iterable[Pickle]) -> Iterator[Finding]:
             )
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+def check_weights(shards: Iterable[Shard]) -> Iterator[Finding]:
+    """Yield what weight files of torch.save hold beside the tensors that were read."""
+    for shard in shards:
+        name = shard.name or shard.file.path
+        if shard.objects:
+            yield finding(
+                "weights-with-objects",
+                name,
+                f"expected tensors and plain values only, got {listed(shard.objects)}",
+                hint="save the state dict alone, or as safetensors",
+                file=shard.file.path,
+            )
+        if shard.other_keys:
+            yield finding(
+                "several-state-dicts",
+                name,
+                f"expected one, got {shard.key}, which was read, and {listed(shard.other_keys)}",
+                hint="save the one that counts alone",
+                file=shard.file.path,
+            )

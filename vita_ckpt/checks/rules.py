@@ -155,6 +155,18 @@ _PICKLES: Final = (
         "a pickle beside the weights with objects that trainers write",
         "No loader of VITA needs it, and only torch.load without weights_only reads it.",
     ),
+    Rule(
+        "weights-with-objects",
+        "warning",
+        "a weight file of torch.save with objects beside its tensors",
+        "torch.load with weights_only, its default since 2.6, refuses the whole file.",
+    ),
+    Rule(
+        "several-state-dicts",
+        "note",
+        "a weight file of torch.save with several state dicts",
+        "Which of them counts is known to the program that wrote it only.",
+    ),
 )
 
 # What breaks a format is no matter of degree: the ids are the codes of the errors of readers.
@@ -222,8 +234,13 @@ _FORMATS: Final = tuple(
             "No loader of VITA reads it.",
         ),
         (
+            ("unreadable-tensor",),
+            "a tensor of a .bin whose values are not in it as they are",
+            "It is a part of a distributed tensor, sparse, quantised, or has no data at all.",
+        ),
+        (
             ("unsafe-pickle",),
-            "a pickle that asks for more than tensors",
+            "a pickle that runs code",
             "torch.load without weights_only executes it: whatever it says is done.",
         ),
         (
@@ -359,6 +376,12 @@ _NAMES: Final = (
         "error",
         "an adapter without a projector",
         "Merging it would change nothing.",
+    ),
+    Rule(
+        "flat-parameter",
+        "error",
+        "a projector as FSDP's flat parameter",
+        "Its tensors lie one after another, and their shapes are not in the file.",
     ),
 )
 

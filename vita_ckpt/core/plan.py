@@ -222,6 +222,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             {
                 "path": checkpoint.root,
                 **({"revision": checkpoint.revision} if checkpoint.revision else {}),
+                **({"key": checkpoint.key} if checkpoint.key else {}),
                 "files": [_file_json(file) for file in files],
             }
             for checkpoint, files in zip(inputs, _inputs(plan), strict=True)
@@ -238,7 +239,8 @@ class SavedPlan:
     """A plan as a file says it, before anything in it is believed.
 
     ``paths`` are those of its inputs, or their pinned addresses, empty for no base. ``revisions``
-    are the branches or tags that led to them, or empty texts.
+    are the branches or tags that led to them, or empty texts; ``keys`` the paths of the state dicts
+    that were asked for in their files.
     """
 
     content: Mapping[str, Any]
@@ -246,6 +248,7 @@ class SavedPlan:
     request: Mapping[str, Any]
     paths: tuple[str, ...]
     revisions: tuple[str, ...]
+    keys: tuple[str, ...]
 
     def check_inputs(self, inputs: Sequence[Checkpoint]) -> None:
         """Raise StaleInputError unless ``inputs`` are what the plan was computed from.
@@ -297,6 +300,7 @@ def saved_plan(data: Any) -> SavedPlan:
         _expect(content.get("request"), dict, "a request"),
         tuple(_path(entry.get("path")) for entry in entries),
         tuple(_expect(entry.get("revision", ""), str, "a revision") for entry in entries),
+        tuple(_expect(entry.get("key", ""), str, "a key") for entry in entries),
     )
 
 

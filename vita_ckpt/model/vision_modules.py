@@ -21,7 +21,7 @@ from vita_ckpt.model.weights import Weights, load_resident, on_meta
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import open_tower
-from vita_ckpt.surgery.projector import KEYWORD, get_w
+from vita_ckpt.surgery.donors import projector_of
 
 
 class VisionModules(nn.Module):
@@ -171,8 +171,8 @@ def _load_tower(
 
 
 def _load_adapter(projector: nn.Module, adapter: Checkpoint, new: Projector) -> None:
-    stored = get_w({name: name for name in adapter.tensors}, KEYWORD)
-    found = {name: adapter.tensors[origin].shape for name, origin in stored.items()}
+    donor = projector_of(adapter)
+    found = {name: tensor.shape for name, tensor in donor.tensors.items()}
     if found != _shapes(projector):
         names = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
         raise AdapterError(
@@ -183,7 +183,7 @@ def _load_adapter(projector: nn.Module, adapter: Checkpoint, new: Projector) -> 
         )
     with Weights(adapter) as weights, torch.no_grad():
         for name, tensor in projector.state_dict().items():
-            tensor.copy_(weights.view(stored[name]))
+            tensor.copy_(weights.view(donor.origins[name]))
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
@@ -33,45 +33,8 @@ from vita_ckpt.core.plan import (
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
+from vita_ckpt.surgery.donors import projector_of
 from vita_ckpt.surgery.preconditions import require_binding
-
-KEYWORD: Final = "mm_projector"
-_T = TypeVar("_T")
-
-
-def get_w(weights: Mapping[str, _T], keyword: str) -> dict[str, _T]:
-    """Return the entries of ``weights`` whose names contain ``keyword``, named by what follows it.
-
-    Equal to upstream's ``get_w`` on every well-formed file: the new name is the part after
-    ``keyword + "."``. Raises AdapterError where upstream's would drop, mangle or overwrite an entry
-    or fail: if the keyword occurs twice in a name or is not a whole component of it, if nothing
-    follows it, or if two new names are equal.
-    """
-    found: dict[str, _T] = {}
-    origins: dict[str, str] = {}
-    for name, value in weights.items():
-        if keyword not in name:
-            continue
-        before, _, after = name.partition(f"{keyword}.")
-        whole = not before or before.endswith(".")
-        if name.count(keyword) > 1 or not after or not whole:
-            raise AdapterError(
-                "ambiguous-key",
-                name,
-                expected=f"'{keyword}.' once, as a component, with a name behind it",
-                hint="rename or remove this tensor of the adapter",
-            )
-        if after in found:
-            raise AdapterError(
-                "ambiguous-key",
-                name,
-                expected=f"one tensor for {keyword}.{after}",
-                got=f"also {printable(origins[after])}",
-                hint="one would overwrite the other: remove one of them from the adapter",
-            )
-        found[after] = value
-        origins[after] = name
-    return found
 
 
 def plan_extract_projector(checkpoint: Checkpoint, *, bare: bool = False) -> Plan:
@@ -80,7 +43,8 @@ def plan_extract_projector(checkpoint: Checkpoint, *, bare: bool = False) -> Pla
     Names are upstream's, ``model.mm_projector.0.weight``, or ``0.weight`` if ``bare``. Raises
     AdapterError if there is no projector, an ambiguous one, or one with empty tensors.
     """
-    weights = _projector_of(checkpoint)
+    donor = projector_of(checkpoint)
+    weights = donor.tensors
     prefix = "" if bare else parts.PROJECTOR_PREFIX
     found = projectors.candidates(_shapes(weights))
     what = _one_of(found) if found else "no known projector type by names and shapes"
@@ -91,7 +55,7 @@ def plan_extract_projector(checkpoint: Checkpoint, *, bare: bool = False) -> Pla
             AddTensor(f"{prefix}{name}", tensor, "projector") for name, tensor in weights.items()
         ),
         donors=(checkpoint,),
-        notes=(f"projector: {what}",),
+        notes=(f"projector: {what}", *donor.notes),
     )
 
 
@@ -142,7 +106,8 @@ def merge_edits(
 ) -> tuple[list[Edit], tuple[str, ...]]:
     """Return the edits of :func:`plan_merge_projector`, and notes about them."""
     config = vita_config(base)
-    weights = _projector_of(adapter)
+    donor = projector_of(adapter)
+    weights = donor.tensors
     old = tensors_below(base, parts.PROJECTOR_PREFIX)
     widths = _Widths.of(base, config, old)
     new = _choose_type(adapter, weights, config, widths)
@@ -154,11 +119,11 @@ def merge_edits(
     for name, tensor in names.items():
         wanted = dtype or (old[name].dtype if name in old else default)
         edits.append(put_tensor(base, name, tensor, wanted, "projector of the adapter"))
-    others = {n: t for n, t in adapter.tensors.items() if KEYWORD not in n}
+    others = {name: adapter.tensors[name] for name in donor.others}
     chosen, left = _split_extras(others, extras)
     edits += _extra_edits(base, adapter, chosen)
     edits += _config_edits(config, new)
-    return edits, (f"projector: {new}", *_left_out_notes(adapter, left))
+    return edits, (f"projector: {new}", *donor.notes, *_left_out_notes(adapter, left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,37 +240,6 @@ def _misfit(
         got=f"{list(shapes[name])}",
         hint="the adapter was trained for another tower or language model",
     )
-
-
-def _projector_of(checkpoint: Checkpoint) -> dict[str, Stored]:
-    refs = checkpoint.stored
-    try:
-        stored = get_w({name: name for name in refs}, KEYWORD)
-    except AdapterError as error:
-        file = source_of(refs[error.subject])
-        raise error.with_subject(f"{file}: {error.subject}") from error
-    weights = {name: refs[origin] for name, origin in stored.items()}
-    if not weights:
-        counts = Counter(parts.LABELS[parts.part_of(name)] for name in checkpoint.tensors)
-        names = ", ".join(list(checkpoint.tensors)[:4])
-        found = ", ".join(f"{count} {label}" for label, count in counts.items())
-        raise AdapterError(
-            "adapter-no-projector",
-            checkpoint.root,
-            expected=f"tensors named model.{KEYWORD}.*",
-            got=f"{found} tensors ({names}…)" if found else "a file without a single tensor",
-            hint="a tensor counts only below mm_projector., as model.mm_projector.0.weight does",
-        )
-    for name, tensor in weights.items():
-        if 0 in tensor.shape:
-            raise AdapterError(
-                "empty-tensor",
-                f"{source_of(tensor)}: {stored[name]}",
-                expected="a tensor with elements",
-                got=f"shape {list(tensor.shape)}",
-                hint="a ZeRO-3 run saved without gathering: gather the projector and save it again",
-            )
-    return weights
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:

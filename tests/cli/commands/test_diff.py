@@ -186,7 +186,7 @@ def test_errors_are_one_line(cli: Cli, base: Path, tmp_path: Path) -> None:
     assert_one_error(cli("diff", base, base, "--format", "yaml"), 2, "unknown-format")
     inside = f"json={base / 'report.json'}"
     assert_one_error(cli("diff", base, base, "--output", inside), 2, "output-overlaps-input")
-    torch.save(base, tmp_path / "unsafe.bin")
+    torch.save(eval, tmp_path / "unsafe.bin")
     assert_one_error(cli("diff", base, tmp_path / "unsafe.bin"), 3, "unsafe-pickle")
     cut = shutil.copytree(base, tmp_path / "cut")
     shard = cut / "model-00002-of-00002.safetensors"

@@ -27,6 +27,8 @@ from fixtures.builder import (
 from tests.builders import as_bins
 from tests.conftest import GOLDEN
 from vita_ckpt import InputError, VitaCkptError, open_checkpoint
+from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.survey import survey
 
 PROJECTOR = {
     f"model.mm_projector.{n}": torch.randn(s) for n, s in mm_projector("linear", 4, 2).items()
@@ -421,3 +423,29 @@ def test_any_index_and_config_stay_inside_the_hierarchy(
     with pytest.raises(VitaCkptError) as error:
         open_checkpoint(root)
     assert "\n" not in str(error.value)
+
+
+def lora_run(root: Path, other: float) -> Path:
+    """What the trainer saves with bias="all": each bias in both of its files."""
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    root.mkdir()
+    bias = {f"{layer}.base_layer.bias": torch.ones(16)}
+    deltas = {
+        f"{layer}.lora_A.weight": torch.ones(4, 16),
+        f"{layer}.lora_B.weight": torch.ones(16, 4),
+    }
+    torch.save(deltas | bias, root / "adapter_model.bin")
+    torch.save({name: t * other for name, t in bias.items()}, root / "non_lora_trainables.bin")
+    (root / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8, "bias": "all"}')
+    return root
+
+
+def test_biases_that_a_lora_run_stores_twice(tmp_path: Path) -> None:
+    same = open_checkpoint(lora_run(tmp_path / "same", 1.0))
+    assert len(same.tensors) == 3
+    assert [problem.error.code for problem in survey(same.root, Stores()).problems] == []
+    other = lora_run(tmp_path / "other", 2.0)
+    with pytest.raises(InputError, match=r"duplicate-tensor.*q_proj.*with other values"):
+        open_checkpoint(other)
+    (problem,) = survey(other, Stores()).problems
+    assert "with other values" in str(problem.error)

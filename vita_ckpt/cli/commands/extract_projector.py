@@ -24,6 +24,11 @@ from vita_ckpt.cli.plan_options import plan_options, run_plan
 @click.option(
     "--bare", is_flag=True, help="Name tensors 0.weight, not model.mm_projector.0.weight."
 )
+@click.option(
+    "--key",
+    metavar="PATH",
+    help="The state dict to read in a file of torch.save with several, as model or ema.0.",
+)
 @plan_options
 @click.pass_obj
 def command(
@@ -31,6 +36,7 @@ def command(
     /,
     source: str,
     bare: bool,
+    key: str | None,
     **run: Any,
 ) -> None:
     """Write the mm_projector of CKPT to a .safetensors or .bin file.
@@ -38,5 +44,5 @@ def command(
     The .bin is what the trainer writes: it loads with torch.load(weights_only=True) and as
     upstream's pretrain_mm_mlp_adapter. Only the projector is read.
     """
-    plan = plans.plan_extract_projector(source, bare=bare, stores=settings.stores)
+    plan = plans.plan_extract_projector(source, bare=bare, key=key, stores=settings.stores)
     run_plan(settings, plan, **run)

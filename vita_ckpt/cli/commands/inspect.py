@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api.inspect import as_checkpoint, inspect, list_tensors, module_tree
+from vita_ckpt.api.inspect import as_checkpoint, check_key, inspect, list_tensors, module_tree
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import printable
 
@@ -41,9 +42,20 @@ _KINDS = {
 @click.option(
     "--depth", type=click.IntRange(1, 64), metavar="N", help="A module tree, N name parts deep."
 )
+@click.option(
+    "--key",
+    metavar="PATH",
+    help="The state dict to read in a file of torch.save with several, as model or ema.0.",
+)
 @click.pass_obj
 def command(
-    settings: Settings, /, checkpoint: str, as_json: bool, pattern: str | None, depth: int | None
+    settings: Settings,
+    /,
+    checkpoint: str,
+    as_json: bool,
+    pattern: str | None,
+    depth: int | None,
+    key: str | None,
 ) -> int:
     """Say what CHECKPOINT is, without loading it.
 
@@ -53,7 +65,10 @@ def command(
     config.json is missing, or adapter_config.json of a LoRA run.
     """
     stores = settings.stores
-    opened = as_checkpoint(checkpoint, stores)
+    opened = as_checkpoint(checkpoint, stores, key)
+    check_key(key, opened)
+    for note in reading_notes(opened):
+        settings.note(note)
     inspection = inspect(opened, stores=stores)
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None

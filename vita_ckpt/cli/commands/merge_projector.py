@@ -50,6 +50,11 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     is_flag=True,
     help="Run the merged model once before a byte is written; a failure leaves no output.",
 )
+@click.option(
+    "--key",
+    metavar="PATH",
+    help="The state dict to read in a file of torch.save with several, as model or ema.0.",
+)
 @surgery_options
 @click.pass_obj
 def command(
@@ -61,6 +66,7 @@ def command(
     extras: tuple[str, ...],
     tower: str | None,
     verify: bool,
+    key: str | None,
     **run: Any,
 ) -> int:
     """Put the mm_projector of an adapter into a checkpoint; every other tensor stays as it is.
@@ -72,6 +78,6 @@ def command(
     """
     begin(settings, base, run)
     plan = plans.plan_merge_projector(
-        base, adapter, dtype=dtype, extras=extras, tower=tower, stores=settings.stores
+        base, adapter, dtype=dtype, extras=extras, tower=tower, key=key, stores=settings.stores
     )
     return run_plan(settings, plan, verify_first=verify, **run)

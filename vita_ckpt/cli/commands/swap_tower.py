@@ -59,6 +59,11 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     is_flag=True,
     help="Run the swapped model once before a byte is written; a failure leaves no output.",
 )
+@click.option(
+    "--key",
+    metavar="PATH",
+    help="The state dict to read in a file of torch.save with several, as model or ema.0.",
+)
 @surgery_options
 @click.pass_obj
 def command(
@@ -74,6 +79,7 @@ def command(
     use_s2: bool | None,
     s2_scales: str | None,
     verify: bool,
+    key: str | None,
     **run: Any,
 ) -> int:
     """Put another vision tower into a checkpoint, as upstream's initialize_vision_modules does.
@@ -93,6 +99,7 @@ def command(
         seed=seed,
         use_s2=use_s2,
         s2_scales=s2_scales,
+        key=key,
         stores=settings.stores,
     )
     return run_plan(settings, plan, verify_first=verify, **run)

@@ -169,7 +169,7 @@ def _choose(found: list[StateDict], opened: _Opened, path: str, key: str | None)
         return chosen
     if found:
         return found[0]
-    if opened.found.tensors or not isinstance(opened.value, dict):
+    if opened.found.storages or not isinstance(opened.value, dict):
         raise MalformedFileError(
             "not-a-state-dict",
             path,
@@ -202,11 +202,13 @@ def _unreadable(record: Record, subject: str) -> InputError:
 
 
 def _what_else(opened: _Opened) -> str:
-    value, count = opened.value, len(opened.found.tensors)
+    value, found = opened.value, opened.found
+    count = len(found.tensors) or len(found.storages)
     what = f"an object of {value.name}" if isinstance(value, Record) else type(value).__name__
     if isinstance(value, PickledTensor):
         return "a lone tensor"
-    return f"{what} with {count} tensors, none of them by name" if count else what
+    tensors = f"{count} tensor{'s' if count > 1 else ''}"
+    return f"{what} with {tensors}, none by its name" if count else what
 
 
 class _Located:

@@ -74,9 +74,10 @@ def open_checkpoint(
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
     run, a folder of steps, the state of a training) or a lone ``.safetensors``/``.bin``/``.pt``
     file; or the address of one on the hub, pinned to a commit. ``key`` is the path of the state
-    dict to read in files of ``torch.save``. Raises InputError (or a subclass) naming the file, and
-    the tensor where one is concerned, if it cannot be read, breaks a rule of its format, or leads
-    out of the directory.
+    dict to read in files of ``torch.save``; safetensors files have none.
+
+    Raises InputError (or a subclass) naming the file, and the tensor where one is concerned, if it
+    cannot be read, breaks a rule of its format, or leads out of the directory.
     """
     store = stores.store_of(os.fspath(path))
     root, entry = find(store, path)
@@ -89,15 +90,8 @@ def open_checkpoint(
         else open_file(store, root, key or "")
     )
     check_whole(store, folder)  # a surgery may have begun while it was read
-    if key and not any(shard.format == "torch" for shard in opened.shards):
-        raise InputError(
-            "key-not-found",
-            f"{root}: {key}",
-            expected="a file of torch.save, in which a key leads to a state dict",
-            got="safetensors",
-            hint="leave --key out",
-        )
-    return replace(opened, key=key) if key else opened
+    has_keys = any(shard.format == "torch" for shard in opened.shards)
+    return replace(opened, key=key) if key and has_keys else opened
 
 
 def open_file(store: Store, path: str, key: str = "") -> Checkpoint:

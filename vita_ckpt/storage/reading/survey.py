@@ -219,7 +219,8 @@ class _Surveyor:
         shard, tensors = read
         for tensor in sorted(tensors.keys() & self.tensors.keys()):
             if not (is_lora and is_same(self.store, tensors[tensor], self.tensors[tensor])):
-                self._note(shard.file.path, duplicate(tensor, shard, self.tensors[tensor]))
+                error = duplicate(tensor, shard, self.tensors[tensor], differs=is_lora)
+                self._note(shard.file.path, error)
         self.shards.append(shard)
         self.tensors |= {n: t for n, t in tensors.items() if n not in self.tensors}
         return tensors
