@@ -64,6 +64,7 @@ def check_masters(plan: Plan, *, stores: Stores | None = None) -> None:
     for donor in plan.donors:
         if donor.training is None:
             continue
-        refs = remote_refs({**donor.tensors, **donor.training.copies})
-        with fetched(refs, stores) as here:
+        copies = donor.training.copies
+        masters = {name: tensor for name, tensor in donor.tensors.items() if name in copies}
+        with fetched(remote_refs(masters) | remote_refs(copies), stores) as here:
             check_copies(here.checkpoint(donor))

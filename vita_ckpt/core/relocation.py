@@ -17,7 +17,7 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     refs_of,
 )
-from vita_ckpt.core.plan import AddTensor, Edit, Plan, ReplaceTensor
+from vita_ckpt.core.plan import AddTensor, CopyFile, Edit, Plan, ReplaceTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class Relocation:
     def _edit(self, edit: Edit) -> Edit:
         if isinstance(edit, AddTensor | ReplaceTensor):
             return replace(edit, tensor=self.tensor(edit.tensor))
+        if isinstance(edit, CopyFile):
+            return replace(edit, file=self.file(edit.file))
         return edit
 
 
