@@ -30,6 +30,7 @@ from vita_ckpt.core.training.filenames import is_carried
 from vita_ckpt.core.training.names import adapter_names, is_of_peft, without_wrappers
 from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.surgery.donors import KEYWORD
 from vita_ckpt.surgery.preconditions import require_binding
 
 OPERATION: Final = "consolidate"
@@ -218,7 +219,9 @@ def _plan_lora_run(
             hint="copy it from the run; a FILE.safetensors needs none",
         )
     trained = {n: t for n, t in state.tensors.items() if n in set(training.trained)}
-    trained = trained or dict(state.tensors)
+    if not trained:  # nothing says what was: what a LoRA run trains for sure
+        of_adapter = adapter_names(state.tensors, state.root)
+        trained = {n: t for n, t in state.tensors.items() if n in of_adapter or KEYWORD in n}
     names = adapter_names(trained, state.root)
     adapter_file = LORA_FILES[0]
     edits: list[Edit] = []

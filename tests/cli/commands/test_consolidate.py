@@ -129,6 +129,21 @@ def test_a_lora_run(cli: Cli, tmp_path: Path) -> None:
     assert made.tensors[f"{name}.weight"].dtype == "F32"
 
 
+def test_a_lora_run_whose_optimizer_is_not_there(cli: Cli, tmp_path: Path) -> None:
+    """The model states alone, as copies: what was trained is known by its names."""
+    run = tmp_path / "run"
+    shutil.copytree(LORA, run)
+    for path in (run / "checkpoint-4" / "global_step4").glob("*optim_states.pt"):
+        path.unlink()
+    result = cli("consolidate", run, "--out", tmp_path / "out")
+    assert_one_error(result, 3, "missing-rank", "--weights copies")
+    result = cli("consolidate", run, "--out", tmp_path / "out", "--weights", "copies")
+    assert result.code == 0, result.err
+    made = open_checkpoint(tmp_path / "out")
+    assert len(made.tensors) == 32
+    assert {tensor.dtype for tensor in made.tensors.values()} == {"BF16"}
+
+
 def test_the_adapter_in_16_bits_is_the_trainers(cli: Cli, tmp_path: Path) -> None:
     for asked in (("--dtype", "bf16"), ("--weights", "copies")):
         out = tmp_path / asked[1]
@@ -207,7 +222,7 @@ def test_nothing_else_is_taken_for_a_state(cli: Cli, tmp_path: Path) -> None:
     result = cli("consolidate", BASE, "--out", tmp_path / "out.safetensors")
     assert_one_error(result, 3, "not-a-training-state")
     result = cli("swap-tower", "--base", ZERO_3, "--tower", BASE, "--out", tmp_path / "out")
-    assert result.code == 3
+    assert_one_error(result, 3, "not-a-vita-checkpoint", "a training state", "consolidate")
 
 
 def test_a_plan_is_saved_and_applied(cli: Cli, tmp_path: Path) -> None:

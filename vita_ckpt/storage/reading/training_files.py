@@ -56,11 +56,9 @@ def find_state(store: Store, path: str | os.PathLike[str], tag: str | None = Non
         if tag is not None:
             raise UsageError("tag-of-a-file", f"--tag {tag}", expected="a directory with tags")
         folder, name = os.path.split(root)
-        if DTENSOR.fullmatch(name):
-            return Place(folder, tuple(store.listing(folder)), Engine.DTENSOR)
-        if MODEL_STATES.fullmatch(name) or OPTIMIZER_STATES.fullmatch(name):
-            return Place(folder, tuple(store.listing(folder)), Engine.DEEPSPEED)
-        return Place(root, (), Engine.FILE)
+        if engine_of([name]) is None:
+            return Place(root, (), Engine.FILE)
+        root = folder  # the file of one rank
     return _below(store, root, tag, _MOST_LEVELS)
 
 
