@@ -54,6 +54,7 @@ FOLDERS = (
     "core/anatomy",
     "core/anatomy/towers",
     "core/anatomy/towers/families",
+    "core/training",
 )
 # The commands of the demo that the README shows.
 IN_THE_README = ("$ vita-ckpt merge-projector", "$ vita-ckpt verify")

@@ -69,6 +69,19 @@ SIGNATURES = {
         "'Tie' = 'auto', ignore_index: 'bool' = False, stores: 'Stores | None' = None) -> "
         "'Plan'"
     ),
+    "consolidate": (
+        "(state: 'Checkpoint | StrPath', out: 'StrPath', *, base: 'Checkpoint | StrPath | "
+        "None' = None, config: 'Mapping[str, Any] | StrPath | None' = None, dtype: 'str | "
+        "None' = None, weights: 'TrainedWeights' = 'masters', tag: 'str | None' = None, "
+        "check: 'bool' = False, progress: 'Progress' = no_progress, stores: 'Stores | None' "
+        "= None) -> 'str'"
+    ),
+    "plan_consolidate": (
+        "(state: 'Checkpoint | StrPath', *, base: 'Checkpoint | StrPath | None' = None, "
+        "config: 'Mapping[str, Any] | StrPath | None' = None, dtype: 'str | None' = None, "
+        "weights: 'TrainedWeights' = 'masters', tag: 'str | None' = None, as_file: 'bool' = "
+        "False, stores: 'Stores | None' = None) -> 'Plan'"
+    ),
     "plan_extract_projector": (
         "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, key: 'str | None' = "
         "None, stores: 'Stores | None' = None) -> 'Plan'"
@@ -147,17 +160,21 @@ EXIT_CODES = {
     "OutputError": 3,
 }
 VALUES = {
+    "Pieces",
+    "TrainingState",
     "AddTensor",
     "Cast",
     "Checkpoint",
     "ConfigDifference",
     "ConfigLine",
+    "CopyFile",
     "Difference",
     "Dispatch",
     "Distance",
     "Divergence",
     "DropFile",
     "DropTensor",
+    "Engine",
     "Explanation",
     "FileDifference",
     "FileSize",
@@ -180,7 +197,6 @@ VALUES = {
     "Output",
     "PartDifference",
     "PartSummary",
-    "Pieces",
     "Plan",
     "PlannedFile",
     "PlannedKey",
@@ -228,6 +244,7 @@ ALIASES = {
     "StrPath",
     "Tensor",
     "Tie",
+    "TrainedWeights",
 }
 
 

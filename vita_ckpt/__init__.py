@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         save_plan as save_plan,
         summarize as summarize,
     )
+    from vita_ckpt.api.consolidate import (
+        consolidate as consolidate,
+    )
     from vita_ckpt.api.diff import (
         diff as diff,
     )
@@ -39,6 +42,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.api.plans import (
         plan_convert as plan_convert,
+        plan_consolidate as plan_consolidate,
         plan_extract_projector as plan_extract_projector,
         plan_extract_tower as plan_extract_tower,
         plan_merge_lora as plan_merge_lora,
@@ -122,6 +126,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         Names as Names,
         Options as Options,
         Tie as Tie,
+        TrainedWeights as TrainedWeights,
     )
     from vita_ckpt.core.outcomes import (
         History as History,
@@ -131,6 +136,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.core.plan import (
         AddTensor as AddTensor,
+        CopyFile as CopyFile,
         DropFile as DropFile,
         DropTensor as DropTensor,
         Edit as Edit,
@@ -153,6 +159,10 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         PlannedKey as PlannedKey,
         PlannedTensor as PlannedTensor,
         Summary as Summary,
+    )
+    from vita_ckpt.core.training.state import (
+        Engine as Engine,
+        TrainingState as TrainingState,
     )
     from vita_ckpt.core.verification import (
         Verification as Verification,
@@ -202,6 +212,7 @@ _HOMES = {
         "save_plan",
         "summarize",
     ),
+    "vita_ckpt.api.consolidate": ("consolidate",),
     "vita_ckpt.api.diff": ("diff",),
     "vita_ckpt.api.explain": ("explain",),
     "vita_ckpt.api.inspect": (
@@ -222,6 +233,7 @@ _HOMES = {
     ),
     "vita_ckpt.api.plans": (
         "plan_convert",
+        "plan_consolidate",
         "plan_extract_projector",
         "plan_extract_tower",
         "plan_merge_lora",
@@ -293,6 +305,7 @@ _HOMES = {
         "Names",
         "Options",
         "Tie",
+        "TrainedWeights",
     ),
     "vita_ckpt.core.outcomes": (
         "History",
@@ -302,6 +315,7 @@ _HOMES = {
     ),
     "vita_ckpt.core.plan": (
         "AddTensor",
+        "CopyFile",
         "DropFile",
         "DropTensor",
         "Edit",
@@ -324,6 +338,10 @@ _HOMES = {
         "PlannedKey",
         "PlannedTensor",
         "Summary",
+    ),
+    "vita_ckpt.core.training.state": (
+        "Engine",
+        "TrainingState",
     ),
     "vita_ckpt.core.verification": ("Verification",),
     "vita_ckpt.errors": (

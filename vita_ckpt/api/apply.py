@@ -25,6 +25,7 @@ from vita_ckpt.core.manifest import encode as encode_manifest
 from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.options import Options
 from vita_ckpt.core.plan import (
+    CopyFile,
     DropFile,
     Plan,
     PutFile,
@@ -71,7 +72,14 @@ from vita_ckpt.storage.writing.outputs import Finish
 Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
-_MAKES_A_FILE = ("extract-projector",)
+
+
+def makes_a_file(plan: Plan) -> bool:
+    """Return whether ``plan`` makes a file, and not a directory."""
+    return plan.operation == "extract-projector" or (
+        plan.operation == "consolidate" and plan.record is None
+    )
+
 
 # Is called with a tensor's name and how many of its values became zero in a conversion.
 Flushed = Callable[[str, int], None]
@@ -97,7 +105,7 @@ def apply(
     """
     stores = Stores() if stores is None else stores
     path = check_output(plan, out)
-    if plan.operation in _MAKES_A_FILE:
+    if makes_a_file(plan):
         with fetched_tensors(plan, os.path.dirname(path), stores) as here:
             commit.write_file(here, path, check=options.check, progress=progress)
         return path
@@ -354,7 +362,7 @@ def check_output(plan: Plan, out: StrPath) -> str:
             expected="a base that is a checkpoint directory",
             hint="compute the plan from the directory",
         )
-    makes_file = plan.operation in _MAKES_A_FILE
+    makes_file = makes_a_file(plan)
     if makes_file != path.endswith(_WEIGHT_FILES):
         raise UsageError(
             "wrong-output-kind",
@@ -453,7 +461,7 @@ def summarize(
     files = [
         PlannedFile(edit.name, _file_change(edit, plan.base), edit.reason)
         for edit in plan.edits
-        if isinstance(edit, PutFile | DropFile)
+        if isinstance(edit, PutFile | CopyFile | DropFile)
     ]
     summary = Summary(
         operation=plan.operation,
@@ -470,7 +478,7 @@ def summarize(
         ),
         files=(*files, *(() if is_idle else _lineage_changes(plan, options))),
     )
-    if plan.operation in _MAKES_A_FILE:
+    if makes_a_file(plan):
         size = sum(tensor.nbytes for tensor in target.tensors.values())
         return replace(summary, bytes_to_write=size)
     if changes is not None:
@@ -520,7 +528,7 @@ def _text_sizes(texts: Sequence[WrittenText]) -> tuple[FileSize, ...]:
     return tuple(FileSize(text.name, len(text.data)) for text in texts)
 
 
-def _file_change(edit: PutFile | DropFile, base: Checkpoint) -> PlannedChange:
+def _file_change(edit: PutFile | CopyFile | DropFile, base: Checkpoint) -> PlannedChange:
     if isinstance(edit, DropFile):
         return "removed"
     return "replaced" if edit.name in base.files else "added"

@@ -16,11 +16,20 @@ from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD, TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, File, RemoteFile, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, File, RemoteFile, TensorRef, uncast
 from vita_ckpt.core.dtype import SPELLINGS, is_real
-from vita_ckpt.core.filenames import TOKENIZER_FILES, shards_in_all
+from vita_ckpt.core.filenames import CONFIG, TOKENIZER_FILES, shards_in_all
 from vita_ckpt.core.lora import settings_of_deltas
-from vita_ckpt.core.options import FORMATS, NAMES, TIES, Format, Names, Tie
+from vita_ckpt.core.options import (
+    FORMATS,
+    NAMES,
+    TIES,
+    TRAINED_WEIGHTS,
+    Format,
+    Names,
+    Tie,
+    TrainedWeights,
+)
 from vita_ckpt.core.plan import (
     AddTensor,
     DropFile,
@@ -36,7 +45,7 @@ from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.core.sharding import parse_size
 from vita_ckpt.errors import AdapterError, InputError, UsageError
-from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.paths import Stores, is_file, read_json
 from vita_ckpt.storage.reading.references import find_named_base, read_adapter_config
 from vita_ckpt.storage.reading.tokenizer import (
     new_tokenizer_files,
@@ -49,10 +58,14 @@ from vita_ckpt.storage.reading.tower import (
     read_processor,
     read_tower_config,
 )
+from vita_ckpt.storage.reading.training_files import state_beside
+from vita_ckpt.storage.reading.training_state import open_training_state
 from vita_ckpt.storage.tensors.compare import are_equal
 from vita_ckpt.surgery import config, conversion, embeddings, vision_modules
+from vita_ckpt.surgery import consolidate as consolidation
 from vita_ckpt.surgery import lora as lora_surgery
 from vita_ckpt.surgery import projector as projector_surgery
+from vita_ckpt.surgery.donors import KEYWORD
 from vita_ckpt.surgery.embeddings import NewRows
 from vita_ckpt.surgery.vision_modules import VisionModelArgs
 
@@ -73,7 +86,7 @@ def plan_extract_projector(
     ``bare``. ``key`` is the path of the state dict in a file of ``torch.save`` with several. Raises
     InputError if it cannot be read and AdapterError if it has no projector.
     """
-    opened = as_checkpoint(checkpoint, stores, key)
+    opened = _with_projector(checkpoint, Stores() if stores is None else stores, key)
     check_key(key, opened)
     plan = projector_surgery.plan_extract_projector(opened, bare=bare)
     return _noted(replace(plan, request={"bare": bare}))
@@ -108,7 +121,7 @@ def plan_merge_projector(
     an unknown dtype or an extra that is not there.
     """
     stores = Stores() if stores is None else stores
-    base, adapter = as_checkpoint(base, stores), as_checkpoint(adapter, stores, key)
+    base, adapter = as_checkpoint(base, stores), _with_projector(adapter, stores, key)
     check_key(key, adapter)
     _refuse_swapped(base, adapter)
     if tower is not None or _is_plain(base):
@@ -189,6 +202,20 @@ def plan_merge_lora(
     return replace(plan, request=request)
 
 
+def _with_projector(
+    given: Checkpoint | StrPath, stores: Stores, key: str | None = None
+) -> Checkpoint:
+    """Return what a projector is taken from.
+
+    A step of a LoRA run holds the adapter alone: its projector is in the training state beside it.
+    """
+    opened = as_checkpoint(given, stores, key)
+    if opened.layout != "lora" or any(KEYWORD in name for name in opened.tensors):
+        return opened
+    found = state_beside(stores.store_of(opened.root), opened.root)
+    return opened if found is None else open_training_state(found, stores)
+
+
 def plan_swap_tower(
     base: Checkpoint | StrPath,
     tower: Checkpoint | StrPath,
@@ -222,7 +249,7 @@ def plan_swap_tower(
     donor = as_checkpoint(tower, stores, key)
     choice = projector if projector in ("keep", "reinit") else None
     adapter = (
-        None if projector is None or choice is not None else as_checkpoint(projector, stores, key)
+        None if projector is None or choice is not None else _with_projector(projector, stores, key)
     )
     check_key(key, donor, *([adapter] if adapter is not None else []))
     path = tower_path if tower_path is not None else _path_for_config(tower, donor)
@@ -536,6 +563,78 @@ def _absent_shards(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{found} of {promised} shards are there, by their names: the model is incomplete"
 
 
+def plan_consolidate(
+    state: Checkpoint | StrPath,
+    *,
+    base: Checkpoint | StrPath | None = None,
+    config: Mapping[str, Any] | StrPath | None = None,
+    dtype: str | None = None,
+    weights: TrainedWeights = "masters",
+    tag: str | None = None,
+    as_file: bool = False,
+    stores: Stores | None = None,
+) -> Plan:
+    """Plan what a training state becomes: a checkpoint directory, or a file of its tensors.
+
+    ``state`` is a state or a run above it, of which ``tag`` picks one: DeepSpeed's, universal,
+    ``torch.distributed.checkpoint``'s, shards of ranks, or the file of a wrapped model. Trained
+    weights are the float32 masters, or with ``weights="copies"`` what the model ran with; ``dtype``
+    converts all floating tensors. ``base`` supplies the parameters that were left out of the state.
+
+    ``as_file`` keeps the names of the model's state dict. A directory has the names without
+    wrappers and ``config`` (a ``config.json``, its directory or its content), by default that of
+    the run or of ``base``; the state of a LoRA run becomes such a run.
+
+    Raises InputError (or a subclass) for a state that is incomplete or does not add up, without a
+    config for a directory, and where ``base`` does not fit.
+    """
+    stores = Stores() if stores is None else stores
+    if weights not in TRAINED_WEIGHTS:
+        raise UsageError("unknown-weights", weights, expected=" or ".join(TRAINED_WEIGHTS))
+    opened = _as_state(state, weights, tag, stores)
+    code = _dtype(dtype)
+    given = _given_config(config, stores)
+    other = None if base is None else as_checkpoint(base, stores)
+    if as_file:
+        plan = consolidation.plan_file(opened, base=other, dtype=code)
+    else:
+        plan = consolidation.plan_directory(
+            opened, base=other, config=given, dtype=code, weights=weights
+        )
+    request = {"config": given, "dtype": code, "weights": weights, "as_file": as_file}
+    return replace(plan, request=request)
+
+
+def _as_state(
+    state: Checkpoint | StrPath, weights: TrainedWeights, tag: str | None, stores: Stores
+) -> Checkpoint:
+    """Return an opened training state with the weights that are asked for."""
+    if isinstance(state, Checkpoint):
+        if state.training is None and state.layout == "file":
+            return open_training_state(state.root, stores, weights=weights)
+        is_changed = weights == "copies" and state.training is not None
+        return consolidation.with_copies(state) if is_changed else state
+    path = locate(state, stores)
+    try:
+        opened = open_training_state(path, stores, tag=tag)
+    except InputError as error:
+        if weights == "masters" or error.code not in ("missing-rank", "masters-differ"):
+            raise
+        return open_training_state(path, stores, tag=tag, weights=weights)
+    return consolidation.with_copies(opened) if weights == "copies" else opened
+
+
+def _given_config(
+    config: Mapping[str, Any] | StrPath | None, stores: Stores
+) -> dict[str, Any] | None:
+    if config is None or isinstance(config, Mapping):
+        return None if config is None else dict(config)
+    path = _whole(config, stores)
+    store = stores.store_of(path)
+    whole = path if is_file(store, path) else os.path.join(path, CONFIG)
+    return read_json(store, whole)[0]
+
+
 _OPTIONAL_TEXT: Final = (str, NoneType)
 _ALLOW: Final = "allow_bad_values"
 # The rules by which an adapter is refused.
@@ -581,6 +680,12 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         "tie": (str,),
         "ignore_index": (bool,),
     },
+    "consolidate": {
+        "config": (dict, NoneType),
+        "dtype": _OPTIONAL_TEXT,
+        "weights": (str,),
+        "as_file": (bool,),
+    },
 }
 _NUMBERS_OF_INPUTS: Final = {
     "extract-projector": (2,),
@@ -591,6 +696,7 @@ _NUMBERS_OF_INPUTS: Final = {
     "set": (1,),
     "convert": (1,),
     "resize-embeddings": (1,),
+    "consolidate": (2, 3),
 }
 
 
@@ -616,7 +722,7 @@ def plan_again(saved: SavedPlan, inputs: Sequence[Checkpoint], stores: Stores) -
         raise not_a_plan(str(error)) from error
 
 
-def _dispatch(
+def _dispatch(  # noqa: PLR0911 - one per operation
     operation: str, request: Mapping[str, Any], inputs: Sequence[Checkpoint], stores: Stores
 ) -> Plan:
     base, *donors = inputs
@@ -629,6 +735,10 @@ def _dispatch(
         return plan_merge_lora(base, *donors, **request, stores=stores)
     if not donors:
         return _alone(operation, base, request, stores)
+    if operation == "consolidate":
+        whole = len(donors) > 1 or bool(base.root)
+        other = (donors[1] if len(donors) > 1 else base) if whole else None
+        return plan_consolidate(donors[0], base=other, **request, stores=stores)
     tower, adapter = donors[0], donors[-1]
     if operation == "merge-projector":
         if len(donors) > 1:
@@ -658,8 +768,8 @@ def _refuse_bad_values(plan: Plan, adapter: Checkpoint) -> None:
     from vita_ckpt.api.validate import check_values  # noqa: PLC0415 - numpy
 
     made = (e.tensor for e in plan.edits if isinstance(e, AddTensor | ReplaceTensor))
-    taken = {tensor.ref if isinstance(tensor, Cast) else tensor for tensor in made}
-    names = [name for name, ref in adapter.refs.items() if ref in taken]
+    taken = {uncast(tensor) for tensor in made}
+    names = [name for name, tensor in adapter.stored.items() if tensor in taken]
     integers = [name for name in names if not is_real(adapter.tensors[name].dtype)]
     bad = [f for f in check_values(adapter, names) if f.rule in _BAD_VALUES]
     if integers or bad:

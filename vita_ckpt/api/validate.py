@@ -24,12 +24,19 @@ from vita_ckpt.checks.lora import check_lora
 from vita_ckpt.checks.pickles import check_pickles, check_weights
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
-from vita_ckpt.checks.values import Values, check_tensor, values_of
+from vita_ckpt.checks.training import check_training
+from vita_ckpt.checks.values import (
+    Values,
+    as_one,
+    check_tensor,
+    values_of,
+    values_of_pieces,
+)
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
-from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, refs_of
 from vita_ckpt.core.filenames import (
     CONFIG,
     SINGLE_FILES,
@@ -117,6 +124,7 @@ def report_on(
     if checkpoint.tensors:
         findings += check_structure(subject)
         findings += check_lora(subject)
+        findings += check_training(subject)
         findings += _adapter(subject)
         findings += _values(subject, stores, everything=values)
     if checkpoint.tensors or checkpoint.config is not None:
@@ -143,8 +151,8 @@ def check_values(
     once. ``threads``, ``progress`` and the errors are those of
     :func:`~vita_ckpt.storage.tensors.scan.scan`.
     """
-    refs = {n: ref for n, ref in checkpoint.refs.items() if names is None or n in names}
-    seen = dict.fromkeys(refs.values(), Values())
+    tensors = {n: t for n, t in checkpoint.stored.items() if names is None or n in names}
+    seen = {part: Values() for tensor in tensors.values() for part in refs_of(tensor)}
     lock = Lock()
 
     def visit(tensor: TensorRef, data: memoryview, position: int) -> None:
@@ -153,7 +161,11 @@ def check_values(
             seen[tensor] += values
 
     scan(seen, visit, threads=threads, progress=progress)
-    return [found for name, ref in refs.items() for found in check_tensor(name, ref, seen[ref])]
+    return [
+        found
+        for name, tensor in tensors.items()
+        for found in check_tensor(name, as_one(tensor), values_of_pieces(tensor, seen))
+    ]
 
 
 def holds_checkpoints(path: str) -> list[str]:
@@ -221,7 +233,7 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
 
 def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Finding]:
     """Check the values of the small parts, or of all."""
-    refs = subject.checkpoint.refs
+    refs = subject.checkpoint.stored
     if is_remote(subject.checkpoint.root) and not everything:  # headers only
         return []
     small = subject.kind in (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, source_of
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE, SAFETENSORS_INDEX, TORCH_INDEX
@@ -422,8 +422,7 @@ def _arrow(change: Change, before: object, after: object) -> str:
 
 def _file_of(tensor: TensorDifference) -> str:
     side = tensor.after or tensor.before
-    refs = refs_of(side) if side is not None else ()
-    return refs[0].source.path if refs else ""
+    return source_of(side) if side is not None else ""
 
 
 def _side(tensor: Tensor | None) -> dict[str, Any] | None:

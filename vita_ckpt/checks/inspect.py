@@ -13,7 +13,7 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.binding import bind
-from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters, refs_of
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
 from vita_ckpt.core.kinds import (
@@ -30,6 +30,7 @@ from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.lora import read_names
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import true_parameters
+from vita_ckpt.core.training.state import TrainingState
 
 REPORT_VERSION: Final = 1
 
@@ -122,6 +123,7 @@ class Inspection(Displayed):
     the projector was drawn at random and not trained since. ``family`` is set for a model or a run
     of another family than VITA, ``quantisation`` names how weights are quantised; ``parameters``
     are then those that the codes stand for. ``config_file`` is the file that the config is from.
+    ``training`` describes a training state.
     """
 
     path: str
@@ -151,13 +153,15 @@ class Inspection(Displayed):
     family: str | None = None
     quantisation: str | None = None
     config_file: str | None = None
+    training: TrainingState | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
 
         The lists of tensors and modules that the schema has beside it are reports of their own.
         """
-        report: dict[str, Any] = _listed(asdict(self))
+        report: dict[str, Any] = _listed(asdict(replace(self, training=None)))
+        report["training"] = None if self.training is None else self.training.to_dict()
         if self.dispatch is not None:
             report["dispatch"]["reason"] = str(self.dispatch.reason)
         report["left_out"] = left_out_to_json(self.left_out)
@@ -172,6 +176,8 @@ class Inspection(Displayed):
             short["tower directory"] = self.tower_directory.problem or self.tower_directory.tower
         if self.dispatch is not None:
             short["dispatch"] = f"{self.dispatch.tower_class or 'nothing'}: {self.dispatch.reason}"
+        if self.training is not None:
+            short["training"] = ", ".join(self.training.summary())
         if self.projector is not None:
             widths = f"{self.projector.in_width}→{self.projector.out_width}"
             short["projector"] = f"{' or '.join(self.projector.types)} {widths}"
@@ -253,6 +259,7 @@ def inspect_checkpoint(
         family=found.relative.label if found.relative is not None else None,
         quantisation=found.quantisation.method if found.quantisation is not None else None,
         config_file=checkpoint.config_file if checkpoint.config is not None else None,
+        training=checkpoint.training,
     )
 
 
@@ -266,7 +273,7 @@ def _is_foreign(kind: Kind) -> bool:
 
 def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Iterator[str]:
     """Name the files that a directory of this kind needs beside its weights, and has not."""
-    if checkpoint.layout == "file":
+    if checkpoint.layout in ("file", "state"):
         return
     is_eva = kind == TOWER and tower is not None and tower.traits.lone_file
     whole = (VITA, LANGUAGE_MODEL, TOWER, MULTIMODAL)
@@ -277,16 +284,16 @@ def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Ite
 
 
 def tensor_rows(checkpoint: Checkpoint, names: Iterable[str]) -> list[TensorRow]:
-    """Return name, dtype, shape, shard and bytes of each named tensor, as JSON."""
+    """Return name, dtype, shape, bytes and (the first) shard of each named tensor, as JSON."""
     shards = {shard.file: shard.name for shard in checkpoint.shards}
-    refs = checkpoint.refs
+    tensors = checkpoint.tensors
     return [
         {
             "name": name,
-            "dtype": refs[name].dtype,
-            "shape": list(refs[name].shape),
-            "shard": shards[refs[name].source],
-            "bytes": refs[name].nbytes,
+            "dtype": tensors[name].dtype,
+            "shape": list(tensors[name].shape),
+            "shard": shards[refs_of(tensors[name])[0].source],
+            "bytes": tensors[name].nbytes,
         }
         for name in names
     ]
@@ -548,7 +555,8 @@ def _differences(tower: Tower, directory: Tower) -> Iterable[str]:
 
 
 def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
-    counts = Counter(ref.source for ref in checkpoint.refs.values())
+    sources = ({ref.source for ref in refs_of(t)} for t in checkpoint.tensors.values())
+    counts = Counter(source for found in sources for source in found)
     return tuple(
         ShardSummary(shard.name, shard.format, shard.file.size, counts[shard.file])
         for shard in checkpoint.shards

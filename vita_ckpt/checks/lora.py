@@ -9,7 +9,7 @@ from typing import Final
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
-from vita_ckpt.core.checkpoint import EMPTY
+from vita_ckpt.core.checkpoint import EMPTY, source_of
 from vita_ckpt.core.filenames import ADAPTER_CONFIG
 from vita_ckpt.core.lora import Merged, merge_run, read_names
 from vita_ckpt.core.lora_config import Problem, read_lora_config
@@ -48,18 +48,18 @@ def check_lora(subject: Subject) -> Iterator[Finding]:
 
 def _findings(subject: Subject, problems: Sequence[Problem]) -> Iterator[Finding]:
     said: Counter[str] = Counter()
-    refs = subject.checkpoint.refs
+    tensors = subject.checkpoint.tensors
     for problem in problems:
         said[problem.rule] += 1
         if said[problem.rule] > _NAMED:
             continue
-        ref = refs.get(problem.subject)
+        tensor = tensors.get(problem.subject)
         yield finding(
             problem.rule,
             problem.subject,
             f"expected {problem.expected}, got {problem.got}",
             hint=problem.hint,
-            file=_config_path(subject) if ref is None else ref.source.path,
+            file=_config_path(subject) if tensor is None else source_of(tensor),
         )
 
 

@@ -651,6 +651,77 @@ _LORA: Final = (
     ),
 )
 
+_TRAINING: Final = (
+    Rule(
+        "missing-rank",
+        "error",
+        "a training state lacks the file of a rank",
+        "Every rank has a part of every tensor, or of some: the model is not whole without it.",
+    ),
+    Rule(
+        "left-over-rank",
+        "error",
+        "files of more ranks than a training state has",
+        "A run with more ranks left them: a tool that counts files mixes two models.",
+    ),
+    Rule(
+        "ranks-disagree",
+        "error",
+        "the files of a training state are of different steps, versions or runs",
+        "Parts of different models would be put together, with nothing to show it.",
+    ),
+    Rule(
+        "training-state-layout",
+        "error",
+        "the files of a training state do not hold what they say",
+        "Every tensor behind the place where it goes wrong would have other values.",
+    ),
+    Rule(
+        "masters-differ",
+        "error",
+        "float32 masters do not round to the copies that the model ran with",
+        "One of the two is of another step, or was converted wrongly.",
+    ),
+    Rule(
+        "incomplete-save",
+        "error",
+        "a distributed checkpoint without .metadata",
+        "It is written last: the save was interrupted, and files of ranks may be empty.",
+    ),
+    Rule(
+        "latest-leads-out",
+        "error",
+        "the file 'latest' does not name a directory beside it",
+        "A program that follows it reads whatever lies there.",
+    ),
+    Rule(
+        "missing-tag",
+        "error",
+        "the file 'latest' names a state that is not there",
+        "Whoever resumes the run, or converts it, stops here.",
+    ),
+    Rule(
+        "several-states",
+        "note",
+        "a run with several training states",
+        "Each is validated by its own path.",
+    ),
+    Rule(
+        "stage-3-shapes",
+        "note",
+        "model states whose tensors are empty",
+        "Stage 3 of ZeRO saves the names only: the values are in the optimizer states of all "
+        "ranks, and vita-ckpt consolidate joins them.",
+    ),
+    Rule(
+        "projector-in-training-state",
+        "warning",
+        "a step of a LoRA run whose projector is in the training state alone",
+        "The adapter's file has LoRA's tensors only: the projector that was trained with it is "
+        "lost where the state is removed.",
+    ),
+)
+
 _VALUES: Final = (
     Rule(
         "value-nan",
@@ -839,6 +910,7 @@ GROUPS: Final[dict[str, tuple[Rule, ...]]] = {
     "names and shapes": _NAMES,
     "config": _CONFIG,
     "LoRA runs": _LORA,
+    "training state": _TRAINING,
     "loaders": _LOADERS,
     "values": _VALUES,
     "digests (validate --deep)": _DIGESTS,

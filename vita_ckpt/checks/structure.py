@@ -21,7 +21,7 @@ from vita_ckpt.core.binding import (
     is_audio,
     tower_family,
 )
-from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, source_of
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.report import Finding, has_errors
@@ -50,6 +50,8 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
 
 def check_audio(checkpoint: Checkpoint, unread: Collection[str] = ()) -> Iterator[Finding]:
     """Check that an audio encoder is stored if, and only if, the config has one built."""
+    if checkpoint.training is not None and checkpoint.config is None:
+        return
     config = checkpoint.config or {}
     stored = [name for name in checkpoint.tensors if is_audio(name)]
     if builds_audio(config) and not stored and not any(map(is_audio, unread)):
@@ -75,14 +77,14 @@ def _config_file(checkpoint: Checkpoint) -> str:
 
 
 def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for name, tensor in checkpoint.refs.items():
+    for name, tensor in checkpoint.tensors.items():
         if 0 in tensor.shape:
             yield finding(
                 "empty-tensor",
                 name,
                 f"expected a tensor with elements, got shape {list(tensor.shape)}",
                 hint="gather the parameters of the ZeRO-3 run and save them again",
-                file=tensor.source.path,
+                file=source_of(tensor),
             )
 
 
@@ -291,7 +293,7 @@ def _integers(subject: Subject, part: str, bound: PartBinding) -> Iterator[Findi
 
 def _not_floating(subject: Subject) -> Iterator[Finding]:
     """Tensors of a projector whose values are no real numbers."""
-    for name, tensor in subject.checkpoint.refs.items():
+    for name, tensor in subject.checkpoint.tensors.items():
         is_projector = subject.kind == kinds.PROJECTOR or "mm_projector" in name
         if is_projector and not tensor.dtype.startswith(("F", "BF")):
             yield finding(
@@ -299,14 +301,16 @@ def _not_floating(subject: Subject) -> Iterator[Finding]:
                 name,
                 f"expected a floating dtype, got {tensor.dtype}",
                 hint="take the projector from a sound copy",
-                file=tensor.source.path,
+                file=source_of(tensor),
             )
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     by_part: dict[str, Counter[str]] = {}
     example: dict[tuple[str, str], str] = {}
-    for name, tensor in checkpoint.refs.items():
+    if checkpoint.training is not None:  # float32 masters beside frozen copies
+        return
+    for name, tensor in checkpoint.tensors.items():
         if tensor.dtype in _FLOATS:
             part = parts.part_of(name)
             by_part.setdefault(part, Counter())[tensor.dtype] += 1
@@ -345,4 +349,4 @@ def _below(checkpoint: Checkpoint, prefix: str) -> dict[str, Shape]:
 
 def _file(checkpoint: Checkpoint, name: str) -> str:
     tensor = checkpoint.tensors.get(name)
-    return tensor.source.path if isinstance(tensor, TensorRef) else ""
+    return source_of(tensor) if tensor is not None else ""

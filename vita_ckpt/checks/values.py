@@ -9,8 +9,9 @@ number and NaN above infinity. Elements are counted only if that pattern shows a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from struct import pack, unpack
 from typing import Any, Final
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy.parts import LORA, part_of
-from vita_ckpt.core.checkpoint import TensorRef
+from vita_ckpt.core.checkpoint import Pieces, Stored, TensorRef, refs_of
 from vita_ckpt.core.report import Finding
 
 Array = npt.NDArray[Any]
@@ -85,6 +86,15 @@ class Values:
     zero: bool = False
     constant: int | None = None
 
+    def moved(self, place: Callable[[int], int]) -> Values:
+        """Return the same values at other places, which keep their order."""
+        tallies = {
+            key: replace(tally, position=place(tally.position))
+            for key in ("nan", "infinite", "large")
+            if (tally := getattr(self, key)).count
+        }
+        return replace(self, **tallies)
+
     def __add__(self, other: Values) -> Values:
         if not self.count or not other.count:
             return self if self.count else other
@@ -137,6 +147,33 @@ def values_of(tensor: TensorRef, data: memoryview, position: int) -> Values:
         tally(kind.large, kind.infinite),
         constant=constant,
     )
+
+
+def values_of_pieces(tensor: Stored, seen: Mapping[TensorRef, Values]) -> Values:
+    """Combine the values of a tensor's pieces; positions become those in the whole tensor."""
+    if isinstance(tensor, TensorRef):
+        return seen[tensor]
+    sizes = [prod(part.shape) // tensor.runs for part in tensor.parts]
+    row, before, total = sum(sizes), 0, Values()
+    for part, size in zip(tensor.parts, sizes, strict=True):
+        assert isinstance(part, TensorRef | Pieces)  # noqa: S101 - what is stored is not converted
+        own = values_of_pieces(part, seen)
+        total += own.moved(partial(_in_row, size, row, before))
+        before += size
+    return total
+
+
+def _in_row(size: int, row: int, before: int, position: int) -> int:
+    """Return the place of an element of a part whose runs of ``size`` lie in rows of a tensor."""
+    run, within = divmod(position, max(size, 1))
+    return run * row + before + within
+
+
+def as_one(tensor: Stored) -> TensorRef:
+    """Return a tensor in pieces as if it lay in one place, of the first file, for messages."""
+    if isinstance(tensor, TensorRef):
+        return tensor
+    return TensorRef(refs_of(tensor)[0].source, 0, tensor.dtype, tensor.shape)
 
 
 def check_tensor(name: str, tensor: TensorRef, values: Values) -> Iterator[Finding]:

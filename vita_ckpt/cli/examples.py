@@ -1,7 +1,8 @@
 """Give an example of each command, for its ``--help``.
 
 A test runs each line in a directory where ``VITA-1.5`` is a checkpoint, ``old`` what it was before
-a merge, ``run`` a projector run, ``lora-run`` a LoRA run, and ``siglip-384`` a vision tower.
+a merge, ``run`` a projector run, ``lora-run`` a LoRA run, ``siglip-384`` a vision tower,
+and ``zero-run`` and ``fsdp-run`` what the trainings of two models left.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "vita-ckpt swap-tower --base VITA-1.5 --tower siglip-384 --projector reinit --out swapped",
     ),
     "extract-tower": ("vita-ckpt extract-tower --from VITA-1.5 --out tower",),
+    "consolidate": (
+        "vita-ckpt consolidate fsdp-run --out trained.safetensors",
+        "vita-ckpt consolidate zero-run --tag global_step3 --config VITA-1.5 --out trained",
+    ),
     "convert": (
         "vita-ckpt convert VITA-1.5 --dtype bf16 --max-shard-size 5GB --out converted",
         "vita-ckpt convert VITA-1.5 --names transformers --out for-transformers-5",

@@ -48,6 +48,7 @@ _SECTIONS: Final[dict[str, dict[str, str]]] = {
         "extract-projector": "Write the mm_projector of a checkpoint to a file.",
         "swap-tower": "Give a checkpoint another vision tower.",
         "extract-tower": "Write the vision tower to a directory of its own.",
+        "consolidate": "Turn the state of a training run into a checkpoint.",
         "convert": "Write a checkpoint with other names, dtype or shards.",
         "resize-embeddings": "Add or remove rows of the token embeddings.",
         "set": "Set keys of the vision config.",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.core.left_out import LeftOut
 
+if TYPE_CHECKING:
+    from vita_ckpt.core.training.state import TrainingState
+
 Shape = tuple[int, ...]
-Layout = Literal["safetensors", "torch", "lora", "run", "file", "none"]
+Layout = Literal["safetensors", "torch", "lora", "run", "file", "state", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +117,14 @@ class Cast:
 class Pieces:
     """A tensor made of others of one dtype, whose elements follow each other in C order.
 
-    Stacked and concatenated along the first axis they are the tensor of ``shape``.
+    ``parts`` are cut into ``runs`` equal runs each: the tensor is the first run of every part, then
+    the second of every part, and so on. One run concatenates along the first axis, or joins the
+    pieces of a flat vector; as many as there are rows concatenate along the second axis.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[Part | Pieces, ...]
     shape: Shape
+    runs: int = 1
 
     @property
     def dtype(self) -> str:
@@ -204,11 +210,15 @@ class LoraMerge:
 Part = TensorRef | Cast | Mean | RandomInit | LoraMerge
 # A tensor of an opened checkpoint, or of the target of a plan.
 Tensor = Part | Pieces
+# A tensor whose values lie in files as they are.
+Stored = TensorRef | Pieces
 
 
 def parts_of(tensor: Tensor) -> tuple[Part, ...]:
     """Return what a tensor is made of, piece by piece; for most that is the tensor itself."""
-    return tensor.parts if isinstance(tensor, Pieces) else (tensor,)
+    if isinstance(tensor, Pieces):
+        return tuple(part for piece in tensor.parts for part in parts_of(piece))
+    return (tensor,)
 
 
 def converts(tensor: Tensor) -> bool:
@@ -230,6 +240,35 @@ def _refs_of_part(part: Part) -> tuple[TensorRef, ...]:
         case LoraMerge(base, b, a, magnitude=magnitude):
             return tuple(ref for ref in (base, b, a, magnitude) if ref is not None)
     return ()
+
+
+def source_of(tensor: Tensor) -> str:
+    """Return the path of the first file that a tensor is read from; empty for one that is drawn."""
+    return next((ref.source.path for ref in refs_of(tensor)), "")
+
+
+def cast(tensor: Tensor, dtype: str) -> Tensor:
+    """Return ``tensor`` converted to ``dtype``, every piece of it by itself."""
+    if tensor.dtype == dtype:
+        return tensor
+    match tensor:
+        case Pieces(parts, shape, runs):
+            return Pieces(tuple(cast(part, dtype) for part in parts), shape, runs)
+        case Cast(ref, _):
+            return Cast(ref, dtype) if ref.dtype != dtype else ref
+        case TensorRef():
+            return Cast(tensor, dtype)
+    return replace(tensor, dtype=dtype)
+
+
+def uncast(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` as it is stored, without conversions."""
+    match tensor:
+        case Pieces(parts, shape, runs):
+            return Pieces(tuple(uncast(part) for part in parts), shape, runs)
+        case Cast(ref, _):
+            return ref
+    return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +300,7 @@ class Checkpoint(Displayed):
     other regular files, by their path below ``root``. ``texts`` are files of a target whose content
     is known but not yet on the disk. ``left_out`` maps everything else in the directory to the
     reason why it is not part of the checkpoint. ``provenance`` is the record of earlier surgeries.
+    ``training`` describes the training state that the tensors were read from, if it is one.
     ``key`` is the path of the state dict that was asked for in its files, empty if none was.
     ``config_file`` is the file that ``config`` is from. Where that is not config.json, what
     config.json says to a server such as vLLM is the ``serving_config``.
@@ -278,14 +318,20 @@ class Checkpoint(Displayed):
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
     revision: str = ""
+    training: TrainingState | None = None
     key: str = ""
     config_file: str = "config.json"
     serving_config: Mapping[str, Any] | None = None
 
     @property
     def refs(self) -> dict[str, TensorRef]:
-        """The tensors stored in files; in an opened checkpoint, all of them."""
+        """The tensors that lie in one place of a file; in weight files, all of them."""
         return {name: t for name, t in self.tensors.items() if isinstance(t, TensorRef)}
+
+    @property
+    def stored(self) -> dict[str, Stored]:
+        """The tensors that lie in files as they are, in one place or in pieces."""
+        return {n: t for n, t in self.tensors.items() if isinstance(t, TensorRef | Pieces)}
 
     @property
     def fingerprint(self) -> tuple[File, ...]:

@@ -47,6 +47,9 @@ SPELLINGS: dict[str, str] = {
 CAST_SOURCES = ("F64", "F32", "F16", "BF16")
 CAST_TARGETS = ("F32", "F16", "BF16")
 
+# Integers, of which only training state asks for float32: as torch's ``Tensor.float`` makes it.
+INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+
 # Dtypes smaller than a byte; the format does not define the order of elements in a byte.
 PACKED = ("F4", "F6_E2M3", "F6_E3M2")
 

@@ -83,6 +83,21 @@ SECTIONS: Final = (
                 "one option is of no use without another: the line names both",
             ),
             ErrorCodes(
+                (
+                    "base-of-lora-run",
+                    "several-adapters",
+                ),
+                "`consolidate` writes a LoRA run without its base, and one adapter",
+            ),
+            ErrorCodes(
+                (
+                    "tag-of-a-file",
+                    "unknown-tag",
+                    "unknown-weights",
+                ),
+                "`--tag` names no state of the run, `--weights` is neither masters nor copies",
+            ),
+            ErrorCodes(
                 ("no-output",),
                 "neither `--out` nor `--dry-run` nor `--plan-out`",
             ),
@@ -266,6 +281,13 @@ SECTIONS: Final = (
         3,
         (
             ErrorCodes(
+                (
+                    "ambiguous-training-state",
+                    "several-states",
+                ),
+                "two saves in one directory; a run with several states, of which `--tag` picks one",
+            ),
+            ErrorCodes(
                 ("ambiguous-weights",),
                 "a single weight file beside an index that does not name it: loaders disagree "
                 "which one counts",
@@ -284,6 +306,14 @@ SECTIONS: Final = (
             ErrorCodes(
                 ("big-endian-file",),
                 "saved on a big-endian machine",
+            ),
+            ErrorCodes(
+                ("excluded-parameters",),
+                "a training state without its frozen parameters: `--base` supplies them",
+            ),
+            ErrorCodes(
+                ("flattened-parameters",),
+                "FSDP's flat vectors have no names inside: save with `use_orig_params=True`",
             ),
             ErrorCodes(
                 ("git-lfs-pointer",),
@@ -316,6 +346,24 @@ SECTIONS: Final = (
                 "the README of the base is no model card",
             ),
             ErrorCodes(
+                (
+                    "masters-differ",
+                    "missing-rank",
+                    "left-over-rank",
+                    "ranks-disagree",
+                    "training-state-layout",
+                    "incomplete-save",
+                    "latest-leads-out",
+                    "missing-tag",
+                ),
+                "findings of `validate` on training state: `vita-ckpt rules RULE` explains them",
+            ),
+            ErrorCodes(
+                ("missing-config",),
+                "a checkpoint directory needs a `config.json`, a LoRA run's an "
+                "`adapter_config.json`",
+            ),
+            ErrorCodes(
                 ("missing-index",),
                 "several weight files and no index",
             ),
@@ -335,6 +383,18 @@ SECTIONS: Final = (
                 "tower: what is missing is listed",
             ),
             ErrorCodes(
+                ("missing-parameter",),
+                "a universal directory lacks a parameter that the model states name",
+            ),
+            ErrorCodes(
+                (
+                    "no-copies",
+                    "no-model",
+                ),
+                "a training state without copies in the dtype of training, or of an optimizer "
+                "alone",
+            ),
+            ErrorCodes(
                 ("not-a-checkpoint",),
                 "the directory holds no weights that are known here",
             ),
@@ -343,12 +403,24 @@ SECTIONS: Final = (
                 "a directory, pipe or device where a file should be (exit 2 for `--output`)",
             ),
             ErrorCodes(
+                ("not-a-training-state",),
+                "no training state is there, or a file of it holds something else",
+            ),
+            ErrorCodes(
                 ("not-a-vita-checkpoint",),
                 "the base has no config, is an adapter, or is a plain language model",
             ),
             ErrorCodes(
                 ("not-a-weight-file",),
                 "a JSON file was given: give its directory",
+            ),
+            ErrorCodes(
+                (
+                    "parallel-training-state",
+                    "transformed-training-state",
+                ),
+                "parts of tensor, pipeline or expert parallelism, or files that were "
+                "transformed (zstd) when they were written: use the framework that wrote them",
             ),
             ErrorCodes(
                 ("not-found",),

@@ -21,6 +21,11 @@ Format = Literal["safetensors", "torch"]
 FORMATS: Final[tuple[Format, ...]] = ("safetensors", "torch")
 
 
+# Of a training state: the float32 masters of the optimizer, or the copies that the model ran with.
+TrainedWeights = Literal["masters", "copies"]
+TRAINED_WEIGHTS: Final[tuple[TrainedWeights, ...]] = ("masters", "copies")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a plan is run.

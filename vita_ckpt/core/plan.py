@@ -24,6 +24,7 @@ from vita_ckpt.core.checkpoint import (
     files_read,
     parts_of,
     refs_of,
+    uncast,
 )
 from vita_ckpt.core.display import Displayed, count_by_type
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE
@@ -79,6 +80,15 @@ class PutFile:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyFile:
+    """A file of one of the donors, which the target has byte for byte under ``name``."""
+
+    name: str
+    file: File
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropFile:
     """A file of the base that the target does not have."""
 
@@ -87,7 +97,7 @@ class DropFile:
 
 
 # One change of a checkpoint.
-Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | DropFile
+Edit = AddTensor | ReplaceTensor | DropTensor | SetConfig | PutFile | CopyFile | DropFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,8 @@ class Plan(Displayed):
     part, which starts a lineage of its own. ``request`` is what the planner was asked for beside
     its inputs, as JSON values: a saved plan is computed again from it. A plan without one cannot be
     saved. ``weight_files`` says how all weight files are written; None keeps those of the base.
+    Without a base, ``placed`` names the weight file of tensors that do not go into
+    ``model.safetensors``.
     """
 
     operation: str
@@ -135,6 +147,7 @@ class Plan(Displayed):
     record: Record | None = None
     request: Mapping[str, Any] | None = None
     weight_files: WeightFiles | None = None
+    placed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.record is not None and len(self.record.roles) != len(self.donors):
@@ -145,9 +158,12 @@ class Plan(Displayed):
             if subject in seen:
                 raise ValueError(f"two edits of {subject[1]}")
             seen.add(subject)
-            if isinstance(edit, PutFile | DropFile) and edit.name in (PROVENANCE, MANIFEST):
+            if isinstance(edit, PutFile | CopyFile | DropFile) and edit.name in (
+                PROVENANCE,
+                MANIFEST,
+            ):
                 raise ValueError(f"an edit of {edit.name}, which follows from what is done")
-            if isinstance(edit, SetConfig | PutFile):
+            if isinstance(edit, SetConfig | PutFile | CopyFile):
                 own = (("file", CONFIG), ("file", self.base.config_file))
                 if subject in own and self.base.config is not None:
                     raise ValueError(f"another {subject[1]}, whose keys are what is set")
@@ -191,6 +207,8 @@ class Plan(Displayed):
                 case PutFile(name, text):
                     texts[name] = text
                     files.pop(name, None)
+                case CopyFile(name, file):
+                    files[name] = file
                 case DropFile(name):
                     del files[name]
                 case AddTensor(name, tensor) | ReplaceTensor(name, tensor):
@@ -250,6 +268,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "notes": list(plan.notes),
         "record": asdict(plan.record) if plan.record is not None else None,
         **({"weight_files": asdict(plan.weight_files)} if plan.weight_files is not None else {}),
+        **({"placed": dict(plan.placed)} if plan.placed else {}),
     }
 
 
@@ -327,7 +346,8 @@ def subject_of(edit: Edit) -> tuple[str, str]:
     """Return what an edit is about: ``config``, ``file`` or ``tensor``, and its key or name."""
     if isinstance(edit, SetConfig):
         return "config", edit.key
-    return "file" if isinstance(edit, PutFile | DropFile) else "tensor", edit.name
+    is_file = isinstance(edit, PutFile | CopyFile | DropFile)
+    return "file" if is_file else "tensor", edit.name
 
 
 def _file_json(file: File) -> dict[str, Any]:
@@ -343,17 +363,23 @@ class _Origins:
         self._whole: dict[Tensor, tuple[int, str]] = {}
         self._by_file: dict[File, list[tuple[int, int, str]]] = {}
         for index, checkpoint in enumerate(inputs):
-            for name, ref in checkpoint.refs.items():
-                self._whole[ref] = index, name
-                self._by_file.setdefault(ref.source, []).append((ref.offset, index, name))
+            for name, tensor in checkpoint.tensors.items():
+                self._whole[uncast(tensor)] = index, name
+                for ref in refs_of(tensor):
+                    self._by_file.setdefault(ref.source, []).append((ref.offset, index, name))
         for places in self._by_file.values():
             places.sort()
 
+    def whole(self, tensor: Tensor) -> dict[str, Any] | None:
+        """Return the origin of a tensor of an input as JSON; None if it is no such tensor."""
+        found = self._whole.get(uncast(tensor))
+        return None if found is None else {"input": found[0], "tensor": found[1]}
+
     def of(self, ref: TensorRef) -> dict[str, Any]:
         """Return the origin as JSON; of a part of a tensor, where it begins in bytes too."""
-        if ref in self._whole:
-            index, name = self._whole[ref]
-            return {"input": index, "tensor": name}
+        whole = self.whole(ref)
+        if whole is not None:
+            return whole
         places = self._by_file[ref.source]
         offset, index, name = places[bisect_right(places, ref.offset, key=itemgetter(0)) - 1]
         strides = {} if ref.strides is None else {"strides": list(ref.strides)}
@@ -369,16 +395,23 @@ def _edit_json(edit: Edit, origins: _Origins) -> dict[str, Any]:
         return {"edit": what, "name": edit.name, "reason": edit.reason}
     if isinstance(edit, PutFile):
         return {"edit": "put-file", "name": edit.name, "text": edit.text, "reason": edit.reason}
+    if isinstance(edit, CopyFile):
+        file = _file_json(edit.file)
+        return {"edit": "copy-file", "name": edit.name, "file": file, "reason": edit.reason}
     kind = "add-tensor" if isinstance(edit, AddTensor) else "replace-tensor"
     tensor = _tensor_json(edit.tensor, origins)
     return {"edit": kind, "name": edit.name, **tensor, "reason": edit.reason}
 
 
 def _tensor_json(tensor: Tensor, origins: _Origins) -> dict[str, Any]:
-    if isinstance(tensor, Pieces):
-        pieces = [_part_json(part, origins) for part in tensor.parts]
-        return {"pieces": pieces, "shape": list(tensor.shape)}
-    return _part_json(tensor, origins)
+    if not isinstance(tensor, Pieces):
+        return _part_json(tensor, origins)
+    whole = origins.whole(tensor)
+    if whole is not None:
+        return {**whole, "dtype": tensor.dtype}
+    pieces = [_tensor_json(part, origins) for part in tensor.parts]
+    runs = {} if tensor.runs == 1 else {"runs": tensor.runs}
+    return {"pieces": pieces, "shape": list(tensor.shape), **runs}
 
 
 def _part_json(part: Part, origins: _Origins) -> dict[str, Any]:

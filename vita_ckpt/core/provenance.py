@@ -53,7 +53,8 @@ def lineage(
     record = plan.record
     if record is None:
         raise ValueError(f"a {plan.operation} has no record")
-    inputs = {"base": plan.base, **dict(zip(record.roles, plan.donors, strict=True))}
+    base = {"base": plan.base} if plan.base.root else {}
+    inputs = {**base, **dict(zip(record.roles, plan.donors, strict=True))}
     entry = {
         "operation": plan.operation,
         "time": time,

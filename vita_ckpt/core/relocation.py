@@ -19,7 +19,7 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     refs_of,
 )
-from vita_ckpt.core.plan import AddTensor, Edit, Plan, ReplaceTensor
+from vita_ckpt.core.plan import AddTensor, CopyFile, Edit, Plan, ReplaceTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +36,19 @@ class Relocation:
     def tensor(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` with its location in a local file."""
         if isinstance(tensor, Pieces):
-            return replace(tensor, parts=tuple(map(self._part, tensor.parts)))
+            return replace(tensor, parts=tuple(map(self.tensor, tensor.parts)))
         return self._part(tensor)
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """Return ``checkpoint`` with local copies of everything that was fetched."""
+        training = checkpoint.training
+        copies = {n: self._ref(ref) for n, ref in training.copies.items()} if training else {}
         return replace(
             checkpoint,
             tensors={name: self.tensor(tensor) for name, tensor in checkpoint.tensors.items()},
             shards=tuple(replace(s, file=self.file(s.file)) for s in checkpoint.shards),
             files={name: self.file(file) for name, file in checkpoint.files.items()},
+            training=None if training is None else replace(training, copies=copies),
         )
 
     def plan(self, plan: Plan) -> Plan:
@@ -73,6 +76,8 @@ class Relocation:
     def _edit(self, edit: Edit) -> Edit:
         if isinstance(edit, AddTensor | ReplaceTensor):
             return replace(edit, tensor=self.tensor(edit.tensor))
+        if isinstance(edit, CopyFile):
+            return replace(edit, file=self.file(edit.file))
         return edit
 
 

@@ -15,6 +15,7 @@ _LAYOUTS: Final = {
     "lora": "LoRA run",
     "run": "projector run",
     "file": "lone weight file",
+    "state": "training state",
     "none": "nothing",
 }
 
@@ -73,5 +74,7 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
         checkpoint.root,
         expected="a checkpoint directory with config.json and the model's weights",
         got=f"a {layout}" if layout is not None else "no config.json",
-        hint="an adapter is merged into a checkpoint with merge-projector",
+        hint="an adapter is merged into a checkpoint with merge-projector"
+        if checkpoint.layout != "state"
+        else f"vita-ckpt consolidate {checkpoint.root} --out DIR makes a checkpoint of it",
     )

@@ -11,7 +11,7 @@ from typing import Final
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
 from vita_ckpt.core.binding import Binding, bind, bind_to
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, Part, Pieces, Shape, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, Pieces, Shape, Tensor, TensorRef, cast
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.dtype import BITS, can_cast
 from vita_ckpt.core.names import library_spellings, listed_shapes, lone_tower, upstream_names
@@ -69,9 +69,9 @@ def plan_convert(
     if names == "transformers":
         tensors, origins = _to_library(checkpoint, tensors, origins, reasons)
     if dtype is not None:
-        cast = _cast_all(tensors, origins, reasons, dtype, only, keep)
-        notes += _kept_dtypes(cast, tensors, dtype)
-        tensors |= cast
+        converted = _cast_all(tensors, origins, reasons, dtype, only, keep)
+        notes += _kept_dtypes(converted, tensors, dtype)
+        tensors |= converted
         settings += _dtype_settings(checkpoint, dtype, only)
     plan = _plan(checkpoint, tensors, reasons, settings)
     asked = {"names": names, "dtype": dtype, "parts": sorted(only), "keep": sorted(keep)}
@@ -342,31 +342,21 @@ def _cast_all(
         called = (name, *origins.get(name, ()))
         if any(fnmatchcase(one, glob) for one in called for glob in keep):
             continue
-        found[name] = _cast(tensor, dtype)
+        found[name] = cast(tensor, dtype)
         before = reasons.get(name)
         what = f"{tensor.dtype} to {dtype}"
         reasons[name] = f"{before}; {what}" if before else what
     return found
 
 
-def _cast(tensor: Tensor, dtype: str) -> Tensor:
-    if isinstance(tensor, Pieces):
-        return Pieces(tuple(_cast_part(part, dtype) for part in tensor.parts), tensor.shape)
-    return _cast_part(tensor, dtype)
-
-
-def _cast_part(part: Part, dtype: str) -> Part:
-    return Cast(part, dtype) if isinstance(part, TensorRef) else replace(part, dtype=dtype)
-
-
 def _kept_dtypes(
-    cast: Mapping[str, Tensor], tensors: Mapping[str, Tensor], dtype: str
+    converted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], dtype: str
 ) -> list[str]:
     """Say which floating dtypes stay because nothing here converts them."""
     odd = Counter(
         tensor.dtype
         for name, tensor in tensors.items()
-        if name not in cast and tensor.dtype.startswith("F") and tensor.dtype not in _FLOATS
+        if name not in converted and tensor.dtype.startswith("F") and tensor.dtype not in _FLOATS
     )
     return [
         f"{count} tensors stay {kind}: no conversion to {dtype} is defined"

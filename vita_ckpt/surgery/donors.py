@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from vita_ckpt.core.anatomy import parts, projectors
-from vita_ckpt.core.checkpoint import Checkpoint, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, Stored, source_of
 from vita_ckpt.core.quantisation import refuse_codes
 from vita_ckpt.errors import AdapterError, printable
 
@@ -42,7 +42,7 @@ class DonorProjector:
     how names were understood that are not upstream's.
     """
 
-    tensors: Mapping[str, TensorRef]
+    tensors: Mapping[str, Stored]
     origins: Mapping[str, str]
     others: tuple[str, ...]
     notes: tuple[str, ...]
@@ -93,7 +93,7 @@ def projector_of(checkpoint: Checkpoint) -> DonorProjector:
     Raises AdapterError if there is no projector, an ambiguous one, one with empty tensors, or one
     of another family that no type of VITA can be.
     """
-    refs = checkpoint.refs
+    refs = checkpoint.stored
     plain: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     for name in refs:
@@ -101,7 +101,7 @@ def projector_of(checkpoint: Checkpoint) -> DonorProjector:
         if unwrapped is None:
             continue
         if unwrapped in plain and _is_of_projector(unwrapped):
-            raise _ambiguous(f"{refs[name].source.path}: {name}", plain[unwrapped])
+            raise _ambiguous(f"{source_of(refs[name])}: {name}", plain[unwrapped])
         plain.setdefault(unwrapped, name)
         if _is_of_projector(unwrapped) or len(refs) < _FEW:
             left_out.update(wrappers)
@@ -118,7 +118,7 @@ def projector_of(checkpoint: Checkpoint) -> DonorProjector:
         if 0 in tensor.shape:
             raise AdapterError(
                 "empty-tensor",
-                f"{tensor.source.path}: {origins[name]}",
+                f"{source_of(tensor)}: {origins[name]}",
                 expected="a tensor with elements",
                 got=f"shape {list(tensor.shape)}",
                 hint="a ZeRO-3 run saved without gathering: gather the projector and save it again",
@@ -167,13 +167,13 @@ def _upstream_names(
         stored = get_w({name: name for name in plain}, KEYWORD)
     except AdapterError as error:
         origin = plain[error.subject]
-        file = checkpoint.refs[origin].source.path
+        file = source_of(checkpoint.tensors[origin])
         raise error.with_subject(f"{file}: {origin}") from error
     flat = next((plain[name] for name in stored.values() if _FLAT in name.split(".")), None)
     if flat is not None:
         raise AdapterError(
             "flat-parameter",
-            f"{checkpoint.refs[flat].source.path}: {flat}",
+            f"{source_of(checkpoint.tensors[flat])}: {flat}",
             expected="the tensors of a projector",
             got="FSDP's flat parameter, in which they lie one after another",
             hint="save it with a full state dict: FSDP.state_dict_type(…, FULL_STATE_DICT)",

@@ -9,7 +9,17 @@ from typing import Any
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Shape, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import (
+    EMPTY,
+    Checkpoint,
+    Pieces,
+    Shape,
+    Stored,
+    Tensor,
+    TensorRef,
+    cast,
+    source_of,
+)
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.plan import (
     AddTensor,
@@ -146,9 +156,7 @@ class _Widths:
             out_widths["hidden_size"] = config["hidden_size"]
         return cls(in_widths, out_widths)
 
-    def check(
-        self, adapter: Checkpoint, found: Projector, weights: Mapping[str, TensorRef]
-    ) -> None:
+    def check(self, adapter: Checkpoint, found: Projector, weights: Mapping[str, Stored]) -> None:
         """Raise AdapterError unless the projector fits."""
         name, tensor = next((n, t) for n, t in weights.items() if len(t.shape) > 1)
         for side, got, by_source in (
@@ -168,7 +176,7 @@ class _Widths:
 
 def _choose_type(
     adapter: Checkpoint,
-    weights: Mapping[str, TensorRef],
+    weights: Mapping[str, Stored],
     config: Mapping[str, Any],
     widths: _Widths,
 ) -> Projector:
@@ -244,17 +252,17 @@ def tensors_below(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
     return {n: t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
 
 
-def put_tensor(base: Checkpoint, name: str, tensor: TensorRef, dtype: str, reason: str) -> Edit:
+def put_tensor(base: Checkpoint, name: str, tensor: Stored, dtype: str, reason: str) -> Edit:
     """Return the edit that gives ``base`` a donor's tensor in ``dtype``. Raises CastError."""
     if not can_cast(tensor.dtype, dtype):
         raise CastError(
             "cast-not-defined",
-            f"{tensor.source.path}: {name}",
+            f"{source_of(tensor)}: {name}",
             expected=f"a dtype that becomes {dtype}",
             got=tensor.dtype,
             hint=f"conversions lead to {', '.join(CAST_TARGETS)}",
         )
-    new = tensor if tensor.dtype == dtype else Cast(tensor, dtype)
+    new = cast(tensor, dtype)
     return (ReplaceTensor if name in base.tensors else AddTensor)(name, new, reason)
 
 
@@ -290,7 +298,7 @@ def _extra_edits(base: Checkpoint, adapter: Checkpoint, chosen: Mapping[str, Ten
                 got=f"also {printable(origins[target])}",
             )
         old = base.tensors.get(target)
-        if old is None or old.shape != tensor.shape or not isinstance(tensor, TensorRef):
+        if old is None or old.shape != tensor.shape or not isinstance(tensor, TensorRef | Pieces):
             raise AdapterError(
                 "extra-does-not-fit",
                 f"{adapter.root}: {name}",

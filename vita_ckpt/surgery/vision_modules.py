@@ -143,7 +143,7 @@ def plan_extract_tower(
     """
     tower = _DonorTower.of(VisionModelArgs(checkpoint, "", tower_config, processor))
     names = towers.standalone_names(tower.shapes)
-    refs = checkpoint.refs
+    refs = checkpoint.stored
     edits: list[Edit] = [
         AddTensor(name, refs[origin], "vision tower") for origin, name in names.items()
     ]
@@ -416,7 +416,7 @@ def _check_path(args: VisionModelArgs, tower: Tower, use_s2: bool) -> None:
 
 def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
     dtype = language_dtype(base)
-    refs = tower.checkpoint.refs
+    refs = tower.checkpoint.stored
     names = {
         f"{parts.TOWER_MODULE}{stored}": refs[origin]
         for origin, stored in towers.stored_names(tower.shapes).items()

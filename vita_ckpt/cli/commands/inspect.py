@@ -15,6 +15,7 @@ from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.reading_notes import reading_notes
+from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import printable
 
 _KINDS = {
@@ -163,6 +164,8 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         types = " or ".join(inspection.projector.types)
         widths = f"{inspection.projector.in_width}→{inspection.projector.out_width}"
         yield "projector", f"{types} {widths}"
+    if inspection.training is not None:
+        yield from _training(inspection.training)
     if inspection.lora is not None:
         lora = inspection.lora
         base = lora.base_model or "not named"
@@ -175,6 +178,25 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
             yield "trained beside", f"{lora.trained} tensors{where}"
     if inspection.tokens_per_image is not None:
         yield "tokens per image", str(inspection.tokens_per_image)
+
+
+def _training(state: TrainingState) -> Iterable[tuple[str, str]]:
+    yield "training state", ", ".join(state.summary())
+    if state.dtype:
+        yield "trained in", state.dtype
+    known = (("trained", state.trained), ("frozen", state.frozen), ("buffers", state.buffers))
+    counts = [f"{len(names)} {label}" for label, names in known if names]
+    counts += [f"{name} tied to {stored}" for name, stored in list(state.shared.items())[:2]]
+    counts += ["frozen parameters excluded"] if state.excluded else []
+    if counts:
+        yield "tensors", ", ".join(counts)
+    sizes = f"masters {render.size(state.master_bytes)}"
+    yield (
+        "sizes",
+        sizes + (f", moments {render.size(state.moment_bytes)}" * bool(state.moment_bytes)),
+    )
+    for note in state.notes:
+        yield "", note
 
 
 def _value(line: ConfigLine) -> str:

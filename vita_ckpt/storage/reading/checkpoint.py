@@ -46,8 +46,22 @@ from vita_ckpt.storage.reading.index import (
     tensors_by_shard,
     weight_map_of,
 )
-from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
+from vita_ckpt.storage.reading.paths import (
+    Stores,
+    find,
+    is_directory,
+    is_file,
+    read_json,
+    read_optional,
+)
 from vita_ckpt.storage.reading.shards import Weights, prefetch_shards
+from vita_ckpt.storage.reading.training_files import (
+    Place,
+    engine_of,
+    find_state,
+    latest_tag,
+    states_below,
+)
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
@@ -66,13 +80,13 @@ def open_checkpoint(
     *,
     ignore_index: bool = False,
 ) -> Checkpoint:
-    """Open a checkpoint, adapter, run or tower: headers only, whatever its size.
+    """Open a checkpoint, adapter, run, tower or training state: headers only, whatever its size.
 
     ``path`` is a directory (single-file or sharded safetensors or ``.bin``, a projector run, a PEFT
-    run, a folder of steps) or a lone ``.safetensors``/``.bin``/``.pt`` file; or the address of one
-    on the hub, pinned to a commit. ``key`` is the path of the state dict to read in files of
-    ``torch.save``; safetensors files have none. With ``ignore_index`` the weight files of a
-    directory are those that loaders name so, whatever an index says.
+    run, a folder of steps, the state of a training) or a lone ``.safetensors``/``.bin``/``.pt``
+    file; or the address of one on the hub, pinned to a commit. ``key`` is the path of the state
+    dict to read in files of ``torch.save``; safetensors files have none. With ``ignore_index`` the
+    weight files of a directory are those that loaders name so, whatever an index says.
 
     Raises InputError (or a subclass) naming the file, and the tensor where one is concerned, if it
     cannot be read, breaks a rule of its format, or leads out of the directory.
@@ -138,8 +152,35 @@ def check_no_json(path: str) -> None:
         )
 
 
+def training_state_in(store: Store, root: str, names: list[str]) -> Place | None:
+    """Return the training state that a directory is or leads to; None if it has other weights.
+
+    Raises InputError if it leads to several, or out of the directory.
+    """
+    known = (*(name for name, _ in SINGLE_FILES), *LORA_FILES, NON_LORA, *RUN_FILES)
+    if index_of(names) is not None or not {*known}.isdisjoint(names):
+        return None
+    engine = engine_of(names)
+    if engine is not None:
+        return Place(root, tuple(names), engine)
+    if latest_tag(store, root, names) is None and not states_below(store, root, names):
+        return None
+    return find_state(store, root)
+
+
+def open_state(store: Store, place: Place) -> Checkpoint:
+    """Return the training state at a place, as :func:`open_checkpoint` does."""
+    # Reads pickles, and is seldom needed.
+    from vita_ckpt.storage.reading.training_state import open_place  # noqa: PLC0415
+
+    return open_place(store, place)
+
+
 def _open_directory(store: Store, root: str, key: str, *, ignore_index: bool = False) -> Checkpoint:
     names = store.listing(root)
+    place = training_state_in(store, root, names)
+    if place is not None:
+        return open_state(store, place)
     weights = Weights(key)
     index: dict[str, Any] | None = None
     layout: Layout
@@ -323,17 +364,6 @@ def _read_provenance(store: Store, root: str, files: dict[str, File]) -> dict[st
         return None
     files |= found
     return provenance
-
-
-def read_optional(
-    store: Store, root: str, name: str
-) -> tuple[dict[str, Any] | None, dict[str, File]]:
-    """A JSON file that may be there, and its identity by name."""
-    path = os.path.join(root, name)
-    if store.look(path) is None:
-        return None, {}
-    value, file = read_json(store, path)
-    return value, {name: file}
 
 
 def collect_files(

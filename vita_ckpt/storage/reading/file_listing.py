@@ -16,10 +16,10 @@ from vita_ckpt.core.filenames import (
     TRAINING_STATE,
 )
 from vita_ckpt.errors import INCONCLUSIVE, InputError
-from vita_ckpt.storage.reading.checkpoint import check_no_json, read_optional, vita_and_serving
+from vita_ckpt.storage.reading.checkpoint import check_no_json, vita_and_serving
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import check_inside, weight_map_of
-from vita_ckpt.storage.reading.paths import Stores, find, is_file, read_json
+from vita_ckpt.storage.reading.paths import Stores, find, is_file, read_json, read_optional
 from vita_ckpt.storage.reading.shards import prefetch_shards, read_shard
 from vita_ckpt.storage.stores.base import Store
 

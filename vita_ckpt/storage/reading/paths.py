@@ -108,3 +108,14 @@ def read_json(store: Store | Stores, path: str) -> tuple[dict[str, Any], File]:
     """
     with store.open(path) as source:
         return read_json_object(source)
+
+
+def read_optional(
+    store: Store, root: str, name: str
+) -> tuple[dict[str, Any] | None, dict[str, File]]:
+    """A JSON file that may be there, and its identity by name."""
+    path = os.path.join(root, name)
+    if store.look(path) is None:
+        return None, {}
+    value, file = read_json(store, path)
+    return value, {name: file}

@@ -8,8 +8,8 @@ from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import ADAPTER_CONFIG
 from vita_ckpt.errors import INCONCLUSIVE, InputError
-from vita_ckpt.storage.reading.checkpoint import open_checkpoint, read_optional
-from vita_ckpt.storage.reading.paths import Stores, find, read_json
+from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.paths import Stores, find, read_json, read_optional
 
 
 def reaches(checkpoint: Checkpoint, path: str, stores: Stores) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vita_ckpt.core.checkpoint import (
@@ -15,7 +15,9 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     on_disk,
 )
+from vita_ckpt.core.digest import digest
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
+from vita_ckpt.core.training.filenames import METADATA
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.reading.paths import read_json
@@ -106,6 +108,9 @@ def _identify(file: LocalFile) -> LocalFile:
         return on_disk(read_json(LOCAL, file.path)[1])
     if file.path.endswith(SAFETENSORS_SUFFIX):
         return on_disk(read_shard(LOCAL, file.path, "")[0].file)
+    if os.path.basename(file.path) == METADATA:
+        with LOCAL.open(file.path) as source:
+            return replace(identify(file.path), digest=digest(source.read(source.file.size, 0)))
     from vita_ckpt.storage.formats.torch_reader import identify_torch  # noqa: PLC0415 - zipfile, pickletools
 
     with LOCAL.open(file.path) as source:

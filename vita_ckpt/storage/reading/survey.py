@@ -33,7 +33,8 @@ from vita_ckpt.storage.reading.checkpoint import (
     collect_files,
     home_of_config,
     open_file,
-    read_optional,
+    open_state,
+    training_state_in,
     vita_and_serving,
 )
 from vita_ckpt.storage.reading.in_progress import check_whole
@@ -46,10 +47,18 @@ from vita_ckpt.storage.reading.index import (
     tensors_by_shard,
     weight_map_of,
 )
-from vita_ckpt.storage.reading.paths import Stores, find, is_directory, is_file, read_json
+from vita_ckpt.storage.reading.paths import (
+    Stores,
+    find,
+    is_directory,
+    is_file,
+    read_json,
+    read_optional,
+)
 from vita_ckpt.storage.reading.pickles import ScannedPickle, scan_beside
 from vita_ckpt.storage.reading.rival_weights import other_weights, rival
 from vita_ckpt.storage.reading.shards import duplicate, is_same, prefetch_shards, read_shard
+from vita_ckpt.storage.reading.training_files import Place
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
@@ -127,6 +136,10 @@ class _Surveyor:
         """A directory of any layout."""
         names = self.store.listing(self.root)
         self._passes(self.root, lambda: check_whole(self.store, self.root))
+        before = len(self.problems)
+        place = self._attempt(self.root, lambda: training_state_in(self.store, self.root, names))
+        if place is not None or len(self.problems) > before:
+            return self._training_state(place)
         index_name = index_of(names)
         index: dict[str, Any] | None = None
         files: dict[str, File] = {}
@@ -179,6 +192,14 @@ class _Surveyor:
             self.rivals,
             frozenset(self.taken),
         )
+
+    def _training_state(self, place: Place | None) -> Survey:
+        """Read a training state, which is whole or an error."""
+        empty = Checkpoint(self.root, "state", {})
+        if place is None:
+            return Survey(empty, tuple(self.problems))
+        opened = self._attempt(place.root, lambda: open_state(self.store, place))
+        return Survey(opened or empty, tuple(self.problems))
 
     def _indexed(self, index_name: str, index: Mapping[str, Any], names: list[str]) -> None:
         path = os.path.join(self.root, index_name)

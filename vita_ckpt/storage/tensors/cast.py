@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from vita_ckpt.core.dtype import can_cast
+from vita_ckpt.core.dtype import INTEGERS, can_cast
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +29,7 @@ _NARROWER: Final = frozenset(
     {("F64", "F32"), ("F64", "F16"), ("F64", "BF16")}
     | {("F32", "F16"), ("F32", "BF16"), ("BF16", "F16")}
 )
+_INTEGERS: Final = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "u1"}
 
 
 class BecomesInfiniteError(ValueError):
@@ -43,11 +44,14 @@ class BecomesInfiniteError(ValueError):
 def convert(data: bytes, source: str, target: str) -> bytes:
     """Return the elements in ``data`` converted from one dtype to another (safetensors codes).
 
-    Raises BecomesInfiniteError where a finite value would turn into infinity, and KeyError for a
-    pair of dtypes that :func:`~vita_ckpt.core.dtype.can_cast` rejects.
+    Integers become float32, rounded to nearest. Raises BecomesInfiniteError where a finite value
+    would turn into infinity, and KeyError for any other pair of dtypes that
+    :func:`~vita_ckpt.core.dtype.can_cast` rejects.
     """
     if source == target:
         return data
+    if source in INTEGERS and target == "F32":
+        return np.frombuffer(data, _INTEGERS[source]).astype("<f4").tobytes()
     if not can_cast(source, target):
         raise KeyError((source, target))
     values = np.frombuffer(data, _NUMPY[source])

@@ -16,11 +16,11 @@ from vita_ckpt.core.checkpoint import (
     LoraMerge,
     Mean,
     Part,
+    Pieces,
     RandomInit,
     Tensor,
     TensorRef,
     on_disk,
-    parts_of,
 )
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError
@@ -35,7 +35,7 @@ _STEP: Final = 32 << 20
 _READ_STEP: Final = 4 << 20
 # What is converted stays in the processor's cache: larger blocks take three times as long.
 _CAST_STEP: Final = 256 << 10
-
+_SMALLEST_STEP: Final = 64 << 10
 
 # Is called with a tensor's name and how many of its values became zero in a conversion.
 Flushed = Callable[[str, int], None]
@@ -136,33 +136,43 @@ def write_tensor(
 
     Digested bytes pass through this process; without ``digest`` the kernel may copy them.
     """
-    for part in parts_of(tensor):
-        if digest is None and isinstance(part, TensorRef) and part.strides is None:
-            source = inputs.descriptor(part.source)
-            writer.copy(source, part.offset, part.nbytes, part.source.path)
-            continue
-        for data in _part_bytes(part, inputs, name):
-            if digest is not None:
-                digest.update(data)
-            writer.write(data)
+    if isinstance(tensor, Pieces) and tensor.runs == 1:
+        for part in tensor.parts:
+            write_tensor(part, inputs, name, writer, digest)
+        return
+    if digest is None and isinstance(tensor, TensorRef) and tensor.strides is None:
+        source = inputs.descriptor(tensor.source)
+        writer.copy(source, tensor.offset, tensor.nbytes, tensor.source.path)
+        return
+    for data in tensor_bytes(tensor, inputs, name):
+        if digest is not None:
+            digest.update(data)
+        writer.write(data)
 
 
-def tensor_bytes(tensor: Tensor, inputs: Inputs, name: str) -> Iterator[bytes]:
-    """Yield the contiguous bytes of ``tensor`` in pieces.
+def tensor_bytes(
+    tensor: Tensor, inputs: Inputs, name: str, step: int = _READ_STEP
+) -> Iterator[bytes]:
+    """Yield the contiguous bytes of ``tensor`` in pieces, of stored ones of ``step`` bytes at most.
 
     The span of a strided view is read at once. Raises CastError where a cast loses a value.
     """
-    for part in parts_of(tensor):
-        yield from _part_bytes(part, inputs, name)
+    if not isinstance(tensor, Pieces):
+        yield from _part_bytes(tensor, inputs, name, step)
+    elif tensor.runs > 1:
+        yield from _interleaved(tensor, inputs, name)
+    else:
+        for part in tensor.parts:
+            yield from tensor_bytes(part, inputs, name, step)
 
 
-def _part_bytes(part: Part, inputs: Inputs, name: str) -> Iterator[bytes]:
+def _part_bytes(part: Part, inputs: Inputs, name: str, step: int) -> Iterator[bytes]:
     if isinstance(part, RandomInit):
         from vita_ckpt.storage.tensors.random_init import drawn_bytes  # noqa: PLC0415 - numpy
 
         yield from drawn_bytes(part)
     elif isinstance(part, TensorRef):
-        yield from _ref_bytes(part, inputs)
+        yield from _ref_bytes(part, inputs, step)
     elif isinstance(part, Mean):
         from vita_ckpt.storage.tensors.mean import mean_bytes  # noqa: PLC0415 - numpy
 
@@ -172,10 +182,10 @@ def _part_bytes(part: Part, inputs: Inputs, name: str) -> Iterator[bytes]:
 
         yield from merged_bytes(part, partial(_read_range, inputs), name)
     else:
-        yield from _cast_bytes(part, inputs, name)
+        yield from _cast_bytes(part, inputs, name, min(step, _CAST_STEP))
 
 
-def _cast_bytes(cast: Cast, inputs: Inputs, name: str) -> Iterator[bytes]:
+def _cast_bytes(cast: Cast, inputs: Inputs, name: str, step: int) -> Iterator[bytes]:
     from vita_ckpt.storage.tensors.cast import (  # noqa: PLC0415 - numpy
         BecomesInfiniteError,
         convert,
@@ -184,7 +194,7 @@ def _cast_bytes(cast: Cast, inputs: Inputs, name: str) -> Iterator[bytes]:
     )
 
     ref, position = cast.ref, 0
-    for data in _ref_bytes(ref, inputs, _CAST_STEP):
+    for data in _ref_bytes(ref, inputs, step):
         try:
             converted = convert(data, ref.dtype, cast.dtype)
         except BecomesInfiniteError as error:
@@ -202,6 +212,48 @@ def _cast_bytes(cast: Cast, inputs: Inputs, name: str) -> Iterator[bytes]:
             inputs.note_flushed(name, flushed)
         yield converted
         position += len(data) * 8 // BITS[ref.dtype]
+
+
+def _interleaved(pieces: Pieces, inputs: Inputs, name: str) -> Iterator[bytes]:
+    """Yield the bytes of a tensor whose parts are cut into runs, several runs at a time."""
+    sizes = [part.nbytes // pieces.runs for part in pieces.parts]
+    # Whole elements of any dtype.
+    step = max(_SMALLEST_STEP, _READ_STEP // len(pieces.parts) // 8 * 8)
+    streams = [_Stream(tensor_bytes(part, inputs, name, step)) for part in pieces.parts]
+    most = max(1, _READ_STEP // max(sum(sizes), 1))
+    if most == 1:  # runs that are too long to be held
+        for _ in range(pieces.runs):
+            for stream, size in zip(streams, sizes, strict=True):
+                yield from stream.pieces(size)
+        return
+    for start in range(0, pieces.runs, most):
+        count = min(most, pieces.runs - start)
+        blocks = [
+            b"".join(stream.pieces(count * size))
+            for stream, size in zip(streams, sizes, strict=True)
+        ]
+        yield b"".join(
+            block[run * size : (run + 1) * size]
+            for run in range(count)
+            for block, size in zip(blocks, sizes, strict=True)
+        )
+
+
+class _Stream:
+    """The bytes of a tensor, taken as many at a time as are wanted."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        self._source = source
+        self._rest = memoryview(b"")
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Yield the next ``size`` bytes."""
+        while size:
+            if not self._rest:
+                self._rest = memoryview(next(self._source))
+            taken, self._rest = self._rest[:size], self._rest[size:]
+            size -= len(taken)
+            yield bytes(taken)
 
 
 def _read_range(inputs: Inputs, ref: TensorRef, start: int, stop: int) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import (
@@ -39,6 +39,9 @@ from vita_ckpt.core.plan import Plan, WeightFiles
 from vita_ckpt.core.sharding import model_order, shard_name, split
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import encode_header
+
+# Bytes of a shard, as transformers' save_pretrained has it by default.
+_LARGEST_SHARD: Final = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +173,17 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     If no tensor changes, every file is carried. Otherwise a safetensors shard without changed
     tensors is carried, and any other shard is rewritten; ``.bin`` shards become safetensors. A new
     tensor goes to the shard with the most tensors of its part. Without a base the output is one
-    file.
+    file, or what :func:`_new_files` makes of a surgery.
     """
     base, target = plan.base, plan.target()
     put = tuple(WrittenText(name, text.encode()) for name, text in target.texts.items())
     if not base.shards:
+        copied = tuple(CarriedFile(name, file) for name, file in target.files.items())
+        if plan.record is not None:
+            new, index = _new_files(target.tensors, plan.placed)
+            return DirectoryLayout(copied, new, (*index, *put))
         whole = WrittenShard(SAFETENSORS, {"format": "pt"}, storage_order(target.tensors, {}))
-        return DirectoryLayout((), (whole,), put)
+        return DirectoryLayout(copied, (whole,), put)
     if plan.weight_files is not None:
         carried, written, index, obsolete = _new_weight_files(base, target, plan.weight_files)
     else:
@@ -190,6 +197,41 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     gone |= {*pickles_left_out(target, carry)}
     carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
     return DirectoryLayout(tuple(carried), tuple(written), texts)
+
+
+def _new_files(
+    tensors: Mapping[str, Tensor], placed: Mapping[str, str]
+) -> tuple[tuple[WrittenShard, ...], tuple[WrittenText, ...]]:
+    """Return the weight files of a new checkpoint, and its index if it is sharded.
+
+    Tensors go to the files that ``placed`` names; the others to one file, or in their order to
+    shards of at most 5 GB, as transformers writes them by default.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name in placed:
+            groups.setdefault(placed[name], {})[name] = tensor
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items() if name not in placed}
+    files = split(sizes, _LARGEST_SHARD)
+    for number, names in enumerate(files, 1):
+        file = shard_name("safetensors", number, len(files))
+        groups[file] = {name: tensors[name] for name in names}
+    shards = tuple(
+        WrittenShard(
+            name,
+            {"format": "pt"},
+            storage_order(held, {}),
+            "torch" if name.endswith(".bin") else "safetensors",
+        )
+        for name, held in groups.items()
+    )
+    if len(files) < 2:
+        return shards, ()
+    index = {
+        "metadata": {"total_size": sum(sizes.values())},
+        "weight_map": dict(sorted((n, file) for file, held in groups.items() for n in held)),
+    }
+    return shards, (WrittenText(SAFETENSORS_INDEX, _json(index)),)
 
 
 def pickles_left_out(checkpoint: Checkpoint, carry: Collection[str]) -> list[str]:

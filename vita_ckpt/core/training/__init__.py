@@ -1,0 +1,1 @@
+"""What a training run leaves on disk: layouts of its files, as pure functions."""
