@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.filesystem import SerializationFormat
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.training_state import open_training_state
@@ -28,7 +27,7 @@ def test_tensors_of_one_shape_are_told_apart(tmp_path: Path, format: str) -> Non
     if format == "TORCH_SAVE":  # the other holds nothing but tensors
         state |= {"step": 3, "extra": {"list": [1, {"a": torch.ones(2)}]}}
     writer = FileSystemWriter(tmp_path / "s", serialization_format=SerializationFormat[format])
-    dcp.save(state, storage_writer=writer, no_dist=True)
+    save(state, storage_writer=writer, no_dist=True)
     opened = open_training_state(tmp_path / "s", Stores())
     assert opened.tensors.keys() == model.keys()
     with Inputs() as inputs:
