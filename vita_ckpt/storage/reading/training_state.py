@@ -695,7 +695,7 @@ def _open_dcp(store: Store, place: Place, weights: TrainedWeights) -> _Found:
         tensors[name] = tiled(
             f"{metadata.file.path}: {entry}",
             stored.shape,
-            [(chunk.offsets, placed[chunk]) for chunk in stored.chunks],
+            [(chunk.offsets, placed[entry, chunk]) for chunk in stored.chunks],
         )
     moments = optimizer_entries(paths)
     trained = trained_names(tensors, (paths[entry] for entry in moments))
@@ -718,12 +718,12 @@ def _open_dcp(store: Store, place: Place, weights: TrainedWeights) -> _Found:
 
 def _placed(
     store: Store, place: Place, chunks: Sequence[tuple[StoredTensor, StoredChunk]]
-) -> tuple[dict[StoredChunk, TensorRef], list[File]]:
-    """Return where the values of each chunk are, and the files that hold them."""
+) -> tuple[dict[tuple[str, StoredChunk], TensorRef], list[File]]:
+    """Return where the values of each tensor's chunks are, and the files that hold them."""
     by_file: dict[str, list[tuple[StoredTensor, StoredChunk]]] = {}
     for stored, chunk in chunks:
         by_file.setdefault(chunk.file, []).append((stored, chunk))
-    placed: dict[StoredChunk, TensorRef] = {}
+    placed: dict[tuple[str, StoredChunk], TensorRef] = {}
     files: list[File] = []
     for name, held in by_file.items():
         path = os.path.join(place.root, name)
@@ -738,7 +738,7 @@ def _placed(
                 announce(source, (chunk for _, chunk in held))
             files.append(source.file if opened is None else opened.file)
             for stored, chunk in held:
-                placed[chunk] = (
+                placed[stored.name, chunk] = (
                     chunk_in_zips(source, stored, chunk)
                     if opened is None
                     else chunk_in_safetensors(opened, stored, chunk)
