@@ -48,6 +48,7 @@ FOLDERS = (
     "storage/system",
     "core",
     "core/anatomy",
+    "core/anatomy/audio",
     "core/anatomy/towers",
     "core/anatomy/towers/families",
 )

@@ -736,7 +736,8 @@ class TestSeveral:
 
 def test_every_rule_is_tested() -> None:
     """The rules of files, names, config and LoRA runs each fail somewhere above."""
-    text = Path(__file__).read_text()
+    here = Path(__file__)
+    text = here.read_text() + here.with_name("test_validate_audio.py").read_text()
     elsewhere = {
         "mid-surgery",
         "unreadable-file",

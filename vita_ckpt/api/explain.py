@@ -16,6 +16,7 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.file_listing import WeightFiles
 from vita_ckpt.core.filenames import ADDED_TOKENS, TOKENIZER, VOCABULARY
 from vita_ckpt.errors import INCONCLUSIVE, InputError
+from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tokenizer import count_tokens
@@ -39,14 +40,13 @@ def explain(path: StrPath, *, stores: Stores | None = None) -> Explanation:
 def _look_up(files: WeightFiles, stores: Stores) -> Lookup:
     """Look up what the config names: the tower, the audio encoder, and the tokenizer."""
     config: Mapping[str, Any] = files.config or {}
-    store = stores.store_of(files.root)
-    named = config.get("mm_audio_encoder")
-    audio = isinstance(named, str) and store.reached_from(files.root, named) is not None
+    here = Checkpoint(files.root, "safetensors", {}, config=config)
+    audio = find_audio_encoder(here, stores)
     tokens = _count_tokens(files, stores)
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         return Lookup(audio=audio, tokens=tokens)
-    tower = find_tower(Checkpoint(files.root, "safetensors", {}, config=config), stores)
+    tower = find_tower(here, stores)
     if tower is None or tower.path is None:
         return Lookup(tower, audio=audio, tokens=tokens)
     try:

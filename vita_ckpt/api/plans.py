@@ -20,6 +20,7 @@ from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import Plan, SavedPlan, not_a_plan
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import (
     find_tower,
@@ -174,7 +175,9 @@ def plan_set(
     stores = Stores() if stores is None else stores
     plan = config.plan_set(as_checkpoint(checkpoint, stores), values)
     before, after = (
-        inspect_checkpoint(side, find_tower(side, stores)).disagreements
+        inspect_checkpoint(
+            side, find_tower(side, stores), find_audio_encoder(side, stores)
+        ).disagreements
         for side in (plan.base, plan.target())
     )
     notes = tuple(s for s in after if s not in before)

@@ -43,9 +43,10 @@ from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
 from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
+from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.references import find_base, reaches
+from vita_ckpt.storage.reading.references import find_base
 from vita_ckpt.storage.reading.survey import Survey, survey
 from vita_ckpt.storage.reading.tokenizer import count_tokens
 from vita_ckpt.storage.reading.tower import find_tower, read_carried_config, read_processor
@@ -203,10 +204,11 @@ def _subject(surveyed: Survey, kind: str | None, stores: Stores) -> tuple[Subjec
     """Gather the checkpoint and what it refers to; findings for what of it cannot be read."""
     checkpoint = surveyed.checkpoint
     directory = find_tower(checkpoint, stores)
-    inspected = inspect_checkpoint(checkpoint, directory)
+    audio = find_audio_encoder(checkpoint, stores)
+    inspected = inspect_checkpoint(checkpoint, directory, audio)
     taken_for = kind or intended_kind(checkpoint, inspected.kind)
     if taken_for != inspected.kind:
-        inspected = inspect_checkpoint(checkpoint, directory, kind=taken_for)
+        inspected = inspect_checkpoint(checkpoint, directory, audio, kind=taken_for)
     findings = list(check_kind(checkpoint, taken_for))
 
     def attempt(read: Callable[[], Any]) -> Any:
@@ -219,7 +221,6 @@ def _subject(surveyed: Survey, kind: str | None, stores: Stores) -> tuple[Subjec
             return None
 
     carried = attempt(lambda: read_carried_config(checkpoint, stores))
-    audio = (checkpoint.config or {}).get("mm_audio_encoder")
     subject = Subject(
         checkpoint=checkpoint,
         inspection=inspected,
@@ -228,7 +229,7 @@ def _subject(surveyed: Survey, kind: str | None, stores: Stores) -> tuple[Subjec
         tower_config=carried or (directory.config if directory is not None else None),
         processor=attempt(lambda: read_processor(checkpoint, stores)),
         tokens=attempt(lambda: count_tokens(checkpoint, stores)),
-        audio_reachable=isinstance(audio, str) and reaches(checkpoint, audio, stores) is not None,
+        audio_directory=audio,
         base=find_base(checkpoint, stores) if taken_for == kinds.LORA_RUN else None,
     )
     return subject, findings

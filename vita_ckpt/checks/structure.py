@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vita_ckpt.checks import kinds
+from vita_ckpt.checks.audio import check_audio
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
+from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, CMVN
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.binding import AUDIO_PREFIX, bind_tower, builds_audio, is_audio, is_harmless
+from vita_ckpt.core.binding import bind_tower, is_harmless
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
-from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError
@@ -43,39 +44,13 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
     if subject.kind == kinds.VITA:
         yield from _vision_tower(subject)
         yield from _projector(subject)
-        yield from check_audio(checkpoint, subject.unread)
+        yield from check_audio(checkpoint, subject.audio_directory, subject.unread)
     elif subject.kind == kinds.TOWER:
         yield from _standalone_tower(subject)
     elif subject.kind == kinds.PROJECTOR:
         yield from _lone_projector(subject)
     yield from _dtypes(checkpoint)
     yield from _not_floating(subject)
-
-
-def check_audio(checkpoint: Checkpoint, unread: Collection[str] = ()) -> Iterator[Finding]:
-    """Check that an audio encoder is stored if, and only if, the config has one built."""
-    config = checkpoint.config or {}
-    stored = [name for name in checkpoint.tensors if is_audio(name)]
-    if builds_audio(config) and not stored and not any(map(is_audio, unread)):
-        yield finding(
-            "audio-absent",
-            "mm_audio_encoder",
-            f"expected tensors {AUDIO_PREFIX}*, since the config names an audio encoder, got none",
-            file=_config_file(checkpoint),
-        )
-    elif stored and not builds_audio(config):
-        yield finding(
-            "audio-not-built",
-            "mm_audio_encoder",
-            f"expected the audio encoder's path, since there are {len(stored)} tensors of one, "
-            f"got {config.get('mm_audio_encoder')!r}",
-            file=_config_file(checkpoint),
-        )
-
-
-def _config_file(checkpoint: Checkpoint) -> str:
-    file = checkpoint.files.get(CONFIG)
-    return file.path if file is not None else ""
 
 
 def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -348,7 +323,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     by_part: dict[str, Counter[str]] = {}
     example: dict[tuple[str, str], str] = {}
     for name, tensor in checkpoint.refs.items():
-        if tensor.dtype in _FLOATS:
+        if tensor.dtype in _FLOATS and name.removeprefix(AUDIO_PREFIX) not in CMVN:
             part = parts.part_of(name)
             by_part.setdefault(part, Counter())[tensor.dtype] += 1
             example.setdefault((part, tensor.dtype), name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vita_ckpt.checks.inspect import Inspection
+from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
@@ -18,8 +19,8 @@ class Subject:
 
     ``unread`` names tensors in files that could not be read. ``tower_config`` is the tower's own
     config, ``processor`` its ``preprocessor_config.json``, and ``tokens`` the number of tokens in
-    the tokenizer; each is None if it was not found. ``audio_reachable`` is set if
-    ``mm_audio_encoder`` can be resolved. ``base`` is the checkpoint that a LoRA run was trained on.
+    the tokenizer; each is None if it was not found. ``audio_directory`` is what
+    ``mm_audio_encoder`` leads to. ``base`` is the checkpoint that a LoRA run was trained on.
     """
 
     checkpoint: Checkpoint
@@ -29,7 +30,7 @@ class Subject:
     tower_config: Mapping[str, Any] | None = None
     processor: Mapping[str, Any] | None = None
     tokens: int | None = None
-    audio_reachable: bool = False
+    audio_directory: AudioDirectory | None = None
     base: Checkpoint | None = None
 
     @property

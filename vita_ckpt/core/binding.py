@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import language_tensors, parts, towers
+from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
@@ -23,8 +24,6 @@ Shapes = Mapping[str, Shape]
 
 # What every loader drops without harm: tables that are computed anew when the model is built.
 _HARMLESS: Final = (".rotary_emb.inv_freq", ".embeddings.position_ids")
-
-AUDIO_PREFIX: Final = "model.audio_encoder."
 
 
 @dataclass(frozen=True, slots=True)

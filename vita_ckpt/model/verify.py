@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from vita_ckpt.checks.structure import check_audio
+from vita_ckpt.checks.audio import check_audio
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import needs_alignment
@@ -26,6 +26,7 @@ from vita_ckpt.model.image import processor_of, read_image
 from vita_ckpt.model.load import StrPath, dtype_of, fit, load_model
 from vita_ckpt.model.tokenizer import TokenizerProcess
 from vita_ckpt.model.vita import VitaModel
+from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import read_tower_config
 
@@ -86,7 +87,7 @@ def verify_checkpoint(
     options["stores"] = stores
     findings += _misfits(fit(checkpoint, read_tower_config(checkpoint, stores, tower)))
     is_broken = bool(findings)
-    findings += check_audio(checkpoint)
+    findings += check_audio(checkpoint, find_audio_encoder(checkpoint, stores))
     if is_broken:
         return _not_run(checkpoint, findings, dtype, time.perf_counter() - started)
     model = load_model(checkpoint, max_memory=max_memory, observe=watch, **options)

@@ -76,7 +76,7 @@ def _is_possible(key: str, value: Any) -> bool:
         return towers.parse_s2_scales(value) is not None
     if isinstance(value, str):
         return bool(value) and value.isprintable()
-    if key == "mm_projector_lr":
+    if key in ("mm_projector_lr", "audio_prompt_num"):
         return bool(0 <= value < LARGEST_NUMBER)
     return isinstance(value, bool) or 0 < value < LARGEST_NUMBER
 

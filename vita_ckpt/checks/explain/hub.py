@@ -5,10 +5,10 @@ from __future__ import annotations
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
     Lookup,
+    expected_audio,
     expected_language_model,
     expected_projector,
     expected_tower,
-    match_audio,
     match_tensors,
 )
 from vita_ckpt.checks.explain.trace import PartSource, Tracer
@@ -34,7 +34,8 @@ def hub_model(tracer: Tracer, lookup: Lookup) -> None:
     if dispatch is not None and dispatch.family is not None:
         wanted |= expected_projector(tracer, config, found)
         wanted |= expected_tower(lookup, found, dispatch.family)
-    accepted = match_audio(tracer, config, found) | ({parts.LM_HEAD} & found.keys())
+    wanted |= expected_audio(tracer, lookup, config, found)
+    accepted = {parts.LM_HEAD} & found.keys()
     match_tensors(tracer, wanted, found, accepted, "kept as the module has them")
     tracer.tower = _source(tracer, parts.TOWER_MODULE)
     tracer.projector = _source(tracer, parts.PROJECTOR_PREFIX)

@@ -10,6 +10,8 @@ from vita_ckpt.checks.explain.trace import PartSource, Tracer, by_part
 from vita_ckpt.core import binding
 from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors
+from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
+from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, wanted_tensors
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
 from vita_ckpt.core.anatomy.config_values import wrong_sizes
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
@@ -32,14 +34,14 @@ class Lookup:
     """What was found around a directory before any loader is replayed.
 
     ``tower`` lies at ``mm_vision_tower``, ``files`` are that directory's; ``from_here`` is set if
-    the path leads there from the working directory, where VITA's loaders look. ``audio`` is set if
-    ``mm_audio_encoder`` leads somewhere, ``tokens`` is what ``len(tokenizer)`` will be.
+    the path leads there from the working directory, where VITA's loaders look. ``audio`` is what
+    ``mm_audio_encoder`` leads to, ``tokens`` is what ``len(tokenizer)`` will be.
     """
 
     tower: TowerDirectory | None = None
     files: WeightFiles | None = None
     from_here: bool = False
-    audio: bool = False
+    audio: AudioDirectory | None = None
     tokens: int | None = None
 
 
@@ -116,21 +118,32 @@ def build_audio(tracer: Tracer, lookup: Lookup, config: Mapping[str, Any]) -> No
     if not isinstance(path, str) or not path:
         return
     tracer.step("audio", f"built from train.yaml, global_cmvn and final.pt in {path}")
-    if not lookup.audio:
+    directory = lookup.audio
+    if directory is None or directory.path is None:
         require_reachable(tracer, "audio", path)
+    elif directory.missing:
+        names = " and no ".join(directory.missing)
+        tracer.stop("audio-files-missing", f"TypeError: no {names} in {path}")
+    elif directory.settings is None or directory.cmvn is None:
+        tracer.stop("audio-directory-unreadable", directory.problem or "")
 
 
-def match_audio(tracer: Tracer, config: Mapping[str, Any], found: Found) -> set[str]:
-    """Return the audio tensors to accept: all of them where the config names an encoder."""
-    audio = {name for name in found if binding.is_audio(name)}
+def expected_audio(
+    tracer: Tracer, lookup: Lookup, config: Mapping[str, Any], found: Found
+) -> dict[str, Shape]:
+    """Return the audio encoder's shapes by its directory, or by the tensors without one."""
     if not binding.builds_audio(config):
-        return set()
-    if audio:
-        tracer.step("audio", f"{len(audio)} tensors of the checkpoint over the directory's")
+        return {}
+    shapes = {name: t.shape for name, (t, _) in found.items() if binding.is_audio(name)}
+    settings = lookup.audio.settings if lookup.audio is not None else None
+    wanted = wanted_tensors(config, shapes, settings) if shapes else {}
+    if not wanted:
+        tracer.missing.append(AUDIO_PREFIX + "*")
+    if shapes:
+        tracer.step("audio", f"{len(shapes)} tensors of the checkpoint over the directory's")
     else:
-        tracer.missing.append(binding.AUDIO_PREFIX + "*")
         tracer.step("audio", "none in the checkpoint: uninitialised memory, not final.pt's values")
-    return audio
+    return wanted
 
 
 def trace_rows(tracer: Tracer, lookup: Lookup, found: Found) -> None:

@@ -1,4 +1,4 @@
-"""The vision keys of a VITA config with the types of their values."""
+"""The vision and audio keys of a VITA config with the types of their values."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ VISION_KEYS: Final[dict[str, Types]] = {
     "tokenizer_model_max_length": (int,),
     "tokenizer_padding_side": (str,),
     "mm_audio_encoder": (str,),
+    "freeze_audio_encoder": (bool,),
+    "freeze_audio_encoder_adapter": (bool,),
+    "tune_audio_mlp_adapter": (bool,),
+    "audio_prompt_finetune": (bool,),
+    "audio_prompt_num": (int,),
+    "audio_state_predictor_tuning": (bool,),
 }
 
 # No number of a config is as large: transformers says 1e30 for a tokenizer without a limit.
