@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
+from vita_ckpt.core.anatomy.audio.settings import AudioEncoder
+from vita_ckpt.core.anatomy.audio.tensors import (
+    AUDIO_PREFIX,
+    settings_of_shapes,
+    wanted_tensors,
+)
 from vita_ckpt.core.anatomy.language_tensors import DEFAULTS, expected_shapes
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import Tower
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.anatomy.towers.shapes import affine, unsupported
-from vita_ckpt.core.binding import is_harmless
+from vita_ckpt.core.binding import builds_audio, is_audio, is_harmless
 from vita_ckpt.core.checkpoint import Checkpoint, Shape
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
@@ -25,14 +33,12 @@ from vita_ckpt.model.projectors import check_type
 from vita_ckpt.model.towers.build import check_tower_values
 from vita_ckpt.model.vita import STATES, VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
+from vita_ckpt.storage.reading.audio import find_audio_encoder, open_audio_directory
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import read_tower_config
 
 StrPath = str | os.PathLike[str]
-
-# Tensors of a checkpoint that this model does not run.
-_NOT_RUN: Final = (parts.AUDIO_ENCODER, parts.AUDIO_ADAPTER)
 
 
 def load_model(
@@ -41,16 +47,18 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     tower: StrPath | None = None,
+    audio_encoder: StrPath | None = None,
     attn: str | None = None,
     max_memory: Mapping[Any, int | str] | None = None,
     observe: Observer | None = None,
     stores: Stores | None = None,
 ) -> VitaModel:
-    """Load the model of a VITA checkpoint, ready to run: text and images, no audio.
+    """Load the model of a VITA checkpoint, ready to run.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     ``dtype`` is a torch dtype or its name, by default the checkpoint's. ``tower`` is the tower's
-    directory, needed if the config's path does not lead to it. ``attn`` is the library's attention
+    directory, needed if the config's path does not lead to it; ``audio_encoder`` that of the audio
+    encoder, without which its tensors are not run. ``attn`` is the library's attention
     implementation. ``max_memory`` limits the memory for weights, in bytes or as ``"4GB"``, by GPU
     number or ``"cpu"``. Its default is most of every GPU's free memory, and half a gigabyte on a
     CPU. Weights are placed on one GPU if they fit, else on several GPUs if they fit on those
@@ -69,12 +77,13 @@ def load_model(
     devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
     kind = dtype_of(dtype, checkpoint)
     tower_config = read_tower_config(checkpoint, stores, tower)
-    fit(checkpoint, tower_config).refuse(
+    audio = audio_directory(checkpoint, stores, audio_encoder)
+    fit(checkpoint, tower_config, audio).refuse(
         checkpoint.root,
         "exactly the tensors that its config describes",
         "vita-ckpt inspect shows where config and weights disagree",
     )
-    model = build(checkpoint, tower_config, kind, attn)
+    model = build(checkpoint, tower_config, kind, attn, runnable_audio(checkpoint, audio))
     placement = place(model, devices)
     weights = Weights(checkpoint)
     if placement.device_map is None:
@@ -82,27 +91,65 @@ def load_model(
         return model
     with weights:
         names = model.stored_names()
-        load_resident(model, names, weights, placement.device_map, kind, observe)
+        load_resident(model, names, weights, placement.device_map, observe)
     if len(placement.device_map) > 1:
         dispatch(model, placement.device_map)
     return model
 
 
-def fit(checkpoint: Checkpoint, tower_config: Mapping[str, Any] | None) -> KeyMismatch:
-    """Return how the checkpoint's tensors differ from the model's; audio is left aside.
+def audio_directory(
+    checkpoint: Checkpoint, stores: Stores, given: StrPath | None = None
+) -> AudioDirectory | None:
+    """Return the audio encoder's directory: ``given``, or what the config leads to.
+
+    Raises InputError for one that is given and cannot be read.
+    """
+    if given is None or not builds_audio(checkpoint.config or {}):
+        return find_audio_encoder(checkpoint, stores)
+    return open_audio_directory(os.fspath(given), stores)
+
+
+def runnable_audio(checkpoint: Checkpoint, directory: AudioDirectory | None) -> AudioEncoder | None:
+    """Return the settings to run a checkpoint's audio encoder with; None if they are not known."""
+    stored = any(map(is_audio, checkpoint.tensors))
+    return directory.settings if directory is not None and stored else None
+
+
+def fit(
+    checkpoint: Checkpoint,
+    tower_config: Mapping[str, Any] | None,
+    audio: AudioDirectory | None = None,
+) -> KeyMismatch:
+    """Return how the checkpoint's tensors differ from the model's.
 
     Nothing is built for it: what a config asks for takes memory only if the tensors are there.
-    Raises InputError for a config that describes no model.
+    Audio tensors are bound by ``audio``, or by themselves without it, and are left aside where the
+    config builds no audio encoder. Raises InputError for a config that describes no model.
     """
+    config = checkpoint.config or {}
     wanted = wanted_shapes(checkpoint, tower_config)
     found = {
         name: tensor.shape
         for name, tensor in checkpoint.tensors.items()
-        if parts.part_of(name) not in _NOT_RUN and not is_harmless(name)
+        if not is_harmless(name) and (builds_audio(config) or not is_audio(name))
     }
+    if builds_audio(config) and any(map(is_audio, found)):
+        wanted |= _wanted_audio(config, found, audio, wanted["model.norm.weight"][0])
     if (checkpoint.config or {}).get("tie_word_embeddings") is True:
         found.pop(parts.LM_HEAD, None)
     return compare(wanted, found)
+
+
+def _wanted_audio(
+    config: Mapping[str, Any], found: Mapping[str, Shape], audio: AudioDirectory | None, hidden: int
+) -> dict[str, Shape]:
+    """Return the audio tensors of a model whose language model has a width of ``hidden``."""
+    settings = audio.settings if audio is not None else None
+    settings = settings or settings_of_shapes(parts.below(AUDIO_PREFIX, found))
+    if settings is None:
+        return {}
+    fitting = replace(settings, adapter=replace(settings.adapter, out_width=hidden))
+    return wanted_tensors(config, found, fitting)
 
 
 def wanted_shapes(

@@ -167,7 +167,7 @@ def _load_tower(
     ).refuse(checkpoint.root, "exactly the tensors that the tower's config describes")
     taken = {name: sources[stored] for name, stored in names.items()}
     with Weights(checkpoint) as weights:
-        load_resident(tower, taken, weights, {"": device}, dtype)
+        load_resident(tower, taken, weights, {"": device})
 
 
 def _load_adapter(projector: nn.Module, adapter: Checkpoint, new: Projector) -> None:
