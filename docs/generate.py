@@ -33,6 +33,7 @@ FOLDERS = (
     "cli/formats",
     "api",
     "model",
+    "model/audio",
     "model/towers",
     "surgery",
     "checks",

@@ -43,9 +43,9 @@ SIGNATURES = {
     ),
     "load_model": (
         "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', dtype: "
-        "'torch.dtype | str | None' = None, tower: 'StrPath | None' = None, attn: 'str | "
-        "None' = None, max_memory: 'MaxMemory | None' = None, stores: 'Stores | None' = "
-        "None) -> 'VitaModel'"
+        "'torch.dtype | str | None' = None, tower: 'StrPath | None' = None, audio_encoder: "
+        "'StrPath | None' = None, attn: 'str | None' = None, max_memory: 'MaxMemory | None' ="
+        " None, stores: 'Stores | None' = None) -> 'VitaModel'"
     ),
     "list_tensors": (
         "(checkpoint: 'Checkpoint | StrPath', pattern: 'str' = '*', *, stores: 'Stores | "
@@ -57,6 +57,22 @@ SIGNATURES = {
     ),
     "load_plan": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"),
     "open_checkpoint": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Checkpoint'"),
+    "plan_extract_audio_adapter": (
+        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"
+    ),
+    "plan_extract_audio_encoder": (
+        "(checkpoint: 'Checkpoint | StrPath', *, audio_encoder: 'StrPath | None' = None, "
+        "stores: 'Stores | None' = None) -> 'Plan'"
+    ),
+    "plan_merge_audio_adapter": (
+        "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, stores: 'Stores |"
+        " None' = None) -> 'Plan'"
+    ),
+    "plan_swap_audio_encoder": (
+        "(base: 'Checkpoint | StrPath', audio_encoder: 'Checkpoint | StrPath', *, audio_path:"
+        " 'str | None' = None, adapter: 'Checkpoint | StrPath | None' = None, seed: 'int' = "
+        "0, stores: 'Stores | None' = None) -> 'Plan'"
+    ),
     "plan_extract_projector": (
         "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, stores: 'Stores | "
         "None' = None) -> 'Plan'"

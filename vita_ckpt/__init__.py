@@ -37,10 +37,14 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         open_checkpoint as open_checkpoint,
     )
     from vita_ckpt.api.plans import (
+        plan_extract_audio_adapter as plan_extract_audio_adapter,
+        plan_extract_audio_encoder as plan_extract_audio_encoder,
         plan_extract_projector as plan_extract_projector,
         plan_extract_tower as plan_extract_tower,
+        plan_merge_audio_adapter as plan_merge_audio_adapter,
         plan_merge_projector as plan_merge_projector,
         plan_set as plan_set,
+        plan_swap_audio_encoder as plan_swap_audio_encoder,
         plan_swap_tower as plan_swap_tower,
     )
     from vita_ckpt.api.push import (
@@ -208,10 +212,14 @@ _HOMES = {
         "open_checkpoint",
     ),
     "vita_ckpt.api.plans": (
+        "plan_extract_audio_adapter",
+        "plan_extract_audio_encoder",
         "plan_extract_projector",
         "plan_extract_tower",
+        "plan_merge_audio_adapter",
         "plan_merge_projector",
         "plan_set",
+        "plan_swap_audio_encoder",
         "plan_swap_tower",
     ),
     "vita_ckpt.api.push": ("push",),

@@ -70,7 +70,7 @@ from vita_ckpt.storage.writing.outputs import Finish
 Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
-_MAKES_A_FILE = ("extract-projector",)
+_MAKES_A_FILE = ("extract-projector", "extract-audio-adapter")
 
 
 def apply(

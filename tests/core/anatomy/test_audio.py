@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from fixtures.builder import AudioSpec, audio_encoder, train_yaml
 from tests.conftest import GOLDEN
 from vita_ckpt import InputError
-from vita_ckpt.core.anatomy.audio.cmvn import Cmvn, cmvn_of_json, cmvn_of_text, cmvn_to_json
+from vita_ckpt.core.anatomy.audio.cmvn import cmvn_of_json, cmvn_of_text
 from vita_ckpt.core.anatomy.audio.settings import (
     AudioAdapter,
     AudioEncoder,
@@ -221,19 +220,6 @@ def test_lengths(frames: int) -> None:
     assert read_settings(cnn).tokens_out(frames) == len(mask[2::2][2::2])
 
 
-FLOATS = st.floats(-100, 100, width=32)
-SPREADS = st.floats(0.0009765625, 1, width=32)
-
-
-@given(st.lists(st.tuples(FLOATS, SPREADS), min_size=1, max_size=9))
-def test_statistics_come_back_to_the_last_bit(rows: list[tuple[float, float]]) -> None:
-    cmvn = Cmvn(tuple(mean for mean, _ in rows), tuple(istd for _, istd in rows))
-    again = cmvn_of_json(json.loads(cmvn_to_json(cmvn, "x")), "x")
-    for before, after in ((cmvn.mean, again.mean), (cmvn.istd, again.istd)):
-        form = f"{len(before)}f"
-        assert struct.pack(form, *before) == struct.pack(form, *after)
-
-
 @pytest.mark.parametrize(
     "text",
     ["", "[ 1 2 3", "[ 1 2 3 4 0 ]", "[ 1 x 3 0 ]", "[ 1 0 3 0 ]", "[ nan 1 3 0 ]", "[ 2 0 ]"],
@@ -268,9 +254,3 @@ def test_a_bin_that_never_changes_has_the_least_variance() -> None:
     cmvn = cmvn_of_text("[ 4 6 2 8 30 0 ]", "x")
     assert cmvn.mean == (2.0, 3.0)
     assert cmvn.istd == pytest.approx((1e10, 6**-0.5))
-
-
-@pytest.mark.parametrize("istd", [0.0, -1.0, 1e11, float("nan")])
-def test_deviations_that_no_file_gives_are_not_written(istd: float) -> None:
-    with pytest.raises(InputError, match="invalid-global-cmvn"):
-        cmvn_to_json(Cmvn((1.0,), (istd,)), "x")

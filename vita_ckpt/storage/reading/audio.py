@@ -77,10 +77,13 @@ def open_audio_directory(path: str, stores: Stores) -> AudioDirectory:
     return AudioDirectory(path, None, settings, cmvn, missing)
 
 
-def read_train_yaml(path: str, stores: Stores) -> str:
-    """Return the text of a directory's ``train.yaml``, which is known to be readable."""
-    with stores.open(os.path.join(path, TRAIN)) as source:
-        return source.read(source.file.size, 0).decode("utf-8-sig")
+def read_settings_texts(path: str, stores: Stores) -> dict[str, str]:
+    """Return the texts of ``train.yaml`` and ``global_cmvn``, which are known to be readable."""
+    texts: dict[str, str] = {}
+    for name in (TRAIN, GLOBAL_CMVN):
+        with stores.open(os.path.join(path, name)) as source:
+            texts[name] = source.read(source.file.size, 0).decode("utf-8-sig")
+    return texts
 
 
 def _content(path: str, stores: Stores) -> dict[str, Any]:
@@ -112,4 +115,4 @@ def _cmvn(path: str, is_json: Any, stores: Stores) -> Cmvn:
             )
         if is_json:
             return cmvn_of_json(read_json_object(source)[0], file)
-        return cmvn_of_text(source.read(size, 0).decode("ascii", "replace"), file)
+        return cmvn_of_text(source.read(size, 0).decode("utf-8", "replace"), file)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from vita_ckpt.core.anatomy.audio.directory import WEIGHTS
 from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Shard, Tensor
 from vita_ckpt.core.dtype import BITS
@@ -25,6 +26,9 @@ from vita_ckpt.core.plan import Plan
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import encode_header
 
+# What the weights of a part on its own are called, where it is not safetensors' usual name.
+_NAMES = {"extract-audio-encoder": WEIGHTS}
+
 
 @dataclass(frozen=True, slots=True)
 class CarriedFile:
@@ -36,11 +40,19 @@ class CarriedFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A safetensors file to write; ``entries`` are (name, tensor) in storage order."""
+    """A safetensors file to write, or a ``.pt`` of torch.
+
+    ``entries`` are (name, tensor) in storage order.
+    """
 
     name: str
     metadata: Mapping[str, str]
     entries: tuple[tuple[str, Tensor], ...]
+
+    @property
+    def is_pickled(self) -> bool:
+        """Whether it is a file of torch."""
+        return self.name.endswith(".pt")
 
     @property
     def nbytes(self) -> int:
@@ -157,7 +169,8 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     base, target = plan.base, plan.target()
     put = tuple(WrittenText(name, text.encode()) for name, text in target.texts.items())
     if not base.shards:
-        whole = WrittenShard(SAFETENSORS, {"format": "pt"}, storage_order(target.tensors, {}))
+        name = _NAMES.get(plan.operation, SAFETENSORS)
+        whole = WrittenShard(name, {"format": "pt"}, storage_order(target.tensors, {}))
         return DirectoryLayout((), (whole,), put)
     carried, written, index = _weight_files(base, target)
     texts = (*_config_text(base, target), *index, *put)

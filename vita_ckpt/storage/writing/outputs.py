@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Event, Lock, Thread
-from typing import Final
+from typing import IO, Final
 
 from vita_ckpt.core.options import Link
 from vita_ckpt.errors import UsageError
@@ -17,7 +17,7 @@ from vita_ckpt.storage.formats.safetensors import encode_header
 from vita_ckpt.storage.system.access import limit, make_directory
 from vita_ckpt.storage.system.os_errors import require_space
 from vita_ckpt.storage.system.syscalls import clone, sync, sync_directory
-from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, write_tensor
+from vita_ckpt.storage.tensors.stream import Inputs, Progress, Writer, tensor_bytes, write_tensor
 from vita_ckpt.storage.writing.layout import CarriedFile, WrittenShard, WrittenText
 from vita_ckpt.storage.writing.limits import Limits, sources_of
 
@@ -140,7 +140,10 @@ class Outputs:
             Writer(target, self._step).copy(source, 0, file.source.size, file.source.path)
 
     def write_shard(self, shard: WrittenShard, inputs: Inputs) -> None:
-        """A safetensors file."""
+        """A safetensors file, or a file of torch."""
+        if shard.is_pickled:
+            self._write_state_dict(shard, inputs)
+            return
         described = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
         header, size = encode_header(described, shard.metadata)
         self.require(len(header) + size)
@@ -153,6 +156,24 @@ class Outputs:
                 write_tensor(tensor, inputs, name, writer, digest)
                 if digest is not None:
                     self.digests[name] = digest.hexdigest()
+
+    def _write_state_dict(self, shard: WrittenShard, inputs: Inputs) -> None:
+        # zipfile: seldom needed
+        from vita_ckpt.storage.formats.torch_writer import check_writable, write_state_dict  # noqa: PLC0415
+
+        described = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
+        check_writable(described, shard.name)
+        self.require(shard.nbytes)
+
+        def write(index: int, sink: IO[bytes]) -> None:
+            name, tensor = shard.entries[index]
+            for data in tensor_bytes(tensor, inputs, name):
+                sink.write(data)
+                self._step(len(data))
+
+        sources = sources_of(tensor for _, tensor in shard.entries)
+        with self._file(shard.name, sources) as target, os.fdopen(os.dup(target), "wb") as handle:
+            write_state_dict(handle, described, write)
 
     def sync(self) -> None:
         """Everything written so far is on the disk, as far as the disk tells the truth."""

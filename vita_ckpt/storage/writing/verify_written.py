@@ -29,7 +29,10 @@ def check_staged(
     for shard in shards:
         path = os.path.join(root, shard.name) if shard.name else root
         _forget(path)
-        pairs |= _pairs(path, dict(shard.entries), _read(path))
+        if shard.is_pickled:
+            check_saved(path, dict(shard.entries))
+        else:
+            pairs |= _pairs(path, dict(shard.entries), _read(path))
     for file in carried:
         path = os.path.join(root, file.name)
         _forget(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -45,19 +44,6 @@ def cmvn_of_text(text: str, path: str) -> Cmvn:
     if rest:
         raise _malformed(path, "as many sums as squares")
     return _cmvn(numbers[:bins], numbers[bins + 1 :], numbers[bins], path)
-
-
-def cmvn_to_json(cmvn: Cmvn, subject: str) -> str:
-    """Return JSON from which ``cmvn`` is read again.
-
-    float32 values come back to the last bit, unless a bin's mean is a thousand times its deviation
-    or more. Raises InputError for values that no file of statistics gives.
-    """
-    pairs = list(zip(cmvn.mean, cmvn.istd, strict=True))
-    if not all(isfinite(mean) and 0 < istd <= _FLOOR**-0.5 for mean, istd in pairs):
-        raise _malformed(subject, "finite means, and inverse deviations above 0 and up to 1e10")
-    variances = [1 / (istd * istd) + mean * mean for mean, istd in pairs]
-    return json.dumps({"mean_stat": list(cmvn.mean), "var_stat": variances, "frame_num": 1}) + "\n"
 
 
 def _cmvn(means: Sequence[Any], variances: Sequence[Any], count: Any, path: str) -> Cmvn:
