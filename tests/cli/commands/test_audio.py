@@ -16,16 +16,20 @@ def in_u2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "U2")
 
 
+def is_same(cli: Cli, one: str, other: str | Path) -> bool:
+    return "no difference" in cli("diff", one, other).out
+
+
 def test_merge_audio_adapter(cli: Cli) -> None:
     arguments = ("merge-audio-adapter", "--base", "base", "--adapter", "audio_run")
     merged = cli(*arguments, "--out", "merged")
     assert merged.code == 0, merged
     assert "2 running statistics are kept" in merged.err
-    assert cli("diff", "merged", "merged_by_upstream").code == 0
+    assert is_same(cli, "merged", "merged_by_upstream")
     assert cli(*arguments, "--in-place").code == 0
-    assert cli("diff", "base", "merged_by_upstream").code == 0
+    assert is_same(cli, "base", "merged_by_upstream")
     assert cli("undo", "base").code == 0
-    assert cli("diff", "base", GOLDEN / "U2" / "base").code == 0
+    assert is_same(cli, "base", GOLDEN / "U2" / "base")
     assert "merge-audio-adapter" in cli("history", "merged").out
 
 
@@ -49,9 +53,9 @@ def test_swap_and_extract_audio_encoder(cli: Cli) -> None:
     swap = ("swap-audio-encoder", "--base", "base", "--audio-encoder", "audio-encoder")
     assert cli(*swap, "--plan-out", "plan.json").code == 0
     assert cli("apply", "plan.json", "--out", "swapped").code == 0
-    assert cli("diff", "swapped", "base").code == 1
+    assert not is_same(cli, "swapped", "base")
     back = ("swap-audio-encoder", "--base", "swapped", "--audio-encoder", "heard")
     result = cli(*back, "--audio-path", "audio-encoder", "--out", "back", "--json")
     assert result.code == 0, result
-    assert cli("diff", "back", "base").code == 0
+    assert is_same(cli, "back", "base")
     assert "audio encoder" in cli("inspect", "back").out
