@@ -118,11 +118,12 @@ SIGNATURES = {
     ),
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = "
-        "None, tower: 'StrPath | None' = None, attn: 'str | None' = None, max_memory: "
-        "'MaxMemory | None' = None, against: 'Checkpoint | StrPath | None' = None, golden: "
-        "'StrPath | None' = None, save_golden: 'StrPath | None' = None, image: 'StrPath | "
-        "None' = None, prompt: 'str | None' = None, max_new_tokens: 'int | None' = None, "
-        "stores: 'Stores | None' = None) -> 'Verification'"
+        "None, tower: 'StrPath | None' = None, audio_encoder: 'StrPath | None' = None, attn: "
+        "'str | None' = None, max_memory: 'MaxMemory | None' = None, against: 'Checkpoint | "
+        "StrPath | None' = None, golden: 'StrPath | None' = None, save_golden: 'StrPath | "
+        "None' = None, image: 'StrPath | None' = None, prompt: 'str | None' = None, "
+        "max_new_tokens: 'int | None' = None, stores: 'Stores | None' = None) -> "
+        "'Verification'"
     ),
 }
 EXIT_CODES = {

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fixtures.builder import AudioSpec, Spec, TowerSpec, write_audio_encoder, write_checkpoint
 from fixtures.builder import write_tower as write_tower_directory
+from tests.builders import lively
 from tests.conftest import GOLDEN
-from vita_ckpt import InputError, UsageError, load_model
+from vita_ckpt import InputError, UsageError, load_model, verify
 from vita_ckpt.core.anatomy.audio.settings import (
     AudioAdapter,
     AudioEncoder,
@@ -254,6 +255,31 @@ def test_without_its_directory_audio_is_not_run(root: Path) -> None:
     with pytest.raises(UsageError, match="no-audio-modules"):
         model.encode_audio(torch.zeros(1, 40, 8), torch.tensor([40]))
     assert load_model(root, device="cpu", audio_encoder=heard).audio_encoder is not None
+
+
+def edited(root: Path, name: str, value: float) -> None:
+    tensors = load_file(root / "model.safetensors")
+    for stored, tensor in tensors.items():
+        if name in stored:
+            tensor.fill_(value)
+    save_file(tensors, root / "model.safetensors", {"format": "pt"})
+
+
+def test_verify_runs_a_recording(root: Path) -> None:
+    lively(root)
+    found = verify(root, device="cpu", dtype="float32")
+    assert (found.findings, found.tokens_per_recording) == ((), 50)
+    assert found.skipped_audio_tensors == 0
+    edited(root, "adpter.project", 0)
+    assert [one.rule for one in verify(root, device="cpu").findings] == ["audio-ignored"]
+    edited(root, "adpter.project.bias", 70000.0)
+    rules = {one.rule for one in verify(root, device="cpu", max_memory=NOTHING).findings}
+    assert {"audio-ignored", "float16-weight"} <= rules
+
+
+def test_verify_of_a_golden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(GOLDEN / "U2")
+    assert verify("merged_by_upstream", device="cpu", max_memory=NOTHING).findings == ()
 
 
 def test_a_directory_of_another_encoder_is_refused(root: Path) -> None:

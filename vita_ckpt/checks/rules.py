@@ -696,6 +696,18 @@ _RUN: Final = (
         "A dead or zero projector.",
     ),
     Rule(
+        "audio-ignored",
+        "error",
+        "another recording does not move the logits",
+        "A dead or zero audio adapter.",
+    ),
+    Rule(
+        "audio-token-count",
+        "error",
+        "a recording becomes another number of tokens than encoder and adapter should make",
+        "The encoder and the adapter do not go together.",
+    ),
+    Rule(
         "text-ignored",
         "error",
         "another text does not move the logits",

@@ -162,10 +162,10 @@ class VitaModel(VisionModules, AudioModules):
             return self.embed_tokens(input_ids)
         given: dict[int, Iterator[Tensor]] = {}
         if pixel_values is not None:
-            _require(input_ids, IMAGE_TOKEN, pixel_values, "images")
+            _require(input_ids, IMAGE_TOKEN, pixel_values)
             given[IMAGE_TOKEN] = iter(self.encode_images(pixel_values))
         if audio_features is not None:
-            _require(input_ids, AUDIO_TOKEN, audio_features, "recordings")
+            _require(input_ids, AUDIO_TOKEN, audio_features)
             recordings = self._recordings(audio_features, audio_lengths, audio_lengths_for_llm)
             given[AUDIO_TOKEN] = iter(recordings)
         return self._pad([self._splice(ids, given) for ids in input_ids.to(self.device)])
@@ -285,15 +285,24 @@ def build(
     return model.eval()
 
 
-def _require(input_ids: Tensor, token: int, given: Tensor, what: str) -> None:
+def _require(input_ids: Tensor, token: int, given: Tensor) -> None:
     """Raise UsageError unless there is one for each placeholder and each row without one."""
     placeholders = [int((row == token).sum()) for row in input_ids]
     needed = sum(max(count, 1) for count in placeholders)
-    if needed != len(given):
+    if needed == len(given):
+        return
+    if token == IMAGE_TOKEN:
         raise UsageError(
-            f"{what}-do-not-fit-placeholders",
-            "pixel_values" if token == IMAGE_TOKEN else "audio_features",
-            expected=f"{needed} {what} for rows with {placeholders} placeholders",
+            "images-do-not-fit-placeholders",
+            "pixel_values",
+            expected=f"{needed} images for rows with {placeholders} placeholders",
             got=f"{len(given)}",
-            hint=f"a row without a placeholder takes one of the {what} too",
+            hint="a row without a placeholder takes one image too",
         )
+    raise UsageError(
+        "recordings-do-not-fit-placeholders",
+        "audio_features",
+        expected=f"{needed} recordings for rows with {placeholders} placeholders",
+        got=f"{len(given)}",
+        hint="a row without a placeholder takes one recording too",
+    )
