@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from fixtures.builder import AudioSpec, Spec, TowerSpec, write_audio_encoder, wr
 from fixtures.builder import write_tower as write_tower_directory
 from tests.builders import lively
 from tests.conftest import GOLDEN
-from vita_ckpt import InputError, UsageError, load_model, verify
+from vita_ckpt import AdapterError, InputError, UsageError, load_model, verify
 from vita_ckpt.core.anatomy.audio.settings import (
     AudioAdapter,
     AudioEncoder,
@@ -286,3 +287,67 @@ def test_a_directory_of_another_encoder_is_refused(root: Path) -> None:
     other = write_audio_encoder(root.parent / "other", AudioSpec(units=20))
     with pytest.raises(InputError, match="weights-do-not-fit"):
         load_model(root, device="cpu", audio_encoder=other)
+
+
+def arguments(**given: Any) -> SimpleNamespace:
+    return SimpleNamespace(audio_encoder="audio-encoder", **given)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_live_modules_are_upstreams_merge(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(GOLDEN / case)
+    inputs, expected = load_file("inputs.safetensors"), load_file("expected.safetensors")
+    model: Any = load_model("base", device="cpu")
+    before = model.audio_encoder
+    model.initialize_audio_modules(
+        arguments(
+            model_name_or_path="base", pretrain_audio_mlp_adapter="audio_run/audio_adpter.bin"
+        )
+    )
+    assert model.audio_encoder is not before
+    for output, found in outputs(model, inputs).items():
+        assert (found - expected[output]).abs().max() < LIMIT, output
+    assert not any(p.requires_grad for p in model.audio_encoder.parameters())
+    model.config["freeze_audio_encoder_adapter"] = False
+    model.initialize_audio_modules(arguments())  # as final.pt has it
+    trained = {n for n, p in model.audio_encoder.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(name.startswith("adpter.") for name in trained)
+    final = torch.load("audio-encoder/final.pt", weights_only=True)
+    for name, tensor in model.audio_encoder.state_dict().items():
+        assert torch.equal(tensor, final[name]), name
+
+
+def test_a_live_model_without_audio_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tower_directory(tmp_path / "tower-internvit", TowerSpec())
+    deaf = write_checkpoint(tmp_path / "deaf", Spec(hidden=48, heads=4))
+    model: Any = load_model(deaf, device="cpu")
+    monkeypatch.chdir(GOLDEN / "U1")
+    model.config |= {"audio_prompt_finetune": True, "audio_prompt_num": 3}
+    model.initialize_audio_modules(arguments(model_name_or_path=deaf))
+    embeds = model.encode_audio(torch.randn(1, 60, 20), torch.tensor([60]))
+    assert embeds.shape == (1, 3 + tokens_for_llm(60), 48)
+    assert torch.isfinite(embeds).all()
+    assert model.audio_encoder.prompt_embeddings.weight.requires_grad
+
+
+def test_live_modules_that_do_not_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(GOLDEN / "U1")
+    model = load_model("base", device="cpu")
+    before = model.audio_encoder
+    other = GOLDEN / "U2"
+    for error, message, given in (
+        (InputError, "weights-do-not-fit", arguments(model_name_or_path=other / "base")),
+        (
+            AdapterError,
+            "audio-adapter-does-not-fit",
+            arguments(pretrain_audio_mlp_adapter=other / "audio_run" / "audio_adpter.bin"),
+        ),
+        (InputError, "unreadable-file", {"audio_encoder": "elsewhere"}),
+        (InputError, "audio-adapter-width", {"audio_encoder": str(root.parent / "heard")}),
+    ):
+        with pytest.raises(error, match=message):
+            model.initialize_audio_modules(given)
+        assert model.audio_encoder is before
