@@ -37,6 +37,7 @@ FOLDERS = (
     "cli/formats",
     "api",
     "model",
+    "model/audio",
     "model/towers",
     "surgery",
     "checks",
@@ -52,6 +53,7 @@ FOLDERS = (
     "storage/system",
     "core",
     "core/anatomy",
+    "core/anatomy/audio",
     "core/anatomy/towers",
     "core/anatomy/towers/families",
 )

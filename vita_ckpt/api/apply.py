@@ -71,7 +71,7 @@ from vita_ckpt.storage.writing.outputs import Finish
 Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
-_MAKES_A_FILE = ("extract-projector",)
+_MAKES_A_FILE = ("extract-projector", "extract-audio-adapter")
 
 # Is called with a tensor's name and how many of its values became zero in a conversion.
 Flushed = Callable[[str, int], None]

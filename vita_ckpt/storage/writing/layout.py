@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, Literal
 
+from vita_ckpt.core.anatomy.audio.directory import WEIGHTS
 from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import (
     Checkpoint,
@@ -39,6 +40,9 @@ from vita_ckpt.core.plan import Plan, WeightFiles
 from vita_ckpt.core.sharding import model_order, shard_name, split
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import encode_header
+
+# What writes a part on its own as upstream loads it: a file of torch.
+_AS_FINAL_PT = ("extract-audio-encoder",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,10 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     base, target = plan.base, plan.target()
     put = tuple(WrittenText(name, text.encode()) for name, text in target.texts.items())
     if not base.shards:
-        whole = WrittenShard(SAFETENSORS, {"format": "pt"}, storage_order(target.tensors, {}))
+        entries = storage_order(target.tensors, {})
+        whole = WrittenShard(SAFETENSORS, {"format": "pt"}, entries)
+        if plan.operation in _AS_FINAL_PT:
+            whole = WrittenShard(WEIGHTS, {}, entries, "torch")
         return DirectoryLayout((), (whole,), put)
     if plan.weight_files is not None:
         carried, written, index, obsolete = _new_weight_files(base, target, plan.weight_files)
