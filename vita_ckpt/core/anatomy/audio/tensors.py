@@ -93,8 +93,9 @@ def adapter_shapes(adapter: AudioAdapter) -> dict[str, Shape]:
 def prompt_rows(config: Mapping[str, Any]) -> int:
     """Return how many prompt embeddings a loader builds for a VITA config."""
     number = config.get("audio_prompt_num")
-    is_number = type(number) is int and 0 < number <= _MOST_PROMPTS
-    return number if is_number and config.get("audio_prompt_finetune") is True else 0
+    if config.get("audio_prompt_finetune") is not True or type(number) is not int:
+        return 0
+    return number if 0 < number <= _MOST_PROMPTS else 0
 
 
 def settings_of_shapes(shapes: Shapes) -> AudioEncoder | None:
