@@ -26,6 +26,9 @@ ADAPTER: Final = "adpter."
 CMVN: Final = ("encoder.global_cmvn.mean", "encoder.global_cmvn.istd")
 PROMPT: Final = "prompt_embeddings.weight"
 
+# No prompt is longer; a config that says so is not believed.
+_MOST_PROMPTS: Final = 1 << 20
+
 # Buffers of a batch norm, which the trainer's adapter file does not hold.
 STATISTICS: Final = (".running_mean", ".running_var")
 # Counts batches in training. No output depends on it, and upstream does without it.
@@ -90,7 +93,9 @@ def adapter_shapes(adapter: AudioAdapter) -> dict[str, Shape]:
 def prompt_rows(config: Mapping[str, Any]) -> int:
     """Return how many prompt embeddings a loader builds for a VITA config."""
     number = config.get("audio_prompt_num")
-    return number if config.get("audio_prompt_finetune") is True and type(number) is int else 0
+    if config.get("audio_prompt_finetune") is not True or type(number) is not int:
+        return 0
+    return number if 0 < number <= _MOST_PROMPTS else 0
 
 
 def settings_of_shapes(shapes: Shapes) -> AudioEncoder | None:
