@@ -20,8 +20,8 @@ from tests.conftest import GOLDEN
 from vita_ckpt import Report, Verification, VitaCkptError, explain, validate, verify
 
 # Every tower family, both backbones, one file and shards; their towers are reachable.
-CASES = ("A1", "A2", "A3", "A4", "A5", "A6")
-PARTS = ("model.vision_tower.", "model.mm_projector.", "model.layers.")
+CASES = ("A1", "A2", "A3", "A4", "A5", "A6", "U1", "U2")
+PARTS = ("model.vision_tower.", "model.mm_projector.", "model.layers.", "model.audio_encoder.")
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.", "x.")
 INFIXES = ("_orig_mod", "module", "base_layer", "vision_model", "model")
 STRANGERS = (
@@ -30,6 +30,7 @@ STRANGERS = (
     "model.vision_tower.extra.weight",
     "model.mm_projector.9.weight",
     "model.layers.0.extra.bias",
+    "model.audio_encoder.extra.weight",
 )
 
 Tensors = dict[str, np.ndarray]
@@ -59,7 +60,8 @@ def drop(tensors: Tensors, name: str, _rng: random.Random) -> None:
 def reshape(tensors: Tensors, name: str, _rng: random.Random) -> None:
     tensor = tensors[name]
     half = tensor.reshape(-1)[: max(1, tensor.size // 2)]
-    tensors[name] = np.ascontiguousarray(tensor[:-1] if tensor.shape[0] > 1 else half)
+    whole = tensor.ndim > 0 and tensor.shape[0] > 1
+    tensors[name] = np.ascontiguousarray(tensor[:-1] if whole else half)
 
 
 def duplicate(tensors: Tensors, name: str, rng: random.Random) -> None:
@@ -186,7 +188,8 @@ def mutant(
         (base / "config.json").write_text(json.dumps(config))
         save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
         return base
-    place = rng.choice((*PARTS, ""))
+    there = [part for part in PARTS if any(name.startswith(part) for name in tensors)]
+    place = rng.choice((*there, ""))
     name = rng.choice(sorted(n for n in tensors if n.startswith(place)))
     mutation(tensors, name, rng)
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})

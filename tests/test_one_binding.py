@@ -11,7 +11,7 @@ from tests.mutants import CONFIG_MUTATIONS, DTYPE_MUTATIONS, MUTATIONS, holds, m
 
 
 @pytest.mark.parametrize("seed", range(len(MUTATIONS)))
-@pytest.mark.parametrize("case", ["A2", "A4", "A6"])
+@pytest.mark.parametrize("case", ["A2", "A4", "A6", "U2"])
 def test_all_three_judge_alike(
     case: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

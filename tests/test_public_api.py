@@ -45,9 +45,9 @@ SIGNATURES = {
     ),
     "load_model": (
         "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', dtype: "
-        "'torch.dtype | str | None' = None, tower: 'StrPath | None' = None, attn: 'str | "
-        "None' = None, max_memory: 'MaxMemory | None' = None, stores: 'Stores | None' = "
-        "None) -> 'VitaModel'"
+        "'torch.dtype | str | None' = None, tower: 'StrPath | None' = None, audio_encoder: "
+        "'StrPath | None' = None, attn: 'str | None' = None, max_memory: 'MaxMemory | None' "
+        "= None, stores: 'Stores | None' = None) -> 'VitaModel'"
     ),
     "list_tensors": (
         "(checkpoint: 'Checkpoint | StrPath', pattern: 'str' = '*', *, stores: 'Stores | "
@@ -81,6 +81,22 @@ SIGNATURES = {
         "config: 'Mapping[str, Any] | StrPath | None' = None, dtype: 'str | None' = None, "
         "weights: 'TrainedWeights' = 'masters', tag: 'str | None' = None, as_file: 'bool' = "
         "False, stores: 'Stores | None' = None) -> 'Plan'"
+    ),
+    "plan_extract_audio_adapter": (
+        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> 'Plan'"
+    ),
+    "plan_extract_audio_encoder": (
+        "(checkpoint: 'Checkpoint | StrPath', *, audio_encoder: 'StrPath | None' = None, "
+        "stores: 'Stores | None' = None) -> 'Plan'"
+    ),
+    "plan_merge_audio_adapter": (
+        "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, stores: 'Stores "
+        "| None' = None) -> 'Plan'"
+    ),
+    "plan_swap_audio_encoder": (
+        "(base: 'Checkpoint | StrPath', audio_encoder: 'Checkpoint | StrPath', *, "
+        "audio_path: 'str | None' = None, adapter: 'Checkpoint | StrPath | None' = None, "
+        "seed: 'int' = 0, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_projector": (
         "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, key: 'str | None' = "
@@ -140,11 +156,12 @@ SIGNATURES = {
     ),
     "verify": (
         "(path: 'Checkpoint | StrPath', *, device: 'str' = 'auto', dtype: 'str | None' = "
-        "None, tower: 'StrPath | None' = None, attn: 'str | None' = None, max_memory: "
-        "'MaxMemory | None' = None, against: 'Checkpoint | StrPath | None' = None, golden: "
-        "'StrPath | None' = None, save_golden: 'StrPath | None' = None, image: 'StrPath | "
-        "None' = None, prompt: 'str | None' = None, max_new_tokens: 'int | None' = None, "
-        "stores: 'Stores | None' = None) -> 'Verification'"
+        "None, tower: 'StrPath | None' = None, audio_encoder: 'StrPath | None' = None, attn: "
+        "'str | None' = None, max_memory: 'MaxMemory | None' = None, against: 'Checkpoint | "
+        "StrPath | None' = None, golden: 'StrPath | None' = None, save_golden: 'StrPath | "
+        "None' = None, image: 'StrPath | None' = None, prompt: 'str | None' = None, "
+        "max_new_tokens: 'int | None' = None, stores: 'Stores | None' = None) -> "
+        "'Verification'"
     ),
 }
 EXIT_CODES = {

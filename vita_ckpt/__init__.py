@@ -40,6 +40,12 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         StrPath as StrPath,
         open_checkpoint as open_checkpoint,
     )
+    from vita_ckpt.api.audio_plans import (
+        plan_extract_audio_adapter as plan_extract_audio_adapter,
+        plan_extract_audio_encoder as plan_extract_audio_encoder,
+        plan_merge_audio_adapter as plan_merge_audio_adapter,
+        plan_swap_audio_encoder as plan_swap_audio_encoder,
+    )
     from vita_ckpt.api.plans import (
         plan_convert as plan_convert,
         plan_consolidate as plan_consolidate,
@@ -230,6 +236,12 @@ _HOMES = {
     "vita_ckpt.api.locate": (
         "StrPath",
         "open_checkpoint",
+    ),
+    "vita_ckpt.api.audio_plans": (
+        "plan_extract_audio_adapter",
+        "plan_extract_audio_encoder",
+        "plan_merge_audio_adapter",
+        "plan_swap_audio_encoder",
     ),
     "vita_ckpt.api.plans": (
         "plan_convert",

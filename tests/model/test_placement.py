@@ -149,7 +149,7 @@ def spread(root: Path, devices: list[torch.device]) -> VitaModel:
     if devices == CPUS:  # tensors that have values forget the number of a processor
         found = dict.fromkeys(found, CPU)
     with Weights(checkpoint) as weights:
-        load_resident(model, model.stored_names(), weights, found, torch.float32)
+        load_resident(model, model.stored_names(), weights, found)
     dispatch(model, found)
     return model
 
@@ -187,7 +187,7 @@ def test_tied_embeddings_are_shared_on_one_device_and_copied_to_two(tmp_path: Pa
     model = build(checkpoint, read_tower_config(checkpoint, Stores()), torch.float32)
     for devices, shared in (({"": CPU}, True), (in_two(model, CPUS), False)):
         with Weights(checkpoint) as weights:
-            load_resident(model, model.stored_names(), weights, devices, torch.float32)
+            load_resident(model, model.stored_names(), weights, devices)
         table = model.language_model.model.embed_tokens.weight
         head = model.language_model.lm_head.weight
         assert torch.equal(table, head)
@@ -253,7 +253,7 @@ def test_buffers_that_no_file_holds_follow_the_weights(case: str, streams: bool)
         if streams:
             model.stream(weights, torch.float32, there)
         else:
-            load_resident(model, model.stored_names(), weights, {"": there}, torch.float32)
+            load_resident(model, model.stored_names(), weights, {"": there})
     stored = model.state_dict().keys()
     left = [name for name, one in model.named_buffers() if name not in stored and not one.is_meta]
     assert left == []

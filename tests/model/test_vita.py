@@ -21,7 +21,6 @@ from vita_ckpt import (
     open_checkpoint,
     plan_merge_projector,
 )
-from vita_ckpt.core.checkpoint import Checkpoint
 
 NOTHING = {"cpu": 0}
 LIMIT = 1e-5
@@ -199,14 +198,6 @@ def test_wrong_calls(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no-such-device"):
             load_model(root, device="cuda")
-
-
-def test_audio_is_left_aside(tmp_path: Path) -> None:
-    write_tower_config(tmp_path / "tower-internvit", TowerSpec())
-    root = write_checkpoint(tmp_path / "c", Spec(audio=True))
-    assert isinstance(open_checkpoint(root), Checkpoint)
-    names = load_model(root, device="cpu").stored_names().values()
-    assert not any("audio" in name for name in names)
 
 
 def test_a_checkpoint_without_its_tower_is_refused(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_module_keeps_its_own_while_its_children_run(tmp_path: Path) -> None:
     resident, streamed = Nested(), Nested()
     hidden = torch.randn(2, 64)
     with Weights(open_checkpoint(tmp_path / "x.safetensors")) as weights, torch.no_grad():
-        load_resident(resident, names, weights, {"": CPU}, torch.float32)
+        load_resident(resident, names, weights, {"": CPU})
         Streaming(streamed, names, weights, torch.float32, CPU)
         assert torch.equal(streamed(hidden), resident(hidden))
     assert all(parameter.is_meta for parameter in streamed.parameters())
@@ -105,7 +105,7 @@ def test_a_resident_model_can_be_trained_and_its_file_stays(tmp_path: Path) -> N
     save_file(stored, tmp_path / "x.safetensors")
     model = Nested()
     with Weights(open_checkpoint(tmp_path / "x.safetensors")) as weights:
-        load_resident(model, {name: name for name in stored}, weights, {"": CPU}, torch.float32)
+        load_resident(model, {name: name for name in stored}, weights, {"": CPU})
     model.requires_grad_(True)
     model(torch.randn(2, 64)).sum().backward()
     torch.optim.SGD(model.parameters(), lr=1.0).step()

@@ -76,7 +76,7 @@ _WEIGHT_FILES = (".safetensors", ".bin")
 
 def makes_a_file(plan: Plan) -> bool:
     """Return whether ``plan`` makes a file, and not a directory."""
-    return plan.operation == "extract-projector" or (
+    return plan.operation in ("extract-projector", "extract-audio-adapter") or (
         plan.operation == "consolidate" and plan.record is None
     )
 

@@ -26,6 +26,7 @@ from vita_ckpt.core.filenames import (
 from vita_ckpt.core.kinds import kind_of
 from vita_ckpt.core.quantisation import describe
 from vita_ckpt.errors import INCONCLUSIVE, InputError
+from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tokenizer import count_tokens
@@ -64,12 +65,10 @@ def _remarks(files: WeightFiles) -> Iterator[str]:
 def _look_up(files: WeightFiles, stores: Stores) -> Lookup:
     """Look up what the config names: the tower, the audio encoder, and the tokenizer."""
     config: Mapping[str, Any] = files.config or {}
-    store = stores.store_of(files.root)
-    named = config.get("mm_audio_encoder")
     beside = _beside(files, stores)
     found = Lookup(
         carried=_attempt(lambda: read_carried_config(beside, stores)),
-        audio=isinstance(named, str) and store.reached_from(files.root, named) is not None,
+        audio=find_audio_encoder(beside, stores),
         tokens=_attempt(lambda: count_tokens(beside, stores)),
     )
     name = config.get("mm_vision_tower")

@@ -15,6 +15,7 @@ from vita_ckpt.checks.inspect import (
 )
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import UsageError
+from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower
 
@@ -27,7 +28,9 @@ def inspect(checkpoint: Checkpoint | StrPath, *, stores: Stores | None = None) -
     """
     stores = Stores() if stores is None else stores
     opened = as_checkpoint(checkpoint, stores)
-    return inspect_checkpoint(opened, find_tower(opened, stores))
+    return inspect_checkpoint(
+        opened, find_tower(opened, stores), find_audio_encoder(opened, stores)
+    )
 
 
 def list_tensors(

@@ -165,3 +165,9 @@ def _log(text: str) -> None:
     import logging  # noqa: PLC0415 - only for what is remote
 
     logging.getLogger("vita_ckpt").warning(text)
+
+
+def whole(path: StrPath, stores: Stores) -> str:
+    """Return a path that leads to the same place wherever a saved plan is applied."""
+    found = locate(path, stores)
+    return stores.store_of(found).absolute(found)

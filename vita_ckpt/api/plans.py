@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any, Final
 
 from vita_ckpt.api.inspect import as_checkpoint, check_key
-from vita_ckpt.api.locate import StrPath, locate, open_checkpoint
+from vita_ckpt.api.locate import StrPath, locate, open_checkpoint, whole
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote, parse_address
@@ -38,6 +38,7 @@ from vita_ckpt.core.plan import (
     ReplaceTensor,
     SavedPlan,
     WeightFiles,
+    choice_of,
     not_a_plan,
 )
 from vita_ckpt.core.quantisation import describe, quantisation_of
@@ -45,6 +46,7 @@ from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.core.sharding import parse_size
 from vita_ckpt.errors import AdapterError, InputError, UsageError
+from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.paths import Stores, is_file, read_json
 from vita_ckpt.storage.reading.references import find_named_base, read_adapter_config
 from vita_ckpt.storage.reading.tokenizer import (
@@ -190,7 +192,7 @@ def plan_merge_lora(
             expected="a LoRA run, or --base with deltas in it",
         )
     opened = as_checkpoint(base, stores)
-    given = None if adapter_config is None else _whole(adapter_config, stores)
+    given = None if adapter_config is None else whole(adapter_config, stores)
     content = _lora_settings(opened, given, lora_alpha, use_rslora, stores)
     plan = lora_surgery.plan_merge_unmerged(opened, content, dtype=code)
     request = {
@@ -253,7 +255,7 @@ def plan_swap_tower(
     )
     check_key(key, donor, *([adapter] if adapter is not None else []))
     path = tower_path if tower_path is not None else _path_for_config(tower, donor)
-    given = None if tower_config is None else _whole(tower_config, stores)
+    given = None if tower_config is None else whole(tower_config, stores)
     args = VisionModelArgs(
         vision_tower=donor,
         mm_vision_tower=path,
@@ -295,7 +297,7 @@ def plan_extract_tower(
     stores = Stores() if stores is None else stores
     opened = as_checkpoint(checkpoint, stores)
     vision_modules.refuse_quantised_tower(opened)
-    given = None if tower_config is None else _whole(tower_config, stores)
+    given = None if tower_config is None else whole(tower_config, stores)
     plan = vision_modules.plan_extract_tower(
         opened, _config_of(opened, given, stores), read_processor(opened, stores)
     )
@@ -318,7 +320,9 @@ def plan_set(
         is_same = _are_same(opened.refs.get(LM_HEAD), opened.refs.get(EMBED_TOKENS))
     plan = config.plan_set(opened, values, head_is_table=is_same)
     before, after = (
-        inspect_checkpoint(side, find_tower(side, stores)).disagreements
+        inspect_checkpoint(
+            side, find_tower(side, stores), find_audio_encoder(side, stores)
+        ).disagreements
         for side in (plan.base, plan.target())
     )
     notes = tuple(s for s in after if s not in before)
@@ -448,7 +452,7 @@ def plan_resize_embeddings(
             expected="either --tokens N or --tokenizer DIR",
             got="neither" if tokens is None else "both",
         )
-    path = None if tokenizer is None else _whole(tokenizer, stores)
+    path = None if tokenizer is None else whole(tokenizer, stores)
     given, texts = (opened, {}) if path is None else read_tokenizer_files(path, stores)
     ids = token_ids(given, stores)
     needed = None if ids is None else max(ids.values(), default=-1) + 1
@@ -629,10 +633,10 @@ def _given_config(
 ) -> dict[str, Any] | None:
     if config is None or isinstance(config, Mapping):
         return None if config is None else dict(config)
-    path = _whole(config, stores)
+    path = whole(config, stores)
     store = stores.store_of(path)
-    whole = path if is_file(store, path) else os.path.join(path, CONFIG)
-    return read_json(store, whole)[0]
+    file = path if is_file(store, path) else os.path.join(path, CONFIG)
+    return read_json(store, file)[0]
 
 
 _OPTIONAL_TEXT: Final = (str, NoneType)
@@ -662,6 +666,10 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         _ALLOW: (bool,),
     },
     "extract-tower": {"tower_config": _OPTIONAL_TEXT},
+    "extract-audio-adapter": {},
+    "merge-audio-adapter": {},
+    "swap-audio-encoder": {"audio_path": (str,), "adapter": _OPTIONAL_TEXT, "seed": (int,)},
+    "extract-audio-encoder": {"audio_encoder": _OPTIONAL_TEXT},
     "set": {"values": (dict,)},
     "resize-embeddings": {
         "tokens": (int, NoneType),
@@ -693,6 +701,10 @@ _NUMBERS_OF_INPUTS: Final = {
     "merge-lora": (1, 2),
     "swap-tower": (2, 3),
     "extract-tower": (2,),
+    "extract-audio-adapter": (2,),
+    "merge-audio-adapter": (2,),
+    "swap-audio-encoder": (2, 3),
+    "extract-audio-encoder": (2,),
     "set": (1,),
     "convert": (1,),
     "resize-embeddings": (1,),
@@ -717,6 +729,10 @@ def plan_again(saved: SavedPlan, inputs: Sequence[Checkpoint], stores: Stores) -
         if type(value) not in types[key]:
             raise not_a_plan(f"{key} that is a {type(value).__name__}")
     try:
+        if "audio" in saved.operation:
+            from vita_ckpt.api.audio_plans import plan_audio_again  # noqa: PLC0415 - seldom needed
+
+            return plan_audio_again(saved.operation, request, inputs, stores)
         return _dispatch(saved.operation, request, inputs, stores)
     except UsageError as error:  # nobody has used an option
         raise not_a_plan(str(error)) from error
@@ -747,11 +763,8 @@ def _dispatch(  # noqa: PLR0911 - one per operation
         if not all(isinstance(name, str) for name in request["extras"]):
             raise not_a_plan("extras that are no texts")
         return plan_merge_projector(base, adapter, **request, stores=stores)
-    choice = request["projector"]
-    if choice not in (("keep", "reinit", None) if len(donors) == 1 else (None,)):
-        raise not_a_plan(f"a projector {choice!r} of {len(inputs)} inputs")
-    projector = adapter if len(donors) > 1 else choice
-    return plan_swap_tower(base, tower, **{**request, "projector": projector}, stores=stores)
+    asked = {**request, "projector": choice_of(request["projector"], donors)}
+    return plan_swap_tower(base, tower, **asked, stores=stores)
 
 
 def _with_values_checked(plan: Plan, adapter: Checkpoint | None, allow: bool) -> Plan:
@@ -925,12 +938,6 @@ def _check_sizes(base: Checkpoint, adapter: Checkpoint) -> None:
                 got=f"{own[key]!r}",
                 hint="the run was trained on another base",
             )
-
-
-def _whole(path: StrPath, stores: Stores) -> str:
-    """Return a path that leads to the same place wherever a saved plan is applied."""
-    found = locate(path, stores)
-    return stores.store_of(found).absolute(found)
 
 
 def _path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:

@@ -11,13 +11,14 @@ from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.binding import VITA_1_5, Surroundings, bind
+from vita_ckpt.core.binding import VITA_1_5, Surroundings, bind, builds_audio
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import part_as
 from vita_ckpt.core.report import Finding
 from vita_ckpt.errors import INCONCLUSIVE, InputError, VitaCkptError
+from vita_ckpt.storage.reading.audio import find_audio_encoder, open_audio_directory
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.references import find_base, reaches
+from vita_ckpt.storage.reading.references import find_base
 from vita_ckpt.storage.reading.surroundings import look_around
 from vita_ckpt.storage.reading.survey import Survey
 from vita_ckpt.storage.reading.tokenizer import count_tokens
@@ -35,21 +36,26 @@ def gather(
     kind: str | None = None,
     surveyed: Survey | None = None,
     tower: str | None = None,
+    audio_encoder: str | None = None,
     loader: str = VITA_1_5,
 ) -> tuple[Subject, list[Finding]]:
     """Gather the checkpoint and what it refers to; findings for what of it cannot be read.
 
-    ``tower`` takes the place of what ``mm_vision_tower`` leads to. ``surveyed`` is what was found
+    ``tower`` takes the place of what ``mm_vision_tower`` leads to, ``audio_encoder`` of what
+    ``mm_audio_encoder`` does. ``surveyed`` is what was found
     beside the checkpoint's own tensors. With the ``kind`` of a part, only that part is the subject.
     """
     given = None if tower is None else look_around(checkpoint, stores, tower)
+    audio = find_audio_encoder(checkpoint, stores)
+    if audio_encoder is not None and builds_audio(checkpoint.config or {}):
+        audio = open_audio_directory(audio_encoder, stores)
     directory = find_tower(checkpoint, stores) if given is None else given.tower
-    inspected = inspect_checkpoint(checkpoint, directory)
+    inspected = inspect_checkpoint(checkpoint, directory, audio)
     taken_for = kind or intended_kind(checkpoint, inspected.kind)
     if taken_for != inspected.kind:
         checkpoint = part_as(checkpoint, taken_for)
         directory = find_tower(checkpoint, stores) if given is None else given.tower
-        inspected = inspect_checkpoint(checkpoint, directory, kind=taken_for)
+        inspected = inspect_checkpoint(checkpoint, directory, audio, kind=taken_for)
     findings = list(check_kind(checkpoint, taken_for))
 
     def attempt(read: Callable[[], Any]) -> Any:
@@ -66,11 +72,9 @@ def gather(
     else:
         carried = attempt(lambda: read_carried_config(checkpoint, stores))
     config = checkpoint.config or {}
-    audio = config.get("mm_audio_encoder")
-    reaches_audio = isinstance(audio, str) and reaches(checkpoint, audio, stores) is not None
     bound = None
     if taken_for in (kinds.VITA, kinds.LANGUAGE_MODEL) and checkpoint.tensors:
-        around = Surroundings(directory, carried, reaches_audio)
+        around = Surroundings(directory, carried, audio)
         bound = bind(config, checkpoint.tensors, around, loader)
     subject = Subject(
         checkpoint=checkpoint,
@@ -82,7 +86,7 @@ def gather(
         tower_config=carried or (directory.config if directory is not None else None),
         processor=attempt(lambda: read_processor(checkpoint, stores)),
         tokens=attempt(lambda: count_tokens(checkpoint, stores)),
-        audio_reachable=reaches_audio,
+        audio_directory=audio,
         base=find_base(checkpoint, stores) if taken_for == kinds.LORA_RUN else None,
         binding=bound,
     )

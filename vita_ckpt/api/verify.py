@@ -45,25 +45,29 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     tower: StrPath | None = None,
+    audio_encoder: StrPath | None = None,
     attn: str | None = None,
     max_memory: MaxMemory | None = None,
     stores: Stores | None = None,
 ) -> VitaModel:
-    """Load the model of a VITA checkpoint, ready to run: text and images, no audio.
+    """Load the model of a VITA checkpoint, ready to run.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
     ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
-    directory, where the config's path does not lead to it; ``attn`` the library's attention
-    implementation. ``max_memory`` is what weights may take: bytes or ``"4GB"``, by GPU number or
-    ``"cpu"``; by default most of every GPU's free memory, half a gigabyte of a CPU's. Weights lie
-    on one GPU if they fit there, on several if they fit on those together (only ``max_memory``'s,
-    where it names some), and otherwise stream from the checkpoint's own files, module by module.
+    directory, where the config's path does not lead to it; ``audio_encoder`` that of the audio
+    encoder, whose tensors are not run without it; ``attn`` the library's attention implementation.
+    ``max_memory`` is what weights may take: bytes or ``"4GB"``, by GPU number or ``"cpu"``; by
+    default most of every GPU's free memory, half a gigabyte of a CPU's. Weights lie on one GPU if
+    they fit there, on several if they fit on those together (only ``max_memory``'s, where it names
+    some), and otherwise stream from the checkpoint's own files, module by module.
 
     The model has ``vision_tower(pixel_values)`` [N, 3, H, W] → [N, tokens, mm_hidden_size],
-    ``encode_images(pixel_values)`` → [N, tokens', hidden], ``embed_multimodal(input_ids,
-    pixel_values)`` [B, T] → [B, T', hidden], and ``model(input_ids, pixel_values).logits``
-    [B, T', vocab]. Raises InputError if the checkpoint cannot be read or its tensors are not
-    exactly those of the model, UsageError for a device that is not there or without torch.
+    ``encode_images(pixel_values)`` → [N, tokens', hidden], ``encode_audio(audio_features,
+    audio_lengths)`` [M, F, mel bins], [M] → [M, T'', hidden], ``embed_multimodal(input_ids,
+    pixel_values, audio_features, audio_lengths)`` [B, T] → [B, T', hidden], and ``model(…).logits``
+    of the same arguments [B, T', vocab]. Raises InputError if the checkpoint cannot be read or its
+    tensors are not exactly those of the model, UsageError for a device that is not there or without
+    torch.
     """
     _need_the_extra()
     from vita_ckpt.model import load  # noqa: PLC0415 - torch
@@ -76,6 +80,7 @@ def load_model(
             device=device,
             dtype=dtype,
             tower=None if tower is None else locate(tower, stores),
+            audio_encoder=None if audio_encoder is None else locate(audio_encoder, stores),
             attn=attn,
             max_memory=max_memory,
             stores=stores,
@@ -88,6 +93,7 @@ def verify(
     device: str = "auto",
     dtype: str | None = None,
     tower: StrPath | None = None,
+    audio_encoder: StrPath | None = None,
     attn: str | None = None,
     max_memory: MaxMemory | None = None,
     against: Checkpoint | StrPath | None = None,
@@ -136,7 +142,13 @@ def verify(
 
         place = None if tower is None else locate(tower, stores)
         require_runnable(checkpoint)
-        subject, _ = gather(checkpoint, stores, kind=VITA, tower=place)
+        subject, _ = gather(
+            checkpoint,
+            stores,
+            kind=VITA,
+            tower=place,
+            audio_encoder=None if audio_encoder is None else locate(audio_encoder, stores),
+        )
         verification = forward.verify_checkpoint(
             subject,
             device=device,

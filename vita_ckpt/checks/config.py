@@ -203,7 +203,8 @@ def _paths(subject: Subject) -> Iterator[Finding]:
         )
     audio = config.get("mm_audio_encoder")
     if isinstance(audio, str) and audio:
-        yield from _path(subject, "mm_audio_encoder", audio, subject.audio_reachable)
+        found = subject.audio_directory
+        yield from _path(subject, "mm_audio_encoder", audio, found is not None and found.path)
 
 
 def _s2_raises(config: Mapping[str, Any], path: str) -> bool:

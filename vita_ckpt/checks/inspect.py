@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite, prod
 from typing import Any, Final, TypedDict
 
+from vita_ckpt.checks.audio_summary import AudioSummary, audio_disagreements, summarize_audio
 from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
+from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, PROMPT
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
@@ -145,6 +148,8 @@ class Inspection(Displayed):
     dispatch: Dispatch | None
     projector: ProjectorSummary | None
     tokens_per_image: int | None
+    audio: AudioSummary | None
+    audio_directory: AudioDirectory | None
     lora: LoraSummary | None
     needs_alignment: bool
     disagreements: tuple[str, ...]
@@ -167,6 +172,9 @@ class Inspection(Displayed):
         report["left_out"] = left_out_to_json(self.left_out)
         if self.tower_directory is not None:
             del report["tower_directory"]["config"]
+        if self.audio_directory is not None:
+            path, problem = self.audio_directory.path, self.audio_directory.problem
+            report["audio_directory"] = {"path": path, "problem": problem}
         return {"format": "vita-ckpt-inspect", "version": REPORT_VERSION, **report}
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
@@ -181,6 +189,8 @@ class Inspection(Displayed):
         if self.projector is not None:
             widths = f"{self.projector.in_width}→{self.projector.out_width}"
             short["projector"] = f"{' or '.join(self.projector.types)} {widths}"
+        if self.audio_directory is not None:
+            short["audio directory"] = self.audio_directory.problem or self.audio_directory.path
         for label, value in Displayed.display_rows(self):
             yield label, short.get(label, value)
 
@@ -207,6 +217,7 @@ class ModuleRow(TypedDict):
 def inspect_checkpoint(
     checkpoint: Checkpoint,
     tower_directory: TowerDirectory | None = None,
+    audio_directory: AudioDirectory | None = None,
     *,
     kind: str | None = None,
 ) -> Inspection:
@@ -219,7 +230,7 @@ def inspect_checkpoint(
     if kind == MULTIMODAL and (tower_directory or _NOWHERE).path == checkpoint.root:
         tower_directory = None  # the model's own config describes its tower
     config = checkpoint.config or {}
-    facts = _Facts.of(checkpoint, tower_directory, found)
+    facts = _Facts.of(checkpoint, tower_directory, audio_directory, found)
     is_tower = kind == TOWER
     lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in CONFIG_KEYS}
     backbone = BACKBONES.get(str(config.get("model_type")))
@@ -248,6 +259,8 @@ def inspect_checkpoint(
         dispatch=facts.dispatch,
         projector=facts.projector,
         tokens_per_image=None if _is_foreign(found) else facts.tokens_per_image(kind),
+        audio=summarize_audio(facts.shapes, audio_directory),
+        audio_directory=audio_directory,
         lora=_lora(checkpoint),
         needs_alignment=needs_alignment(checkpoint),
         disagreements=(
@@ -325,13 +338,20 @@ class _Facts:
     has_language_model: bool
     tower: Tower | None
     directory: Tower | None
+    audio: AudioDirectory | None
     projector: ProjectorSummary | None
     has_projector: bool
     dispatch: Dispatch | None
     empty: tuple[str, ...]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, directory: TowerDirectory | None, kind: Kind) -> _Facts:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        directory: TowerDirectory | None,
+        audio: AudioDirectory | None,
+        kind: Kind,
+    ) -> _Facts:
         config = checkpoint.config or {}
         shapes = {
             name.removeprefix(parts.PEFT_PREFIX): tensor.shape
@@ -353,6 +373,7 @@ class _Facts:
             has_language_model=any(name.startswith(parts.LAYERS_PREFIX) for name in shapes),
             tower=tower,
             directory=directory.tower if directory else None,
+            audio=audio,
             projector=ProjectorSummary(
                 tuple(p.type for p in found), found[0].in_width, found[0].out_width
             )
@@ -472,6 +493,14 @@ class _Facts:
             return None, None
         return dtype, None if value is None else value == dtype
 
+    def _audio_prompt_num(self, value: int | None) -> tuple[int | None, bool | None]:
+        rows = self.shapes.get(AUDIO_PREFIX + PROMPT, ())
+        return (rows[0], value == rows[0]) if rows else (None, None)
+
+    def _audio_prompt_finetune(self, value: bool | None) -> tuple[bool | None, bool | None]:
+        is_stored = AUDIO_PREFIX + PROMPT in self.shapes
+        return (True, value is True) if is_stored else (None, None)
+
     def _scales(self) -> int:
         return towers.number_of_scales(self.config)
 
@@ -524,6 +553,7 @@ class _Facts:
             yield from _differences(self.tower, self.directory)
         if kind == VITA and self.tower is None:
             yield "no vision tower in the weights: VITA-1.5's loader would leave it uninitialised"
+        yield from audio_disagreements(self.config, self.shapes, self.audio)
         if self.empty:
             yield f"{len(self.empty)} tensors have no elements (ZeRO-3), such as {self.empty[0]}"
         scales = self.config.get("s2_scales")
@@ -544,6 +574,8 @@ _COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]
     "vocab_size": _Facts._vocab_size,
     "tie_word_embeddings": _Facts._tie_word_embeddings,
     "torch_dtype": _Facts._torch_dtype,
+    "audio_prompt_finetune": _Facts._audio_prompt_finetune,
+    "audio_prompt_num": _Facts._audio_prompt_num,
 }
 
 

@@ -377,6 +377,55 @@ _NAMES: Final = (
         "The loader builds no encoder and drops them.",
     ),
     Rule(
+        "audio-files-missing",
+        "error",
+        "the audio encoder's directory lacks a file that upstream opens",
+        "Upstream opens train.yaml, global_cmvn and final.pt before it reads the checkpoint, "
+        "and stops.",
+    ),
+    Rule(
+        "audio-directory-unreadable",
+        "error",
+        "train.yaml or global_cmvn describes no encoder that upstream can build and run",
+        "Upstream stops while it builds the model, or at the first recording.",
+    ),
+    Rule(
+        "audio-directory-mismatch",
+        "error",
+        "the audio encoder's directory describes another encoder than the tensors are of",
+        "The loader builds what the directory says: tensors are missing, left over or do not fit.",
+    ),
+    Rule(
+        "unknown-audio-encoder",
+        "error",
+        "the audio tensors are those of no audio encoder with its adapter",
+        "The loader builds what train.yaml says; what it has no tensor for stays uninitialised.",
+    ),
+    Rule(
+        "audio-statistics-missing",
+        "error",
+        "running statistics of a batch norm in the audio adapter are missing",
+        "The trainer's adapter file never holds them; without them the adapter's output is noise.",
+    ),
+    Rule(
+        "audio-cmvn-missing",
+        "error",
+        "the mean or the deviation of the audio features is missing",
+        "Features that are not normalised are noise to the encoder.",
+    ),
+    Rule(
+        "audio-adapter-width",
+        "error",
+        "the audio adapter's output has another width than the language model",
+        "Embeddings of sound cannot be put among those of text: the first recording raises.",
+    ),
+    Rule(
+        "audio-dynamic-chunks",
+        "warning",
+        "upstream runs the audio encoder with chunks of random size",
+        "The same recording gives different answers; vita-ckpt runs the configured chunk.",
+    ),
+    Rule(
         "projector-absent",
         "error",
         "no tensors of a projector",
@@ -804,6 +853,18 @@ _RUN: Final = (
         "error",
         "another image does not move the logits",
         "A dead or zero projector.",
+    ),
+    Rule(
+        "audio-ignored",
+        "error",
+        "another recording does not move the logits",
+        "A dead or zero audio adapter.",
+    ),
+    Rule(
+        "audio-token-count",
+        "error",
+        "a recording becomes another number of tokens than encoder and adapter should make",
+        "The encoder and the adapter do not go together.",
     ),
     Rule(
         "text-ignored",

@@ -6,19 +6,18 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
+from vita_ckpt.checks.audio import check_audio
 from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, CMVN
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.binding import (
-    AUDIO_PREFIX,
     Binding,
     PartBinding,
     PartSource,
     backbone_of,
-    builds_audio,
-    is_audio,
     tower_family,
 )
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, source_of
@@ -38,42 +37,12 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
     yield from _empty(checkpoint)
     if subject.binding is not None:
         yield from check_binding(subject, subject.binding)
-        if subject.kind == kinds.VITA:
-            yield from check_audio(checkpoint, subject.unread)
     elif subject.kind == kinds.TOWER:
         yield from _standalone_tower(subject)
     elif subject.kind == kinds.PROJECTOR:
         yield from _lone_projector(subject)
     yield from _dtypes(checkpoint)
     yield from _not_floating(subject)
-
-
-def check_audio(checkpoint: Checkpoint, unread: Collection[str] = ()) -> Iterator[Finding]:
-    """Check that an audio encoder is stored if, and only if, the config has one built."""
-    if checkpoint.training is not None and checkpoint.config is None:
-        return
-    config = checkpoint.config or {}
-    stored = [name for name in checkpoint.tensors if is_audio(name)]
-    if builds_audio(config) and not stored and not any(map(is_audio, unread)):
-        yield finding(
-            "audio-absent",
-            "mm_audio_encoder",
-            f"expected tensors {AUDIO_PREFIX}*, since the config names an audio encoder, got none",
-            file=_config_file(checkpoint),
-        )
-    elif stored and not builds_audio(config):
-        yield finding(
-            "audio-not-built",
-            "mm_audio_encoder",
-            f"expected the audio encoder's path, since there are {len(stored)} tensors of one, "
-            f"got {config.get('mm_audio_encoder')!r}",
-            file=_config_file(checkpoint),
-        )
-
-
-def _config_file(checkpoint: Checkpoint) -> str:
-    file = checkpoint.files.get(checkpoint.config_file)
-    return file.path if file is not None else ""
 
 
 def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -107,6 +76,8 @@ def check_binding(subject: Subject, binding: Binding) -> Iterator[Finding]:
         tower, projector = binding.part(parts.VISION_TOWER), binding.part(parts.MM_PROJECTOR)
         yield from _vision_tower(subject, tower.without(known), known)
         yield from _projector(subject, projector.without(known), known)
+    if subject.kind == kinds.VITA:
+        yield from check_audio(subject, binding.part(parts.AUDIO_ENCODER).without(known), known)
     special = (parts.LANGUAGE_MODEL, parts.AUDIO_ENCODER) + _VISION * vision
     for part, bound in binding.parts.items():
         if part not in special:
@@ -311,7 +282,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     if checkpoint.training is not None:  # float32 masters beside frozen copies
         return
     for name, tensor in checkpoint.tensors.items():
-        if tensor.dtype in _FLOATS:
+        if tensor.dtype in _FLOATS and name.removeprefix(AUDIO_PREFIX) not in CMVN:
             part = parts.part_of(name)
             by_part.setdefault(part, Counter())[tensor.dtype] += 1
             example.setdefault((part, tensor.dtype), name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vita_ckpt.checks.inspect import Inspection
+from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding import Binding, Surroundings
 from vita_ckpt.core.checkpoint import Checkpoint
@@ -19,8 +20,8 @@ class Subject:
 
     ``unread`` names tensors in files that could not be read. ``tower_config`` is the tower's own
     config, ``processor`` its ``preprocessor_config.json``, and ``tokens`` the number of tokens in
-    the tokenizer; each is None if it was not found. ``audio_reachable`` is set if
-    ``mm_audio_encoder`` can be resolved. ``base`` is the checkpoint that a LoRA run was trained on,
+    the tokenizer; each is None if it was not found. ``audio_directory`` is what
+    ``mm_audio_encoder`` leads to. ``base`` is the checkpoint that a LoRA run was trained on,
     ``binding`` None for what no loader builds a language model from.
     ``rivals`` compare other weights in the directory with the checkpoint's, ``taken`` names files
     that hold what a stale index promises elsewhere.
@@ -33,7 +34,7 @@ class Subject:
     tower_config: Mapping[str, Any] | None = None
     processor: Mapping[str, Any] | None = None
     tokens: int | None = None
-    audio_reachable: bool = False
+    audio_directory: AudioDirectory | None = None
     base: Checkpoint | None = None
     binding: Binding | None = None
     rivals: Mapping[str, Rival] = field(default_factory=dict)
@@ -63,4 +64,4 @@ class Subject:
     @property
     def surroundings(self) -> Surroundings:
         """What of the surroundings decides what binds."""
-        return Surroundings(self.tower_directory, self.tower_config, self.audio_reachable)
+        return Surroundings(self.tower_directory, self.tower_config, self.audio_directory)

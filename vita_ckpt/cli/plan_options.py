@@ -30,6 +30,11 @@ _Command = Callable[..., Any]
 
 # More changed tensors than this are shown by part.
 _MOST_ROWS: Final = 16
+# A part on its own has names without the prefix that tells the part.
+_ALONE: Final = {
+    "extract-tower": parts.VISION_TOWER,
+    "extract-audio-encoder": parts.AUDIO_ENCODER,
+}
 
 
 def plan_options(command: _Command) -> _Command:
@@ -339,9 +344,7 @@ def summary_lines(summary: Summary) -> list[str]:
     lines: list[str] = []
     changes = summary.tensors
     if len(changes) > _MOST_ROWS:
-        # A tower on its own has names without the prefix that tells the part.
-        alone = parts.VISION_TOWER if summary.operation == "extract-tower" else None
-        groups = _grouped(changes, alone)
+        groups = _grouped(changes, _ALONE.get(summary.operation))
         lines.append(render.table(groups, ("part", "change", "tensors", "dtype"), "  r "))
     elif changes:
         rows = [(c.name, c.change, _arrow(c.before, c.after)) for c in changes]

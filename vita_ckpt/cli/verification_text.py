@@ -19,6 +19,8 @@ def verification_lines(verification: Verification) -> list[str]:
     ]
     if verification.tokens_per_image is not None:
         lines.append(f"  one image is {verification.tokens_per_image} tokens")
+    if verification.tokens_per_recording is not None:
+        lines.append(f"  a recording of 400 frames is {verification.tokens_per_recording} tokens")
     for finding in condensed(verification.findings):
         hint = f" ({finding.hint})" if finding.hint else ""
         text = f"{finding.rule}: {finding.subject}: {finding.message}{hint}"

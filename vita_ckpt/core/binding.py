@@ -14,6 +14,13 @@ from typing import Any, Final
 
 from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
+from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
+from vita_ckpt.core.anatomy.audio.tensors import (
+    AUDIO_PREFIX,
+    COUNTER,
+    settings_of_shapes,
+    wanted_tensors,
+)
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
 from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_sizes
 from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
@@ -72,8 +79,6 @@ _UNREACHABLE: Final = "tower-path-unreachable"
 _BASE_PREFIX: Final = "model"
 _SPARSE: Final = ".block_sparse_moe."
 
-AUDIO_PREFIX: Final = "model.audio_encoder."
-
 
 class PartSource(Enum):
     """Where a part of a loaded model ends up coming from; its string is the wording of reports."""
@@ -104,12 +109,12 @@ class Surroundings:
     """What lies around a checkpoint, as far as a binding depends on it.
 
     ``tower`` is what lies at ``mm_vision_tower``, ``carried`` a tower's config that comes with the
-    checkpoint or is given for it. ``audio`` is set if ``mm_audio_encoder`` leads somewhere.
+    checkpoint or is given for it, ``audio`` what ``mm_audio_encoder`` leads to.
     """
 
     tower: TowerDirectory | None = None
     carried: Mapping[str, Any] | None = None
-    audio: bool = False
+    audio: AudioDirectory | None = None
 
     @property
     def tower_configs(self) -> tuple[Mapping[str, Any], ...]:
@@ -157,7 +162,8 @@ class Binding:
     :mod:`~vita_ckpt.core.anatomy.parts`. ``found`` maps stored names to the names they bind to,
     ``left_out`` are stored tensors that the loader drops and the model is the same. ``has_vision``
     is set for loaders that build VITA's modules where the config has them. ``fault`` says why a
-    model that is loaded to the end fails at its first image.
+    model that is loaded to the end fails at its first image, ``audio_fault`` at its first
+    recording.
     """
 
     parts: Mapping[str, PartBinding]
@@ -166,6 +172,7 @@ class Binding:
     stop: Stop | None = None
     has_vision: bool = False
     fault: str = ""
+    audio_fault: str = ""
 
     def part(self, name: str) -> PartBinding:
         """Return the binding of a part; that of one that is not built, if it is neither stored."""
@@ -201,7 +208,8 @@ class Binding:
         stops = self.stop is not None and self.stop.code != _UNREACHABLE
         lacking = (PartSource.RANDOM, PartSource.UNFILLED)
         unfilled = any(part.source in lacking for part in self.parts.values())
-        return not (stops or unfilled or self.mismatch or self.integers or self.fault)
+        faulty = self.fault or self.audio_fault
+        return not (stops or unfilled or self.mismatch or self.integers or faulty)
 
 
 def bind(
@@ -223,22 +231,27 @@ def bind(
     if traits.is_vita:
         family = tower_family(config)
         if traits.looks_around:
-            stop = (
-                stop or stop_of_tower(config, surroundings) or stop_of_audio(config, surroundings)
+            stop = _first(
+                stop, stop_of_tower(config, surroundings), stop_of_audio(config, surroundings)
             )
+        if builds_audio(config):
+            wanted[parts.AUDIO_ENCODER] = _audio(config, tensors, surroundings)
         if family is not None:
             wanted[parts.VISION_TOWER] = _tower(family, tensors, surroundings)
             wanted[parts.MM_PROJECTOR] = {}
-            stop = stop or stop_of_projector(config)
+            stop = _first(stop, stop_of_projector(config))
             if (projector := built_projector(config)) is not None:
                 wanted[parts.MM_PROJECTOR] = {
                     parts.PROJECTOR_PREFIX + name: shape
                     for name, shape in projectors.expected_shapes(projector).items()
                 }
     bound = _match(traits, config, tensors, wanted, stop)
-    if family is None or stop is not None or not traits.looks_around:
+    if stop is not None or not traits.looks_around:
         return bound
-    return replace(bound, fault=_fault(config, _described(family, tensors, surroundings)))
+    fault = ""
+    if family is not None:
+        fault = _fault(config, _described(family, tensors, surroundings))
+    return replace(bound, fault=fault, audio_fault=_audio_fault(config, tensors, surroundings))
 
 
 def bind_to(wanted: Shapes, tensors: Tensors) -> Binding:
@@ -301,10 +314,20 @@ def stop_of_tower(config: Mapping[str, Any], surroundings: Surroundings) -> Stop
 
 def stop_of_audio(config: Mapping[str, Any], surroundings: Surroundings) -> Stop | None:
     """Return where building the audio encoder stops a loader of VITA."""
-    path = config.get("mm_audio_encoder")
-    if not isinstance(path, str) or not path or surroundings.audio:
+    if not builds_audio(config):
         return None
-    return _unreachable(path)
+    number = config.get("audio_prompt_num")
+    if config.get("audio_prompt_finetune") is True and not (type(number) is int and number > 0):
+        return Stop("config-type", f"audio_prompt_num is {number!r}, no number of embeddings")
+    path, directory = config["mm_audio_encoder"], surroundings.audio
+    if directory is None or directory.path is None:
+        return _unreachable(path)
+    if directory.missing:
+        names = " and no ".join(directory.missing)
+        return Stop("audio-files-missing", f"TypeError: no {names} in {path}")
+    if directory.settings is None or directory.cmvn is None:
+        return Stop("audio-directory-unreadable", directory.problem or "")
+    return None
 
 
 def stop_of_projector(config: Mapping[str, Any]) -> Stop | None:
@@ -320,9 +343,14 @@ def stop_of_projector(config: Mapping[str, Any]) -> Stop | None:
 
 def built_projector(config: Mapping[str, Any]) -> Projector | None:
     """Return the projector that a loader builds; None for an unknown type, or without a width."""
+    return projectors.of_config({**config, "hidden_size": hidden_size(config)})
+
+
+def hidden_size(config: Mapping[str, Any]) -> Any:
+    """Return the width of the language model that a config describes, or what it says instead."""
     backbone = backbone_of(config)
-    hidden = DEFAULTS[backbone.language_model]["hidden_size"] if backbone is not None else None
-    return projectors.of_config({"hidden_size": hidden, **config})
+    default = DEFAULTS[backbone.language_model]["hidden_size"] if backbone is not None else None
+    return config.get("hidden_size", default)
 
 
 def is_audio(name: str) -> bool:
@@ -334,6 +362,12 @@ def builds_audio(config: Mapping[str, Any]) -> bool:
     """Return whether a loader builds the audio encoder (AUDIO §1 of upstream's facts)."""
     path = config.get("mm_audio_encoder")
     return isinstance(path, str) and bool(path)
+
+
+def _first(*stops: Stop | None) -> Stop | None:
+    """Return the first stop; one for a directory that is not here only if there is no other."""
+    found = [stop for stop in stops if stop is not None]
+    return next((stop for stop in found if stop.code != _UNREACHABLE), found[0] if found else None)
 
 
 def _unreachable(path: str) -> Stop | None:
@@ -493,8 +527,8 @@ def _match(
         bound[part] = _bind_part(read, tensors, stored, strange.pop(part, []))
     if parts.VISION_TOWER in bound:
         bound[parts.VISION_TOWER] = _tower_bound(bound, wanted, tensors, is_read=tower_is_read)
-    if loader.is_vita and builds_audio(config):
-        bound[parts.AUDIO_ENCODER] = _bind_audio(tensors, strange.pop(parts.AUDIO_ENCODER, []))
+    if parts.AUDIO_ENCODER in bound:
+        bound[parts.AUDIO_ENCODER] = _audio_bound(bound[parts.AUDIO_ENCODER])
     for part, names in strange.items():
         mismatch = KeyMismatch((), tuple(names), ())
         bound[part] = PartBinding({}, mismatch, PartSource.NOT_BUILT)
@@ -513,9 +547,8 @@ def _place(
     found: dict[str, str] = {}
     left_out: list[str] = []
     strange: dict[str, list[str]] = {}
-    takes_audio = loader.is_vita and builds_audio(config)
     for name in tensors:
-        if name in places or (takes_audio and is_audio(name)):
+        if name in places:
             found[name] = name
         elif is_base and f"{_BASE_PREFIX}.{name}" in places:
             found[name] = f"{_BASE_PREFIX}.{name}"
@@ -540,7 +573,7 @@ def _bind_part(
         tensor = tensors[name]
         if tensor.shape != shape:
             mismatched.append((name, shape, tensor.shape))
-        elif not is_real(tensor.dtype):
+        elif not is_real(tensor.dtype) and not name.endswith(COUNTER):
             integers.append(name)
     lacks_all = bool(missing) and len(missing) == len(wanted)
     return PartBinding(
@@ -569,12 +602,46 @@ def _tower_bound(
     return PartBinding(shapes, part.mismatch, source, part.integers)
 
 
-def _bind_audio(tensors: Tensors, unexpected: Iterable[str]) -> PartBinding:
-    """Bind the audio encoder: its presence as a whole."""
-    filled = any(map(is_audio, tensors))
-    missing = () if filled else (AUDIO_PREFIX + "*",)
-    source = PartSource.CHECKPOINT if filled else PartSource.UNFILLED
-    return PartBinding({}, KeyMismatch(missing, tuple(unexpected), ()), source)
+def _audio_shapes(tensors: Tensors) -> dict[str, Shape]:
+    return {name: tensor.shape for name, tensor in tensors.items() if is_audio(name)}
+
+
+def _audio(config: Mapping[str, Any], tensors: Tensors, surroundings: Surroundings) -> Shapes:
+    """Return the audio encoder's tensors by its directory, or by those stored without one.
+
+    Empty where none is stored, and where nothing determines them.
+    """
+    shapes = _audio_shapes(tensors)
+    settings = surroundings.audio.settings if surroundings.audio is not None else None
+    return wanted_tensors(config, shapes, settings) if shapes else {}
+
+
+def _audio_bound(part: PartBinding) -> PartBinding:
+    """Return the audio encoder's binding with where its values come from: final.pt's are not read.
+
+    One that nothing determines lacks all of its tensors.
+    """
+    filled = len(part.mismatch.missing) < len(part.wanted)
+    if part.wanted:
+        return replace(part, source=PartSource.CHECKPOINT if filled else PartSource.UNFILLED)
+    mismatch = replace(part.mismatch, missing=(AUDIO_PREFIX + "*",))
+    return replace(part, mismatch=mismatch, source=PartSource.UNFILLED)
+
+
+def _audio_fault(config: Mapping[str, Any], tensors: Tensors, surroundings: Surroundings) -> str:
+    """Return why audio encoder and language model do not go together."""
+    if not builds_audio(config):
+        return ""
+    directory = surroundings.audio
+    settings = directory.settings if directory is not None else None
+    cmvn = directory.cmvn if directory is not None else None
+    if settings is not None and cmvn is not None and len(cmvn.mean) != settings.mel_bins:
+        return f"global_cmvn is of {len(cmvn.mean)} mel bins, the encoder takes {settings.mel_bins}"
+    settings = settings or settings_of_shapes(parts.below(AUDIO_PREFIX, _audio_shapes(tensors)))
+    if settings is None or settings.adapter.out_width == (taken := hidden_size(config)):
+        return ""
+    made = settings.adapter.out_width
+    return f"the audio adapter gives {made} features, the language model takes {taken}"
 
 
 def _is_left_out(loader: _Loader, config: Mapping[str, Any], name: str) -> bool:

@@ -153,10 +153,19 @@ SECTIONS: Final = (
                 "`--prompt` has no text, or is none",
             ),
             ErrorCodes(
+                ("audio-adapter-choice-needed",),
+                "neither the base's audio adapter nor that of `final.pt` fits the new encoder: "
+                "`--adapter FILE` or `--adapter reinit`",
+            ),
+            ErrorCodes(
                 (
                     "images-do-not-fit-placeholders",
+                    "recordings-do-not-fit-placeholders",
                     "token-out-of-range",
                     "no-vision-modules",
+                    "no-audio-modules",
+                    "features-do-not-fit-encoder",
+                    "audio-too-long",
                 ),
                 "a call of the model with inputs that do not go together; a prompt that says "
                 "`<image>` more often than there are images; `--image` for a checkpoint without"
@@ -172,7 +181,8 @@ SECTIONS: Final = (
                     "invalid-setting",
                     "unknown-config-key",
                 ),
-                "`set` takes KEY=VALUE for the keys of the vision config, each of its type",
+                "`set` takes KEY=VALUE for the keys of the vision and audio config, each of its"
+                " type",
             ),
             ErrorCodes(
                 ("invalid-configuration",),
@@ -184,6 +194,10 @@ SECTIONS: Final = (
                     "max-new-tokens-without-prompt",
                 ),
                 "`--max-new-tokens` is a number from 1, for the answer to `--prompt`",
+            ),
+            ErrorCodes(
+                ("invalid-audio-path",),
+                "the string for `mm_audio_encoder` is empty or not printable",
             ),
             ErrorCodes(
                 ("invalid-tower-path",),
@@ -291,6 +305,14 @@ SECTIONS: Final = (
                 ("ambiguous-weights",),
                 "a single weight file beside an index that does not name it: loaders disagree "
                 "which one counts",
+            ),
+            ErrorCodes(
+                ("audio-absent",),
+                "the base has no audio encoder to merge an adapter into",
+            ),
+            ErrorCodes(
+                ("audio-adapter-width",),
+                "the audio encoder's adapter is for a language model of another width",
             ),
             ErrorCodes(
                 (
@@ -639,6 +661,10 @@ SECTIONS: Final = (
         3,
         (
             ErrorCodes(
+                ("audio-encoder-unknown",),
+                "nothing leads to the directory of the audio encoder: `--audio-encoder` names it",
+            ),
+            ErrorCodes(
                 ("chat-template-failed",),
                 "the tokenizer's chat template fails, or loses or adds an `<image>`",
             ),
@@ -825,6 +851,23 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 (
+                    "invalid-yaml",
+                    "yaml-too-large",
+                ),
+                "a `train.yaml` is no YAML mapping, is nested too deeply, has aliases, or more "
+                "than 4 MB",
+            ),
+            ErrorCodes(
+                ("invalid-global-cmvn",),
+                "the feature statistics of an audio encoder are neither JSON nor Kaldi's text, "
+                "as its `train.yaml` says",
+            ),
+            ErrorCodes(
+                ("unsupported-audio-config",),
+                "a `train.yaml` describes an audio encoder that upstream cannot build or run",
+            ),
+            ErrorCodes(
+                (
                     "invalid-json",
                     "json-too-large",
                 ),
@@ -910,6 +953,18 @@ SECTIONS: Final = (
                 ("bad-adapter-values",),
                 "the adapter holds NaN, infinities, a matrix of zeros or integers; "
                 "`--allow-bad-values` takes it all the same",
+            ),
+            ErrorCodes(
+                (
+                    "adapter-no-audio-adapter",
+                    "unknown-audio-adapter",
+                ),
+                "no tensor is named `audio_encoder.adpter.*`, or they are those of no audio "
+                "adapter",
+            ),
+            ErrorCodes(
+                ("audio-adapter-does-not-fit",),
+                "the audio adapter is not of the type or the widths of the base's",
             ),
             ErrorCodes(
                 ("adapter-no-projector",),

@@ -508,3 +508,10 @@ def not_a_plan(got: str) -> InputError:
         got=got,
         hint="write one with --plan-out",
     )
+
+
+def choice_of(asked: str | None, donors: Sequence[Checkpoint]) -> Checkpoint | str | None:
+    """Return the adapter among the donors of a swap, or what was asked for without one."""
+    if asked not in (("keep", "reinit", None) if len(donors) == 1 else (None,)):
+        raise not_a_plan(f"a choice {asked!r} of {len(donors)} donors")
+    return donors[1] if len(donors) > 1 else asked

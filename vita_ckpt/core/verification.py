@@ -17,8 +17,10 @@ class Verification(Displayed):
     """The result of a forward pass: findings, time and memory.
 
     Times are in seconds, ``peak_memory`` in bytes (of the GPU if there is one, else of this
-    process). ``tokens_per_image`` is the number of tokens that one image produces. ``answer`` is
-    the answer to the prompt, None without a prompt or if the model does not generate one.
+    process). ``tokens_per_image`` is the number of tokens that one image produces,
+    ``tokens_per_recording`` that of a recording of 400 frames. ``skipped_audio_tensors`` counts
+    those that were not run, since no ``train.yaml`` says how. ``answer`` is the answer to the
+    prompt, None without a prompt or if the model does not generate one.
     """
 
     path: str
@@ -31,6 +33,7 @@ class Verification(Displayed):
     peak_memory: int
     tokens_per_image: int | None
     skipped_audio_tensors: int
+    tokens_per_recording: int | None = None
     answer: str | None = None
     golden: Mapping[str, Any] | None = field(default=None, repr=False)
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 
 from vita_ckpt.core.anatomy import parts, projectors
-from vita_ckpt.core.binding import Binding, Surroundings, bind
+from vita_ckpt.core.anatomy.audio.settings import AudioEncoder
+from vita_ckpt.core.binding import Binding, Surroundings, bind, builds_audio, is_audio
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.requirements import require_runnable
@@ -29,7 +30,11 @@ from vita_ckpt.storage.reading.tower import tower_config_of
 StrPath = str | os.PathLike[str]
 
 # What keeps upstream's loader from a directory, and this one not.
-_ELSEWHERE: Final = ("tower-path-unreachable",)
+_ELSEWHERE: Final = (
+    "tower-path-unreachable",
+    "audio-files-missing",
+    "audio-directory-unreadable",
+)
 
 
 def load_model(
@@ -38,16 +43,18 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     tower: StrPath | None = None,
+    audio_encoder: StrPath | None = None,
     attn: str | None = None,
     max_memory: Mapping[Any, int | str] | None = None,
     observe: Observer | None = None,
     stores: Stores | None = None,
 ) -> VitaModel:
-    """Load the model of a VITA checkpoint, ready to run: text and images, no audio.
+    """Load the model of a VITA checkpoint, ready to run.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     ``dtype`` is a torch dtype or its name, by default the checkpoint's. ``tower`` is the tower's
-    directory, needed if the config's path does not lead to it. ``attn`` is the library's attention
+    directory, needed if the config's path does not lead to it; ``audio_encoder`` that of the audio
+    encoder, without which its tensors are not run. ``attn`` is the library's attention
     implementation. ``max_memory`` limits the memory for weights, in bytes or as ``"4GB"``, by GPU
     number or ``"cpu"``. Its default is most of every GPU's free memory, and half a gigabyte on a
     CPU. Weights are placed on one GPU if they fit, else on several GPUs if they fit on those
@@ -65,7 +72,7 @@ def load_model(
     require_runnable(checkpoint)
     devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
     kind = dtype_of(dtype, checkpoint)
-    around = look_around(checkpoint, stores, tower)
+    around = look_around(checkpoint, stores, tower, audio_encoder)
     bound = require_binding(checkpoint, around)
     return load_bound(checkpoint, around, bound, devices, kind, attn=attn, observe=observe)
 
@@ -85,28 +92,32 @@ def load_bound(
     if names:
         tensors = {names.get(name, name): t for name, t in checkpoint.tensors.items()}
         checkpoint = replace(checkpoint, tensors=tensors)
-    model = build(checkpoint, tower_config_of(checkpoint, around.carried, around.tower), kind, attn)
+    tower = tower_config_of(checkpoint, around.carried, around.tower)
+    model = build(checkpoint, tower, kind, attn, runnable_audio(checkpoint, around))
     placement = place(model, devices)
     weights = Weights(checkpoint)
     if placement.device_map is None:
         model.stream(weights, kind, placement.device, observe)
         return model
     with weights:
-        load_resident(model, model.stored_names(), weights, placement.device_map, kind, observe)
+        load_resident(model, model.stored_names(), weights, placement.device_map, observe)
     if len(placement.device_map) > 1:
         dispatch(model, placement.device_map)
     return model
 
 
 def require_binding(checkpoint: Checkpoint, around: Surroundings) -> Binding:
-    """Return what VITA-1.5's loader binds; raise InputError unless it is all but the audio.
+    """Return what VITA-1.5's loader binds; raise InputError unless it is all.
 
     Nothing is built for it: what a config asks for takes memory only if the tensors are there.
+    Audio is left aside where none is stored, and where the config builds none.
     """
     config = checkpoint.config or {}
     check_values(checkpoint, around)
     bound = bind(config, checkpoint.tensors, around)
-    fit = {part: one for part, one in bound.parts.items() if part != parts.AUDIO_ENCODER}
+    fit = dict(bound.parts)
+    if not (builds_audio(config) and any(map(is_audio, checkpoint.tensors))):
+        fit.pop(parts.AUDIO_ENCODER, None)
     causes = diagnose(bound, checkpoint.root)
     replace(bound, parts=fit).mismatch.refuse(
         checkpoint.root,
@@ -124,6 +135,12 @@ def require_binding(checkpoint: Checkpoint, around: Surroundings) -> Binding:
             got=f"integers in {bound.integers[0]}",
         )
     return bound
+
+
+def runnable_audio(checkpoint: Checkpoint, around: Surroundings) -> AudioEncoder | None:
+    """Return the settings to run a checkpoint's audio encoder with; None if they are not known."""
+    stored = any(map(is_audio, checkpoint.tensors))
+    return around.audio.settings if around.audio is not None and stored else None
 
 
 def check_values(checkpoint: Checkpoint, around: Surroundings) -> None:

@@ -50,7 +50,10 @@ def place(model: VitaModel, offered: Iterable[tuple[torch.device, int]]) -> Plac
     first, *others = room
     if not others:
         return Placement(first, None)
-    whole = (model.language_model.model.layers[0], model.vision_tower, model.mm_projector)
+    whole = (
+        model.language_model.model.layers[0],
+        *(model.vision_tower, model.mm_projector, model.audio_encoder),
+    )
     found = infer_auto_device_map(
         model,
         max_memory={device.index: size for device, size in room.items()},

@@ -93,16 +93,16 @@ class VisionModules(nn.Module):
         does not fit its config, and AdapterError for an adapter that does not fit the projector.
         After an error the model is unchanged.
         """
-        path = str(_argument(model_args, "vision_tower", ""))
-        kind = str(_argument(model_args, "mm_projector_type", None) or projectors.DEFAULT_TYPE)
+        path = str(argument(model_args, "vision_tower", ""))
+        kind = str(argument(model_args, "mm_projector_type", None) or projectors.DEFAULT_TYPE)
         config = {
             **self.config,
             "mm_vision_tower": path,
-            "use_s2": bool(_argument(model_args, "use_s2", False)),
+            "use_s2": bool(argument(model_args, "use_s2", False)),
             "mm_projector_type": kind,
             "use_mm_proj": True,
         }
-        scales = _argument(model_args, "s2_scales", None)
+        scales = argument(model_args, "s2_scales", None)
         if scales is not None:
             config["s2_scales"] = str(scales)
         keys = ("mm_vision_tower", "use_s2", "s2_scales")
@@ -120,7 +120,7 @@ class VisionModules(nn.Module):
         ):
             built = build_projector(new.type, new.in_width, new.out_width)
             projector = built.to(self.device, self.dtype)
-        adapter = _argument(model_args, "pretrain_mm_mlp_adapter", None)
+        adapter = argument(model_args, "pretrain_mm_mlp_adapter", None)
         if adapter is not None:
             _load_adapter(projector, open_checkpoint(os.fspath(adapter), Stores()), new)
         # The model is changed only after every check has passed.
@@ -129,7 +129,8 @@ class VisionModules(nn.Module):
         self.config = config
 
 
-def _argument(model_args: object, name: str, default: Any) -> Any:
+def argument(model_args: object, name: str, default: Any) -> Any:
+    """Return one of upstream's ``model_args``, which may be a mapping."""
     if isinstance(model_args, Mapping):
         return model_args.get(name, default)
     return getattr(model_args, name, default)
@@ -150,13 +151,11 @@ def _tower(
     with on_meta(dtype):
         tower = tower_of(config, described)
     if not delay:
-        _load_tower(tower, checkpoint, dtype, device)
+        _load_tower(tower, checkpoint, device)
     return tower
 
 
-def _load_tower(
-    tower: VisionTower, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
-) -> None:
+def _load_tower(tower: VisionTower, checkpoint: Checkpoint, device: torch.device) -> None:
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     sources = {stored: name for name, stored in towers.stored_names(shapes).items()}
     names = {name: tower.checkpoint_name(name) for name in tower.state_dict()}
@@ -167,7 +166,7 @@ def _load_tower(
     ).refuse(checkpoint.root, "exactly the tensors that the tower's config describes")
     taken = {name: sources[stored] for name, stored in names.items()}
     with Weights(checkpoint) as weights:
-        load_resident(tower, taken, weights, {"": device}, dtype)
+        load_resident(tower, taken, weights, {"": device})
 
 
 def _load_adapter(projector: nn.Module, adapter: Checkpoint, new: Projector) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy.audio.settings import AudioEncoder, tokens_for_llm
+from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import UsageError
+from vita_ckpt.model.audio_modules import AudioModules
 from vita_ckpt.model.language import build_language_model, stored_name
 from vita_ckpt.model.vision_modules import VisionModules
 from vita_ckpt.model.weights import Streaming, Weights, on_meta
@@ -31,24 +34,26 @@ class Output:
     logits: Tensor
 
 
-class VitaModel(VisionModules):
-    """A VITA model for text and images, without audio.
+class VitaModel(VisionModules, AudioModules):
+    """A VITA model for text, images and recordings.
 
     It is built by :func:`~vita_ckpt.model.load.load_model`. ``config`` is the checkpoint's config.
-    T is the number of tokens of a row with its placeholders, T' the number after the images are
-    inserted.
+    T is the number of tokens of a row with its placeholders, T' the number after images and
+    recordings are inserted.
     """
 
     def __init__(
         self,
         config: Mapping[str, Any],
         tower_config: Mapping[str, Any] | None,
+        audio: AudioEncoder | None = None,
         attn: str | None = None,
     ) -> None:
         super().__init__()
         self.config = dict(config)
         self.language_model: Any = build_language_model(config, attn)
         self.build_vision_modules(tower_config, attn)
+        self.build_audio_modules(audio)
         self._streaming: Streaming | None = None
 
     @property
@@ -71,17 +76,27 @@ class VitaModel(VisionModules):
         return self._streaming is not None
 
     @torch.inference_mode()
-    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Output:
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+        audio_lengths_for_llm: Tensor | None = None,
+    ) -> Output:
         """Return the logits of a batch.
 
-        ``input_ids`` is int64 [B, T], with -200 for each image. ``pixel_values`` is float [N, 3, H,
-        W], one image (or tile) for each placeholder in the order of the rows, or None for plain
-        text. Padded positions are attended to, as upstream does without a mask.
+        ``input_ids`` is int64 [B, T], with -200 for each image and -500 for each recording.
+        ``pixel_values`` is float [N, 3, H, W], one image (or tile) for each placeholder in the
+        order of the rows, or None. ``audio_features`` is float [M, F, n], n mel bins for each
+        frame, with ``audio_lengths`` [M] frames that are no padding (by default all), or None;
+        ``audio_lengths_for_llm`` [M] is how many embeddings of each recording are taken, by default
+        as many as upstream computes from its length. Padded positions are attended to, as upstream
+        does without a mask.
         """
-        if pixel_values is None:
-            embeds = self.embed_tokens(input_ids)
-        else:
-            embeds = self.embed_multimodal(input_ids, pixel_values)
+        embeds = self.embed_multimodal(
+            input_ids, pixel_values, audio_features, audio_lengths, audio_lengths_for_llm
+        )
         return Output(self.logits_of(embeds))
 
     def logits_of(self, inputs_embeds: Tensor, cache: Any = None) -> Tensor:
@@ -112,45 +127,78 @@ class VitaModel(VisionModules):
             raise UsageError(
                 "token-out-of-range",
                 "input_ids",
-                expected=f"ids below {rows}, and images where there are placeholders",
+                expected=f"ids below {rows}, and images and recordings for placeholders",
                 got=what,
-                hint="the model takes text and images only",
+                hint="give audio_features for -500, pixel_values for -200",
             )
         embeds: Tensor = self.language_model.model.embed_tokens(ids)
         return embeds
 
-    def embed_multimodal(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-        """Return embeddings [B, T', hidden], with each placeholder replaced by its image's tokens.
+    def embed_multimodal(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+        audio_lengths_for_llm: Tensor | None = None,
+    ) -> Tensor:
+        """Return embeddings [B, T', hidden], with each placeholder replaced by what it stands for.
 
-        Images are assigned to placeholders in row order, each image once. A row without a
-        placeholder also consumes one image, as upstream does. Rows are cut at
+        The arguments are those of :meth:`forward`. Images and recordings are assigned to
+        placeholders in row order, each once. A row without a placeholder of either kind consumes
+        one of that kind too, as upstream does, if there are any. Of a recording's embeddings the
+        first ``audio_lengths_for_llm`` are taken, and ``audio_prompt_num`` more. Rows are cut at
         ``tokenizer_model_max_length`` and then padded with zero vectors to the longest row, on the
-        side given by ``tokenizer_padding_side``. Raises UsageError unless the number of images is
-        the one needed.
+        side given by ``tokenizer_padding_side``. Raises UsageError unless the numbers of images and
+        recordings are those needed.
         """
-        placeholders = [int((row == IMAGE_TOKEN).sum()) for row in input_ids]
-        needed = sum(max(count, 1) for count in placeholders)
-        if needed != len(pixel_values):
+        if pixel_values is None and audio_features is None:
+            return self.embed_tokens(input_ids)
+        given: dict[int, Iterator[Tensor]] = {}
+        if pixel_values is not None:
+            _require(input_ids, IMAGE_TOKEN, pixel_values)
+            given[IMAGE_TOKEN] = iter(self.encode_images(pixel_values))
+        if audio_features is not None:
+            _require(input_ids, AUDIO_TOKEN, audio_features)
+            recordings = self._recordings(audio_features, audio_lengths, audio_lengths_for_llm)
+            given[AUDIO_TOKEN] = iter(recordings)
+        return self._pad([self._splice(ids, given) for ids in input_ids.to(self.device)])
+
+    def _recordings(
+        self, features: Tensor, lengths: Tensor | None, lengths_for_llm: Tensor | None
+    ) -> list[Tensor]:
+        """Return the embeddings of each recording that upstream puts among those of text."""
+        if lengths is None:
+            lengths = torch.full(features.shape[:1], features.shape[1])
+        taken = (
+            [tokens_for_llm(frames) for frames in lengths.tolist()]
+            if lengths_for_llm is None
+            else lengths_for_llm.tolist()
+        )
+        if len(taken) != len(features) or any(count < 0 for count in taken):
             raise UsageError(
-                "images-do-not-fit-placeholders",
-                "pixel_values",
-                expected=f"{needed} images for rows with {placeholders} placeholders",
-                got=f"{len(pixel_values)}",
-                hint="a row without a placeholder takes one image too",
+                "features-do-not-fit-encoder",
+                "audio_lengths_for_llm",
+                expected=f"a length for each of {len(features)} recordings",
+                got=str(taken),
             )
-        images = iter(self.encode_images(pixel_values))
-        rows: list[Tensor] = []
-        for ids in input_ids.to(self.device):
-            pieces: list[Tensor] = []
-            start = 0
-            places = (ids == IMAGE_TOKEN).nonzero().flatten().tolist()
-            for place in places:
-                pieces += [self.embed_tokens(ids[start:place]), next(images)]
+        number = self.config.get("audio_prompt_num")
+        prompt = number if type(number) is int else 0
+        embeds = self.encode_audio(features, lengths)
+        return [rows[: count + prompt] for rows, count in zip(embeds, taken, strict=True)]
+
+    def _splice(self, ids: Tensor, given: Mapping[int, Iterator[Tensor]]) -> Tensor:
+        """Return the embeddings [T', hidden] of one row of ids [T]."""
+        pieces: list[Tensor] = []
+        start = 0
+        for place, token in enumerate(ids.tolist()):
+            if token in given:
+                pieces += [self.embed_tokens(ids[start:place]), next(given[token])]
                 start = place + 1
-            if not places:
-                next(images)
-            rows.append(torch.cat([*pieces, self.embed_tokens(ids[start:])]))
-        return self._pad(rows)
+        for token, embeds in given.items():
+            if not bool((ids == token).any()):
+                next(embeds)
+        return torch.cat([*pieces, self.embed_tokens(ids[start:])])
 
     def _pad(self, rows: Sequence[Tensor]) -> Tensor:
         limit = self.config.get("tokenizer_model_max_length")
@@ -172,6 +220,8 @@ class VitaModel(VisionModules):
         part, _, rest = name.partition(".")
         if part == "vision_tower" and self.vision_tower is not None:
             return parts.TOWER_MODULE + self.vision_tower.checkpoint_name(rest)
+        if part == "audio_encoder":
+            return AUDIO_PREFIX + rest
         if part == "mm_projector":
             return parts.PROJECTOR_PREFIX + rest
         if part == "language_model":
@@ -208,12 +258,44 @@ def build(
     tower_config: Mapping[str, Any] | None,
     dtype: torch.dtype,
     attn: str | None = None,
+    audio: AudioEncoder | None = None,
 ) -> VitaModel:
-    """Build the model of a checkpoint on the meta device, with its unstored buffers real."""
+    """Build the model of a checkpoint on the meta device, with its unstored buffers real.
+
+    ``audio`` are the settings of the audio encoder to run, None builds none.
+    """
     with on_meta(dtype):
         model = VitaModel(
             checkpoint.config or {},
             tower_config,
+            audio,
             attn,
         )
+    if model.audio_encoder is not None:
+        model.audio_encoder.forget_counters(
+            [name.removeprefix(AUDIO_PREFIX) for name in checkpoint.tensors]
+        )
     return model.eval()
+
+
+def _require(input_ids: Tensor, token: int, given: Tensor) -> None:
+    """Raise UsageError unless there is one for each placeholder and each row without one."""
+    placeholders = [int((row == token).sum()) for row in input_ids]
+    needed = sum(max(count, 1) for count in placeholders)
+    if needed == len(given):
+        return
+    if token == IMAGE_TOKEN:
+        raise UsageError(
+            "images-do-not-fit-placeholders",
+            "pixel_values",
+            expected=f"{needed} images for rows with {placeholders} placeholders",
+            got=f"{len(given)}",
+            hint="a row without a placeholder takes one image too",
+        )
+    raise UsageError(
+        "recordings-do-not-fit-placeholders",
+        "audio_features",
+        expected=f"{needed} recordings for rows with {placeholders} placeholders",
+        got=f"{len(given)}",
+        hint="a row without a placeholder takes one recording too",
+    )

@@ -156,10 +156,9 @@ def load_resident(
     names: Mapping[str, str],
     weights: Weights,
     device_map: DeviceMap,
-    dtype: torch.dtype,
     observe: Observer | None = None,
 ) -> None:
-    """Set every parameter and stored buffer to its tensor, floating ones converted to ``dtype``.
+    """Set every parameter and stored buffer to its tensor, in the dtype of the module's own.
 
     Names of one stored tensor (a tied ``lm_head``) share it if they are on one device. On the CPU a
     tensor that already has its dtype remains a view of the memory-mapped file. This takes no time,
@@ -172,8 +171,7 @@ def load_resident(
     for place, tensor in weights.on_devices(wanted):
         if observe is not None:
             observe(place[0], tensor)
-        kind = state[wanted[place][0]].dtype
-        converted = tensor.to(dtype if kind.is_floating_point else kind)
+        converted = tensor.to(state[wanted[place][0]].dtype)
         for name in wanted[place]:
             _put(*_owner(model, name), converted)
     place_unstored(model, device_map)
@@ -246,7 +244,8 @@ class Streaming:
         for part in self._weights.slices(stored, rows):
             self._notify(stored, part)
             end = start + len(part)
-            result[..., start:end] = nn.functional.linear(hidden, self._converted(part))
+            weight = self._converted(part, self._dtype)
+            result[..., start:end] = nn.functional.linear(hidden, weight)
             start = end
         return result
 
@@ -264,14 +263,14 @@ class Streaming:
             self._observe(stored, view)
             self._observed.add(stored)
 
-    def _converted(self, view: Tensor) -> Tensor:
-        """Return ``view`` in the computation's dtype, on its device.
+    def _converted(self, view: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``view`` in ``dtype``, on the computation's device.
 
         The result is valid until its buffer is reused.
         """
-        if self.device.type != "cpu":
-            return view.to(self.device, self._dtype if view.is_floating_point() else view.dtype)
-        if view.dtype == self._dtype or not view.is_floating_point():
+        if self.device.type != "cpu" or dtype != self._dtype:
+            return view.to(self.device, dtype)
+        if view.dtype == dtype:
             return view
         if self._lent == len(self._scratch):
             self._scratch.append(torch.empty(0, dtype=self._dtype))
@@ -284,7 +283,7 @@ class Streaming:
             for attribute, stored in attributes.items():
                 view = self._weights.view(stored)
                 self._notify(stored, view)
-                _put(module, attribute, self._converted(view))
+                _put(module, attribute, self._converted(view, getattr(module, attribute).dtype))
                 self._lent += 1
 
         return hook

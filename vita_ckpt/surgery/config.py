@@ -28,7 +28,7 @@ _PATHS = ("mm_vision_tower", "mm_audio_encoder")
 def plan_set(
     checkpoint: Checkpoint, values: Mapping[str, Any], *, head_is_table: bool | None = None
 ) -> Plan:
-    """Return a plan that sets keys of the vision config of a VITA checkpoint.
+    """Return a plan that sets keys of the vision and audio config of a VITA checkpoint.
 
     None stands for JSON's null. ``vocab_size`` and ``tie_word_embeddings`` of the language model
     are taken where the tensors agree; ``head_is_table`` says whether a stored ``lm_head`` equals
@@ -118,7 +118,7 @@ def _is_possible(key: str, value: Any) -> bool:
         return towers.parse_s2_scales(value) is not None
     if isinstance(value, str):
         return bool(value) and value.isprintable()
-    if key == "mm_projector_lr":
+    if key in ("mm_projector_lr", "audio_prompt_num"):
         return bool(0 <= value < LARGEST_NUMBER)
     return isinstance(value, bool) or 0 < value < LARGEST_NUMBER
 

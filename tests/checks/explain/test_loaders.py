@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
+from fixtures.builder import (
+    Spec,
+    TowerSpec,
+    write_audio_encoder,
+    write_checkpoint,
+    write_tower,
+)
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import explain, open_checkpoint
 from vita_ckpt.checks.explain.explanation import Explanation
@@ -224,6 +230,9 @@ def test_an_audio_encoder_that_is_gone(tmp_path: Path) -> None:
     assert told(explain(base))[VITA_1_5].stopped_by == "tower-path-unreachable"
     (tmp_path / "A3" / "audio").mkdir()
     base = set_config(base, mm_audio_encoder="audio")
+    assert told(explain(base))[VITA_1_5].stopped_by == "audio-files-missing"
+    write_audio_encoder(tmp_path / "A3" / "heard")
+    base = set_config(base, mm_audio_encoder="heard")
     story = told(explain(base))[VITA_1_5]
     assert (story.outcome, story.missing) == ("partial", ("model.audio_encoder.*",))
     assert "uninitialised memory" in steps(story)

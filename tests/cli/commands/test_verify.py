@@ -17,6 +17,7 @@ from fixtures.builder import (
     Spec,
     TowerSpec,
     mm_projector,
+    write_audio_encoder,
     write_checkpoint,
     write_tokenizer,
     write_tower,
@@ -40,7 +41,14 @@ def test_it_works(cli: Cli, base: Path) -> None:
     assert result.out.endswith("it works\n")
     assert "float32 on cpu, resident" in result.out
     assert "one image is 4 tokens" in result.out
-    assert result.err == "10 audio tensors are not run\n"
+    assert result.err == (
+        "39 audio tensors are not run: their train.yaml is not reachable from here "
+        "(--audio-encoder DIR)\n"
+    )
+    heard = write_audio_encoder(base.parent / "heard")
+    result = cli("verify", base, "--device", "cpu", "--audio-encoder", heard)
+    assert "a recording of 400 frames is 50 tokens" in result.out
+    assert result.err == ""
     streamed = cli(
         "verify", base, "--device", "cpu", "--max-memory", "cpu=0", "--dtype", "bfloat16"
     )

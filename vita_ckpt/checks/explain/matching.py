@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import Tracer, by_part
 from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.backbones import Backbone
 from vita_ckpt.core.anatomy.relatives import relative_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
@@ -40,15 +41,15 @@ class Lookup:
 
     ``tower`` lies at ``mm_vision_tower``, ``files`` are that directory's, ``carried`` is a tower's
     config in the directory itself. ``from_here`` is set if the path leads there from the working
-    directory, where VITA's loaders look, ``audio`` if ``mm_audio_encoder`` leads somewhere.
-    ``tokens`` is what ``len(tokenizer)`` will be.
+    directory, where VITA's loaders look. ``audio`` is what ``mm_audio_encoder`` leads to,
+    ``tokens`` what ``len(tokenizer)`` will be.
     """
 
     tower: TowerDirectory | None = None
     carried: Mapping[str, Any] | None = None
     files: WeightFiles | None = None
     from_here: bool = False
-    audio: bool = False
+    audio: AudioDirectory | None = None
     tokens: int | None = None
 
     @property
@@ -100,7 +101,7 @@ def build_audio(tracer: Tracer, lookup: Lookup, config: Mapping[str, Any]) -> No
     path = config["mm_audio_encoder"]
     tracer.step("audio", f"built from train.yaml, global_cmvn and final.pt in {path}")
     stop_at(tracer, stop_of_audio(config, lookup.surroundings))
-    if not lookup.audio:
+    if lookup.audio is None or lookup.audio.path is None:
         say_fetched(tracer, "audio", path)
 
 

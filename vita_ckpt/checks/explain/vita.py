@@ -102,9 +102,10 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     if family:
         trace_projector(tracer, bound, "N(0, 0.02), biases zero, without a word")
         _finish_tower(tracer, lookup, config, bound, family=family[0], delayed=delayed)
-        if bound.fault:
-            tracer.fault = bound.fault
-            tracer.step("fails", f"at the first image, loaded to the end: {bound.fault}")
+    for fault, what in ((bound.fault, "image"), (bound.audio_fault, "recording")):
+        if fault:
+            tracer.fault = tracer.fault or fault
+            tracer.step("fails", f"at the first {what}, loaded to the end: {fault}")
     trace_rows(tracer, lookup, found)
     tracer.step("casts", "to float16, whatever torch_dtype says")
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.inspect import as_checkpoint, check_key, inspect, list_tensors, module_tree
+from vita_ckpt.checks.audio_summary import AudioSummary
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
@@ -166,6 +167,7 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         yield "projector", f"{types} {widths}"
     if inspection.training is not None:
         yield from _training(inspection.training)
+    yield from _audio_facts(inspection)
     if inspection.lora is not None:
         lora = inspection.lora
         base = lora.base_model or "not named"
@@ -197,6 +199,38 @@ def _training(state: TrainingState) -> Iterable[tuple[str, str]]:
     )
     for note in state.notes:
         yield "", note
+
+
+def _audio_facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
+    directory, audio = inspection.audio_directory, inspection.audio
+    if directory is not None:
+        where = f" ({render.path(directory.path)})" if directory.path is not None else ""
+        yield "audio directory", (directory.problem or "readable") + where
+    if audio is not None and audio.width is not None:
+        words = [f"{audio.blocks} blocks of width {audio.width}"]
+        words += [f"{audio.heads} heads"] if audio.heads is not None else []
+        words += [f"{audio.mel_bins} mel bins", f"{audio.positions}"]
+        words += _chunks(audio)
+        yield "audio encoder", ", ".join(words)
+    if audio is not None and audio.adapter is not None:
+        widths = f"{audio.adapter} {audio.adapter_in_width}→{audio.adapter_out_width}"
+        details = [f"kernel {audio.adapter_kernel}"] if audio.adapter != "linear" else []
+        details += [f"{audio.adapter_norm} norm"] if audio.adapter_norm is not None else []
+        details += [audio.adapter_activation] if audio.adapter_activation is not None else []
+        yield "audio adapter", ", ".join([widths, *details])
+    if audio is not None and audio.prompt:
+        yield "audio prompt", f"{audio.prompt} embeddings"
+
+
+def _chunks(audio: AudioSummary) -> list[str]:
+    if audio.chunk is None or audio.left_chunks is None:
+        return []
+    if audio.chunk <= 0:
+        text = "no chunks"
+    else:
+        left = "all" if audio.left_chunks < 0 else f"{audio.left_chunks}"
+        text = f"chunks of {audio.chunk}, {left} to the left"
+    return [text + (" (upstream draws them at random)" if audio.dynamic_chunks else "")]
 
 
 def _value(line: ConfigLine) -> str:

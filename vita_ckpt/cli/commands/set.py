@@ -1,4 +1,4 @@
-"""``vita-ckpt set``: keys of the vision config, the weights untouched."""
+"""``vita-ckpt set``: keys of the vision and audio config, the weights untouched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vita_ckpt.errors import UsageError
 @surgery_options
 @click.pass_obj
 def command(settings: Settings, /, checkpoint: str, pairs: tuple[str, ...], **run: Any) -> int:
-    """Set keys of the vision config.
+    """Set keys of the vision and audio config.
 
     For example, mm_vision_tower=PATH. Values are checked by the key's type: true, false and null
     are JSON's, and text is taken as it is. The weights are not changed. Keys that then disagree

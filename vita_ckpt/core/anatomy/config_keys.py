@@ -23,6 +23,12 @@ VISION_KEYS: Final[dict[str, Types]] = {
     "tokenizer_model_max_length": (int,),
     "tokenizer_padding_side": (str,),
     "mm_audio_encoder": (str,),
+    "freeze_audio_encoder": (bool,),
+    "freeze_audio_encoder_adapter": (bool,),
+    "tune_audio_mlp_adapter": (bool,),
+    "audio_prompt_finetune": (bool,),
+    "audio_prompt_num": (int,),
+    "audio_state_predictor_tuning": (bool,),
 }
 
 # Keys of the language model that describe its tensors, and change only where those agree.

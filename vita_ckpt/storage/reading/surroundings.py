@@ -6,10 +6,10 @@ import os
 
 from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.anatomy.towers import TowerDirectory
-from vita_ckpt.core.binding import Surroundings
+from vita_ckpt.core.binding import Surroundings, builds_audio
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.storage.reading.audio import find_audio_encoder, open_audio_directory
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.references import reaches
 from vita_ckpt.storage.reading.tower import (
     find_tower,
     has_lone_file,
@@ -20,20 +20,25 @@ from vita_ckpt.storage.reading.tower import (
 
 
 def look_around(
-    checkpoint: Checkpoint, stores: Stores, tower: str | os.PathLike[str] | None = None
+    checkpoint: Checkpoint,
+    stores: Stores,
+    tower: str | os.PathLike[str] | None = None,
+    audio_encoder: str | os.PathLike[str] | None = None,
 ) -> Surroundings:
     """Look at what a checkpoint's config leads to: its tower, its audio encoder.
 
     ``tower`` (a directory or a ``config.json``) takes the place of what lies at
-    ``mm_vision_tower``. Raises InputError if it describes no tower.
+    ``mm_vision_tower``, ``audio_encoder`` of what lies at ``mm_audio_encoder``, if the config names
+    any. Raises InputError if they describe none.
     """
-    audio = (checkpoint.config or {}).get("mm_audio_encoder")
-    reaches_audio = isinstance(audio, str) and reaches(checkpoint, audio, stores) is not None
+    audio = find_audio_encoder(checkpoint, stores)
+    if audio_encoder is not None and builds_audio(checkpoint.config or {}):
+        audio = open_audio_directory(os.fspath(audio_encoder), stores)
     if tower is None:
         carried = read_carried_config(checkpoint, stores)
-        return Surroundings(find_tower(checkpoint, stores), carried, reaches_audio)
+        return Surroundings(find_tower(checkpoint, stores), carried, audio)
     if has_lone_file(checkpoint):
-        return Surroundings(open_tower(os.fspath(tower), stores), None, reaches_audio)
+        return Surroundings(open_tower(os.fspath(tower), stores), None, audio)
     given = read_given_config(tower, stores)
     own = TowerDirectory(os.fspath(tower), None, towers.tower_of_config(given), given)
-    return Surroundings(own, given, reaches_audio)
+    return Surroundings(own, given, audio)

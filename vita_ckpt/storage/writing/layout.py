@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, Final, Literal
 
+from vita_ckpt.core.anatomy.audio.directory import WEIGHTS
 from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import (
     Checkpoint,
@@ -42,6 +43,8 @@ from vita_ckpt.storage.formats.safetensors import encode_header
 
 # Bytes of a shard, as transformers' save_pretrained has it by default.
 _LARGEST_SHARD: Final = 5_000_000_000
+# What writes a part on its own as upstream loads it: a file of torch.
+_AS_FINAL_PT = ("extract-audio-encoder",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,10 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
         if plan.record is not None:
             new, index = _new_files(target.tensors, plan.placed)
             return DirectoryLayout(copied, new, (*index, *put))
-        whole = WrittenShard(SAFETENSORS, {"format": "pt"}, storage_order(target.tensors, {}))
+        entries = storage_order(target.tensors, {})
+        whole = WrittenShard(SAFETENSORS, {"format": "pt"}, entries)
+        if plan.operation in _AS_FINAL_PT:
+            whole = WrittenShard(WEIGHTS, {}, entries, "torch")
         return DirectoryLayout(copied, (whole,), put)
     if plan.weight_files is not None:
         carried, written, index, obsolete = _new_weight_files(base, target, plan.weight_files)

@@ -1,0 +1,1 @@
+"""Describe audio encoders: settings, tensors, feature statistics, directories."""
