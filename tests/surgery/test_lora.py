@@ -27,6 +27,7 @@ from vita_ckpt import (
     load_plan,
     open_checkpoint,
     plan_merge_lora,
+    plan_merge_projector,
     save_plan,
     undo,
     validate,
@@ -198,6 +199,20 @@ def test_a_bias_that_is_in_both_files_counts_once(case: Path) -> None:
     assert inspect(case / "lora" / DELTAS).kind == "lora-run"
 
 
+def test_a_projector_in_modules_to_save_is_in_both_files(case: Path) -> None:
+    old = "base_model.model.model.mm_projector"
+    beside = torch.load(case / "lora" / "non_lora_trainables.bin", weights_only=True)
+    edit(case / "lora", lambda t: {**t, **beside})
+    edit_beside(case / "lora", renamed(old, f"{old}.modules_to_save.default"))
+    plan, after = merged(case)
+    for name, tensor in beside.items():
+        assert torch.equal(after[name.removeprefix("base_model.model.")], tensor)
+    assert "lora-run" in str(inspect(case / "lora").kind)
+    assert not [found for found in validate(case / "lora").findings if found.severity == "error"]
+    projector = plan_merge_projector(case / "base", case / "lora")
+    assert {e.name for e in projector.tensor_edits} <= {e.name for e in plan.tensor_edits}
+
+
 @pytest.mark.parametrize("trained", ["model.embed_tokens", "lm_head"])
 def test_tied_embeddings_are_two_tensors_once_one_is_trained(case: Path, trained: str) -> None:
     file = next((case / "base").glob("*00002-of-00002.safetensors"))
@@ -334,6 +349,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: configure(run / "adapter_config.json", target_modules=r"(q)\1"),
         "target_modules",
     ),
+    "no target": (
+        lambda run: configure(run / "adapter_config.json", target_modules=["c_attn"]),
+        "lora-target-absent",
+    ),
     "no config": (lambda run: (run / "adapter_config.json").unlink(), "lora-config-missing"),
     "other model": (lambda run: configure(run / "config.json", model_type="vita-mixtral"), "base"),
 }
@@ -397,6 +416,11 @@ def test_options_that_exclude_each_other(case: Path) -> None:
         plan_merge_lora()
     with pytest.raises(AdapterError, match="not-a-lora-run"):
         plan_merge_lora(case / "base", case / "base")
+    with pytest.raises(AdapterError, match=r"not-a-lora-run.*give the directory that it lies in"):
+        plan_merge_lora(case / "base", case / "lora" / DELTAS)
+    for wrong in ((case / "lora", case / "base"), (case / "lora",)):
+        with pytest.raises(UsageError, match=r"base-and-adapter-swapped.*merge-lora --base"):
+            plan_merge_lora(*wrong)
     with pytest.raises(AdapterError, match="lora-empty"):
         plan_merge_lora(case / "base")
     assert open_checkpoint(case / "lora").layout == "lora"

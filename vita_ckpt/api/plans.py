@@ -21,7 +21,7 @@ from vita_ckpt.core.dtype import SPELLINGS, is_real
 from vita_ckpt.core.lora import settings_of_deltas
 from vita_ckpt.core.plan import AddTensor, Plan, ReplaceTensor, SavedPlan, not_a_plan
 from vita_ckpt.core.quantisation import describe, quantisation_of
-from vita_ckpt.core.remedies import merge_projector
+from vita_ckpt.core.remedies import merge_lora, merge_projector
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.errors import AdapterError, InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
@@ -90,7 +90,7 @@ def plan_merge_projector(
     stores = Stores() if stores is None else stores
     base, adapter = as_checkpoint(base, stores), as_checkpoint(adapter, stores, key)
     check_key(key, adapter)
-    _refuse_swapped(base, adapter)
+    _refuse_swapped(base, adapter, merge_projector)
     if tower is not None or _is_plain(base):
         if dtype is not None or extras:
             raise UsageError(
@@ -146,6 +146,7 @@ def plan_merge_lora(
             )
         run = as_checkpoint(adapter, stores)
         opened = _base_of_run(run, stores) if base is None else as_checkpoint(base, stores)
+        _refuse_swapped(opened, run, merge_lora)
         plan = lora_surgery.plan_merge_lora(
             opened, run, dtype=code, tokenizer=new_tokenizer_files(opened, run, stores)
         )
@@ -157,6 +158,14 @@ def plan_merge_lora(
             expected="a LoRA run, or --base with deltas in it",
         )
     opened = as_checkpoint(base, stores)
+    if opened.layout == "lora":
+        raise UsageError(
+            "base-and-adapter-swapped",
+            opened.root,
+            expected="--adapter RUN, with the --base that it was trained on",
+            got="the run as the base",
+            hint=merge_lora("CKPT", opened.root),
+        )
     given = None if adapter_config is None else _whole(adapter_config, stores)
     content = _lora_settings(opened, given, lora_alpha, use_rslora, stores)
     plan = lora_surgery.plan_merge_unmerged(opened, content, dtype=code)
@@ -288,8 +297,13 @@ def _noted(plan: Plan) -> Plan:
     return replace(plan, notes=(*plan.notes, *notes))
 
 
-def _refuse_swapped(base: Checkpoint, adapter: Checkpoint) -> None:
-    """Raise UsageError if the adapter is given as the base, and the base as the adapter."""
+def _refuse_swapped(
+    base: Checkpoint, adapter: Checkpoint, command: Callable[[str, str], str]
+) -> None:
+    """Raise UsageError if the adapter is given as the base, and the base as the adapter.
+
+    ``command`` words the call with a base and an adapter.
+    """
     adapters = (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)
     models = (kinds.VITA, kinds.LANGUAGE_MODEL)
     found = kinds.kind_of(base).name, kinds.kind_of(adapter).name
@@ -299,7 +313,7 @@ def _refuse_swapped(base: Checkpoint, adapter: Checkpoint) -> None:
             base.root,
             expected="--base CHECKPOINT --adapter RUN",
             got=f"a {found[0]} as the base, and a {found[1]} as the adapter",
-            hint=merge_projector(adapter.root, base.root),
+            hint=command(adapter.root, base.root),
         )
 
 

@@ -189,6 +189,7 @@ class _Merger:
     def merge(self) -> Merged:
         self._check_names()
         merged, ignored = self._merge_deltas()
+        self._check_targets(ignored)
         trained = self._place_trained()
         untrained = self._untrained()
         is_untied = self._untie()
@@ -262,6 +263,18 @@ class _Merger:
                     "lora-unsupported", module, "patterns that match in bounded time", str(error)
                 )
         return merged, ignored
+
+    def _check_targets(self, ignored: list[str]) -> None:
+        """Note a config that targets no module that has a delta, which no loader takes."""
+        if ignored and len(ignored) == len(self._names.deltas):
+            wanted = self._config.target_modules
+            self._problem(
+                "lora-target-absent",
+                "target_modules",
+                f"modules that have deltas, such as {ignored[0]}",
+                wanted if isinstance(wanted, str) else f"none of {len(ignored)}",
+                "the adapter_config.json is that of another run",
+            )
 
     def _merge_delta(self, module: str, delta: Delta) -> bool:
         refs = self._refs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
 from vita_ckpt.core.binding import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import Cast, Checkpoint, Tensor, TensorRef
 from vita_ckpt.core.dtype import can_cast
+from vita_ckpt.core.filenames import LORA_FILES, NON_LORA
 from vita_ckpt.core.lora import Merged, merge_run, read_names
 from vita_ckpt.core.lora_config import LoraConfig, Problem, read_lora_config
 from vita_ckpt.core.plan import (
@@ -162,12 +164,15 @@ def plan_merge_unmerged(
 
 def _config_of(run: Checkpoint) -> LoraConfig:
     if run.layout != "lora":
+        is_file_of_run = posixpath.basename(run.root) in (*LORA_FILES, NON_LORA)
         raise AdapterError(
             "not-a-lora-run",
             run.root,
             expected="a directory with adapter_config.json and adapter_model.safetensors or .bin",
             got=f"{len(run.tensors)} tensors of another layout",
-            hint="merge-projector takes a projector; a checkpoint with deltas in it is the --base",
+            hint=f"give the directory that it lies in, {posixpath.dirname(run.root)}"
+            if is_file_of_run
+            else "merge-projector takes a projector; a checkpoint with deltas in it is the --base",
         )
     if run.adapter_config is None:
         raise AdapterError(
@@ -207,7 +212,7 @@ def _check_base(base: Checkpoint, run: Checkpoint) -> None:
             base.root,
             expected=f"model_type {model_type!r}, as the run's config says",
             got=repr(config.get("model_type")),
-            hint="merge-projector --tower makes a VITA checkpoint of a language model and the run",
+            hint="the run was trained on another base",
         )
 
 
