@@ -353,6 +353,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: configure(run / "adapter_config.json", target_modules=["c_attn"]),
         "lora-target-absent",
     ),
+    "no deltas": (lambda run: (run / DELTAS).unlink(), "lora-pair-incomplete"),
+    "nothing gathered": (lambda run: edit(run, lambda _: {"x": torch.ones(0)}), "pair-incomplete"),
     "no config": (lambda run: (run / "adapter_config.json").unlink(), "lora-config-missing"),
     "other model": (lambda run: configure(run / "config.json", model_type="vita-mixtral"), "base"),
 }
@@ -387,6 +389,20 @@ def test_a_sum_that_float16_cannot_hold_is_refused(case: Path) -> None:
     with pytest.raises(CastError, match="cast-overflow"):
         merged(case, dtype="f16")
     assert not (case / "out").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_values_are_refused_unless_allowed(case: Path, bad: float) -> None:
+    edit(
+        case / "lora",
+        lambda t: {n: v.fill_(bad) if f"{MODULE}.lora_A" in n else v for n, v in t.items()},
+    )
+    with pytest.raises(AdapterError, match=r"bad-adapter-values.*q_proj\.lora_A"):
+        plan_merge_lora(case / "base", case / "lora")
+    assert {f.rule for f in validate(case / "lora").findings} & {"value-nan", "value-inf"}
+    plan = plan_merge_lora(case / "base", case / "lora", allow_bad_values=True)
+    save_plan(plan, case / "plan.json")
+    assert load_plan(case / "plan.json") == plan
 
 
 def test_a_run_is_merged_once(case: Path) -> None:

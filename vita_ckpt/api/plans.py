@@ -16,7 +16,7 @@ from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
-from vita_ckpt.core.checkpoint import Cast, Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint, refs_of
 from vita_ckpt.core.dtype import SPELLINGS, is_real
 from vita_ckpt.core.lora import settings_of_deltas
 from vita_ckpt.core.plan import AddTensor, Plan, ReplaceTensor, SavedPlan, not_a_plan
@@ -116,6 +116,7 @@ def plan_merge_lora(
     adapter_config: StrPath | None = None,
     lora_alpha: float | None = None,
     use_rslora: bool = False,
+    allow_bad_values: bool = False,
     stores: Stores | None = None,
 ) -> Plan:
     """Plan to merge a LoRA run into the checkpoint that it was trained on, as peft's merge does.
@@ -123,7 +124,7 @@ def plan_merge_lora(
     ``adapter`` is the run. ``base`` may be left out where the run names one that is found: by a
     relative path here or beside the run, or in the hub's cache. ``dtype`` (``"bf16"``,
     ``"float16"`` …) is what the result is in, by default what the base is in; with ``"f16"`` it is
-    what upstream's loader holds.
+    what upstream's loader holds. ``allow_bad_values`` is that of :func:`plan_merge_projector`.
 
     Without ``adapter``, ``base`` is a checkpoint that was saved with its deltas unmerged. The
     run's ``adapter_config.json`` lies beside it, or is ``adapter_config``; without one,
@@ -150,7 +151,8 @@ def plan_merge_lora(
         plan = lora_surgery.plan_merge_lora(
             opened, run, dtype=code, tokenizer=new_tokenizer_files(opened, run, stores)
         )
-        return replace(plan, request={"dtype": code})
+        plan = replace(plan, request={"dtype": code})
+        return _with_values_checked(plan, run, allow_bad_values)
     if base is None:
         raise UsageError(
             "option-needed",
@@ -326,7 +328,7 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "extract-projector": {"bare": (bool,)},
     "merge-projector": {"dtype": _OPTIONAL_TEXT, "extras": (list,), _ALLOW: (bool,)},
     "merge-projector with a tower": {"tower_path": (str,), _ALLOW: (bool,)},
-    "merge-lora": {"dtype": _OPTIONAL_TEXT},
+    "merge-lora": {"dtype": _OPTIONAL_TEXT, _ALLOW: (bool,)},
     "merge-lora of its own deltas": {
         "dtype": _OPTIONAL_TEXT,
         "adapter_config": _OPTIONAL_TEXT,
@@ -420,7 +422,7 @@ def _refuse_bad_values(plan: Plan, adapter: Checkpoint) -> None:
     from vita_ckpt.api.validate import check_values  # noqa: PLC0415 - numpy
 
     made = (e.tensor for e in plan.edits if isinstance(e, AddTensor | ReplaceTensor))
-    taken = {tensor.ref if isinstance(tensor, Cast) else tensor for tensor in made}
+    taken = {ref for tensor in made for ref in refs_of(tensor)}
     names = [name for name, ref in adapter.refs.items() if ref in taken]
     integers = [name for name in names if not is_real(adapter.tensors[name].dtype)]
     bad = [f for f in check_values(adapter, names) if f.rule in _BAD_VALUES]

@@ -265,7 +265,16 @@ class _Merger:
         return merged, ignored
 
     def _check_targets(self, ignored: list[str]) -> None:
-        """Note a config that targets no module that has a delta, which no loader takes."""
+        """Note a run without deltas, and a config that targets none; peft stops at both."""
+        if not self._names.deltas and self._config.target_modules:
+            self._problem(
+                "lora-pair-incomplete",
+                "adapter_model.safetensors",
+                "the deltas of the modules that adapter_config.json targets",
+                "none",
+                "copy it from the run, or save it again with what a ZeRO-3 run had gathered; "
+                "merge-projector takes the projector alone",
+            )
         if ignored and len(ignored) == len(self._names.deltas):
             wanted = self._config.target_modules
             self._problem(
