@@ -280,6 +280,8 @@ def test_deltas_that_were_saved_unmerged(case: Path, prefix: str) -> None:
     with pytest.raises(AdapterError, match="lora-config-missing"):
         plan_merge_lora(root)
     file = case / "lora" / "adapter_config.json"
+    with pytest.raises(InputError, match=r"base-does-not-fit-run.*unmerged.*merge-lora --base"):
+        plan_merge_lora(root, case / "lora")
     for number, options in enumerate(({"lora_alpha": 7}, {"adapter_config": file})):
         plan = plan_merge_lora(root, **options)  # type: ignore[arg-type]
         out = Path(apply(plan, case / f"out-{number}"))
@@ -352,6 +354,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no target": (
         lambda run: configure(run / "adapter_config.json", target_modules=["c_attn"]),
         "lora-target-absent",
+    ),
+    "rows": (
+        lambda run: edit(
+            run,
+            lambda t: {**t, "base_model.model.lm_head.weight": torch.ones(999, 48).bfloat16()},
+        ),
+        "lora-tensor-unplaced",
     ),
     "no deltas": (lambda run: (run / DELTAS).unlink(), "lora-pair-incomplete"),
     "nothing gathered": (lambda run: edit(run, lambda _: {"x": torch.ones(0)}), "pair-incomplete"),

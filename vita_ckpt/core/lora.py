@@ -191,6 +191,7 @@ class _Merger:
         merged, ignored = self._merge_deltas()
         self._check_targets(ignored)
         trained = self._place_trained()
+        self._check_rows()
         untrained = self._untrained()
         is_untied = self._untie()
         names = self._names
@@ -438,6 +439,23 @@ class _Merger:
                 self._tensors[place] = Cast(ref, dtype)
             placed.append(place)
         return placed
+
+    def _check_rows(self) -> None:
+        """Note embeddings and a head that have become of different lengths, if they are two."""
+        embed, head = (
+            self._tensors.get(name) or self._stored(name)
+            for name in (parts.EMBED_TOKENS, parts.LM_HEAD)
+        )
+        if self._is_tied or embed is None or head is None or embed.shape == head.shape:
+            return
+        name = parts.EMBED_TOKENS if parts.EMBED_TOKENS in self._tensors else parts.LM_HEAD
+        self._problem(
+            "lora-tensor-unplaced",
+            self._names.trained.get(name, name),
+            "embeddings and a head of one length",
+            f"{list(embed.shape)} and {list(head.shape)}",
+            "tokens were added and one of the two was not saved: save the run with both",
+        )
 
     def _likely_dtype(self, default: str) -> str:
         embed = self._stored(parts.EMBED_TOKENS)

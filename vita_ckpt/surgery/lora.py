@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
@@ -26,6 +27,7 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import described, needs_alignment, operations
+from vita_ckpt.core.remedies import merge_unmerged
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.errors import AdapterError, InputError, printable
 from vita_ckpt.surgery.preconditions import require_binding
@@ -205,6 +207,15 @@ def _refuse(problems: Sequence[Problem], root: str) -> None:
 def _check_base(base: Checkpoint, run: Checkpoint) -> None:
     """Raise InputError unless the base is a VITA checkpoint, of the run's model type if it says."""
     config = vita_config(base)
+    if kinds.kind_of(base).name == kinds.PEFT_MODEL:
+        raise InputError(
+            "base-does-not-fit-run",
+            base.root,
+            expected="a base without deltas in it",
+            got="a model of PEFT that was saved with its adapter unmerged",
+            hint=f"{merge_unmerged(base.root)} --adapter-config FILE merges those deltas; the run "
+            "belongs on the base that it was trained on",
+        )
     model_type = (run.config or {}).get("model_type")
     if model_type in BACKBONES and model_type != config.get("model_type"):
         raise InputError(
