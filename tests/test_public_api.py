@@ -111,8 +111,8 @@ SIGNATURES = {
     "plan_merge_lora": (
         "(base: 'Checkpoint | StrPath | None' = None, adapter: 'Checkpoint | StrPath | None' "
         "= None, *, dtype: 'str | None' = None, adapter_config: 'StrPath | None' = None, "
-        "lora_alpha: 'float | None' = None, use_rslora: 'bool' = False, stores: 'Stores | "
-        "None' = None) -> 'Plan'"
+        "lora_alpha: 'float | None' = None, use_rslora: 'bool' = False, allow_bad_values: "
+        "'bool' = False, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "

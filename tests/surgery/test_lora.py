@@ -23,9 +23,11 @@ from vita_ckpt import (
     UsageError,
     apply,
     apply_in_place,
+    inspect,
     load_plan,
     open_checkpoint,
     plan_merge_lora,
+    plan_merge_projector,
     save_plan,
     undo,
     validate,
@@ -182,6 +184,9 @@ def test_trained_weights_and_biases_below_a_delta_are_kept(case: Path) -> None:
     expected = weight + ((b.float() @ a.float()).bfloat16() * (7 / 5)).bfloat16()
     assert torch.equal(after[f"{MODULE}.weight"], expected)
     assert any("merge script drops" in note for note in plan.notes)
+    assert inspect(case / "lora").kind == "lora-run"
+    assert inspect(case / "lora" / "non_lora_trainables.bin").kind == "projector"
+    assert not [found for found in validate(case / "lora").findings if found.severity == "error"]
 
 
 def test_a_bias_that_is_in_both_files_counts_once(case: Path) -> None:
@@ -190,7 +195,22 @@ def test_a_bias_that_is_in_both_files_counts_once(case: Path) -> None:
     edit(case / "lora", lambda tensors: {**tensors, name: bias})
     edit_beside(case / "lora", lambda tensors: {**tensors, name: bias})
     assert torch.equal(merged(case)[1][f"{MODULE}.bias"], bias)
-    assert "duplicate-tensor" not in {found.rule for found in validate(case / "lora").findings}
+    assert not [found for found in validate(case / "lora").findings if found.severity == "error"]
+    assert inspect(case / "lora" / DELTAS).kind == "lora-run"
+
+
+def test_a_projector_in_modules_to_save_is_in_both_files(case: Path) -> None:
+    old = "base_model.model.model.mm_projector"
+    beside = torch.load(case / "lora" / "non_lora_trainables.bin", weights_only=True)
+    edit(case / "lora", lambda t: {**t, **beside})
+    edit_beside(case / "lora", renamed(old, f"{old}.modules_to_save.default"))
+    plan, after = merged(case)
+    for name, tensor in beside.items():
+        assert torch.equal(after[name.removeprefix("base_model.model.")], tensor)
+    assert "lora-run" in str(inspect(case / "lora").kind)
+    assert not [found for found in validate(case / "lora").findings if found.severity == "error"]
+    projector = plan_merge_projector(case / "base", case / "lora")
+    assert {e.name for e in projector.tensor_edits} <= {e.name for e in plan.tensor_edits}
 
 
 @pytest.mark.parametrize("trained", ["model.embed_tokens", "lm_head"])
@@ -260,6 +280,8 @@ def test_deltas_that_were_saved_unmerged(case: Path, prefix: str) -> None:
     with pytest.raises(AdapterError, match="lora-config-missing"):
         plan_merge_lora(root)
     file = case / "lora" / "adapter_config.json"
+    with pytest.raises(InputError, match=r"base-does-not-fit-run.*unmerged.*merge-lora --base"):
+        plan_merge_lora(root, case / "lora")
     for number, options in enumerate(({"lora_alpha": 7}, {"adapter_config": file})):
         plan = plan_merge_lora(root, **options)  # type: ignore[arg-type]
         out = Path(apply(plan, case / f"out-{number}"))
@@ -329,6 +351,19 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: configure(run / "adapter_config.json", target_modules=r"(q)\1"),
         "target_modules",
     ),
+    "no target": (
+        lambda run: configure(run / "adapter_config.json", target_modules=["c_attn"]),
+        "lora-target-absent",
+    ),
+    "rows": (
+        lambda run: edit(
+            run,
+            lambda t: {**t, "base_model.model.lm_head.weight": torch.ones(999, 48).bfloat16()},
+        ),
+        "lora-tensor-unplaced",
+    ),
+    "no deltas": (lambda run: (run / DELTAS).unlink(), "lora-pair-incomplete"),
+    "nothing gathered": (lambda run: edit(run, lambda _: {"x": torch.ones(0)}), "pair-incomplete"),
     "no config": (lambda run: (run / "adapter_config.json").unlink(), "lora-config-missing"),
     "other model": (lambda run: configure(run / "config.json", model_type="vita-mixtral"), "base"),
 }
@@ -365,6 +400,20 @@ def test_a_sum_that_float16_cannot_hold_is_refused(case: Path) -> None:
     assert not (case / "out").exists()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_values_are_refused_unless_allowed(case: Path, bad: float) -> None:
+    edit(
+        case / "lora",
+        lambda t: {n: v.fill_(bad) if f"{MODULE}.lora_A" in n else v for n, v in t.items()},
+    )
+    with pytest.raises(AdapterError, match=r"bad-adapter-values.*q_proj\.lora_A"):
+        plan_merge_lora(case / "base", case / "lora")
+    assert {f.rule for f in validate(case / "lora").findings} & {"value-nan", "value-inf"}
+    plan = plan_merge_lora(case / "base", case / "lora", allow_bad_values=True)
+    save_plan(plan, case / "plan.json")
+    assert load_plan(case / "plan.json") == plan
+
+
 def test_a_run_is_merged_once(case: Path) -> None:
     plan, _ = merged(case)
     assert plan.base.root == str(case / "base")
@@ -392,6 +441,11 @@ def test_options_that_exclude_each_other(case: Path) -> None:
         plan_merge_lora()
     with pytest.raises(AdapterError, match="not-a-lora-run"):
         plan_merge_lora(case / "base", case / "base")
+    with pytest.raises(AdapterError, match=r"not-a-lora-run.*give the directory that it lies in"):
+        plan_merge_lora(case / "base", case / "lora" / DELTAS)
+    for wrong in ((case / "lora", case / "base"), (case / "lora",)):
+        with pytest.raises(UsageError, match=r"base-and-adapter-swapped.*merge-lora --base"):
+            plan_merge_lora(*wrong)
     with pytest.raises(AdapterError, match="lora-empty"):
         plan_merge_lora(case / "base")
     assert open_checkpoint(case / "lora").layout == "lora"

@@ -16,7 +16,7 @@ from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD, TOWER_PREFIX, VISION_TOWER, part_of
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
-from vita_ckpt.core.checkpoint import Checkpoint, File, RemoteFile, TensorRef, uncast
+from vita_ckpt.core.checkpoint import Checkpoint, File, RemoteFile, TensorRef, refs_of, uncast
 from vita_ckpt.core.dtype import SPELLINGS, is_real
 from vita_ckpt.core.filenames import CONFIG, TOKENIZER_FILES, shards_in_all
 from vita_ckpt.core.lora import settings_of_deltas
@@ -42,7 +42,7 @@ from vita_ckpt.core.plan import (
     not_a_plan,
 )
 from vita_ckpt.core.quantisation import describe, quantisation_of
-from vita_ckpt.core.remedies import merge_projector
+from vita_ckpt.core.remedies import merge_lora, merge_projector
 from vita_ckpt.core.requirements import plain_backbone
 from vita_ckpt.core.sharding import parse_size
 from vita_ckpt.errors import AdapterError, InputError, UsageError
@@ -125,7 +125,7 @@ def plan_merge_projector(
     stores = Stores() if stores is None else stores
     base, adapter = as_checkpoint(base, stores), _with_projector(adapter, stores, key)
     check_key(key, adapter)
-    _refuse_swapped(base, adapter)
+    _refuse_swapped(base, adapter, merge_projector)
     if tower is not None or _is_plain(base):
         if dtype is not None or extras:
             raise UsageError(
@@ -151,6 +151,7 @@ def plan_merge_lora(
     adapter_config: StrPath | None = None,
     lora_alpha: float | None = None,
     use_rslora: bool = False,
+    allow_bad_values: bool = False,
     stores: Stores | None = None,
 ) -> Plan:
     """Plan to merge a LoRA run into the checkpoint that it was trained on, as peft's merge does.
@@ -158,7 +159,7 @@ def plan_merge_lora(
     ``adapter`` is the run. ``base`` may be left out where the run names one that is found: by a
     relative path here or beside the run, or in the hub's cache. ``dtype`` (``"bf16"``,
     ``"float16"`` …) is what the result is in, by default what the base is in; with ``"f16"`` it is
-    what upstream's loader holds.
+    what upstream's loader holds. ``allow_bad_values`` is that of :func:`plan_merge_projector`.
 
     Without ``adapter``, ``base`` is a checkpoint that was saved with its deltas unmerged. The
     run's ``adapter_config.json`` lies beside it, or is ``adapter_config``; without one,
@@ -181,10 +182,12 @@ def plan_merge_lora(
             )
         run = as_checkpoint(adapter, stores)
         opened = _base_of_run(run, stores) if base is None else as_checkpoint(base, stores)
+        _refuse_swapped(opened, run, merge_lora)
         plan = lora_surgery.plan_merge_lora(
             opened, run, dtype=code, tokenizer=new_tokenizer_files(opened, run, stores)
         )
-        return replace(plan, request={"dtype": code})
+        plan = replace(plan, request={"dtype": code})
+        return _with_values_checked(plan, run, allow_bad_values)
     if base is None:
         raise UsageError(
             "option-needed",
@@ -192,6 +195,14 @@ def plan_merge_lora(
             expected="a LoRA run, or --base with deltas in it",
         )
     opened = as_checkpoint(base, stores)
+    if opened.layout == "lora":
+        raise UsageError(
+            "base-and-adapter-swapped",
+            opened.root,
+            expected="--adapter RUN, with the --base that it was trained on",
+            got="the run as the base",
+            hint=merge_lora("CKPT", opened.root),
+        )
     given = None if adapter_config is None else whole(adapter_config, stores)
     content = _lora_settings(opened, given, lora_alpha, use_rslora, stores)
     plan = lora_surgery.plan_merge_unmerged(opened, content, dtype=code)
@@ -344,8 +355,13 @@ def _noted(plan: Plan) -> Plan:
     return replace(plan, notes=(*plan.notes, *notes))
 
 
-def _refuse_swapped(base: Checkpoint, adapter: Checkpoint) -> None:
-    """Raise UsageError if the adapter is given as the base, and the base as the adapter."""
+def _refuse_swapped(
+    base: Checkpoint, adapter: Checkpoint, command: Callable[[str, str], str]
+) -> None:
+    """Raise UsageError if the adapter is given as the base, and the base as the adapter.
+
+    ``command`` words the call with a base and an adapter.
+    """
     adapters = (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)
     models = (kinds.VITA, kinds.LANGUAGE_MODEL)
     found = kinds.kind_of(base).name, kinds.kind_of(adapter).name
@@ -355,7 +371,7 @@ def _refuse_swapped(base: Checkpoint, adapter: Checkpoint) -> None:
             base.root,
             expected="--base CHECKPOINT --adapter RUN",
             got=f"a {found[0]} as the base, and a {found[1]} as the adapter",
-            hint=merge_projector(adapter.root, base.root),
+            hint=command(adapter.root, base.root),
         )
 
 
@@ -648,7 +664,7 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "extract-projector": {"bare": (bool,)},
     "merge-projector": {"dtype": _OPTIONAL_TEXT, "extras": (list,), _ALLOW: (bool,)},
     "merge-projector with a tower": {"tower_path": (str,), _ALLOW: (bool,)},
-    "merge-lora": {"dtype": _OPTIONAL_TEXT},
+    "merge-lora": {"dtype": _OPTIONAL_TEXT, _ALLOW: (bool,)},
     "merge-lora of its own deltas": {
         "dtype": _OPTIONAL_TEXT,
         "adapter_config": _OPTIONAL_TEXT,
@@ -781,7 +797,7 @@ def _refuse_bad_values(plan: Plan, adapter: Checkpoint) -> None:
     from vita_ckpt.api.validate import check_values  # noqa: PLC0415 - numpy
 
     made = (e.tensor for e in plan.edits if isinstance(e, AddTensor | ReplaceTensor))
-    taken = {uncast(tensor) for tensor in made}
+    taken = {one for tensor in made for one in (uncast(tensor), *refs_of(tensor))}
     names = [name for name, tensor in adapter.stored.items() if tensor in taken]
     integers = [name for name in names if not is_real(adapter.tensors[name].dtype)]
     bad = [f for f in check_values(adapter, names) if f.rule in _BAD_VALUES]

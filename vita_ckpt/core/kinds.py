@@ -12,7 +12,7 @@ from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.relatives import Relative, relative_of
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
-from vita_ckpt.core.filenames import shards_in_all
+from vita_ckpt.core.filenames import LORA_FILES, NON_LORA, shards_in_all
 from vita_ckpt.core.quantisation import Quantisation, quantisation_of
 from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import InputError
@@ -32,7 +32,8 @@ UNKNOWN: Final = "unknown"
 # Kinds that loaders of VITA take for what they are; the rules about tensors are about these.
 KNOWN: Final = (VITA, LANGUAGE_MODEL, PROJECTOR, LORA_RUN, TOWER, AUDIO_ADAPTER)
 
-# What stands in the names of a model that PEFT wraps, and in those of no adapter file.
+# What stands in the names of a model that PEFT wraps. A run's do too where more than deltas was
+# trained, so that is told by its layout and the names of its files.
 _UNMERGED: Final = frozenset({"base_layer", "original_module"})
 
 
@@ -116,9 +117,11 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
         return SHARD
     names = checkpoint.tensors
     found = Counter((parts.part_of if relative is None else relative.part_of)(n) for n in names)
-    if is_unmerged(names, checkpoint.layout):
+    if checkpoint.layout == "lora":
+        return LORA_RUN
+    if file not in (*LORA_FILES, NON_LORA) and is_unmerged(names):
         return PEFT_MODEL
-    if checkpoint.layout == "lora" or found[parts.LORA]:
+    if found[parts.LORA]:
         return LORA_RUN
     if relative is not None:
         whole = found[parts.LANGUAGE_MODEL] and checkpoint.layout != "run"
@@ -140,15 +143,13 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
     return VITA if has_vision else UNKNOWN
 
 
-def is_unmerged(names: Mapping[str, Any], layout: str) -> bool:
+def is_unmerged(names: Mapping[str, Any]) -> bool:
     """Return whether names are those of a whole model with its adapter still beside the weights."""
     if any(not _UNMERGED.isdisjoint(name.split(".")) for name in names):
         return True
-    return (
-        layout != "lora"
-        and any(name.removeprefix(parts.PEFT_PREFIX) == parts.EMBED_TOKENS for name in names)
-        and any(parts.part_of(name) == parts.LORA for name in names)
-    )
+    return any(
+        name.removeprefix(parts.PEFT_PREFIX) == parts.EMBED_TOKENS for name in names
+    ) and any(parts.part_of(name) == parts.LORA for name in names)
 
 
 def _has_tower(checkpoint: Checkpoint) -> bool:

@@ -189,7 +189,9 @@ class _Merger:
     def merge(self) -> Merged:
         self._check_names()
         merged, ignored = self._merge_deltas()
+        self._check_targets(ignored)
         trained = self._place_trained()
+        self._check_rows()
         untrained = self._untrained()
         is_untied = self._untie()
         names = self._names
@@ -262,6 +264,27 @@ class _Merger:
                     "lora-unsupported", module, "patterns that match in bounded time", str(error)
                 )
         return merged, ignored
+
+    def _check_targets(self, ignored: list[str]) -> None:
+        """Note a run without deltas, and a config that targets none; peft stops at both."""
+        if not self._names.deltas and self._config.target_modules:
+            self._problem(
+                "lora-pair-incomplete",
+                "adapter_model.safetensors",
+                "the deltas of the modules that adapter_config.json targets",
+                "none",
+                "copy it from the run, or save it again with what a ZeRO-3 run had gathered; "
+                "merge-projector takes the projector alone",
+            )
+        if ignored and len(ignored) == len(self._names.deltas):
+            wanted = self._config.target_modules
+            self._problem(
+                "lora-target-absent",
+                "target_modules",
+                f"modules that have deltas, such as {ignored[0]}",
+                wanted if isinstance(wanted, str) else f"none of {len(ignored)}",
+                "the adapter_config.json is that of another run",
+            )
 
     def _merge_delta(self, module: str, delta: Delta) -> bool:
         refs = self._refs
@@ -416,6 +439,23 @@ class _Merger:
                 self._tensors[place] = Cast(ref, dtype)
             placed.append(place)
         return placed
+
+    def _check_rows(self) -> None:
+        """Note embeddings and a head that have become of different lengths, if they are two."""
+        embed, head = (
+            self._tensors.get(name) or self._stored(name)
+            for name in (parts.EMBED_TOKENS, parts.LM_HEAD)
+        )
+        if self._is_tied or embed is None or head is None or embed.shape == head.shape:
+            return
+        name = parts.EMBED_TOKENS if parts.EMBED_TOKENS in self._tensors else parts.LM_HEAD
+        self._problem(
+            "lora-tensor-unplaced",
+            self._names.trained.get(name, name),
+            "embeddings and a head of one length",
+            f"{list(embed.shape)} and {list(head.shape)}",
+            "tokens were added and one of the two was not saved: save the run with both",
+        )
 
     def _likely_dtype(self, default: str) -> str:
         embed = self._stored(parts.EMBED_TOKENS)

@@ -101,6 +101,10 @@ def projector_of(checkpoint: Checkpoint) -> DonorProjector:
         if unwrapped is None:
             continue
         if unwrapped in plain and _is_of_projector(unwrapped):
+            if checkpoint.layout == "lora" and source_of(refs[plain[unwrapped]]) != source_of(
+                refs[name]
+            ):
+                continue  # saved with the deltas and again beside them: a loader reads those last
             raise _ambiguous(f"{source_of(refs[name])}: {name}", plain[unwrapped])
         plain.setdefault(unwrapped, name)
         if _is_of_projector(unwrapped) or len(refs) < _FEW:

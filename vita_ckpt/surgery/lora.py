@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
 from vita_ckpt.core.binding import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import Cast, Checkpoint, Tensor, TensorRef
 from vita_ckpt.core.dtype import can_cast
+from vita_ckpt.core.filenames import LORA_FILES, NON_LORA
 from vita_ckpt.core.lora import Merged, merge_run, read_names
 from vita_ckpt.core.lora_config import LoraConfig, Problem, read_lora_config
 from vita_ckpt.core.plan import (
@@ -24,6 +27,7 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import described, needs_alignment, operations
+from vita_ckpt.core.remedies import merge_unmerged
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.errors import AdapterError, InputError, printable
 from vita_ckpt.surgery.preconditions import require_binding
@@ -162,12 +166,15 @@ def plan_merge_unmerged(
 
 def _config_of(run: Checkpoint) -> LoraConfig:
     if run.layout != "lora":
+        is_file_of_run = posixpath.basename(run.root) in (*LORA_FILES, NON_LORA)
         raise AdapterError(
             "not-a-lora-run",
             run.root,
             expected="a directory with adapter_config.json and adapter_model.safetensors or .bin",
             got=f"{len(run.tensors)} tensors of another layout",
-            hint="merge-projector takes a projector; a checkpoint with deltas in it is the --base",
+            hint=f"give the directory that it lies in, {posixpath.dirname(run.root)}"
+            if is_file_of_run
+            else "merge-projector takes a projector; a checkpoint with deltas in it is the --base",
         )
     if run.adapter_config is None:
         raise AdapterError(
@@ -200,6 +207,15 @@ def _refuse(problems: Sequence[Problem], root: str) -> None:
 def _check_base(base: Checkpoint, run: Checkpoint) -> None:
     """Raise InputError unless the base is a VITA checkpoint, of the run's model type if it says."""
     config = vita_config(base)
+    if kinds.kind_of(base).name == kinds.PEFT_MODEL:
+        raise InputError(
+            "base-does-not-fit-run",
+            base.root,
+            expected="a base without deltas in it",
+            got="a model of PEFT that was saved with its adapter unmerged",
+            hint=f"{merge_unmerged(base.root)} --adapter-config FILE merges those deltas; the run "
+            "belongs on the base that it was trained on",
+        )
     model_type = (run.config or {}).get("model_type")
     if model_type in BACKBONES and model_type != config.get("model_type"):
         raise InputError(
@@ -207,7 +223,7 @@ def _check_base(base: Checkpoint, run: Checkpoint) -> None:
             base.root,
             expected=f"model_type {model_type!r}, as the run's config says",
             got=repr(config.get("model_type")),
-            hint="merge-projector --tower makes a VITA checkpoint of a language model and the run",
+            hint="the run was trained on another base",
         )
 
 

@@ -10,7 +10,7 @@ import click
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surgery_options
 
 
 @click.command("merge-lora")
@@ -51,6 +51,7 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     is_flag=True,
     help="Run the merged model once before a byte is written; a failure leaves no output.",
 )
+@bad_values_option
 @surgery_options
 @click.pass_obj
 def command(
@@ -63,6 +64,7 @@ def command(
     lora_alpha: float | None,
     rslora: bool,
     verify: bool,
+    allow_bad_values: bool,
     **run: Any,
 ) -> int:
     """Merge a LoRA run into the model it was trained on.
@@ -83,6 +85,7 @@ def command(
         adapter_config=adapter_config,
         lora_alpha=lora_alpha,
         use_rslora=rslora,
+        allow_bad_values=allow_bad_values,
         stores=settings.stores,
     )
     return run_plan(settings, plan, verify_first=verify, **run)
