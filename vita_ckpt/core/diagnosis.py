@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from string import digits
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
@@ -26,6 +27,7 @@ _FUSED_EXPERTS: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj", 
 _SPLIT_EXPERTS: Final = ".block_sparse_moe."
 # base_model.model is the longest that a wrapper puts in.
 _MOST_COMPONENTS: Final = 2
+_WITHOUT_DIGITS: Final = dict.fromkeys(map(ord, digits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,17 @@ def _causes(
 def _grouped(longer: Iterable[str], shorter: Collection[str]) -> dict[str, list[tuple[str, str]]]:
     """Group (long, short) names by the components that the long one has too many."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    for name in longer if shorter else ():
+    if not shorter:
+        return groups
+    # Names that differ in their numbers alone have the same words too many: most have none.
+    patterns = {name.translate(_WITHOUT_DIGITS) for name in shorter}
+    hopeful: dict[str, bool] = {}
+    for name in longer:
+        pattern = name.translate(_WITHOUT_DIGITS)
+        if pattern not in hopeful:
+            hopeful[pattern] = any(rest in patterns for _, rest in _without(pattern))
+        if not hopeful[pattern]:
+            continue
         for added, rest in _without(name):
             if rest in shorter:
                 groups.setdefault(added, []).append((name, rest))

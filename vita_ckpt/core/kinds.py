@@ -142,7 +142,9 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
 
 def is_unmerged(names: Mapping[str, Any], layout: str) -> bool:
     """Return whether names are those of a whole model with its adapter still beside the weights."""
-    if any(not _UNMERGED.isdisjoint(name.split(".")) for name in names):
+    if any("base_layer" in n or "original_module" in n for n in names) and any(
+        not _UNMERGED.isdisjoint(name.split(".")) for name in names
+    ):
         return True
     return (
         layout != "lora"
