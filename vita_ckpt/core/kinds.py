@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -34,6 +34,10 @@ KNOWN: Final = (VITA, LANGUAGE_MODEL, PROJECTOR, LORA_RUN, TOWER, AUDIO_ADAPTER)
 
 # What stands in the names of a model that PEFT wraps, and in those of no adapter file.
 _UNMERGED: Final = frozenset({"base_layer", "original_module"})
+
+
+_LONGEST_WRAPPER: Final = 2
+_WRAPPED: Final = (parts.LANGUAGE_MODEL, parts.MM_PROJECTOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +139,23 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
         return PROJECTOR
     if found[parts.AUDIO_ADAPTER] and len(found) == 1:
         return AUDIO_ADAPTER
-    if not found[parts.MM_PROJECTOR] and _has_tower(checkpoint):
+    if not found[parts.MM_PROJECTOR] and wrapper_of(names) is None and _has_tower(checkpoint):
         return TOWER
     return VITA if has_vision else UNKNOWN
+
+
+def wrapper_of(names: Iterable[str]) -> str | None:
+    """Return what stands before VITA's names of a language model or a projector; None if nothing.
+
+    Lightning's ``model.`` and DistributedDataParallel's ``module.`` are such.
+    """
+    for name in names:
+        words = name.split(".", _LONGEST_WRAPPER)
+        for length in range(1, len(words)):
+            wrapper = ".".join(words[:length]) + "."
+            if parts.part_of(name.removeprefix(wrapper)) in _WRAPPED:
+                return wrapper
+    return None
 
 
 def is_unmerged(names: Mapping[str, Any], layout: str) -> bool:
