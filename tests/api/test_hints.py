@@ -21,7 +21,15 @@ from fixtures.builder import (
     write_checkpoint,
     write_tower,
 )
-from vita_ckpt import InputError, UsageError, explain, inspect, plan_merge_projector, validate
+from vita_ckpt import (
+    InputError,
+    UsageError,
+    VitaCkptError,
+    explain,
+    inspect,
+    plan_merge_projector,
+    validate,
+)
 from vita_ckpt.api.validate import holds_checkpoints
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.core.report import Finding
@@ -352,3 +360,23 @@ def test_a_wrapped_projector_in_a_checkpoint_is_one_finding(base: Path) -> None:
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     (found,) = validate(base).findings
     assert found.rule == "foreign-prefix"
+
+
+def test_a_config_without_weights_says_what_is_lacking(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"mm_projector_type": "mlp2x_gelu"}')
+    with pytest.raises(InputError, match="not saved, or not copied") as caught:
+        validate(tmp_path)
+    assert "mm_projector.bin" in caught.value.hint
+
+
+def test_a_base_that_peft_did_not_merge_is_merged_not_renamed(base: Path) -> None:
+    tensors = {f"base_model.model.{n}": t for n, t in whole(base).items()}
+    module = "base_model.model.model.layers.0.self_attn.q_proj."
+    tensors[f"{module}base_layer.weight"] = tensors.pop(f"{module}weight")
+    tensors[f"{module}lora_A.default.weight"] = torch.ones(2, 16)
+    tensors[f"{module}lora_B.default.weight"] = torch.ones(16, 2)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VitaCkptError) as caught:
+        plan_merge_projector(base, projector(base.parent / "mm_projector.bin"))
+    assert "vita-ckpt merge-lora" in caught.value.hint
+    assert "convert" not in caught.value.hint

@@ -10,6 +10,7 @@ from typing import Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import Binding
+from vita_ckpt.core.remedies import merge_unmerged
 
 # A component of a name that a wrapper adds, and what the wrapper is.
 _WRAPPERS: Final = {
@@ -22,6 +23,7 @@ _WRAPPERS: Final = {
     "base_model": "a PEFT wrapper",
 }
 _UNMERGED: Final = "base_layer"
+_PEFT: Final = "base_model"
 _VISION_LEVEL: Final = "vision_model"
 _FUSED_EXPERTS: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj", ".mlp.gate.weight")
 _SPLIT_EXPERTS: Final = ".block_sparse_moe."
@@ -76,8 +78,9 @@ def _causes(
             what, mend = f"{len(pairs)} names have {added}. too many", "rename the tensors"
         else:
             what, mend = f"{_WRAPPERS[wrapper]}: {added}. is in {len(pairs)} names", convert
-        if wrapper == _UNMERGED:
-            mend = "merge the deltas with peft's merge_and_unload(), and save the model again"
+        if wrapper == _UNMERGED or (wrapper == _PEFT and deltas):
+            what = f"{_WRAPPERS[_UNMERGED]}: {added}. is in {len(pairs)} names"
+            mend = f"{merge_unmerged(root)} merges them, as peft's merge_and_unload() does"
             names |= deltas
         yield Cause(f"{what}, such as {example}", example, mend, frozenset(names))
         strange = {name: None for name in strange if name not in names}

@@ -56,6 +56,11 @@ _LEFT_OUT_KINDS: Final = {
     Kind.OTHER: LeftOut.NOT_REGULAR,
 }
 
+_WEIGHTS_LEFT_BEHIND: Final = (
+    "the weights were not saved, or not copied with the config.json: those of a projector run are "
+    "mm_projector.bin"
+)
+
 
 def open_checkpoint(
     path: str | os.PathLike[str], stores: Stores, key: str | None = None
@@ -285,12 +290,13 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
         )
     store.check_known(f"{root}: weights")
     foreign = foreign_directory(names)
+    remedy = "" if foreign is None else foreign.remedy
     raise InputError(
         "not-a-checkpoint",
         root,
         expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
         got=what_it_looks_like(names),
-        hint="" if foreign is None else foreign.remedy,
+        hint=_WEIGHTS_LEFT_BEHIND if foreign is None and CONFIG in names else remedy,
     )
 
 
