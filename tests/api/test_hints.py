@@ -380,3 +380,10 @@ def test_a_base_that_peft_did_not_merge_is_merged_not_renamed(base: Path) -> Non
         plan_merge_projector(base, projector(base.parent / "mm_projector.bin"))
     assert "vita-ckpt merge-lora" in caught.value.hint
     assert "convert" not in caught.value.hint
+
+
+def test_shards_without_an_index_are_not_sent_from_one_refusal_to_the_next(sharded: Path) -> None:
+    (sharded / INDEX).unlink()
+    found = only(sharded, "missing-index")
+    assert f"vita-ckpt convert {sharded} --ignore-index" in found.hint
+    assert "name one of" not in found.hint

@@ -32,6 +32,7 @@ from vita_ckpt.core.filenames import (
     what_it_looks_like,
 )
 from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.remedies import ignore_index
 from vita_ckpt.core.serving import is_serving_config
 from vita_ckpt.core.training_state import Foreign, file_of_training_state, foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError
@@ -286,7 +287,7 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
             root,
             expected=f"{SAFETENSORS_INDEX} beside several weight files",
             got=", ".join(lone[:8]),
-            hint="copy the index too, or name one of the files",
+            hint=f"copy the index too; without it, {ignore_index(root)} takes what is there",
         )
     store.check_known(f"{root}: weights")
     foreign = foreign_directory(names)
