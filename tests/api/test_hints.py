@@ -21,7 +21,15 @@ from fixtures.builder import (
     write_checkpoint,
     write_tower,
 )
-from vita_ckpt import InputError, UsageError, inspect, plan_merge_projector, validate
+from vita_ckpt import (
+    InputError,
+    UsageError,
+    VitaCkptError,
+    explain,
+    inspect,
+    plan_merge_projector,
+    validate,
+)
 from vita_ckpt.api.validate import holds_checkpoints
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.core.report import Finding
@@ -84,11 +92,13 @@ def test_two_sets_of_weights_are_compared_and_none_is_to_go(
     sharded: Path, name: str, rule: str, added: float, newer: bool
 ) -> None:
     put_beside(sharded, name, added=added, newer=newer)
+    if name.endswith(".bin") and added:
+        rule = "ambiguous-weights"
     found = only(sharded, rule)
     text = f"{found.message} {found.hint}"
     assert ("it is newer" if newer else "it is not newer") in text
     assert ("it differs, in model.norm.weight" in text) == (added > 0)
-    assert ("are the same" in text) == (added == 0)
+    assert ("same names are the same" in text) == (added == 0)
     assert "read" in text  # which file is read by whom
     assert not re.search(r"\b(remove|delete)", text)
 
@@ -277,3 +287,103 @@ def test_every_severity_is_the_rule_s(sharded: Path) -> None:
     put_beside(sharded, "model.safetensors", added=1.0, newer=True)
     for one in validate(sharded).findings:
         assert one.severity == RULES[one.rule].severity
+
+
+def test_a_web_page_in_place_of_a_file_is_named(sharded: Path) -> None:
+    for name in (LAST, "config.json"):
+        (sharded / name).write_text("<!DOCTYPE html>\n<html><title>401</title></html>")
+    found = validate(sharded).findings
+    assert {one.rule for one in found} == {"header-too-large", "invalid-json"}
+    assert all("web page" in one.hint for one in found)
+
+
+def test_weights_that_nobody_could_read_are_not_compared(sharded: Path) -> None:
+    tensors = whole(sharded)
+    for file in sharded.glob("model-*.safetensors"):
+        file.unlink()
+    save_file(tensors, sharded / "model.safetensors", metadata={"format": "pt"})
+    assert "none of" not in only(sharded, "ambiguous-weights").hint
+
+
+def test_a_lora_run_is_not_compared_by_names_that_no_model_has(base: Path) -> None:
+    names: Shapes = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": (4, 16)}
+    write_adapter(base / "adapter_model.safetensors", names, prefix="")
+    (base / "adapter_config.json").write_text("{}")
+    assert "none of" not in only(base, "trained-beside").message
+
+
+def test_pickled_weights_that_differ_are_said_once(sharded: Path) -> None:
+    other = {name: tensor + 1 for name, tensor in whole(sharded).items()}
+    torch.save(other, sharded / "pytorch_model.bin")
+    assert {one.rule for one in validate(sharded).findings} == {"ambiguous-weights"}
+
+
+def test_a_wrapped_model_in_one_file_is_no_tower(base: Path, tmp_path: Path) -> None:
+    state = {f"model.{name}": tensor for name, tensor in whole(base).items()}
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "last.ckpt")
+    found = only(tmp_path / "last.ckpt", "other-kind")
+    assert "model. before them" in found.message
+    assert inspect(tmp_path / "last.ckpt").kind == "unknown"
+
+
+def test_a_wrapped_projector_is_merged_as_it_is(base: Path, tmp_path: Path) -> None:
+    state = {f"module.{n}": t for n, t in whole(base).items() if "mm_projector" in n}
+    torch.save(state, tmp_path / "mm_projector.bin")
+    found = only(tmp_path / "mm_projector.bin", "other-kind")
+    assert "merge-projector takes it" in found.hint
+    plan_merge_projector(base, tmp_path / "mm_projector.bin")
+
+
+def test_an_empty_projector_is_said_once_for_each_tensor(tmp_path: Path) -> None:
+    state = {f"model.mm_projector.{n}": torch.empty(0) for n in mm_projector("mlp2x_gelu", 32, 16)}
+    torch.save(state, tmp_path / "mm_projector.bin")
+    (tmp_path / "config.json").write_text('{"mm_projector_type": "mlp2x_gelu"}')
+    assert {one.rule for one in validate(tmp_path).findings} == {"empty-tensor"}
+
+
+def test_a_misleading_path_is_no_newer_transformers(base: Path) -> None:
+    towers = base.parent / "design"
+    towers.mkdir()
+    (base.parent / "tower-internvit").rename(towers / "InternViT")
+    config = json.loads((base / "config.json").read_text())
+    config["mm_vision_tower"] = str(towers / "InternViT")
+    (base / "config.json").write_text(json.dumps(config))
+    assert "foreign-prefix" not in {one.rule for one in validate(base).findings}
+    (trace,) = (t for t in explain(base).traces if t.loader == "vita-1.5")
+    assert not any("5.6" in step.detail for step in trace.steps)
+
+
+def test_a_wrapped_projector_in_a_checkpoint_is_one_finding(base: Path) -> None:
+    tensors = {
+        n.replace("mm_projector.", "mm_projector._orig_mod."): t for n, t in whole(base).items()
+    }
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    (found,) = validate(base).findings
+    assert found.rule == "foreign-prefix"
+
+
+def test_a_config_without_weights_says_what_is_lacking(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"mm_projector_type": "mlp2x_gelu"}')
+    with pytest.raises(InputError, match="not saved, or not copied") as caught:
+        validate(tmp_path)
+    assert "mm_projector.bin" in caught.value.hint
+
+
+def test_a_base_that_peft_did_not_merge_is_merged_not_renamed(base: Path) -> None:
+    tensors = {f"base_model.model.{n}": t for n, t in whole(base).items()}
+    module = "base_model.model.model.layers.0.self_attn.q_proj."
+    tensors[f"{module}base_layer.weight"] = tensors.pop(f"{module}weight")
+    tensors[f"{module}lora_A.default.weight"] = torch.ones(2, 16)
+    tensors[f"{module}lora_B.default.weight"] = torch.ones(16, 2)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VitaCkptError) as caught:
+        plan_merge_projector(base, projector(base.parent / "mm_projector.bin"))
+    assert "vita-ckpt merge-lora" in caught.value.hint
+    assert "convert" not in caught.value.hint
+
+
+def test_shards_without_an_index_are_not_sent_from_one_refusal_to_the_next(sharded: Path) -> None:
+    (sharded / INDEX).unlink()
+    found = only(sharded, "missing-index")
+    assert f"vita-ckpt convert {sharded} --ignore-index" in found.hint
+    assert "name one of" not in found.hint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import Final
@@ -135,7 +135,22 @@ def report_on(
     findings += check_left_out(subject)
     if deep:
         findings += _digests(downloaded(checkpoint, stores), stores)
-    return Report(path, subject.kind, worst_first(findings))
+    return Report(path, subject.kind, worst_first(_said_once(findings)))
+
+
+# A finding of the second rule says again what one of the first says of the same file.
+_SAID_BY: Final = {"other-weights": "ambiguous-weights", "config-missing": "invalid-json"}
+
+
+def _said_once(findings: Sequence[Finding]) -> list[Finding]:
+    """Leave out what another finding about the same file has said."""
+    said = {(one.rule, os.path.basename(one.file)) for one in findings}
+    return [
+        one
+        for one in findings
+        if one.rule not in _SAID_BY
+        or (_SAID_BY[one.rule], os.path.basename(one.subject)) not in said
+    ]
 
 
 def check_values(

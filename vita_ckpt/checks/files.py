@@ -106,8 +106,20 @@ def check_kind(checkpoint: Checkpoint, kind: str) -> Iterator[Finding]:
             "take the checkpoint that was quantised",
         )
     elif kind == kinds.UNKNOWN and checkpoint.tensors:
-        names = ", ".join(list(checkpoint.tensors)[:3])
-        yield _other_kind(checkpoint, f"weights of no known kind: {names}")
+        yield _unknown_kind(checkpoint)
+
+
+def _unknown_kind(checkpoint: Checkpoint) -> Finding:
+    names = list(checkpoint.tensors)
+    wrapper = kinds.wrapper_of(names)
+    if wrapper is None:
+        return _other_kind(checkpoint, f"weights of no known kind: {', '.join(names[:3])}")
+    bare = {parts.part_of(name.removeprefix(wrapper)) for name in names}
+    hint = f"save its state dict again without {wrapper}, as a checkpoint with its config.json"
+    if bare == {parts.MM_PROJECTOR}:
+        hint = "merge-projector takes it as it is"
+    example = next(name for name in names if name.startswith(wrapper))
+    return _other_kind(checkpoint, f"names with {wrapper} before them, such as {example}", hint)
 
 
 def _model_type_of(config: Mapping[str, Any] | None) -> str:
@@ -164,7 +176,7 @@ def check_left_out(subject: Subject) -> Iterator[Finding]:
 def _against(subject: Subject, name: str) -> str:
     """Return what distinguishes a file from the checkpoint beside it, as the end of a sentence."""
     rival = subject.rivals.get(name)
-    return "" if rival is None else f"; {rival}"
+    return f"; {rival}" if rival is not None and str(rival) else ""
 
 
 def _trained(subject: Subject, name: str, path: str) -> Iterator[Finding]:

@@ -427,7 +427,7 @@ class _Facts:
             types = self.projector.types
             return " or ".join(types), any(projectors.same_tensors(configured, t) for t in types)
         if self.has_projector:
-            return "no known type", False
+            return "no known type", None  # a rule of the tensors
         plain = str(self.config.get("model_type")) in PLAIN_LANGUAGE_MODELS
         if plain or not self.has_language_model:
             return None, None

@@ -234,6 +234,8 @@ def _lone_projector(subject: Subject) -> Iterator[Finding]:
         for name, tensor in subject.checkpoint.tensors.items()
         if "mm_projector." in name
     }
+    if any(0 in shape for shape in shapes.values()):
+        return  # said of each empty tensor
     if shapes and not projectors.candidates(shapes):
         yield _unknown_projector(subject.checkpoint, shapes, "")
 

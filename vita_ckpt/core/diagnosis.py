@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from string import digits
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import Binding
+from vita_ckpt.core.remedies import merge_unmerged
 
 # A component of a name that a wrapper adds, and what the wrapper is.
 _WRAPPERS: Final = {
@@ -21,11 +23,13 @@ _WRAPPERS: Final = {
     "base_model": "a PEFT wrapper",
 }
 _UNMERGED: Final = "base_layer"
+_PEFT: Final = "base_model"
 _VISION_LEVEL: Final = "vision_model"
 _FUSED_EXPERTS: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj", ".mlp.gate.weight")
 _SPLIT_EXPERTS: Final = ".block_sparse_moe."
 # base_model.model is the longest that a wrapper puts in.
 _MOST_COMPONENTS: Final = 2
+_WITHOUT_DIGITS: Final = dict.fromkeys(map(ord, digits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,9 @@ def _causes(
             what, mend = f"{len(pairs)} names have {added}. too many", "rename the tensors"
         else:
             what, mend = f"{_WRAPPERS[wrapper]}: {added}. is in {len(pairs)} names", convert
-        if wrapper == _UNMERGED:
-            mend = "merge the deltas with peft's merge_and_unload(), and save the model again"
+        if wrapper == _UNMERGED or (wrapper == _PEFT and deltas):
+            what = f"{_WRAPPERS[_UNMERGED]}: {added}. is in {len(pairs)} names"
+            mend = f"{merge_unmerged(root)} merges them, as peft's merge_and_unload() does"
             names |= deltas
         yield Cause(f"{what}, such as {example}", example, mend, frozenset(names))
         strange = {name: None for name in strange if name not in names}
@@ -84,6 +89,8 @@ def _causes(
         example = pairs[0][1]
         what, mend = f"{len(pairs)} names lack {lost}.", "rename the tensors"
         if lost == _VISION_LEVEL:
+            if 2 * len(pairs) < sum(_VISION_LEVEL in name.split(".") for name in lacking):
+                continue  # another family's tower, some of whose names happen to be alike
             what = f"transformers 5.6 or newer wrote {len(pairs)} names, without {lost}."
             mend = convert
         names = {name for pair in pairs for name in pair}
@@ -108,7 +115,17 @@ def _causes(
 def _grouped(longer: Iterable[str], shorter: Collection[str]) -> dict[str, list[tuple[str, str]]]:
     """Group (long, short) names by the components that the long one has too many."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    for name in longer if shorter else ():
+    if not shorter:
+        return groups
+    # Names that differ in their numbers alone have the same words too many: most have none.
+    patterns = {name.translate(_WITHOUT_DIGITS) for name in shorter}
+    hopeful: dict[str, bool] = {}
+    for name in longer:
+        pattern = name.translate(_WITHOUT_DIGITS)
+        if pattern not in hopeful:
+            hopeful[pattern] = any(rest in patterns for _, rest in _without(pattern))
+        if not hopeful[pattern]:
+            continue
         for added, rest in _without(name):
             if rest in shorter:
                 groups.setdefault(added, []).append((name, rest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -35,6 +35,10 @@ KNOWN: Final = (VITA, LANGUAGE_MODEL, PROJECTOR, LORA_RUN, TOWER, AUDIO_ADAPTER)
 # What stands in the names of a model that PEFT wraps. A run's do too where more than deltas was
 # trained, so that is told by its layout and the names of its files.
 _UNMERGED: Final = frozenset({"base_layer", "original_module"})
+
+
+_LONGEST_WRAPPER: Final = 2
+_WRAPPED: Final = (parts.LANGUAGE_MODEL, parts.MM_PROJECTOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +142,30 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
         return PROJECTOR
     if found[parts.AUDIO_ADAPTER] and len(found) == 1:
         return AUDIO_ADAPTER
-    if not found[parts.MM_PROJECTOR] and _has_tower(checkpoint):
+    if not found[parts.MM_PROJECTOR] and wrapper_of(names) is None and _has_tower(checkpoint):
         return TOWER
     return VITA if has_vision else UNKNOWN
 
 
+def wrapper_of(names: Iterable[str]) -> str | None:
+    """Return what stands before VITA's names of a language model or a projector; None if nothing.
+
+    Lightning's ``model.`` and DistributedDataParallel's ``module.`` are such.
+    """
+    for name in names:
+        words = name.split(".", _LONGEST_WRAPPER)
+        for length in range(1, len(words)):
+            wrapper = ".".join(words[:length]) + "."
+            if parts.part_of(name.removeprefix(wrapper)) in _WRAPPED:
+                return wrapper
+    return None
+
+
 def is_unmerged(names: Mapping[str, Any]) -> bool:
     """Return whether names are those of a whole model with its adapter still beside the weights."""
-    if any(not _UNMERGED.isdisjoint(name.split(".")) for name in names):
+    if any("base_layer" in n or "original_module" in n for n in names) and any(
+        not _UNMERGED.isdisjoint(name.split(".")) for name in names
+    ):
         return True
     return any(
         name.removeprefix(parts.PEFT_PREFIX) == parts.EMBED_TOKENS for name in names

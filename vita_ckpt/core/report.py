@@ -14,7 +14,10 @@ Severity = Literal["error", "warning", "note"]
 
 # So many tensors of a part are named one by one where the same is wrong with them.
 MOST_ALIKE: Final = 12
-_OF_TENSORS: Final = ("missing-tensor", "unexpected-tensor", "shape-mismatch", "integer-tensor")
+_OF_TENSORS: Final = (
+    *("missing-tensor", "unexpected-tensor", "shape-mismatch", "integer-tensor"),
+    *("empty-tensor", "value-nan", "value-inf", "value-all-zero"),
+)
 
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 

@@ -221,6 +221,9 @@ def _read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
         tracer.stop(trace.stopped_by, f"in the tower's directory: {trace.steps[-1].detail}")
     tracer.tower_files += map(files.path_of, trace.files_read)
     tracer.step("tower", f"filled from its directory: {some_files(trace.files_read)}")
+    described = lookup.tower.tower if lookup.tower is not None else None
+    if described is not None and described.family != family:
+        return False  # said when the class was chosen
     if towers.FAMILIES[family].library_class is not None and not any(
         n.startswith(VISION_LEVEL) for n in names
     ):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from vita_ckpt.core.checkpoint import Shape
 
@@ -57,7 +59,7 @@ DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def expected_shapes(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
+def expected_shapes(family: str, config: Mapping[str, Any]) -> Mapping[str, Shape]:
     """Return the shapes of all tensors of a Qwen2, Mixtral or Mistral, by their names in 4.41.
 
     ``lm_head.weight`` is among them unless the config ties it to the embeddings. The config must
@@ -65,11 +67,41 @@ def expected_shapes(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
     :func:`~vita_ckpt.core.anatomy.config_values.wrong_sizes`.
     """
     keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
-    width, inner, vocab = keys["hidden_size"], keys["intermediate_size"], keys["vocab_size"]
-    head = keys.get("head_dim") or width // keys["num_attention_heads"]
-    queries, values = keys["num_attention_heads"] * head, keys["num_key_value_heads"] * head
+    head = keys.get("head_dim") or keys["hidden_size"] // keys["num_attention_heads"]
+    sizes = _Sizes(
+        family,
+        keys["vocab_size"],
+        keys["hidden_size"],
+        keys["intermediate_size"],
+        keys["num_hidden_layers"],
+        keys["num_attention_heads"] * head,
+        keys["num_key_value_heads"] * head,
+        keys.get("num_local_experts", 0),
+        keys["tie_word_embeddings"] is True,
+    )
+    return MappingProxyType(_shapes(sizes))
+
+
+class _Sizes(NamedTuple):
+    """What decides the names and shapes."""
+
+    family: str
+    vocab: int
+    width: int
+    inner: int
+    layers: int
+    queries: int
+    values: int
+    experts: int
+    is_tied: bool
+
+
+# The loaders of one checkpoint build the same language model one after another.
+@lru_cache(maxsize=1)
+def _shapes(sizes: _Sizes) -> dict[str, Shape]:
+    family, vocab, width, inner, layers, queries, values, experts, is_tied = sizes
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, width)}
-    for layer in range(keys["num_hidden_layers"]):
+    for layer in range(layers):
         at = f"model.layers.{layer}"
         for name, out in (("q_proj", queries), ("k_proj", values), ("v_proj", values)):
             shapes[f"{at}.self_attn.{name}.weight"] = (out, width)
@@ -77,7 +109,6 @@ def expected_shapes(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
                 shapes[f"{at}.self_attn.{name}.bias"] = (out,)
         shapes[f"{at}.self_attn.o_proj.weight"] = (width, queries)
         if family == "Mixtral":
-            experts = keys["num_local_experts"]
             shapes[f"{at}.block_sparse_moe.gate.weight"] = (experts, width)
             for expert in range(experts):
                 moe = f"{at}.block_sparse_moe.experts.{expert}"
@@ -92,6 +123,6 @@ def expected_shapes(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
         shapes[f"{at}.input_layernorm.weight"] = (width,)
         shapes[f"{at}.post_attention_layernorm.weight"] = (width,)
     shapes["model.norm.weight"] = (width,)
-    if keys["tie_word_embeddings"] is not True:
+    if not is_tied:
         shapes["lm_head.weight"] = (vocab, width)
     return shapes

@@ -37,20 +37,22 @@ LAYERS_PREFIX: Final = "model.layers."
 # PEFT writes every name of the model it wraps below this prefix.
 PEFT_PREFIX: Final = "base_model.model."
 
-# The first matching prefix decides, so the audio adapter comes before the encoder that contains it.
-# "adpter" is how the checkpoints spell it.
+# The first matching prefix decides, so the audio adapter comes before the encoder that contains it,
+# and the layers, which most names are of, come first. "adpter" is how the checkpoints spell it.
 _PREFIXES: Final = (
-    (PROJECTOR_PREFIX, MM_PROJECTOR),
+    (LAYERS_PREFIX, LANGUAGE_MODEL),
     (TOWER_MODULE, VISION_TOWER),
+    (PROJECTOR_PREFIX, MM_PROJECTOR),
     ("model.audio_encoder.adpter.", AUDIO_ADAPTER),
     ("model.audio_encoder.", AUDIO_ENCODER),
     ("predictor_head.", STATE_PREDICTOR),
     ("model.embed_tokens.", LANGUAGE_MODEL),
-    (LAYERS_PREFIX, LANGUAGE_MODEL),
     ("model.norm.", LANGUAGE_MODEL),
     ("lm_head.", LANGUAGE_MODEL),
 )
 
+# All of them begin with this, which is looked for first because it is cheap.
+_LORA_WORD: Final = "lora_"
 _LORA_COMPONENTS: Final = frozenset(
     {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
 )
@@ -58,10 +60,13 @@ _LORA_COMPONENTS: Final = frozenset(
 
 def part_of(name: str) -> str:
     """Return the part that a tensor belongs to, by its on-disk name; PEFT's prefix is ignored."""
-    if not _LORA_COMPONENTS.isdisjoint(name.split(".")):
+    if _LORA_WORD in name and not _LORA_COMPONENTS.isdisjoint(name.split(".")):
         return LORA
     bare = name.removeprefix(PEFT_PREFIX)
-    return next((part for prefix, part in _PREFIXES if bare.startswith(prefix)), OTHER)
+    for prefix, part in _PREFIXES:
+        if bare.startswith(prefix):
+            return part
+    return OTHER
 
 
 def below(prefix: str, names: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ out of it; nothing is put into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -208,6 +208,11 @@ RELATIVES: Final = (
     _LLAVA,
 )
 
+# Most names of a layer begin alike: what marks a family is looked for in fewer of them.
+_LONGEST_MARK: Final = max(
+    len(mark) for family in RELATIVES for group in family.marks for mark in group
+)
+
 # Names that say what a part is in models of any family.
 _LANGUAGE_COMPONENTS: Final = frozenset({"embed_tokens", "wte", "tok_embeddings"})
 # Where models of an unknown family usually keep their parts.
@@ -245,7 +250,8 @@ def relative_of(config: Mapping[str, Any] | None, names: Iterable[str] = ()) -> 
     where the config does not. A config that names VITA's class is VITA's whatever it calls itself.
     """
     listed = tuple(names)
-    by_names = next((family for family in RELATIVES if _is_marked(family, listed)), None)
+    beginnings = {name[:_LONGEST_MARK] for name in listed}
+    by_names = next((family for family in RELATIVES if _is_marked(family, beginnings)), None)
     if by_names is not None or config is None:
         return by_names
     model_type, classes = str(config.get("model_type")), _classes(config)
@@ -263,7 +269,7 @@ def relative_of(config: Mapping[str, Any] | None, names: Iterable[str] = ()) -> 
     return _unknown(config, listed)
 
 
-def _is_marked(family: Relative, names: tuple[str, ...]) -> bool:
+def _is_marked(family: Relative, names: Collection[str]) -> bool:
     return any(
         all(any(name.startswith(mark) for name in names) for mark in group)
         for group in family.marks

@@ -49,7 +49,10 @@ def read_json_object(source: Source) -> tuple[dict[str, Any], File]:
         raise MalformedFileError("invalid-json", path, expected="UTF-8", got=str(error)) from error
     except (ValueError, RecursionError) as error:
         got = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise MalformedFileError("invalid-json", path, expected="JSON", got=got) from error
+        hint = hint_of_web_page(data[:64])
+        raise MalformedFileError(
+            "invalid-json", path, expected="JSON", got="HTML" if hint else got, hint=hint
+        ) from error
     if not isinstance(value, dict):
         raise MalformedFileError(
             "invalid-json", path, expected="a JSON object", got=f"a {type(value).__name__}"
@@ -81,6 +84,16 @@ def _is_deeper(value: Any, levels: int) -> bool:
         inner = (v.values() if isinstance(v, dict) else v for v in level)
         level = [v for values in inner for v in values if isinstance(v, (dict, list))]
     return bool(level)
+
+
+def hint_of_web_page(start: bytes, hint: str = "") -> str:
+    """Return what to do about a web page in place of the file; ``hint`` if it is none."""
+    if not start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return hint
+    return (
+        "a web page was saved in its place: download the file itself, with a token if the "
+        "repository asks for one"
+    )
 
 
 def raise_lfs_pointer(path: str) -> NoReturn:

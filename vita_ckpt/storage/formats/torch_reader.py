@@ -21,7 +21,7 @@ from vita_ckpt.core.pickled import (
     without_data,
 )
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.formats.json_file import raise_lfs_pointer
+from vita_ckpt.storage.formats.json_file import hint_of_web_page, raise_lfs_pointer
 from vita_ckpt.storage.formats.source_stream import SourceStream
 from vita_ckpt.storage.formats.torch_zip import Archive
 from vita_ckpt.storage.formats.unpickler import (
@@ -289,6 +289,7 @@ def _open(source: Source) -> _Opened:
         path,
         expected="a zip or a legacy pickle of torch.save",
         got=f"a file that starts with {start[:8]!r}",
+        hint=hint_of_web_page(start),
     )
 
 

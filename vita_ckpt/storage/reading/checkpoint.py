@@ -34,6 +34,7 @@ from vita_ckpt.core.filenames import (
     what_it_looks_like,
 )
 from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.remedies import ignore_index
 from vita_ckpt.core.serving import is_serving_config
 from vita_ckpt.core.training_state import Foreign, file_of_training_state, foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError
@@ -71,6 +72,11 @@ _LEFT_OUT_KINDS: Final = {
     Kind.DIRECTORY_LINK: LeftOut.DIRECTORY_LINK,
     Kind.OTHER: LeftOut.NOT_REGULAR,
 }
+
+_WEIGHTS_LEFT_BEHIND: Final = (
+    "the weights were not saved, or not copied with the config.json: those of a projector run are "
+    "mm_projector.bin"
+)
 
 
 def open_checkpoint(
@@ -341,16 +347,17 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
             root,
             expected=f"{SAFETENSORS_INDEX} beside several weight files",
             got=", ".join(lone[:8]),
-            hint="copy the index too, or name one of the files",
+            hint=f"copy the index too; without it, {ignore_index(root)} takes what is there",
         )
     store.check_known(f"{root}: weights")
     foreign = foreign_directory(names)
+    remedy = "" if foreign is None else foreign.remedy
     raise InputError(
         "not-a-checkpoint",
         root,
         expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
         got=what_it_looks_like(names),
-        hint="" if foreign is None else foreign.remedy,
+        hint=_WEIGHTS_LEFT_BEHIND if foreign is None and CONFIG in names else remedy,
     )
 
 

@@ -232,8 +232,8 @@ class _Surveyor:
         read = self._quietly(name)
         if read is None:
             return both
-        found = rival(self.tensors, self.shards, read[0].file, read[1])
-        return both.replaced(hint=f"{both.hint}; of {name}: {found}")
+        found = str(rival(self.tensors, self.shards, read[0].file, read[1]))
+        return both.replaced(hint=f"{both.hint}; of {name}: {found}") if found else both
 
     def _held_elsewhere(
         self, index_name: str, names: list[str], shards: Mapping[str, list[str]]
