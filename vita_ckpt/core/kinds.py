@@ -142,6 +142,8 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
 
 def is_unmerged(names: Mapping[str, Any], layout: str) -> bool:
     """Return whether names are those of a whole model with its adapter still beside the weights."""
+    if layout == "state":  # of a training: PEFT's names are as they must be
+        return False
     if any(not _UNMERGED.isdisjoint(name.split(".")) for name in names):
         return True
     return (

@@ -103,7 +103,16 @@ def test_undefined_conversions_are_refused() -> None:
     assert not can_cast("I64", "F32")
     assert can_cast("I64", "I64")
     with pytest.raises(KeyError):
-        convert(b"\0" * 8, "I64", "F32")
+        convert(b"\0" * 8, "I64", "BF16")
+
+
+@pytest.mark.parametrize("dtype", ["<i8", "<i4", "<i2", "i1", "u1"])
+def test_integers_become_float32_as_numpy_rounds_them(dtype: str) -> None:
+    code = f"{dtype[-2].upper()}{8 * int(dtype[-1])}"
+    limits = np.iinfo(dtype)
+    values = np.array([limits.min, 0, 1, limits.max - 1, limits.max], dtype=dtype)
+    converted = np.frombuffer(convert(values.tobytes(), code, "F32"), "<f4")
+    assert converted.tolist() == values.astype("<f4").tolist()
 
 
 @given(
