@@ -284,3 +284,20 @@ def test_a_lora_run_is_merged_out_of_its_state(cli: Cli, tmp_path: Path) -> None
 def test_a_model_cannot_be_merged_as_a_lora_run(cli: Cli, tmp_path: Path) -> None:
     result = cli("merge-lora", "--base", BASE, "--adapter", ZERO_3, "--out", tmp_path / "out")
     assert_one_error(result, 3, "not-a-lora-run")
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("convert", ("--dtype", "bf16")),
+        ("resize-embeddings", ("--tokens", "256")),
+        ("set", ("image_aspect_ratio=pad",)),
+    ],
+)
+def test_what_needs_a_checkpoint_says_how_to_make_one(
+    cli: Cli, tmp_path: Path, command: str, asked: tuple[str, ...]
+) -> None:
+    result = cli(command, ZERO_3, *asked, "--out", tmp_path / "out")
+    assert result.code == 3
+    assert f"vita-ckpt consolidate {ZERO_3 / 'global_step3'} --out" in result.err
+    assert not (tmp_path / "out").exists()
