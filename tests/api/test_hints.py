@@ -191,7 +191,7 @@ def test_a_step_whose_projector_is_in_the_state_of_the_trainer(tmp_path: Path) -
     (step / "global_step4").mkdir()
     found = only(step, "trained-in-state")
     assert "global_step4" in found.message
-    assert "zero_to_fp32.py" in found.hint
+    assert f"vita-ckpt consolidate {step / 'global_step4'} --out" in found.hint
     projector(step / "non_lora_trainables.bin")
     assert [one.rule for one in validate(step).findings] == ["lora-base-absent"]
 
@@ -226,33 +226,34 @@ def test_base_and_adapter_the_wrong_way_round(base: Path, tmp_path: Path) -> Non
     plan_merge_projector(base, adapter)
 
 
-STATES: list[tuple[str, Callable[[Path], object], str]] = [
-    ("zero", lambda root: (root / "global_step3").mkdir(), "DeepSpeed"),
-    ("universal", lambda root: (root / "latest_universal").write_text("x"), "universal"),
-    ("dcp", lambda root: (root / ".metadata").write_bytes(b"\x80\x04."), "torch.distributed"),
-    ("shards", lambda root: (root / "__0_0.distcp").write_bytes(b"x"), "torch.distributed"),
-    ("fsdp", lambda root: (root / "pytorch_model_fsdp_0").mkdir(), "FSDP"),
+STATES: list[tuple[str, Callable[[Path], object], str, str]] = [
+    ("zero", lambda root: (root / "global_step3").mkdir(), "other-kind", "DeepSpeed"),
+    ("script", lambda root: (root / "zero_to_fp32.py").write_text(""), "other-kind", "DeepSpeed"),
+    ("fsdp", lambda root: (root / "pytorch_model_fsdp_0").mkdir(), "other-kind", "FSDP"),
+    (
+        "universal",
+        lambda root: (root / "latest_universal").write_text("x"),
+        "missing-tag",
+        "directory x",
+    ),
+    ("shards", lambda root: (root / "__0_0.distcp").write_bytes(b"x"), "incomplete-save", "ranks"),
     (
         "ranks",
         lambda root: (root / "model_world_size_2_rank_0.pt").write_bytes(b"x"),
-        "each rank",
-    ),
-    (
-        "dcp in safetensors",
-        lambda root: write_adapter(
-            root / "shard-00001-model-00001-of-00001.safetensors", {"a": (2,)}
-        ),
-        "not consolidated",
+        "missing-rank",
+        "2 ranks",
     ),
 ]
 
 
-@pytest.mark.parametrize(("name", "make", "words"), STATES, ids=[name for name, _, _ in STATES])
-def test_training_state_is_named(
-    tmp_path: Path, name: str, make: Callable[[Path], object], words: str
+@pytest.mark.parametrize(
+    ("name", "make", "rule", "words"), STATES, ids=[name for name, _, _, _ in STATES]
+)
+def test_what_training_state_lacks_is_named(
+    tmp_path: Path, name: str, make: Callable[[Path], object], rule: str, words: str
 ) -> None:
     make(tmp_path)
-    found = only(tmp_path, "other-kind")
+    found = only(tmp_path, rule)
     assert words in found.message
     assert found.hint
 

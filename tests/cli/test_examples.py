@@ -31,6 +31,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("siglip-384", "A2/tower-siglip"),
         ("lora-run", "L4/lora"),
         ("tower-siglip", "L4/tower-siglip"),
+        ("zero-run", "T2/run"),
+        ("fsdp-run", "T9/run"),
     ):
         shutil.copytree(GOLDEN / source, tmp_path / name)
     apply(plan_merge_projector(tmp_path / "old", tmp_path / "run"), tmp_path / "VITA-1.5")

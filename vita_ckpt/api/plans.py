@@ -156,10 +156,11 @@ def plan_merge_lora(
 ) -> Plan:
     """Plan to merge a LoRA run into the checkpoint that it was trained on, as peft's merge does.
 
-    ``adapter`` is the run. ``base`` may be left out where the run names one that is found: by a
-    relative path here or beside the run, or in the hub's cache. ``dtype`` (``"bf16"``,
-    ``"float16"`` …) is what the result is in, by default what the base is in; with ``"f16"`` it is
-    what upstream's loader holds. ``allow_bad_values`` is that of :func:`plan_merge_projector`.
+    ``adapter`` is the run, or a training state of one. ``base`` may be left out where the run names
+    one that is found: by a relative path here or beside the run, or in the hub's cache. ``dtype``
+    (``"bf16"``, ``"float16"`` …) is what the result is in, by default what the base is in; with
+    ``"f16"`` it is what upstream's loader holds. ``allow_bad_values`` is that of
+    :func:`plan_merge_projector`.
 
     Without ``adapter``, ``base`` is a checkpoint that was saved with its deltas unmerged. The
     run's ``adapter_config.json`` lies beside it, or is ``adapter_config``; without one,
@@ -180,7 +181,7 @@ def plan_merge_lora(
                 got="both",
                 hint="a run has its own adapter_config.json",
             )
-        run = as_checkpoint(adapter, stores)
+        run = consolidation.lora_run_of(as_checkpoint(adapter, stores))
         opened = _base_of_run(run, stores) if base is None else as_checkpoint(base, stores)
         _refuse_swapped(opened, run, merge_lora)
         plan = lora_surgery.plan_merge_lora(

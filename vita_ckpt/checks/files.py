@@ -27,9 +27,9 @@ from vita_ckpt.core.filenames import (
 )
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.quantisation import describe
-from vita_ckpt.core.remedies import merge_lora, merge_projector, merge_unmerged
+from vita_ckpt.core.remedies import consolidate, merge_lora, merge_projector, merge_unmerged
 from vita_ckpt.core.report import Finding
-from vita_ckpt.core.training_state import STATE_REMEDY, file_of_training_state
+from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import InputError, VitaCkptError
 
 _DECIDE: Final = (
@@ -213,13 +213,15 @@ def _state_of_step(subject: Subject) -> Iterator[Finding]:
         return
     for name in checkpoint.left_out:
         if GLOBAL_STEP.fullmatch(name):
+            state = posixpath.join(checkpoint.root, name)
             yield finding(
                 "trained-in-state",
                 NON_LORA,
                 f"expected it beside the deltas, got none: what was trained beside them, such as "
                 f"the projector, is in {name}",
-                hint=f"{STATE_REMEDY} of {name}",
-                file=posixpath.join(checkpoint.root, name),
+                hint=f"{consolidate(state)} writes a run with it; merge-projector takes it from "
+                "the step as it is",
+                file=state,
             )
 
 

@@ -645,11 +645,11 @@ def _targets(value: Any) -> tuple[str, ...]:
 
 def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return how much of its base a run changes, as far as the run alone tells."""
-    refs, names = checkpoint.refs, read_names(checkpoint.tensors)
+    tensors, names = checkpoint.tensors, read_names(checkpoint.tensors)
     changed: dict[str, int] = {}
     for module, delta in names.deltas.items():
         if delta.a is not None and delta.b is not None:
-            a, b = refs[delta.a].shape, refs[delta.b].shape
+            a, b = tensors[delta.a].shape, tensors[delta.b].shape
             if a and b:
                 changed[f"{module}.weight"] = a[-1] * b[0]
     wanted = bind(checkpoint.config or {}, {}).part(parts.LANGUAGE_MODEL).wanted
@@ -664,7 +664,9 @@ def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
         "changes": sum(changed.values()),
         "share": sum(language) / total if total else None,
         "trained": len(names.trained),
-        "projector_file": None if projector is None else files.get(refs[projector].source),
+        "projector_file": None
+        if projector is None
+        else files.get(refs_of(tensors[projector])[0].source),
     }
 
 

@@ -16,7 +16,7 @@ _READ: Final = ("pt", "mlx")
 
 def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Check for what keeps a loader from reading files that are otherwise sound."""
-    for shard in checkpoint.shards:
+    for shard in checkpoint.shards if checkpoint.training is None else ():
         said = shard.metadata.get("format", "")
         if shard.format == "safetensors" and said not in _READ:
             yield finding(

@@ -762,13 +762,6 @@ _TRAINING: Final = (
         "Stage 3 of ZeRO saves the names only: the values are in the optimizer states of all "
         "ranks, and vita-ckpt consolidate joins them.",
     ),
-    Rule(
-        "projector-in-training-state",
-        "warning",
-        "a step of a LoRA run whose projector is in the training state alone",
-        "The adapter's file has LoRA's tensors only: the projector that was trained with it is "
-        "lost where the state is removed.",
-    ),
 )
 
 _VALUES: Final = (

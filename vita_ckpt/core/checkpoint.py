@@ -187,12 +187,12 @@ class LoraMerge:
     ``dtype`` first.
     """
 
-    base: TensorRef
-    b: TensorRef
-    a: TensorRef | None
+    base: Stored
+    b: Stored
+    a: Stored | None
     scale: float
     dtype: str
-    magnitude: TensorRef | None = None
+    magnitude: Stored | None = None
     is_embedding: bool = False
 
     @property
@@ -238,7 +238,8 @@ def _refs_of_part(part: Part) -> tuple[TensorRef, ...]:
         case Cast(ref) | Mean(ref):
             return (ref,)
         case LoraMerge(base, b, a, magnitude=magnitude):
-            return tuple(ref for ref in (base, b, a, magnitude) if ref is not None)
+            factors = (one for one in (base, b, a, magnitude) if one is not None)
+            return tuple(ref for one in factors for ref in refs_of(one))
     return ()
 
 

@@ -123,7 +123,9 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
     found = Counter((parts.part_of if relative is None else relative.part_of)(n) for n in names)
     if checkpoint.layout == "lora":
         return LORA_RUN
-    if file not in (*LORA_FILES, NON_LORA) and is_unmerged(names):
+    # In a training state PEFT's names are as they must be.
+    is_state = checkpoint.layout == "state"
+    if not is_state and file not in (*LORA_FILES, NON_LORA) and is_unmerged(names):
         return PEFT_MODEL
     if found[parts.LORA]:
         return LORA_RUN

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import is_harmless
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, LoraMerge, Shape, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, LoraMerge, Shape, Stored, Tensor, cast, source_of
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.lora_config import LoraConfig, Problem
 from vita_ckpt.core.patterns import PatternError
@@ -175,10 +175,10 @@ class _Merger:
     def __init__(
         self, run: Checkpoint, base: Checkpoint, config: LoraConfig, dtype: str | None
     ) -> None:
-        self._refs = run.refs
+        self._refs = run.stored
         self._names = read_names(self._refs)
         self._is_own = run is base
-        self._base: Mapping[str, TensorRef] = {} if self._is_own else base.refs
+        self._base: Mapping[str, Stored] = {} if self._is_own else base.stored
         self._is_tied = (base.config or {}).get("tie_word_embeddings") is True
         self._config = config
         self._dtype = dtype
@@ -227,17 +227,17 @@ class _Merger:
                 "merge them with peft, one after the other, or save one",
             )
         for one, other in names.clashing:
-            if self._refs[one].source != self._refs[other].source:
+            if source_of(self._refs[one]) != source_of(self._refs[other]):
                 continue  # saved with the deltas and again beside them: a loader reads those last
             self._problem("lora-tensor-unplaced", other, "one tensor for one place", f"also {one}")
 
-    def _base_ref(self, name: str) -> TensorRef | None:
+    def _base_ref(self, name: str) -> Stored | None:
         """Return what a run's tensor of this name was before: trained too, or of the base."""
         if name in self._names.trained:
             return self._refs[self._names.trained[name]]
         return self._stored(name)
 
-    def _stored(self, name: str) -> TensorRef | None:
+    def _stored(self, name: str) -> Stored | None:
         """Return the base's tensor; of a tied head that of the embeddings, as every loader does."""
         if name == parts.LM_HEAD and self._is_tied:
             name = parts.EMBED_TOKENS
@@ -328,9 +328,7 @@ class _Merger:
             )
         return True
 
-    def _fits(
-        self, module: str, delta: Delta, a: TensorRef, b: TensorRef, weight: TensorRef | None
-    ) -> bool:
+    def _fits(self, module: str, delta: Delta, a: Stored, b: Stored, weight: Stored | None) -> bool:
         if len(a.shape) != 2 or len(b.shape) != 2:
             self._problem(
                 "lora-unsupported",
@@ -362,7 +360,7 @@ class _Merger:
             return False
         return True
 
-    def _magnitude(self, module: str, delta: Delta, weight: TensorRef) -> TensorRef | None:
+    def _magnitude(self, module: str, delta: Delta, weight: Stored) -> Stored | None:
         if not self._config.use_dora:
             if delta.magnitude is not None:
                 self._problem(
@@ -389,7 +387,7 @@ class _Merger:
             return None
         return magnitude
 
-    def _merge_bias(self, module: str, delta: TensorRef, scale: float) -> None:
+    def _merge_bias(self, module: str, delta: Stored, scale: float) -> None:
         name = f"{module}.bias"
         bias = self._base_ref(name)
         if bias is None or bias.shape != delta.shape:
@@ -404,7 +402,7 @@ class _Merger:
         if self._can_cast(name, (bias, delta), dtype):
             self._tensors[name] = LoraMerge(bias, delta, None, scale, dtype)
 
-    def _can_cast(self, name: str, refs: Iterable[TensorRef], dtype: str) -> bool:
+    def _can_cast(self, name: str, refs: Iterable[Stored], dtype: str) -> bool:
         strange = [ref.dtype for ref in refs if not can_cast(ref.dtype, dtype)]
         if dtype in CAST_TARGETS and not strange:
             return True
@@ -436,7 +434,7 @@ class _Merger:
                     self._can_cast(name, (ref,), dtype)
                 self._tensors[place] = ref
             else:
-                self._tensors[place] = Cast(ref, dtype)
+                self._tensors[place] = cast(ref, dtype)
             placed.append(place)
         return placed
 
@@ -461,7 +459,7 @@ class _Merger:
         embed = self._stored(parts.EMBED_TOKENS)
         return default if embed is None else embed.dtype
 
-    def _has_place(self, place: str, ref: TensorRef, stored: TensorRef | None) -> bool:
+    def _has_place(self, place: str, ref: Stored, stored: Stored | None) -> bool:
         part = parts.part_of(place)
         if stored is None:
             # A part that the base lacks as a whole may come with the run; one tensor may not.
@@ -525,10 +523,10 @@ class _Merger:
                 return False  # with more rows only one of them is known
             dtype = self._dtype or stored.dtype
             known = dtype == stored.dtype or not can_cast(stored.dtype, dtype)
-            self._tensors[name] = stored if known else Cast(stored, dtype)
+            self._tensors[name] = stored if known else cast(stored, dtype)
         return True
 
-    def _before(self, name: str) -> TensorRef | None:
+    def _before(self, name: str) -> Stored | None:
         """Return one of two tied tensors as it was before the other was trained."""
         if not self._is_own:
             return self._stored(name)

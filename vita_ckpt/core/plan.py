@@ -19,6 +19,7 @@ from vita_ckpt.core.checkpoint import (
     Pieces,
     RandomInit,
     RemoteFile,
+    Stored,
     Tensor,
     TensorRef,
     files_read,
@@ -430,12 +431,18 @@ def _part_json(part: Part, origins: _Origins) -> dict[str, Any]:
 
 
 def _merge_json(merge: LoraMerge, origins: _Origins) -> dict[str, Any]:
-    refs = {"base": merge.base, "a": merge.a, "b": merge.b, "magnitude": merge.magnitude}
+    made = {"base": merge.base, "a": merge.a, "b": merge.b, "magnitude": merge.magnitude}
     return {
-        **{role: None if ref is None else origins.of(ref) for role, ref in refs.items()},
+        **{role: None if one is None else _factor_json(one, origins) for role, one in made.items()},
         "scale": merge.scale,
         "is_embedding": merge.is_embedding,
     }
+
+
+def _factor_json(tensor: Stored, origins: _Origins) -> dict[str, Any]:
+    if isinstance(tensor, TensorRef):
+        return origins.of(tensor)
+    return origins.whole(tensor) or _tensor_json(tensor, origins)
 
 
 def _check_same_edits(saved: Any, computed: Sequence[Mapping[str, Any]]) -> None:

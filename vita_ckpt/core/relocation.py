@@ -15,6 +15,7 @@ from vita_ckpt.core.checkpoint import (
     Part,
     Pieces,
     RemoteFile,
+    Stored,
     Tensor,
     TensorRef,
     refs_of,
@@ -35,9 +36,7 @@ class Relocation:
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` with its location in a local file."""
-        if isinstance(tensor, Pieces):
-            return replace(tensor, parts=tuple(map(self.tensor, tensor.parts)))
-        return self._part(tensor)
+        return self._stored(tensor) if isinstance(tensor, Pieces) else self._part(tensor)
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """Return ``checkpoint`` with local copies of everything that was fetched."""
@@ -63,12 +62,17 @@ class Relocation:
             a, magnitude = part.a, part.magnitude
             return replace(
                 part,
-                base=self._ref(part.base),
-                b=self._ref(part.b),
-                a=None if a is None else self._ref(a),
-                magnitude=None if magnitude is None else self._ref(magnitude),
+                base=self._stored(part.base),
+                b=self._stored(part.b),
+                a=None if a is None else self._stored(a),
+                magnitude=None if magnitude is None else self._stored(magnitude),
             )
         return self._ref(part) if isinstance(part, TensorRef) else part
+
+    def _stored(self, tensor: Stored) -> Stored:
+        if isinstance(tensor, TensorRef):
+            return self._ref(tensor)
+        return replace(tensor, parts=tuple(map(self.tensor, tensor.parts)))
 
     def _ref(self, ref: TensorRef) -> TensorRef:
         return self.tensors.get(ref) or replace(ref, source=self.file(ref.source))

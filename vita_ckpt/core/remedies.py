@@ -23,6 +23,11 @@ def merge_unmerged(root: str) -> str:
     return f"vita-ckpt merge-lora --base {root} --out OUT"
 
 
+def consolidate(state: str) -> str:
+    """Return the command that makes a checkpoint, or a LoRA run, of a training state."""
+    return f"vita-ckpt consolidate {state} --out OUT"
+
+
 def set_path(root: str, key: str, path: str) -> str:
     """Return the command that gives a config another path."""
     return f"vita-ckpt set {root} {key}={path} --out OUT"

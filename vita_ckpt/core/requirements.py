@@ -9,6 +9,7 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS, B
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import refuse_relative
 from vita_ckpt.core.quantisation import refuse_quantised
+from vita_ckpt.core.remedies import consolidate
 from vita_ckpt.errors import InputError
 
 _LAYOUTS: Final = {
@@ -65,6 +66,18 @@ def plain_backbone(checkpoint: Checkpoint) -> Backbone | None:
     return None
 
 
+def refuse_training_state(checkpoint: Checkpoint) -> None:
+    """Raise InputError ``not-a-checkpoint`` for a training state, of which a checkpoint is made."""
+    if checkpoint.training is not None:
+        raise InputError(
+            "not-a-checkpoint",
+            checkpoint.root,
+            expected="a directory with a model's weights",
+            got="a training state",
+            hint=f"{consolidate(checkpoint.root)} makes a checkpoint of it",
+        )
+
+
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if checkpoint.layout in ("safetensors", "torch") and checkpoint.config is not None:
         return checkpoint.config
@@ -76,5 +89,5 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
         got=f"a {layout}" if layout is not None else "no config.json",
         hint="an adapter is merged into a checkpoint with merge-projector"
         if checkpoint.layout != "state"
-        else f"vita-ckpt consolidate {checkpoint.root} --out DIR makes a checkpoint of it",
+        else f"{consolidate(checkpoint.root)} makes a checkpoint of it",
     )

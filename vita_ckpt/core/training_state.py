@@ -20,11 +20,10 @@ class Foreign:
 
 
 # What turns training state into weights: said here alone, so that it changes in one place.
-STATE_REMEDY: Final = "zero_to_fp32.py, which DeepSpeed puts beside it, makes weights"
-_ZERO: Final = f"{STATE_REMEDY} of it"
-_MODEL_OF_ZERO: Final = "its directory's zero_to_fp32.py makes weights of all ranks together"
-_DCP: Final = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch makes a .pt of it"
-_SHARDED: Final = "gather it with the program that wrote it: each rank holds a part of each tensor"
+_WHOLE: Final = "vita-ckpt consolidate makes a checkpoint of it"
+_ALL_RANKS: Final = "vita-ckpt consolidate makes a checkpoint of its directory, all ranks together"
+# Said of names that promise a state where no file of one is.
+_NOT_HERE: Final = "no file of it is here: copy the whole run, for vita-ckpt consolidate"
 _SOURCE: Final = "take the checkpoint it was made of"
 _NO_WEIGHTS: Final = "no loader of a model reads it: name the directory of the weights"
 
@@ -35,13 +34,12 @@ _DIRECTORIES: Final = (
         r"latest_universal|global_step[0-9]+_universal",
         Foreign(
             "training state of DeepSpeed in universal form",
-            "it holds one folder for each parameter: "
-            "take the training state that ds_to_universal made it of",
+            _NOT_HERE,
         ),
     ),
     (
         r"global_step[0-9]+|zero_to_fp32\.py|(bf16_)?zero_pp_.*|mp_rank_[0-9]+_model_states\.pt",
-        Foreign("training state of DeepSpeed", _ZERO),
+        Foreign("training state of DeepSpeed", _NOT_HERE),
     ),
     (
         r"model-rank-[0-9]+-part-[0-9]+\.safetensors",
@@ -49,19 +47,19 @@ _DIRECTORIES: Final = (
     ),
     (
         r"pytorch_model_fsdp.*|optimizer_[0-9]+",
-        Foreign("training state of FSDP, as accelerate saves it", _DCP),
+        Foreign("training state of FSDP, as accelerate saves it", _NOT_HERE),
     ),
     (
         r".*\.distcp|\.metadata",
-        Foreign("training state of torch.distributed (DCP)", _DCP),
+        Foreign("training state of torch.distributed (DCP)", _WHOLE),
     ),
     (
         r"shard-[0-9]+-model-[0-9]+-of-[0-9]+\.safetensors",
-        Foreign("training state of torch.distributed, not consolidated (DCP)", _SHARDED),
+        Foreign("training state of torch.distributed, not consolidated (DCP)", _WHOLE),
     ),
     (
         r"model_world_size_[0-9]+_rank_[0-9]+\.pt",
-        Foreign("training state of one file for each rank", _SHARDED),
+        Foreign("training state of one file for each rank", _WHOLE),
     ),
     (r".*\.(h5|msgpack|onnx|tflite)", Foreign("a model of another framework", _SOURCE)),
 )
@@ -69,20 +67,20 @@ _DIRECTORIES: Final = (
 _FILES: Final = (
     (
         r"(bf16_)?zero_pp_rank_[0-9]+_mp_rank_[0-9]+_optim_states\.pt",
-        Foreign("optimiser states of one DeepSpeed rank", _MODEL_OF_ZERO),
+        Foreign("optimiser states of one DeepSpeed rank", _ALL_RANKS),
     ),
     (
         r"zero_pp_rank_[0-9]+_mp_rank_[0-9]+_model_states\.pt|mp_rank_[0-9]+_model_states\.pt",
-        Foreign("model states of a DeepSpeed checkpoint", _MODEL_OF_ZERO),
+        Foreign("model states of a DeepSpeed checkpoint", _ALL_RANKS),
     ),
-    (r".*\.distcp", Foreign("one rank's file of a torch.distributed checkpoint", _DCP)),
+    (r".*\.distcp", Foreign("one rank's file of a torch.distributed checkpoint", _ALL_RANKS)),
     (
         r"model_world_size_[0-9]+_rank_[0-9]+\.pt",
-        Foreign("one rank's part of a model", _SHARDED),
+        Foreign("one rank's part of a model", _ALL_RANKS),
     ),
     (
         r"shard-[0-9]+-model-[0-9]+-of-[0-9]+\.safetensors",
-        Foreign("one rank's file of a torch.distributed checkpoint in safetensors", _SHARDED),
+        Foreign("one rank's file of a torch.distributed checkpoint in safetensors", _ALL_RANKS),
     ),
     (
         r"optimizer(_[0-9]+)?\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth"

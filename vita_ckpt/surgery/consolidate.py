@@ -107,6 +107,19 @@ def plan_directory(
     return replace(plan, notes=(*_notes(training), *_binding_notes(plan, training, base)))
 
 
+def lora_run_of(state: Checkpoint) -> Checkpoint:
+    """Return the state of a LoRA training as the run that it would have written at its end.
+
+    Any other checkpoint is returned as it is.
+    """
+    if state.training is None or not is_of_peft(state.tensors):
+        return state
+    trained = _trained(state, state.training)
+    names = adapter_names(trained, state.root)
+    tensors = {names.get(origin, origin): tensor for origin, tensor in trained.items()}
+    return replace(state, layout="lora", tensors=tensors)
+
+
 def with_copies(state: Checkpoint) -> Checkpoint:
     """Return ``state`` with the copies in the dtype of training in the place of masters.
 
@@ -218,10 +231,7 @@ def _plan_lora_run(
             got="none",
             hint="copy it from the run; a FILE.safetensors needs none",
         )
-    trained = {n: t for n, t in state.tensors.items() if n in set(training.trained)}
-    if not trained:  # nothing says what was: what a LoRA run trains for sure
-        of_adapter = adapter_names(state.tensors, state.root)
-        trained = {n: t for n, t in state.tensors.items() if n in of_adapter or KEYWORD in n}
+    trained = _trained(state, training)
     names = adapter_names(trained, state.root)
     adapter_file = LORA_FILES[0]
     edits: list[Edit] = []
@@ -247,6 +257,15 @@ def _plan_lora_run(
     return Plan(
         OPERATION, EMPTY, tuple(edits), (state,), tuple(notes), record=record, placed=placed
     )
+
+
+def _trained(state: Checkpoint, training: TrainingState) -> dict[str, Tensor]:
+    """Return the tensors that a LoRA run trained."""
+    trained = {n: t for n, t in state.tensors.items() if n in set(training.trained)}
+    if not trained:  # nothing says what was: what a LoRA run trains for sure
+        of_adapter = adapter_names(state.tensors, state.root)
+        trained = {n: t for n, t in state.tensors.items() if n in of_adapter or KEYWORD in n}
+    return trained
 
 
 def _unwrapped(

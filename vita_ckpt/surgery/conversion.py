@@ -27,6 +27,7 @@ from vita_ckpt.core.plan import (
     WeightFiles,
 )
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.requirements import refuse_training_state
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.preconditions import require_binding
@@ -55,6 +56,7 @@ def plan_convert(
 
     Raises InputError if the names do not become the loader's, UsageError for a part that is none.
     """
+    refuse_training_state(checkpoint)
     _check_base(checkpoint)
     _check_parts(only)
     tensors: dict[str, Tensor] = dict(checkpoint.tensors)

@@ -11,6 +11,7 @@ from vita_ckpt.core.checkpoint import Checkpoint, Mean, Part, Pieces, RandomInit
 from vita_ckpt.core.dtype import BITS, CAST_SOURCES
 from vita_ckpt.core.plan import Edit, Plan, Record, ReplaceTensor, SetConfig
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.requirements import refuse_training_state
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.preconditions import require_binding
 
@@ -51,6 +52,7 @@ def plan_resize_embeddings(
     Raises UsageError for a number that is none, and InputError where the tokenizer has more tokens,
     or the tensors are not those of a language model.
     """
+    refuse_training_state(checkpoint)
     if not 0 < tokens < _MOST_ROWS or not 0 < multiple_of < _MOST_ROWS:
         raise UsageError(
             "invalid-size",

@@ -28,7 +28,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import described, needs_alignment, operations
 from vita_ckpt.core.remedies import merge_unmerged
-from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.core.requirements import refuse_training_state, vita_config
 from vita_ckpt.errors import AdapterError, InputError, printable
 from vita_ckpt.surgery.preconditions import require_binding
 from vita_ckpt.surgery.vision_modules import check_run_value
@@ -117,6 +117,7 @@ def plan_merge_unmerged(
     ``content`` is the run's ``adapter_config.json``, or the settings that are known of it: such a
     checkpoint does not hold its alpha. Raises what :func:`plan_merge_lora` raises.
     """
+    refuse_training_state(base)
     names = read_names(base.tensors)
     if not names.deltas:
         raise AdapterError(

@@ -260,3 +260,44 @@ def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     assert "would write" in result.out
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_lora_run_is_merged_out_of_its_state(cli: Cli, tmp_path: Path) -> None:
+    """The same bytes as by way of the run's directory, and again from a saved plan."""
+    state = LORA / "checkpoint-4" / "global_step4"
+    assert cli("consolidate", state, "--out", tmp_path / "run").code == 0
+    for label, adapter in (("two steps", tmp_path / "run"), ("one", state)):
+        plan = () if label != "one" else ("--plan-out", tmp_path / "plan.json")
+        asked = ("--base", BASE, "--adapter", adapter, "--out", tmp_path / label, *plan)
+        result = cli("merge-lora", *asked)
+        assert result.code == 0, result.err
+    assert cli("apply", tmp_path / "plan.json", "--out", tmp_path / "again").code == 0
+    merged, base = open_checkpoint(tmp_path / "one"), open_checkpoint(BASE)
+    changed = [n for n in merged.tensors if _bytes(merged, n) != _bytes(base, n)]
+    assert sum("layers" in name for name in changed) == 14
+    assert sum("mm_projector" in name for name in changed) == 4
+    for other in ("two steps", "again"):
+        found = open_checkpoint(tmp_path / other)
+        assert all(_bytes(found, n) == _bytes(merged, n) for n in merged.tensors)
+
+
+def test_a_model_cannot_be_merged_as_a_lora_run(cli: Cli, tmp_path: Path) -> None:
+    result = cli("merge-lora", "--base", BASE, "--adapter", ZERO_3, "--out", tmp_path / "out")
+    assert_one_error(result, 3, "not-a-lora-run")
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("convert", ("--dtype", "bf16")),
+        ("resize-embeddings", ("--tokens", "256")),
+        ("set", ("image_aspect_ratio=pad",)),
+    ],
+)
+def test_what_needs_a_checkpoint_says_how_to_make_one(
+    cli: Cli, tmp_path: Path, command: str, asked: tuple[str, ...]
+) -> None:
+    result = cli(command, ZERO_3, *asked, "--out", tmp_path / "out")
+    assert result.code == 3
+    assert f"vita-ckpt consolidate {ZERO_3 / 'global_step3'} --out" in result.err
+    assert not (tmp_path / "out").exists()

@@ -267,7 +267,7 @@ def test_a_file_of_a_state_leads_to_all_of_it() -> None:
 
 def test_a_step_of_a_run_says_where_its_projector_is() -> None:
     step = GOLDEN / "T5" / "run" / "checkpoint-4"
-    (found,) = [f for f in validate(step).findings if f.rule == "projector-in-training-state"]
+    (found,) = [f for f in validate(step).findings if f.rule == "trained-in-state"]
     assert "consolidate" in found.hint
     assert open_checkpoint(step, Stores()).layout == "lora"
 

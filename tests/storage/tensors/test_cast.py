@@ -103,7 +103,7 @@ def test_undefined_conversions_are_refused() -> None:
     assert not can_cast("I64", "F32")
     assert can_cast("I64", "I64")
     with pytest.raises(KeyError):
-        convert(b"\0" * 8, "I64", "F32")
+        convert(bytes(8), "I64", "BF16")
 
 
 @given(
@@ -119,3 +119,10 @@ def test_gather_is_numpys_own_view(shape: list[int], order: list[int], width: in
     for step in (1, 3 * width, 1 << 20):
         pieces = gather(whole.tobytes(), width, view.shape, strides, step)
         assert b"".join(pieces) == view.tobytes()
+
+
+def test_integers_become_float32_as_torch_makes_them() -> None:
+    numbers = np.array([0, -1, 4, 2**24 + 1, 2**62 + 12345], "<i8")
+    wanted = torch.from_numpy(numbers).float().numpy().tobytes()
+    assert convert(numbers.tobytes(), "I64", "F32") == wanted
+    assert convert(b"\x00\x01", "BOOL", "F32") == np.array([0, 1], "<f4").tobytes()

@@ -25,7 +25,8 @@ from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surge
     "--adapter",
     type=ANYWHERE,
     metavar="RUN",
-    help="The LoRA run: adapter_config.json, adapter_model, non_lora_trainables.bin.",
+    help="The LoRA run: adapter_config.json, adapter_model, non_lora_trainables.bin; or a training "
+    "state of one, below the run.",
 )
 @click.option(
     "--dtype",

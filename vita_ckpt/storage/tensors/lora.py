@@ -19,14 +19,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from vita_ckpt.core.checkpoint import LoraMerge, TensorRef
+from vita_ckpt.core.checkpoint import LoraMerge, Stored, source_of
 from vita_ckpt.errors import CastError
 from vita_ckpt.storage.tensors.cast import BecomesInfiniteError, convert
 
 Array = npt.NDArray[Any]
 
 # Returns the bytes of elements ``start`` to ``stop`` of a tensor.
-Read = Callable[[TensorRef, int, int], bytes]
+Read = Callable[[Stored, int, int], bytes]
 
 # Elements of one product; large enough for BLAS, small enough that nothing counts beside weights.
 _BLOCK: Final = 1 << 20
@@ -109,10 +109,10 @@ class _Merge:
         for at in range(0, values.size, _CHUNK):
             self._round(values.reshape(-1)[at : at + _CHUNK])
 
-    def _factor(self, ref: TensorRef) -> Array:
+    def _factor(self, ref: Stored) -> Array:
         return self._elements(ref, 0, prod(ref.shape)).reshape(ref.shape)
 
-    def _elements(self, ref: TensorRef, start: int, stop: int) -> Array:
+    def _elements(self, ref: Stored, start: int, stop: int) -> Array:
         """Return elements of a tensor, converted to the dtype of the result, in float32."""
         dtype = self._tensor.dtype
         data = self._read(ref, start, stop)
@@ -129,10 +129,10 @@ class _Merge:
             index = int(lost[0])
             raise self._overflow(self._tensor.base, position + index, float(base[index]))
 
-    def _overflow(self, ref: TensorRef, index: int, value: float) -> CastError:
+    def _overflow(self, ref: Stored, index: int, value: float) -> CastError:
         return CastError(
             "cast-overflow",
-            f"{ref.source.path}: {self._name}",
+            f"{source_of(ref)}: {self._name}",
             expected=f"values that {self._tensor.dtype} can hold, merged",
             got=f"{value:g} before the merge at element {index}",
             hint="merge in another --dtype",

@@ -18,9 +18,11 @@ from vita_ckpt.core.checkpoint import (
     Part,
     Pieces,
     RandomInit,
+    Stored,
     Tensor,
     TensorRef,
     on_disk,
+    parameters,
 )
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError
@@ -256,13 +258,26 @@ class _Stream:
             yield bytes(taken)
 
 
-def _read_range(inputs: Inputs, ref: TensorRef, start: int, stop: int) -> bytes:
+def _read_range(inputs: Inputs, ref: Stored, start: int, stop: int) -> bytes:
     """Return the elements ``start`` to ``stop`` of a tensor, in C order."""
     width = BITS[ref.dtype] // 8
+    if isinstance(ref, Pieces):
+        if ref.runs > 1:
+            return b"".join(tensor_bytes(ref, inputs, ""))[start * width : stop * width]
+        return b"".join(_range_of_parts(inputs, ref, start, stop))
     if ref.strides is not None:
         return b"".join(_ref_bytes(ref, inputs))[start * width : stop * width]
     source = inputs.descriptor(ref.source)
     return read_at(source, (stop - start) * width, ref.offset + start * width, ref.source.path)
+
+
+def _range_of_parts(inputs: Inputs, pieces: Pieces, start: int, stop: int) -> Iterator[bytes]:
+    for part in pieces.parts:
+        assert isinstance(part, TensorRef | Pieces)  # noqa: S101 - what is stored is not converted
+        count = parameters(part)
+        if start < count and stop > 0:
+            yield _read_range(inputs, part, max(start, 0), min(stop, count))
+        start, stop = start - count, stop - count
 
 
 def _ref_bytes(ref: TensorRef, inputs: Inputs, step: int = _READ_STEP) -> Iterator[bytes]:
