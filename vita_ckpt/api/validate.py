@@ -48,7 +48,6 @@ from vita_ckpt.storage.reading.survey import Survey, survey
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
-from vita_ckpt.surgery.projector import plan_extract_projector
 
 KINDS = (
     kinds.VITA,
@@ -227,6 +226,8 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
     has_projector = any("mm_projector" in name for name in subject.checkpoint.tensors)
     if subject.kind == kinds.LORA_RUN and not has_projector:
         return
+    from vita_ckpt.surgery.projector import plan_extract_projector  # noqa: PLC0415 - of adapters
+
     try:
         plan_extract_projector(subject.checkpoint)
     except VitaCkptError as error:
