@@ -20,7 +20,6 @@ from vita_ckpt.checks.files import (
     unreadable_undo_data,
 )
 from vita_ckpt.checks.loader_metadata import check_loaders
-from vita_ckpt.checks.lora import check_lora
 from vita_ckpt.checks.pickles import check_pickles, check_weights
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
@@ -115,7 +114,7 @@ def report_on(
         return Report(path, subject.kind, worst_first(findings))
     if checkpoint.tensors:
         findings += check_structure(subject)
-        findings += check_lora(subject)
+        findings += _run(subject)
         findings += _adapter(subject)
         findings += _values(subject, stores, everything=values)
     if checkpoint.tensors or checkpoint.config is not None:
@@ -217,6 +216,14 @@ def _why_not(path: str) -> str | None:
     except InputError as error:
         return error.code
     return None
+
+
+def _run(subject: Subject) -> Iterator[Finding]:
+    """Check a LoRA run by the rules about them."""
+    if subject.kind == kinds.LORA_RUN:
+        from vita_ckpt.checks.lora import check_lora  # noqa: PLC0415 - of runs only
+
+        yield from check_lora(subject)
 
 
 def _adapter(subject: Subject) -> Iterator[Finding]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.checkpoint import EMPTY
 from vita_ckpt.core.filenames import ADAPTER_CONFIG
+from vita_ckpt.core.lora import Merged, merge_run, read_names
+from vita_ckpt.core.lora_config import Problem, read_lora_config
 from vita_ckpt.core.report import Finding
-
-if TYPE_CHECKING:
-    from vita_ckpt.core.lora import Merged
-    from vita_ckpt.core.lora_config import Problem
 
 # Of many tensors with the same defect this many are named.
 _NAMED: Final = 12
@@ -27,9 +25,6 @@ def check_lora(subject: Subject) -> Iterator[Finding]:
     """Check a LoRA run by every rule about them: what a merge refuses, and what it says."""
     if subject.kind != kinds.LORA_RUN:
         return
-    from vita_ckpt.core.lora import merge_run, read_names  # noqa: PLC0415 - of runs only
-    from vita_ckpt.core.lora_config import read_lora_config  # noqa: PLC0415
-
     run = subject.checkpoint
     if run.adapter_config is None:
         if read_names(run.tensors).deltas:
