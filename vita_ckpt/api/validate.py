@@ -20,7 +20,6 @@ from vita_ckpt.checks.files import (
     unreadable_undo_data,
 )
 from vita_ckpt.checks.loader_metadata import check_loaders
-from vita_ckpt.checks.lora import check_lora
 from vita_ckpt.checks.pickles import check_pickles, check_weights
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
@@ -55,7 +54,6 @@ from vita_ckpt.storage.reading.survey import Survey, survey
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
-from vita_ckpt.surgery.projector import plan_extract_projector
 
 KINDS = (
     kinds.VITA,
@@ -123,7 +121,7 @@ def report_on(
         return Report(path, subject.kind, worst_first(findings))
     if checkpoint.tensors:
         findings += check_structure(subject)
-        findings += check_lora(subject)
+        findings += _run(subject)
         findings += check_training(subject)
         findings += _adapter(subject)
         findings += _values(subject, stores, everything=values)
@@ -232,6 +230,14 @@ def _why_not(path: str) -> str | None:
     return None
 
 
+def _run(subject: Subject) -> Iterator[Finding]:
+    """Check a LoRA run by the rules about them."""
+    if subject.kind == kinds.LORA_RUN:
+        from vita_ckpt.checks.lora import check_lora  # noqa: PLC0415 - of runs only
+
+        yield from check_lora(subject)
+
+
 def _adapter(subject: Subject) -> Iterator[Finding]:
     """Check that get_w finds a projector by an adapter's names."""
     if subject.kind not in (kinds.PROJECTOR, kinds.LORA_RUN):
@@ -239,6 +245,8 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
     has_projector = any("mm_projector" in name for name in subject.checkpoint.tensors)
     if subject.kind == kinds.LORA_RUN and not has_projector:
         return
+    from vita_ckpt.surgery.projector import plan_extract_projector  # noqa: PLC0415 - of adapters
+
     try:
         plan_extract_projector(subject.checkpoint)
     except VitaCkptError as error:

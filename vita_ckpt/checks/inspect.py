@@ -30,7 +30,6 @@ from vita_ckpt.core.kinds import (
     part_as,
 )
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
-from vita_ckpt.core.lora import read_names
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import true_parameters
 from vita_ckpt.core.training.state import TrainingState
@@ -645,6 +644,8 @@ def _targets(value: Any) -> tuple[str, ...]:
 
 def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return how much of its base a run changes, as far as the run alone tells."""
+    from vita_ckpt.core.lora import read_names  # noqa: PLC0415 - of runs only
+
     tensors, names = checkpoint.tensors, read_names(checkpoint.tensors)
     changed: dict[str, int] = {}
     for module, delta in names.deltas.items():
