@@ -15,6 +15,12 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         save_plan as save_plan,
         summarize as summarize,
     )
+    from vita_ckpt.api.audio_plans import (
+        plan_extract_audio_adapter as plan_extract_audio_adapter,
+        plan_extract_audio_encoder as plan_extract_audio_encoder,
+        plan_merge_audio_adapter as plan_merge_audio_adapter,
+        plan_swap_audio_encoder as plan_swap_audio_encoder,
+    )
     from vita_ckpt.api.diff import (
         diff as diff,
     )
@@ -37,12 +43,6 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         StrPath as StrPath,
         open_checkpoint as open_checkpoint,
     )
-    from vita_ckpt.api.audio_plans import (
-        plan_extract_audio_adapter as plan_extract_audio_adapter,
-        plan_extract_audio_encoder as plan_extract_audio_encoder,
-        plan_merge_audio_adapter as plan_merge_audio_adapter,
-        plan_swap_audio_encoder as plan_swap_audio_encoder,
-    )
     from vita_ckpt.api.plans import (
         plan_convert as plan_convert,
         plan_extract_projector as plan_extract_projector,
@@ -63,6 +63,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         MaxMemory as MaxMemory,
         load_model as load_model,
         verify as verify,
+    )
+    from vita_ckpt.checks.audio_summary import (
+        AudioSummary as AudioSummary,
     )
     from vita_ckpt.checks.diff import (
         Change as Change,
@@ -91,6 +94,18 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         ProjectorSummary as ProjectorSummary,
         ShardSummary as ShardSummary,
         TensorRow as TensorRow,
+    )
+    from vita_ckpt.core.anatomy.audio.cmvn import (
+        Cmvn as Cmvn,
+    )
+    from vita_ckpt.core.anatomy.audio.directory import (
+        AudioDirectory as AudioDirectory,
+    )
+    from vita_ckpt.core.anatomy.audio.settings import (
+        AudioAdapter as AudioAdapter,
+        AudioEncoder as AudioEncoder,
+        Subsampling as Subsampling,
+        Transformer as Transformer,
     )
     from vita_ckpt.core.anatomy.towers import (
         Dispatch as Dispatch,
@@ -208,6 +223,12 @@ _HOMES = {
         "save_plan",
         "summarize",
     ),
+    "vita_ckpt.api.audio_plans": (
+        "plan_extract_audio_adapter",
+        "plan_extract_audio_encoder",
+        "plan_merge_audio_adapter",
+        "plan_swap_audio_encoder",
+    ),
     "vita_ckpt.api.diff": ("diff",),
     "vita_ckpt.api.explain": ("explain",),
     "vita_ckpt.api.inspect": (
@@ -226,12 +247,6 @@ _HOMES = {
         "StrPath",
         "open_checkpoint",
     ),
-    "vita_ckpt.api.audio_plans": (
-        "plan_extract_audio_adapter",
-        "plan_extract_audio_encoder",
-        "plan_merge_audio_adapter",
-        "plan_swap_audio_encoder",
-    ),
     "vita_ckpt.api.plans": (
         "plan_convert",
         "plan_extract_projector",
@@ -249,6 +264,7 @@ _HOMES = {
         "load_model",
         "verify",
     ),
+    "vita_ckpt.checks.audio_summary": ("AudioSummary",),
     "vita_ckpt.checks.diff": (
         "Change",
         "ConfigDifference",
@@ -272,6 +288,14 @@ _HOMES = {
         "ProjectorSummary",
         "ShardSummary",
         "TensorRow",
+    ),
+    "vita_ckpt.core.anatomy.audio.cmvn": ("Cmvn",),
+    "vita_ckpt.core.anatomy.audio.directory": ("AudioDirectory",),
+    "vita_ckpt.core.anatomy.audio.settings": (
+        "AudioAdapter",
+        "AudioEncoder",
+        "Subsampling",
+        "Transformer",
     ),
     "vita_ckpt.core.anatomy.towers": (
         "Dispatch",

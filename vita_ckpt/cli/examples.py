@@ -1,7 +1,8 @@
 """Give an example of each command, for its ``--help``.
 
 A test runs each line in a directory where ``VITA-1.5`` is a checkpoint, ``old`` what it was before
-a merge, ``run`` a projector run, ``lora-run`` a LoRA run, and ``siglip-384`` a vision tower.
+a merge, ``run`` a projector run, ``lora-run`` a LoRA run, ``siglip-384`` a vision tower,
+``audio-run`` the run of an audio adapter, and ``audio-encoder`` an audio encoder.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "vita-ckpt swap-tower --base VITA-1.5 --tower siglip-384 --projector reinit --out swapped",
     ),
     "extract-tower": ("vita-ckpt extract-tower --from VITA-1.5 --out tower",),
+    "merge-audio-adapter": (
+        "vita-ckpt merge-audio-adapter --base VITA-1.5 --adapter audio-run --out merged",
+    ),
+    "extract-audio-adapter": (
+        "vita-ckpt extract-audio-adapter --from VITA-1.5 --out audio_adpter.bin",
+    ),
+    "swap-audio-encoder": (
+        "vita-ckpt swap-audio-encoder --base VITA-1.5 --audio-encoder audio-encoder --out swapped",
+    ),
+    "extract-audio-encoder": ("vita-ckpt extract-audio-encoder --from VITA-1.5 --out encoder",),
     "convert": (
         "vita-ckpt convert VITA-1.5 --dtype bf16 --max-shard-size 5GB --out converted",
         "vita-ckpt convert VITA-1.5 --names transformers --out for-transformers-5",
