@@ -139,6 +139,7 @@ def add_key(config: dict[str, Any], rng: random.Random) -> None:
     key, value = rng.choice(
         (
             ("mm_audio_encoder", "audio"),
+            ("audio_prompt_finetune", True),
             ("use_s2", True),
             ("tie_word_embeddings", True),
             ("unfreeze_vision_tower", True),
@@ -155,6 +156,7 @@ KEYS = (
     *("mm_vision_tower", "mm_hidden_size", "mm_projector_type", "use_s2"),
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "vocab_size", "num_local_experts", "tie_word_embeddings"),
+    *("mm_audio_encoder", "audio_prompt_finetune", "audio_prompt_num"),
 )
 CONFIG_MUTATIONS = (drop_key, change_key, add_key)
 DTYPE_MUTATIONS: tuple[Mutation, ...] = (integers, half)

@@ -15,6 +15,12 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         save_plan as save_plan,
         summarize as summarize,
     )
+    from vita_ckpt.api.audio_plans import (
+        plan_extract_audio_adapter as plan_extract_audio_adapter,
+        plan_extract_audio_encoder as plan_extract_audio_encoder,
+        plan_merge_audio_adapter as plan_merge_audio_adapter,
+        plan_swap_audio_encoder as plan_swap_audio_encoder,
+    )
     from vita_ckpt.api.consolidate import (
         consolidate as consolidate,
     )
@@ -40,12 +46,6 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         StrPath as StrPath,
         open_checkpoint as open_checkpoint,
     )
-    from vita_ckpt.api.audio_plans import (
-        plan_extract_audio_adapter as plan_extract_audio_adapter,
-        plan_extract_audio_encoder as plan_extract_audio_encoder,
-        plan_merge_audio_adapter as plan_merge_audio_adapter,
-        plan_swap_audio_encoder as plan_swap_audio_encoder,
-    )
     from vita_ckpt.api.plans import (
         plan_convert as plan_convert,
         plan_consolidate as plan_consolidate,
@@ -67,6 +67,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         MaxMemory as MaxMemory,
         load_model as load_model,
         verify as verify,
+    )
+    from vita_ckpt.checks.audio_summary import (
+        AudioSummary as AudioSummary,
     )
     from vita_ckpt.checks.diff import (
         Change as Change,
@@ -95,6 +98,18 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         ProjectorSummary as ProjectorSummary,
         ShardSummary as ShardSummary,
         TensorRow as TensorRow,
+    )
+    from vita_ckpt.core.anatomy.audio.cmvn import (
+        Cmvn as Cmvn,
+    )
+    from vita_ckpt.core.anatomy.audio.directory import (
+        AudioDirectory as AudioDirectory,
+    )
+    from vita_ckpt.core.anatomy.audio.settings import (
+        AudioAdapter as AudioAdapter,
+        AudioEncoder as AudioEncoder,
+        Subsampling as Subsampling,
+        Transformer as Transformer,
     )
     from vita_ckpt.core.anatomy.towers import (
         Dispatch as Dispatch,
@@ -218,6 +233,12 @@ _HOMES = {
         "save_plan",
         "summarize",
     ),
+    "vita_ckpt.api.audio_plans": (
+        "plan_extract_audio_adapter",
+        "plan_extract_audio_encoder",
+        "plan_merge_audio_adapter",
+        "plan_swap_audio_encoder",
+    ),
     "vita_ckpt.api.consolidate": ("consolidate",),
     "vita_ckpt.api.diff": ("diff",),
     "vita_ckpt.api.explain": ("explain",),
@@ -237,12 +258,6 @@ _HOMES = {
         "StrPath",
         "open_checkpoint",
     ),
-    "vita_ckpt.api.audio_plans": (
-        "plan_extract_audio_adapter",
-        "plan_extract_audio_encoder",
-        "plan_merge_audio_adapter",
-        "plan_swap_audio_encoder",
-    ),
     "vita_ckpt.api.plans": (
         "plan_convert",
         "plan_consolidate",
@@ -261,6 +276,7 @@ _HOMES = {
         "load_model",
         "verify",
     ),
+    "vita_ckpt.checks.audio_summary": ("AudioSummary",),
     "vita_ckpt.checks.diff": (
         "Change",
         "ConfigDifference",
@@ -284,6 +300,14 @@ _HOMES = {
         "ProjectorSummary",
         "ShardSummary",
         "TensorRow",
+    ),
+    "vita_ckpt.core.anatomy.audio.cmvn": ("Cmvn",),
+    "vita_ckpt.core.anatomy.audio.directory": ("AudioDirectory",),
+    "vita_ckpt.core.anatomy.audio.settings": (
+        "AudioAdapter",
+        "AudioEncoder",
+        "Subsampling",
+        "Transformer",
     ),
     "vita_ckpt.core.anatomy.towers": (
         "Dispatch",

@@ -27,7 +27,7 @@ from fixtures.builder import (
 from tests.builders import as_bins, change, lively
 from tests.conftest import BASES, GOLDEN, Cli, assert_one_error
 from tests.in_place import files_of, timeless
-from tests.mutants import CASES, MUTATIONS, errors, mutant, prefix, prefix_part
+from tests.mutants import CASES, MUTATIONS, PARTS, errors, mutant, prefix, prefix_part
 from vita_ckpt import (
     CastError,
     InputError,
@@ -315,7 +315,8 @@ def test_digests_stay_true(tmp_path: Path, cli: Cli, digest: bool) -> None:
 def test_a_mutant_of_names_comes_back_or_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    case = CASES[seed % len(CASES)]
+    cases = [case for case in CASES if case.startswith("A")]
+    case = cases[seed % len(cases)]
     base = mutant(case, seed, tmp_path / "case")
     monkeypatch.chdir(tmp_path / "case")
     try:
@@ -328,7 +329,7 @@ def test_a_mutant_of_names_comes_back_or_is_refused(
     assert sound.items() <= found.items()
 
 
-@pytest.mark.parametrize("case", ["A1", "A3", "A4", "A6"])
+@pytest.mark.parametrize("case", ["A1", "A3", "A4", "A6", "U1"])
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "base_model.model.", "model."])
 def test_a_wrapped_part_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, wrapper: str
@@ -342,9 +343,9 @@ def test_a_wrapped_part_comes_back(
             return wrapper
 
     tensors = {n: t.numpy() for n, t in load_file(base / "model.safetensors").items()}
-    for name, mutate in (("model.vision_tower.", prefix_part), ("model.layers.", prefix_part)):
-        mutate(tensors, next(n for n in tensors if n.startswith(name)), Only())
-    prefix(tensors, next(n for n in tensors if "mm_projector" in n), Only())
+    for part in PARTS:
+        if name := next((n for n in tensors if n.startswith(part)), None):
+            (prefix if "mm_projector" in part else prefix_part)(tensors, name, Only())
     save_file(
         {n: torch.from_numpy(np.array(t)) for n, t in tensors.items()}, base / "model.safetensors"
     )

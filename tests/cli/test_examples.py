@@ -18,7 +18,13 @@ from vita_ckpt.cli.examples import EXAMPLES
 # "push" needs a hub: the tests of the hub run it.
 RUN = sorted(EXAMPLES.keys() - {"push"})
 # What VITA-1.5 is where the command needs something that fits it.
-OTHER_BASES = {"merge-lora": "L4/base"}
+OTHER_BASES = {
+    "merge-lora": "L4/base",
+    "merge-audio-adapter": "U1/base",
+    "extract-audio-adapter": "U1/base",
+    "swap-audio-encoder": "U1/base",
+    "extract-audio-encoder": "U1/base",
+}
 
 
 @pytest.fixture
@@ -30,6 +36,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("tower-internvit", "A7/tower-internvit"),
         ("siglip-384", "A2/tower-siglip"),
         ("lora-run", "L4/lora"),
+        ("audio-run", "U1/audio_run"),
+        ("audio-encoder", "U1/audio-encoder"),
         ("tower-siglip", "L4/tower-siglip"),
         ("zero-run", "T2/run"),
         ("fsdp-run", "T9/run"),

@@ -14,6 +14,7 @@ from vita_ckpt.core.anatomy.audio.tensors import (
     AUDIO_PREFIX,
     CMVN,
     STATISTICS,
+    prompt_rows,
     settings_of_shapes,
 )
 from vita_ckpt.core.binding import PartBinding, builds_audio, hidden_size, is_audio
@@ -103,7 +104,7 @@ def check_audio_directory(directory: AudioDirectory | None) -> Iterator[Finding]
 def _prompt(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     number = config.get("audio_prompt_num")
-    if config.get("audio_prompt_finetune") is True and not (type(number) is int and number > 0):
+    if config.get("audio_prompt_finetune") is True and not prompt_rows(config):
         yield finding(
             "config-type",
             "audio_prompt_num",

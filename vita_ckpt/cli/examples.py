@@ -2,7 +2,8 @@
 
 A test runs each line in a directory where ``VITA-1.5`` is a checkpoint, ``old`` what it was before
 a merge, ``run`` a projector run, ``lora-run`` a LoRA run, ``siglip-384`` a vision tower,
-and ``zero-run`` and ``fsdp-run`` what the trainings of two models left.
+``audio-run`` the run of an audio adapter, ``audio-encoder`` an audio encoder, and ``zero-run`` and
+``fsdp-run`` what the trainings of two models left.
 """
 
 from __future__ import annotations
@@ -45,10 +46,23 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "vita-ckpt swap-tower --base VITA-1.5 --tower siglip-384 --projector reinit --out swapped",
     ),
     "extract-tower": ("vita-ckpt extract-tower --from VITA-1.5 --out tower",),
+<<<<<<< HEAD
     "consolidate": (
         "vita-ckpt consolidate fsdp-run --out trained.safetensors",
         "vita-ckpt consolidate zero-run --tag global_step3 --config VITA-1.5 --out trained",
     ),
+=======
+    "merge-audio-adapter": (
+        "vita-ckpt merge-audio-adapter --base VITA-1.5 --adapter audio-run --out merged",
+    ),
+    "extract-audio-adapter": (
+        "vita-ckpt extract-audio-adapter --from VITA-1.5 --out audio_adpter.bin",
+    ),
+    "swap-audio-encoder": (
+        "vita-ckpt swap-audio-encoder --base VITA-1.5 --audio-encoder audio-encoder --out swapped",
+    ),
+    "extract-audio-encoder": ("vita-ckpt extract-audio-encoder --from VITA-1.5 --out encoder",),
+>>>>>>> merge-audio
     "convert": (
         "vita-ckpt convert VITA-1.5 --dtype bf16 --max-shard-size 5GB --out converted",
         "vita-ckpt convert VITA-1.5 --names transformers --out for-transformers-5",

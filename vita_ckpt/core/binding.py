@@ -18,6 +18,7 @@ from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.audio.tensors import (
     AUDIO_PREFIX,
     COUNTER,
+    prompt_rows,
     settings_of_shapes,
     wanted_tensors,
 )
@@ -316,8 +317,8 @@ def stop_of_audio(config: Mapping[str, Any], surroundings: Surroundings) -> Stop
     """Return where building the audio encoder stops a loader of VITA."""
     if not builds_audio(config):
         return None
-    number = config.get("audio_prompt_num")
-    if config.get("audio_prompt_finetune") is True and not (type(number) is int and number > 0):
+    if config.get("audio_prompt_finetune") is True and not prompt_rows(config):
+        number = config.get("audio_prompt_num")
         return Stop("config-type", f"audio_prompt_num is {number!r}, no number of embeddings")
     path, directory = config["mm_audio_encoder"], surroundings.audio
     if directory is None or directory.path is None:
