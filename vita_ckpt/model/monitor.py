@@ -106,11 +106,15 @@ class Monitor:
         self._stopped.set()
         speaker = 0 if gone != 0 else min(r for r in range(self._size) if r != gone)
         mine = Failure(error, speaker, gone)
+        # The store may not answer.
+        late = threading.Timer(_FAREWELL, os._exit, (error.exit_code,))
+        late.start()
         try:
-            found = self._store.compare_set("failure", "", pickle.dumps(mine).hex())
-            return _failure(found)
+            return _failure(self._store.compare_set("failure", "", pickle.dumps(mine).hex()))
         except RuntimeError:
             return self._store_lost()
+        finally:
+            late.cancel()
 
     def farewell(self, failure: Failure) -> None:
         """Wait until every rank knows, and the line is said: a launcher kills who is left."""
@@ -192,10 +196,11 @@ class Monitor:
         if failure.speaker == self._rank:
             with suppress(OSError):
                 os.write(2, f"error: {failure.error}\n".encode())
-        with suppress(RuntimeError):
-            # For those who have not found out by themselves.
-            self._store.compare_set("failure", "", pickle.dumps(failure).hex())
-        self.farewell(failure)
+        # A store in a rank that hangs does not answer, but the others find out by themselves.
+        if self._hosts is None or failure.gone != self._hosts:
+            with suppress(RuntimeError):
+                self._store.compare_set("failure", "", pickle.dumps(failure).hex())
+            self.farewell(failure)
         os._exit(failure.error.exit_code)
 
 

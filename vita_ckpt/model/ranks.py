@@ -189,8 +189,8 @@ class Ranks:
             return self._agreed  # type: ignore[return-value]
         gone = None
         if isinstance(error, _LostError):
-            gone = self.monitor.missing() if error.rank is None else error.rank
-            error = _LostError(gone)
+            gone = self.monitor.missing() if error.gone is None else error.gone
+            error = _lost(gone)
         self._failure = self.monitor.fail(self._described(error), gone=gone)
         self.speaks = self._failure.speaker == self.rank
         return self._failure.error
@@ -209,7 +209,7 @@ class Ranks:
             try:
                 yield
             except RuntimeError as error:
-                raise _LostError(rank) from error
+                raise _lost(rank) from error
 
     def _described(self, error: BaseException) -> VitaCkptError:
         if isinstance(error, VitaCkptError):
@@ -220,8 +220,13 @@ class Ranks:
 
 
 class _LostError(InputError):
-    """The connection to a rank broke."""
+    """The connection to a rank broke: ``gone``, if it is known which."""
 
-    def __init__(self, rank: int | None) -> None:
-        self.rank = rank
-        super().__init__("rank-lost", "a rank" if rank is None else f"rank {rank}", got="it ended")
+    gone: int | None = None
+
+
+def _lost(rank: int | None) -> _LostError:
+    subject = "a rank" if rank is None else f"rank {rank}"
+    error = _LostError("rank-lost", subject, got="it ended")
+    error.gone = rank
+    return error
