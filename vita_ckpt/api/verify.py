@@ -208,8 +208,11 @@ def _verify(
             max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens,
             ranks=ranks,
         )
-    if save_golden is not None and verification.golden is not None:
+    if save_golden is not None and verification is not None and verification.golden is not None:
         write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
+    if ranks is not None:
+        verification = ranks.share(verification)
+    assert verification is not None  # noqa: S101 - only other ranks than 0 have none
     return verification
 
 

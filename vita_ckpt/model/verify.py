@@ -72,7 +72,7 @@ def verify_checkpoint(
     max_new_tokens: int = 1,
     stores: Stores | None = None,
     ranks: Ranks | None = None,
-) -> Verification:
+) -> Verification | None:
     """Build the model strictly, run it once on synthetic inputs, and say what is wrong.
 
     All variants (an image twice, another image, another text, text alone) are rows of one batch, so
@@ -83,8 +83,8 @@ def verify_checkpoint(
     as :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives
     findings.
 
-    With ``ranks`` each of them runs some layers. Rank 0 asks and judges, and all return what it
-    found; ``golden``, ``image`` and ``prompt`` are only rank 0's.
+    With ``ranks`` each of them runs some layers. Rank 0 asks and judges, the others may return
+    None; ``golden``, ``image`` and ``prompt`` are only rank 0's.
     """
     checkpoint = subject.checkpoint
     pixels = None
@@ -118,7 +118,8 @@ def verify_checkpoint(
         ranks=ranks,
     )
     if ranks is not None and ranks.rank:
-        return _follow(ranks, loads, watch)
+        _follow(ranks, loads, watch)
+        return None
     model = loads.checkpoint(dtype_of(dtype, checkpoint), watch)
     loaded = time.perf_counter()
     watch.follow(model)
@@ -145,7 +146,7 @@ def verify_checkpoint(
         findings += _check_against(against.root, loads.base(), rows["text"])
     if golden is not None:
         findings += _check_golden(golden, rows)
-    verification = Verification(
+    return Verification(
         path=checkpoint.root,
         device=", ".join(dict.fromkeys(share.report.device for share in shares)),
         dtype=_name(kind),
@@ -160,7 +161,6 @@ def verify_checkpoint(
         ranks=() if ranks is None else tuple(share.report for share in shares),
         golden=_fingerprint(rows),
     )
-    return verification if ranks is None else ranks.share(verification)
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,8 @@ class _Loads:
         return free_memory(index) // (1 if self.ranks is None else self.ranks.sharers)
 
 
-def _follow(ranks: Ranks, loads: _Loads, watch: _Watch) -> Verification:
-    """Run this rank's stage of each model that rank 0 runs; return what rank 0 found."""
+def _follow(ranks: Ranks, loads: _Loads, watch: _Watch) -> None:
+    """Run this rank's stage of each model that rank 0 runs."""
     device = torch.device(loads.device)
     model = loads.checkpoint(dtype_of(loads.dtype, loads.subject.checkpoint), watch)
     watch.follow(model)
@@ -233,9 +233,6 @@ def _follow(ranks: Ranks, loads: _Loads, watch: _Watch) -> Verification:
         _free_memory()
     if loads.against is not None:
         follow(loads.base(), ranks, device)
-    verification: Any = ranks.share(None)
-    assert isinstance(verification, Verification)  # noqa: S101 - what rank 0 shares
-    return verification
 
 
 def _settle(model: VitaModel, ranks: Ranks | None, watch: _Watch) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from fixtures.builder import write_tokenizer
 from tests.conftest import GOLDEN, Cli, assert_one_error
-from tests.launched import ENVIRONMENT, alone, launched
+from tests.launched import ENVIRONMENT, alone, free_port, launched
 
 pytestmark = pytest.mark.torch
 
@@ -39,7 +39,7 @@ def test_two_ranks_report_as_one_process(tmp_path: Path) -> None:
     base.mkdir()
     for file in (GOLDEN / "A1" / "base").iterdir():
         (base / file.name).symlink_to(file)
-    write_tokenizer(base, 64)
+    write_tokenizer(base, json.loads((base / "config.json").read_text())["vocab_size"])
     options = [base, "--tower", GOLDEN / "A1" / "tower-internvit", "--device", "cpu", "--json"]
     options += ["--prompt", "w3 w4", "--max-new-tokens", 4]
     goldens = [tmp_path / "alone", tmp_path / "ranks"]
@@ -63,7 +63,7 @@ def test_two_ranks_report_as_one_process(tmp_path: Path) -> None:
 def test_through_torchrun(tmp_path: Path) -> None:
     """Torchrun turns every exit code into 1 and adds lines of its own."""
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    run += ["--master-port", "0", "-m", "vita_ckpt", "verify", str(tmp_path / "none")]
+    run += ["--master-port", str(free_port()), "-m", "vita_ckpt", "verify", str(tmp_path / "none")]
     done = subprocess.run(run, check=False, capture_output=True, text=True, env=ENVIRONMENT)
     assert (done.returncode, done.stdout) == (1, "")
     ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
