@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.measure import claim, machine
 from benchmarks.model import built, verify
+from benchmarks.scale import pipeline
 from fixtures.builder import FULL, Spec, write_checkpoint, write_tower
 from vita_ckpt import load_model
 
@@ -96,6 +97,8 @@ def main() -> int:
         base = built(Path(name), "full", arguments.layers)
         kept += loading(base, arguments.runs, "cuda:0")
         kept += full(base, "cuda:0")
+        # Two ranks on one card talk by gloo.
+        kept += pipeline(base, "bfloat16", 2, "cuda:0")
     return 0 if all(kept) else 1
 
 
@@ -110,7 +113,8 @@ def rehearse(directory: Path | None) -> int:
         write_tower(Path(name) / spec.tower.path, spec.tower)
         loading(base, 1, "cpu")
         full(base, "cpu")
-    return 0
+        pipelined = pipeline(base, "bfloat16", 2, "cpu")
+    return 0 if all(pipelined) else 1
 
 
 def goldens(device: str) -> list[bool]:

@@ -19,6 +19,6 @@ def test_the_measurement_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    for words in ("A8, NMSE", "load_model", "two threads, pinned", "verify, "):
+    for words in ("A8, NMSE", "load_model", "two threads, pinned", "verify, ", "2 ranks: "):
         assert words in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -160,8 +160,12 @@ SIGNATURES = {
         "'str | None' = None, max_memory: 'MaxMemory | None' = None, against: 'Checkpoint | "
         "StrPath | None' = None, golden: 'StrPath | None' = None, save_golden: 'StrPath | "
         "None' = None, image: 'StrPath | None' = None, prompt: 'str | None' = None, "
-        "max_new_tokens: 'int | None' = None, stores: 'Stores | None' = None) -> "
-        "'Verification'"
+        "max_new_tokens: 'int | None' = None, stores: 'Stores | None' = None, ranks: 'Ranks "
+        "| None' = None) -> 'Verification'"
+    ),
+    "join_ranks": (
+        "(environment: 'Mapping[str, str]', *, timeout: 'float' = 300.0) -> 'Iterator[Ranks "
+        "| None]'"
     ),
 }
 EXIT_CODES = {
@@ -227,7 +231,8 @@ VALUES = {
     "PutBack",
     "PutFile",
     "RandomInit",
-    "Reason",
+    "RankReport",
+    "Ranks",
     "Record",
     "RemoteFile",
     "ReplaceTensor",

@@ -60,6 +60,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.api.push import (
         push as push,
     )
+    from vita_ckpt.api.ranks import (
+        join_ranks as join_ranks,
+    )
     from vita_ckpt.api.validate import (
         validate as validate,
     )
@@ -186,6 +189,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         TrainingState as TrainingState,
     )
     from vita_ckpt.core.verification import (
+        RankReport as RankReport,
         Verification as Verification,
     )
     from vita_ckpt.errors import (
@@ -199,6 +203,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         UnsafePickleError as UnsafePickleError,
         UsageError as UsageError,
         VitaCkptError as VitaCkptError,
+    )
+    from vita_ckpt.model.ranks import (
+        Ranks as Ranks,
     )
     from vita_ckpt.model.vita import (
         Output as Output,
@@ -270,6 +277,7 @@ _HOMES = {
         "plan_swap_tower",
     ),
     "vita_ckpt.api.push": ("push",),
+    "vita_ckpt.api.ranks": ("join_ranks",),
     "vita_ckpt.api.validate": ("validate",),
     "vita_ckpt.api.verify": (
         "MaxMemory",
@@ -379,7 +387,7 @@ _HOMES = {
         "Engine",
         "TrainingState",
     ),
-    "vita_ckpt.core.verification": ("Verification",),
+    "vita_ckpt.core.verification": ("RankReport", "Verification"),
     "vita_ckpt.errors": (
         "AdapterError",
         "CastError",
@@ -402,10 +410,11 @@ _HOMES = {
 }
 # Types that can be imported only where the extra ``model`` is installed.
 _MODEL_HOMES = {
+    "vita_ckpt.model.ranks": ("Ranks",),
     "vita_ckpt.model.vita": (
         "Output",
         "VitaModel",
-    )
+    ),
 }
 _HOME_OF = {
     name: module

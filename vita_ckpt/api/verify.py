@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from hashlib import sha256
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
+from vita_ckpt import __version__
 from vita_ckpt.api.fetch import downloaded
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, local, locate
@@ -26,6 +29,7 @@ from vita_ckpt.storage.writing.atomic_file import check_new, write_new
 if TYPE_CHECKING:
     import torch
 
+    from vita_ckpt.model.ranks import Ranks
     from vita_ckpt.model.tokenizer import TokenizerProcess
     from vita_ckpt.model.vita import VitaModel
 
@@ -69,7 +73,7 @@ def load_model(
     tensors are not exactly those of the model, UsageError for a device that is not there or without
     torch.
     """
-    _need_the_extra()
+    need_the_extra()
     from vita_ckpt.model import load  # noqa: PLC0415 - torch
 
     stores = Stores() if stores is None else stores
@@ -103,6 +107,7 @@ def verify(
     prompt: str | None = None,
     max_new_tokens: int | None = None,
     stores: Stores | None = None,
+    ranks: Ranks | None = None,
 ) -> Verification:
     """Build a checkpoint strictly, run it once, and say what is wrong as findings.
 
@@ -115,8 +120,58 @@ def verify(
 
     The other options and the errors are those of :func:`load_model`; a tokenizer, a processor or
     an image that cannot be read is an InputError.
+
+    With the ``ranks`` of :func:`join_ranks` every process of a launcher makes the same call. Each
+    reads and runs some of the layers, and all return the same result or raise the same error.
     """
-    _need_the_extra()
+    need_the_extra()
+    options: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "tower": tower,
+        "audio_encoder": audio_encoder,
+        "attn": attn,
+        "max_memory": max_memory,
+        "against": against,
+    }
+    asked: dict[str, Any] = {
+        "golden": golden,
+        "save_golden": save_golden,
+        "image": image,
+        "prompt": prompt,
+        "max_new_tokens": max_new_tokens,
+    }
+    stores = Stores() if stores is None else stores
+    if ranks is None:
+        return _verify(path, stores, None, **options, **asked)
+    try:
+        # Only rank 0 asks: the files need not lie on every machine.
+        return _verify(path, stores, ranks, **options, **({} if ranks.rank else asked))
+    except Exception as error:
+        told = ranks.failed(error)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _verify(
+    path: Checkpoint | StrPath,
+    stores: Stores,
+    ranks: Ranks | None,
+    *,
+    device: str,
+    dtype: str | None,
+    tower: StrPath | None,
+    audio_encoder: StrPath | None,
+    attn: str | None,
+    max_memory: MaxMemory | None,
+    against: Checkpoint | StrPath | None,
+    golden: StrPath | None = None,
+    save_golden: StrPath | None = None,
+    image: StrPath | None = None,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
+) -> Verification:
     if max_new_tokens is not None and prompt is None:
         raise UsageError(
             "max-new-tokens-without-prompt", "--max-new-tokens", expected="a prompt to answer"
@@ -133,13 +188,10 @@ def verify(
             local(here)
     if save_golden is not None:
         check_new(os.fspath(save_golden))
-    stores = Stores() if stores is None else stores
-    checkpoint = downloaded(as_checkpoint(path, stores), stores)
-    base = None if against is None else downloaded(as_checkpoint(against, stores), stores)
-    earlier = None if golden is None else _read_golden(os.fspath(golden))
-    with _tokenizer_process(prompt) as tokenizer, _memory_errors(checkpoint.root):
-        from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
-
+    with nullcontext() if ranks is None else ranks.agreement():
+        checkpoint = downloaded(as_checkpoint(path, stores), stores)
+        base = None if against is None else downloaded(as_checkpoint(against, stores), stores)
+        earlier = None if golden is None else _read_golden(os.fspath(golden))
         place = None if tower is None else locate(tower, stores)
         require_runnable(checkpoint)
         subject, _ = gather(
@@ -149,6 +201,11 @@ def verify(
             tower=place,
             audio_encoder=None if audio_encoder is None else locate(audio_encoder, stores),
         )
+    if ranks is not None:
+        ranks.agree([_identity(one) for one in (checkpoint, base) if one], checkpoint.root)
+    with _tokenizer_process(prompt) as tokenizer, _memory_errors(checkpoint.root):
+        from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
+
         verification = forward.verify_checkpoint(
             subject,
             device=device,
@@ -163,10 +220,22 @@ def verify(
             prompt=prompt,
             tokenizer=tokenizer,
             max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens,
+            ranks=ranks,
         )
-    if save_golden is not None and verification.golden is not None:
+    if save_golden is not None and verification is not None and verification.golden is not None:
         write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
+    if ranks is not None:
+        verification = ranks.share(verification)
+    assert verification is not None  # noqa: S101 - only other ranks than 0 have none
     return verification
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    """Return what must be the same wherever a part of a checkpoint runs, as a digest."""
+    tensors = sorted((name, one.dtype, one.shape) for name, one in checkpoint.tensors.items())
+    versions = [version(package) for package in ("torch", "transformers")]
+    text = json.dumps([__version__, versions, checkpoint.config, tensors], sort_keys=True)
+    return sha256(text.encode()).hexdigest()
 
 
 @contextmanager
@@ -231,7 +300,8 @@ def _are_rows(rows: Any) -> bool:
     )
 
 
-def _need_the_extra() -> None:
+def need_the_extra() -> None:
+    """Raise UsageError unless what the extra ``model`` installs is there."""
     for package in _EXTRA:
         if find_spec(package) is None:
             raise UsageError(

@@ -46,12 +46,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "vita-ckpt swap-tower --base VITA-1.5 --tower siglip-384 --projector reinit --out swapped",
     ),
     "extract-tower": ("vita-ckpt extract-tower --from VITA-1.5 --out tower",),
-<<<<<<< HEAD
     "consolidate": (
         "vita-ckpt consolidate fsdp-run --out trained.safetensors",
         "vita-ckpt consolidate zero-run --tag global_step3 --config VITA-1.5 --out trained",
     ),
-=======
     "merge-audio-adapter": (
         "vita-ckpt merge-audio-adapter --base VITA-1.5 --adapter audio-run --out merged",
     ),
@@ -62,7 +60,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "vita-ckpt swap-audio-encoder --base VITA-1.5 --audio-encoder audio-encoder --out swapped",
     ),
     "extract-audio-encoder": ("vita-ckpt extract-audio-encoder --from VITA-1.5 --out encoder",),
->>>>>>> merge-audio
     "convert": (
         "vita-ckpt convert VITA-1.5 --dtype bf16 --max-shard-size 5GB --out converted",
         "vita-ckpt convert VITA-1.5 --names transformers --out for-transformers-5",

@@ -17,6 +17,11 @@ def verification_lines(verification: Verification) -> list[str]:
         f"{verification.load_seconds:.1f} s · pass {verification.pass_seconds:.1f} s · peak "
         f"{render.size(verification.peak_memory)}",
     ]
+    lines += [
+        f"  rank {one.rank}: {one.device} · read {render.size(one.bytes_read)} · peak "
+        f"{render.size(one.peak_memory)}"
+        for one in verification.ranks
+    ]
     if verification.tokens_per_image is not None:
         lines.append(f"  one image is {verification.tokens_per_image} tokens")
     if verification.tokens_per_recording is not None:

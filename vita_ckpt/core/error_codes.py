@@ -172,6 +172,14 @@ SECTIONS: Final = (
                 " a tower",
             ),
             ErrorCodes(
+                (
+                    "invalid-launch",
+                    "invalid-rank-timeout",
+                ),
+                "RANK, WORLD_SIZE, LOCAL_RANK or MASTER_PORT is no number that it can be: "
+                "`--single` ignores them; `--rank-timeout` takes seconds",
+            ),
+            ErrorCodes(
                 ("invalid-max-memory",),
                 "`--max-memory` takes cpu=SIZE or GPU=SIZE",
             ),
@@ -694,6 +702,25 @@ SECTIONS: Final = (
                     "unknown-tower-family",
                 ),
                 "the tower's config or the image do not go together with what the tower computes",
+            ),
+            ErrorCodes(
+                (
+                    "rank-failed",
+                    "rank-hangs",
+                    "rank-lost",
+                ),
+                "of the processes that a launcher started, one failed unexpectedly, did not get"
+                " on for `--rank-timeout`, or ended: all of them end",
+            ),
+            ErrorCodes(
+                ("ranks-disagree",),
+                "the processes that a launcher started see different files, or run different "
+                "versions",
+            ),
+            ErrorCodes(
+                ("rendezvous-failed",),
+                "the processes that a launcher should have started did not find each other "
+                "within a minute: MASTER_ADDR and MASTER_PORT say where they look",
             ),
             ErrorCodes(
                 ("out-of-memory",),

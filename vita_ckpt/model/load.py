@@ -17,6 +17,7 @@ from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.requirements import require_runnable
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.language import check_language_values
+from vita_ckpt.model.pipeline import cut
 from vita_ckpt.model.placement import dispatch, free_memory, offered, place
 from vita_ckpt.model.projectors import check_type
 from vita_ckpt.model.towers.build import check_tower_values
@@ -48,6 +49,7 @@ def load_model(
     max_memory: Mapping[Any, int | str] | None = None,
     observe: Observer | None = None,
     stores: Stores | None = None,
+    stage: tuple[int, int] | None = None,
 ) -> VitaModel:
     """Load the model of a VITA checkpoint, ready to run.
 
@@ -62,7 +64,8 @@ def load_model(
     checkpoint's own files, module by module.
 
     ``observe`` is called with every stored name and tensor that a module receives; while streaming,
-    ``model.observe_rest()`` calls it with the others. ``stores`` resolves paths.
+    ``model.observe_rest()`` calls it with the others. ``stores`` resolves paths. ``stage`` is a
+    number and how many there are: only that stage of a pipeline is loaded.
 
     Raises InputError if the checkpoint cannot be read, is of an unknown kind, or its tensors are
     not exactly those of the model; UsageError for a device that is not available.
@@ -74,7 +77,9 @@ def load_model(
     kind = dtype_of(dtype, checkpoint)
     around = look_around(checkpoint, stores, tower, audio_encoder)
     bound = require_binding(checkpoint, around)
-    return load_bound(checkpoint, around, bound, devices, kind, attn=attn, observe=observe)
+    return load_bound(
+        checkpoint, around, bound, devices, kind, attn=attn, observe=observe, stage=stage
+    )
 
 
 def load_bound(
@@ -86,14 +91,20 @@ def load_bound(
     *,
     attn: str | None = None,
     observe: Observer | None = None,
+    stage: tuple[int, int] | None = None,
 ) -> VitaModel:
-    """Load the model of a checkpoint whose tensors are known to bind, in the dtype ``kind``."""
+    """Load the model of a checkpoint whose tensors are known to bind, in the dtype ``kind``.
+
+    ``stage`` is as in :func:`load_model`.
+    """
     names = bound.renamed
     if names:
         tensors = {names.get(name, name): t for name, t in checkpoint.tensors.items()}
         checkpoint = replace(checkpoint, tensors=tensors)
     tower = tower_config_of(checkpoint, around.carried, around.tower)
     model = build(checkpoint, tower, kind, attn, runnable_audio(checkpoint, around))
+    if stage is not None:
+        cut(model, *stage)
     placement = place(model, devices)
     weights = Weights(checkpoint)
     if placement.device_map is None:

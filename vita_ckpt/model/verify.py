@@ -6,11 +6,12 @@ import ctypes
 import gc
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, isnan
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -20,19 +21,24 @@ from vita_ckpt.checks.config import check_config
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.binding import Binding
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding, has_errors, worst_first
-from vita_ckpt.core.verification import Verification
+from vita_ckpt.core.verification import RankReport, Verification
 from vita_ckpt.model.answer import ask
 from vita_ckpt.model.image import processor_of, read_image
 from vita_ckpt.model.language import check_language_values
 from vita_ckpt.model.load import StrPath, check_values, dtype_of, load_bound, load_model
+from vita_ckpt.model.pipeline import follow, load_stage
 from vita_ckpt.model.placement import free_memory, offered
 from vita_ckpt.model.tokenizer import TokenizerProcess
 from vita_ckpt.model.vita import VitaModel
 from vita_ckpt.model.weights import Observer
 from vita_ckpt.storage.reading.paths import Stores
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
 
 # The largest value of float16, into which upstream's loader casts everything.
 FLOAT16_MAX: Final = 65504.0
@@ -78,7 +84,8 @@ def verify_checkpoint(
     tokenizer: TokenizerProcess | None = None,
     max_new_tokens: int = 1,
     stores: Stores | None = None,
-) -> Verification:
+    ranks: Ranks | None = None,
+) -> Verification | None:
     """Build the model strictly, run it once on synthetic inputs, and say what is wrong.
 
     All variants (an image twice, another image, another text, a recording, another one, text alone)
@@ -88,6 +95,9 @@ def verify_checkpoint(
     answer has at most ``max_new_tokens``, and is encoded and decoded by ``tokenizer``. Errors of
     the input are raised as :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does
     not work gives findings.
+
+    With ``ranks`` each of them runs some layers. Rank 0 asks and judges, the others may return
+    None; ``golden``, ``image`` and ``prompt`` are only rank 0's.
     """
     checkpoint = subject.checkpoint
     pixels = None
@@ -97,31 +107,38 @@ def verify_checkpoint(
     if prompt is not None and tokenizer is not None:
         question = ask(checkpoint, prompt, with_image=pixels is not None, tokenizer=tokenizer)
     findings: list[Finding] = []
-    watch = _Watch()
     started = time.perf_counter()
-    stores = Stores() if stores is None else stores
-    options = {"device": device, "tower": tower, "attn": attn, "stores": stores}
-    around, bound = subject.surroundings, subject.binding
+    bound = subject.binding
     check_language_values(subject.config)
     if bound is None or not bound.is_complete:
         findings += _why_not(subject)
     if bound is None or has_errors(f for f in findings if f.rule not in _AUDIO):
         return _not_run(checkpoint, findings, dtype, time.perf_counter() - started)
-    check_values(checkpoint, around)
-
-    def load(kind: torch.dtype, observe: Observer | None = None) -> VitaModel:
-        devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
-        return load_bound(checkpoint, around, bound, devices, kind, attn=attn, observe=observe)
-
-    model = load(dtype_of(dtype, checkpoint), watch)
+    check_values(checkpoint, subject.surroundings)
     if needs_alignment(checkpoint):
         findings.append(_untrained())
+    watch = _Watch(bound.renamed.get(name, name) for name in checkpoint.tensors)
+    loads = _Loads(
+        subject,
+        bound,
+        against,
+        device=device if ranks is None else ranks.place(device),
+        dtype=dtype,
+        tower=tower,
+        attn=attn,
+        max_memory=max_memory or {},
+        stores=Stores() if stores is None else stores,
+        ranks=ranks,
+    )
+    if ranks is not None and ranks.rank:
+        _follow(ranks, loads, watch)
+        return None
+    model = loads.checkpoint(dtype_of(dtype, checkpoint), watch)
     loaded = time.perf_counter()
     watch.follow(model)
     batch = _Batch.of(model, pixels)
     done = batch.run(model)
-    model.observe_rest()
-    watch.stop()
+    _settle(model, ranks, watch)
     rows, tokens = done.rows, done.image_tokens
     findings += _check_pass(done, batch, model, subject)
     findings += watch.findings()
@@ -129,34 +146,133 @@ def verify_checkpoint(
     answer = None
     if question is not None and not any(f.rule == "logits-not-finite" for f in findings):
         answer = question.answer(model, pixels, max_new_tokens=max_new_tokens)
-    devices, kind, streamed, peak = _devices(model), model.dtype, model.streams, _peak(model)
     skipped = 0 if model.audio_encoder is not None else _audio_tensors(checkpoint)
-    on_gpu = model.device.type == "cuda"
+    model.end()
+    shares = _shares(model, watch, ranks, 0, _devices(model))
+    kind, on_gpu = model.dtype, model.device.type == "cuda"
     # A GPU that holds one model need not hold two.
     del model
     _free_memory()
     if on_gpu:
-        findings += _check_float16(load(torch.float16), batch)
+        findings += _check_float16(loads.checkpoint(torch.float16), batch)
     if against is not None:
-        findings += _check_against(against, rows["text"], {**options, "dtype": dtype}, max_memory)
-    fingerprint = _fingerprint(rows)
+        findings += _check_against(against.root, loads.base(), rows["text"])
     if golden is not None:
         findings += _check_golden(golden, rows)
     return Verification(
         path=checkpoint.root,
-        device=devices,
+        device=", ".join(dict.fromkeys(share.report.device for share in shares)),
         dtype=_name(kind),
-        streamed=streamed,
+        streamed=any(share.streams for share in shares),
         findings=worst_first(findings),
         load_seconds=loaded - started,
         pass_seconds=passed - loaded,
-        peak_memory=peak,
+        peak_memory=max(share.report.peak_memory for share in shares),
         tokens_per_image=tokens,
         tokens_per_recording=done.audio_tokens,
         skipped_audio_tensors=skipped,
         answer=answer,
-        golden=fingerprint,
+        ranks=() if ranks is None else tuple(share.report for share in shares),
+        golden=_fingerprint(rows),
     )
+
+
+@dataclass(frozen=True)
+class _Loads:
+    """The models that a verification runs, one after the other: of ranks, this one's stage."""
+
+    subject: Subject
+    bound: Binding
+    against: Checkpoint | None
+    device: str
+    dtype: str | None
+    tower: StrPath | None
+    attn: str | None
+    max_memory: Mapping[Any, int | str]
+    stores: Stores
+    ranks: Ranks | None
+
+    def checkpoint(self, kind: torch.dtype, observe: Observer | None = None) -> VitaModel:
+        """Load the checkpoint that is verified."""
+        return load_stage(self.ranks, partial(self._checkpoint, kind, observe))
+
+    def base(self) -> VitaModel:
+        """Load the checkpoint that it is compared with."""
+        return load_stage(self.ranks, self._base)
+
+    def _checkpoint(self, kind: torch.dtype, observe: Observer | None) -> VitaModel:
+        return load_bound(
+            self.subject.checkpoint,
+            self.subject.surroundings,
+            self.bound,
+            offered(self.device, self.max_memory, torch.cuda.device_count(), self._free),
+            kind,
+            attn=self.attn,
+            observe=observe,
+            stage=self._stage,
+        )
+
+    def _base(self) -> VitaModel:
+        assert self.against is not None  # noqa: S101 - only called with one
+        return load_model(
+            self.against,
+            device=self.device,
+            dtype=self.dtype,
+            tower=self.tower,
+            attn=self.attn,
+            max_memory=self.max_memory,
+            stores=self.stores,
+            stage=self._stage,
+        )
+
+    @property
+    def _stage(self) -> tuple[int, int] | None:
+        return None if self.ranks is None else (self.ranks.rank, self.ranks.size)
+
+    def _free(self, index: int) -> int:
+        return free_memory(index) // (1 if self.ranks is None else self.ranks.sharers)
+
+
+def _follow(ranks: Ranks, loads: _Loads, watch: _Watch) -> None:
+    """Run this rank's stage of each model that rank 0 runs."""
+    device = torch.device(loads.device)
+    model = loads.checkpoint(dtype_of(loads.dtype, loads.subject.checkpoint), watch)
+    watch.follow(model)
+    follow(model, ranks, device, partial(_settle, model, ranks, watch))
+    _shares(model, watch, ranks, ranks.rank, loads.device)
+    del model
+    _free_memory()
+    if ranks.leader_on_gpu:
+        follow(loads.checkpoint(torch.float16), ranks, device)
+        _free_memory()
+    if loads.against is not None:
+        follow(loads.base(), ranks, device)
+
+
+def _settle(model: VitaModel, ranks: Ranks | None, watch: _Watch) -> None:
+    """Look at what no pass has read, then no more; on rank 0 with what the other ranks saw."""
+    if model.later is not None:
+        model.later.settle()
+    model.observe_rest()
+    watch.stop()
+    if ranks is not None:
+        watch.add(ranks.gather(watch.seen))
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process did, and whether its weights streamed."""
+
+    report: RankReport
+    streams: bool
+
+
+def _shares(
+    model: VitaModel, watch: _Watch, ranks: Ranks | None, rank: int, devices: str
+) -> list[_Share]:
+    """Return what this process did, of several what each of them did."""
+    own = _Share(RankReport(rank, devices, watch.bytes_read, _peak(devices)), model.streams)
+    return [own] if ranks is None else ranks.gather(own)
 
 
 def _not_run(
@@ -202,13 +318,27 @@ def _untrained() -> Finding:
 class _Watch:
     """Sees every weight and every module's output go by, and remembers what float16 cannot hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: Iterable[str]) -> None:
+        self._order = tuple(order)
         self._weights: dict[str, float] = {}
         self._activations: dict[str, float] = {}
         self._stopped = False
+        self.bytes_read = 0
+
+    @property
+    def seen(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The weights and the activations that float16 cannot hold, in the order of the run."""
+        return self._weights, self._activations
+
+    def add(self, seen: Iterable[tuple[dict[str, float], dict[str, float]]]) -> None:
+        """Add what the ranks saw, by rank, which is the order of the run."""
+        for weights, activations in seen:
+            self._weights = {**weights, **self._weights}
+            self._activations = {**self._activations, **activations}
 
     def __call__(self, stored: str, tensor: Tensor) -> None:
         """A weight on its way into its module."""
+        self.bytes_read += tensor.nbytes
         if self._stopped:
             return
         largest = _largest(tensor)
@@ -227,10 +357,11 @@ class _Watch:
         self._stopped = True
 
     def findings(self) -> list[Finding]:
-        """What was seen."""
+        """What was seen: weights in the order of the files, activations in that of the run."""
+        weights = {name: self._weights[name] for name in self._order if name in self._weights}
         found: list[Finding] = []
         for kind, seen, hint in (
-            ("weight", self._weights, "upstream's loader makes it infinite"),
+            ("weight", weights, "upstream's loader makes it infinite"),
             (
                 "activation",
                 self._activations,
@@ -455,6 +586,7 @@ def _why_not(subject: Subject) -> list[Finding]:
 def _check_float16(half: VitaModel, batch: _Batch) -> list[Finding]:
     """On a GPU: the same pass as upstream runs it, in float16."""
     rows = batch.run(half).rows
+    half.end()
     del half
     _free_memory()
     if all(bool(torch.isfinite(logits).all()) for logits in rows.values()):
@@ -476,14 +608,12 @@ def _free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def _check_against(
-    base: Checkpoint, text: Tensor, options: Mapping[str, Any], max_memory: Any
-) -> list[Finding]:
+def _check_against(root: str, model: VitaModel, text: Tensor) -> list[Finding]:
     """Text-only logits are the base's: surgery on vision does not touch language."""
-    model = load_model(base, max_memory=max_memory, **options)
     with torch.inference_mode():
         ids = _text(len(text), model.language_model.config.vocab_size)[None]
         logits = model.logits_of(model.embed_tokens(ids))[0].cpu()
+    model.end()
     if logits.shape == text.shape and bool(torch.equal(logits, text)):
         return []
     moved = "another vocabulary"
@@ -495,7 +625,7 @@ def _check_against(
             "language-changed",
             "error",
             "logits",
-            f"text-only logits are not those of {base.root}: {moved}",
+            f"text-only logits are not those of {root}: {moved}",
             "the language model was changed too",
         )
     ]
@@ -556,9 +686,8 @@ def _devices(model: VitaModel) -> str:
     return ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters()))
 
 
-def _peak(model: VitaModel) -> int:
-    devices = {model.device, *(parameter.device for parameter in model.parameters())}
-    gpus = [device for device in devices if device.type == "cuda"]
+def _peak(devices: str) -> int:
+    gpus = [device for device in devices.split(", ") if device.startswith("cuda")]
     if gpus:
         return sum(torch.cuda.max_memory_allocated(device) for device in gpus)
     return _peak_of_host()

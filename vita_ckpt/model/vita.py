@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from vita_ckpt.model.audio_modules import AudioModules
 from vita_ckpt.model.language import build_language_model, stored_name
 from vita_ckpt.model.vision_modules import VisionModules
 from vita_ckpt.model.weights import Streaming, Weights, on_meta
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.pipeline import Later
 
 IMAGE_TOKEN: Final = -200
 AUDIO_TOKEN: Final = -500
@@ -55,12 +58,14 @@ class VitaModel(VisionModules, AudioModules):
         self.build_vision_modules(tower_config, attn)
         self.build_audio_modules(audio)
         self._streaming: Streaming | None = None
+        # What runs the layers that are not here, if the model is one stage of several.
+        self.later: Later | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the computation."""
-        norm: Tensor = self.language_model.model.norm.weight
-        return norm.dtype
+        table: Tensor = self.language_model.model.embed_tokens.weight
+        return table.dtype
 
     @property
     def device(self) -> torch.device:
@@ -106,13 +111,20 @@ class VitaModel(VisionModules, AudioModules):
         and those of these tokens are added. With a cache only the logits of the last position are
         returned, [B, 1, vocab].
         """
-        hidden = self.language_model.model(
-            inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state
+        hidden = self.hidden_of(inputs_embeds, cache)
+        if self.later is not None:
+            return self.later(hidden, cache)
         if cache is not None:
             hidden = hidden[:, -1:]
         logits: Tensor = self.language_model.lm_head(hidden)
         return logits.to(self.device, torch.float32)
+
+    def hidden_of(self, inputs_embeds: Tensor, cache: Any = None) -> Tensor:
+        """Return what the layers that are here make of embeddings [B, T', hidden]."""
+        hidden: Tensor = self.language_model.model(
+            inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+        return hidden
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings [..., hidden] of token ids [...].
@@ -246,6 +258,11 @@ class VitaModel(VisionModules, AudioModules):
         language_model.model.embed_tokens.forward = partial(streaming.rows, parts.EMBED_TOKENS)
         language_model.lm_head.forward = partial(streaming.linear, self._head_name, rows=_HEAD_ROWS)
         self._streaming = streaming
+
+    def end(self) -> None:
+        """Tell the stages that run elsewhere, if there are any, that nothing follows."""
+        if self.later is not None:
+            self.later.stop()
 
     def observe_rest(self) -> None:
         """Call the observer of a stream with the tensors that no pass has read whole."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import click
 
+from vita_ckpt.api import ranks
 from vita_ckpt.api import verify as api
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.report import has_errors
-from vita_ckpt.errors import UsageError
+from vita_ckpt.core.verification import Verification
+from vita_ckpt.errors import UsageError, VitaCkptError
 
 
 @click.command("verify")
@@ -61,6 +66,17 @@ from vita_ckpt.errors import UsageError
     help=f"The longest answer; a streamed model is read once for each token.  [default: "
     f"{api.NEW_TOKENS}]",
 )
+@click.option(
+    "--single", is_flag=True, help="Run in this process alone, even if a launcher started several."
+)
+@click.option(
+    "--rank-timeout",
+    type=float,
+    default=ranks.RANK_TIMEOUT,
+    show_default=True,
+    metavar="SECONDS",
+    help="Under a launcher: end if nothing moves on any rank for so long.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema verify-v1).")
 @click.pass_obj
 def command(
@@ -78,6 +94,8 @@ def command(
     image: str | None,
     prompt: str | None,
     max_new_tokens: int | None,
+    single: bool,
+    rank_timeout: float,
     as_json: bool,
 ) -> int:
     """Load a checkpoint strictly and run it once.
@@ -90,23 +108,52 @@ def command(
     --prompt uses the checkpoint's own tokenizer and chat template. The image comes before the text,
     or where the text says <image>. It is prepared by the preprocessor_config.json of --tower, of
     the checkpoint, or of the tower's directory.
+
+    Under torchrun, or srun with torch's variables, each process reads and runs some of the layers,
+    and the first one reports: torchrun --nproc-per-node 8 -m vita_ckpt verify CHECKPOINT.
     """
-    verification = api.verify(
-        checkpoint,
-        device=device,
-        dtype=dtype,
-        tower=tower,
-        audio_encoder=audio_encoder,
-        attn=attn,
-        max_memory=_max_memory(max_memory),
-        against=against,
-        golden=golden,
-        save_golden=save_golden,
-        image=image,
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-        stores=settings.stores,
-    )
+    environment = {} if single else os.environ
+    with ranks.join_ranks(environment, timeout=rank_timeout) as joined:
+        if joined is not None:
+            _end_at_once()
+        try:
+            verification = api.verify(
+                checkpoint,
+                device=device,
+                dtype=dtype,
+                tower=tower,
+                audio_encoder=audio_encoder,
+                attn=attn,
+                max_memory=_max_memory(max_memory),
+                against=against,
+                golden=golden,
+                save_golden=save_golden,
+                image=image,
+                prompt=prompt,
+                max_new_tokens=max_new_tokens,
+                stores=settings.stores,
+                ranks=joined,
+            )
+        except VitaCkptError as error:
+            if joined is None:
+                raise
+            # It is said before the ranks part: a launcher kills who is left.
+            if joined.speaks:
+                console.warn(f"error: {error}")
+            return error.exit_code
+        if joined is None or joined.speaks:
+            _report(verification, settings, as_json)
+    return 1 if has_errors(verification.findings) else 0
+
+
+def _end_at_once() -> None:
+    """Let a signal end this process, also while it waits for another rank in torch."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _report(verification: Verification, settings: Settings, as_json: bool) -> None:
     if verification.skipped_audio_tensors:
         settings.note(
             f"{verification.skipped_audio_tensors} audio tensors are not run: their train.yaml is "
@@ -116,7 +163,6 @@ def command(
         render.echo_json(verification.to_dict())
     else:
         console.say("\n".join(verification_lines(verification)))
-    return 1 if has_errors(verification.findings) else 0
 
 
 def _max_memory(entries: tuple[str, ...]) -> dict[str | int, int | str] | None:

@@ -1,0 +1,95 @@
+"""Start ``vita-ckpt verify`` in several processes that a launcher's variables make one run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.conftest import Result
+
+ROOT = Path(__file__).parent.parent
+VERIFY = ("-m", "vita_ckpt", "verify")
+# One thread each: the number of threads changes the last digits of logits.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+Process = subprocess.Popen[str]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextmanager
+def started(size: int, *arguments: object, missing: int | None = None) -> Iterator[list[Process]]:
+    """Start every rank but ``missing``, and leave none behind."""
+    port = free_port()
+    processes: list[Process] = []
+    try:
+        for rank in range(size):
+            variables = {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            if rank != missing:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, *VERIFY, *map(str, arguments)],
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                        env={**ENVIRONMENT, **variables},
+                    )
+                )
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def results(processes: Sequence[Process], seconds: float = 120) -> list[Result]:
+    """Wait for processes, and return what each of them did."""
+    done = [process.communicate(timeout=seconds) for process in processes]
+    return [
+        Result(process.returncode, *texts) for process, texts in zip(processes, done, strict=True)
+    ]
+
+
+def launched(size: int, *arguments: object) -> list[Result]:
+    """Run all ranks to their end."""
+    with started(size, *arguments) as processes:
+        return results(processes)
+
+
+def alone(*arguments: object) -> Result:
+    """Run one process."""
+    done = subprocess.run(
+        [sys.executable, *VERIFY, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def wait_for_weights(process: Process, file: Path, seconds: float = 180) -> None:
+    """Wait until a process has mapped a file of weights."""
+    deadline = time.monotonic() + seconds
+    while str(file) not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)

@@ -1,0 +1,119 @@
+"""verify on three and four ranks, and on ranks that die, fail and hang."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tokenizer, write_tower
+from tests.conftest import GOLDEN
+from tests.launched import Process, alone, launched, results, started, wait_for_weights
+
+pytestmark = pytest.mark.torture
+
+COSTS = ("load_seconds", "pass_seconds", "peak_memory")
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("case", ["A1", "A4"])
+@pytest.mark.parametrize("memory", [(), ("--max-memory", "cpu=0")], ids=["resident", "streamed"])
+def test_as_one_process(tmp_path: Path, case: str, size: int, memory: tuple[str, ...]) -> None:
+    base = GOLDEN / case / "base"
+    goldens = [tmp_path / "one", tmp_path / "all"]
+    options = (base, "--device", "cpu", "--json", *memory)
+    one = json.loads(alone(*options, "--save-golden", goldens[0]).out)
+    first, *others = launched(size, *options, "--save-golden", goldens[1])
+    report = json.loads(first.out)
+    assert [entry["rank"] for entry in report.pop("ranks")] == list(range(size))
+    assert {key: report[key] for key in report if key not in COSTS} == {
+        key: one[key] for key in one if key not in COSTS
+    }
+    assert goldens[0].read_bytes() == goldens[1].read_bytes()
+    assert {(done.code, done.out, done.err) for done in others} == {(0, "", "")}
+
+
+@pytest.fixture
+def talkative(tmp_path: Path) -> Path:
+    """A checkpoint that can be asked for an answer of any length."""
+    write_tower(tmp_path / "tower-internvit", TowerSpec())
+    base = write_checkpoint(tmp_path / "base", Spec())
+    write_tokenizer(base, 40)
+    config = json.loads((base / "config.json").read_text())
+    config.pop("eos_token_id", None)
+    (base / "config.json").write_text(json.dumps(config))
+    return base
+
+
+@contextmanager
+def answering(base: Path, *options: object, size: int = 3) -> Iterator[list[Process]]:
+    """Ranks in the middle of an answer that takes hours."""
+    long = ("--prompt", "w3", "--max-new-tokens", 10_000_000)
+    with started(size, base, "--device", "cpu", *long, *options) as processes:
+        for process in processes:
+            wait_for_weights(process, base / "model.safetensors")
+        time.sleep(3)
+        assert [process.poll() for process in processes] == [None] * size
+        yield processes
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_killed_rank_ends_all(talkative: Path, rank: int) -> None:
+    with answering(talkative) as processes:
+        processes[rank].kill()
+        before = time.monotonic()
+        done = results(processes, 15)
+        assert time.monotonic() - before < 10
+    assert done[rank].code == -signal.SIGKILL
+    left = [result for number, result in enumerate(done) if number != rank]
+    assert [result.code for result in left] == [3, 3]
+    assert left[0].err == f"error: rank-lost: rank {rank}: got it ended\n"
+    assert left[1].err == ""
+    assert {result.out for result in done} == {""}
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_hanging_rank_ends_all(talkative: Path, rank: int) -> None:
+    with answering(talkative, "--rank-timeout", "3") as processes:
+        processes[rank].send_signal(signal.SIGSTOP)
+        left = [process for number, process in enumerate(processes) if number != rank]
+        done = results(left, 20)
+    assert [result.code for result in done] == [3, 3]
+    assert [result.err for result in done] == [
+        f"error: rank-hangs: rank {rank}: expected progress within 3 s "
+        "(--rank-timeout allows more)\n",
+        "",
+    ]
+
+
+def test_a_failing_rank_ends_all(tmp_path: Path) -> None:
+    """What rank 0 alone finds out in the middle of the run."""
+    write_tower(tmp_path / "tower-internvit", TowerSpec())
+    base = write_checkpoint(tmp_path / "base", Spec())
+    write_tokenizer(base, 40)
+    done = launched(3, base, "--device", "cpu", "--prompt", "w33")
+    assert [result.code for result in done] == [3, 3, 3]
+    assert done[0].err.startswith("error: tokenizer-does-not-fit: ")
+    assert [len(result.err.splitlines()) for result in done] == [1, 0, 0]
+
+
+def test_signals_end_all(talkative: Path) -> None:
+    with answering(talkative, size=2) as processes:
+        for process in processes:
+            process.terminate()
+        assert {result.code for result in results(processes, 10)} == {-signal.SIGTERM}
+
+
+def test_a_rendezvous_that_nobody_joins(talkative: Path) -> None:
+    with started(2, talkative, "--device", "cpu", missing=1) as processes:
+        before = time.monotonic()
+        (done,) = results(processes)
+    assert time.monotonic() - before > 55
+    assert done.code == 3
+    assert done.err.startswith("error: rendezvous-failed: 127.0.0.1:")
+    assert len(done.err.splitlines()) == 1
