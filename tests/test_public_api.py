@@ -232,6 +232,7 @@ VALUES = {
     "PutFile",
     "RandomInit",
     "RankReport",
+    "Reason",
     "Ranks",
     "Record",
     "RemoteFile",
