@@ -28,10 +28,10 @@ class Verification(Displayed):
 
     Times are in seconds, ``peak_memory`` in bytes (of the GPU if there is one, else of this
     process; the largest of several). ``tokens_per_image`` is the number of tokens that one image
-    produces, ``tokens_per_recording`` that of a recording of 400 frames. ``skipped_audio_tensors`` counts
-    those that were not run, since no ``train.yaml`` says how. ``answer`` is the answer to the
-    prompt, None without a prompt or if the model does not generate one. ``ranks`` are the
-    processes that a launcher started, none without a launcher.
+    produces, ``tokens_per_recording`` that of a recording of 400 frames.
+    ``skipped_audio_tensors`` counts those that were not run, since no ``train.yaml`` says how.
+    ``answer`` is the answer to the prompt, None without a prompt or if the model does not generate
+    one. ``ranks`` are the processes that a launcher started, none without a launcher.
     """
 
     path: str
