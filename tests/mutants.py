@@ -156,7 +156,7 @@ KEYS = (
     *("mm_vision_tower", "mm_hidden_size", "mm_projector_type", "use_s2"),
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "vocab_size", "num_local_experts", "tie_word_embeddings"),
-    *("mm_audio_encoder", "audio_prompt_finetune", "audio_prompt_num"),
+    "mm_audio_encoder",
 )
 CONFIG_MUTATIONS = (drop_key, change_key, add_key)
 DTYPE_MUTATIONS: tuple[Mutation, ...] = (integers, half)

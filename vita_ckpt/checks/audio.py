@@ -104,11 +104,11 @@ def check_audio_directory(directory: AudioDirectory | None) -> Iterator[Finding]
 def _prompt(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     number = config.get("audio_prompt_num")
-    if config.get("audio_prompt_finetune") is True and not prompt_rows(config):
+    if config.get("audio_prompt_finetune") and not prompt_rows(config):
         yield finding(
             "config-type",
             "audio_prompt_num",
-            f"expected a positive integer, since audio_prompt_finetune is true, got {number!r}",
+            f"expected a positive integer, since audio_prompt_finetune is set, got {number!r}",
             file=subject.config_path,
         )
 

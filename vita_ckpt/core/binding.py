@@ -316,8 +316,10 @@ def stop_of_tower(config: Mapping[str, Any], surroundings: Surroundings) -> Stop
 def stop_of_audio(config: Mapping[str, Any], surroundings: Surroundings) -> Stop | None:
     """Return where building the audio encoder stops a loader of VITA."""
     if not builds_audio(config):
-        return None
-    if config.get("audio_prompt_finetune") is True and not prompt_rows(config):
+        path = config.get("mm_audio_encoder")
+        wrong = path is not None and not isinstance(path, str)
+        return Stop("config-type", f"mm_audio_encoder is {path!r}, no path") if wrong else None
+    if config.get("audio_prompt_finetune") and not prompt_rows(config):
         number = config.get("audio_prompt_num")
         return Stop("config-type", f"audio_prompt_num is {number!r}, no number of embeddings")
     path, directory = config["mm_audio_encoder"], surroundings.audio

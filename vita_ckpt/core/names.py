@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.wrappers import unwrapped
-from vita_ckpt.core.binding import bind, is_harmless
+from vita_ckpt.core.binding import bind, is_audio, is_harmless
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.errors import InputError
 
@@ -168,7 +168,10 @@ def _tower_names(config: Mapping[str, Any], shapes: Shapes) -> dict[str, tuple[s
 
 def _unlisted_name(name: str) -> str:
     bare = unwrapped(name)
-    return bare if parts.part_of(bare) in _UNLISTED or is_harmless(bare) else name
+    if parts.part_of(bare) in _UNLISTED or is_harmless(bare):
+        return bare
+    candidates = (candidate for candidate in _candidates(name) if is_audio(candidate))
+    return next(candidates, name)
 
 
 def _library_name(name: str) -> str:
