@@ -58,7 +58,11 @@ def intended_kind(checkpoint: Checkpoint, detected: str) -> str:
 
     ``detected`` is the kind by its names and shapes; it stands wherever it says something.
     """
-    if detected not in (kinds.UNKNOWN, kinds.TOWER):
+    # A projector beside names that nothing is known by may be all of a model that was not wrapped.
+    is_rest = detected == kinds.PROJECTOR and any(
+        parts.part_of(name) == parts.OTHER for name in checkpoint.tensors
+    )
+    if detected not in (kinds.UNKNOWN, kinds.TOWER) and not is_rest:
         return detected
     if not checkpoint.tensors and relative_of(checkpoint.config) is not None:
         return kinds.MULTIMODAL

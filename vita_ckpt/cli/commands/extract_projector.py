@@ -26,7 +26,7 @@ from vita_ckpt.cli.plan_options import plan_options, run_plan
 )
 @click.option(
     "--key",
-    metavar="PATH",
+    metavar="KEY",
     help="The state dict to read in a file of torch.save with several, as model or ema.0.",
 )
 @plan_options

@@ -50,7 +50,7 @@ _KINDS = {
 )
 @click.option(
     "--key",
-    metavar="PATH",
+    metavar="KEY",
     help="The state dict to read in a file of torch.save with several, as model or ema.0.",
 )
 @click.pass_obj

@@ -61,7 +61,7 @@ from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surge
 )
 @click.option(
     "--key",
-    metavar="PATH",
+    metavar="KEY",
     help="The state dict to read in a file of torch.save with several, as model or ema.0.",
 )
 @bad_values_option
