@@ -151,6 +151,13 @@ def test_a_small_difference_between_images_is_enough(root: Path) -> None:
     assert rules(root) == set()
 
 
+@pytest.mark.parametrize("case", ["A1", "A4"])
+@pytest.mark.parametrize("memory", [None, STREAM], ids=["resident", "streamed"])
+def test_a_checkpoint_has_its_own_text(case: str, memory: Any) -> None:
+    base = GOLDEN / case / "base"
+    assert rules(base, against=base, max_memory=memory) == set()
+
+
 def test_against_a_base(root: Path, tmp_path: Path) -> None:
     other = lively(write_checkpoint(tmp_path / "other"))
     change(other, lambda t: t["model.mm_projector.0.weight"].mul_(2))
