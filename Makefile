@@ -68,7 +68,7 @@ $(STAMP): pyproject.toml constraints.txt
 $(COMPAT)/.installed: pyproject.toml constraints-compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-		$(COMPAT)/bin/pip install -q -e '.[model]' $(TEST_TOOLS)
+		$(COMPAT)/bin/pip install -q -e '.[model]' peft $(TEST_TOOLS)
 	@touch $@
 
 $(BARE)/.installed: pyproject.toml constraints-compat.txt
