@@ -389,7 +389,7 @@ def _stop_of_misled_tower(path: str, own: str, by_path: str) -> Stop | None:
     label = towers.FAMILIES[own].label
     if towers.FAMILIES[by_path].lone_file != towers.FAMILIES[own].lone_file:
         return Stop("tower-path-misleads", f"{path} is {label}: no file of the kind it opens")
-    if None not in [towers.FAMILIES[family].library_class for family in (own, by_path)]:
+    if None not in [towers.FAMILIES[family].transformers_class for family in (own, by_path)]:
         return Stop("tower-path-misleads", f"a size mismatch: {path} is {label}")
     return None
 

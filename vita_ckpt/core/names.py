@@ -179,7 +179,7 @@ def _library_name(name: str) -> str:
     if match is not None:
         return f"{match['layer']}.mlp.gate.weight"
     for family in towers.FAMILIES.values():
-        if family.library_class is None:
+        if family.transformers_class is None:
             continue
         for prefix in (parts.TOWER_MODULE + family.stored_prefix, family.standalone_prefix):
             if name.startswith(prefix):

@@ -159,7 +159,7 @@ def _dtype(tracer: Tracer, config: Mapping[str, Any], read: Read, *, old: bool) 
 
 def _tower(tracer: Tracer, config: Mapping[str, Any], family: str, *, old: bool) -> None:
     """Replay a standalone tower in the library's own class."""
-    tracer.model_class = towers.FAMILIES[family].library_class
+    tracer.model_class = towers.FAMILIES[family].transformers_class
     if tracer.model_class is None:
         tracer.stop("unknown-model-type", f"model_type {config.get('model_type')!r} is unknown")
     tracer.step("builds", tracer.model_class)

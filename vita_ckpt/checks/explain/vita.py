@@ -224,7 +224,7 @@ def _read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
     described = lookup.tower.tower if lookup.tower is not None else None
     if described is not None and described.family != family:
         return False  # said when the class was chosen
-    if towers.FAMILIES[family].library_class is not None and not any(
+    if towers.FAMILIES[family].transformers_class is not None and not any(
         n.startswith(VISION_LEVEL) for n in names
     ):
         tracer.step(

@@ -9,10 +9,10 @@ import transformers
 from torch import Tensor
 
 from vita_ckpt.core.anatomy.towers.families.clip import CLIP
-from vita_ckpt.model.towers.library import LibraryTower
+from vita_ckpt.model.towers.transformers_tower import TransformersTower
 
 
-class ClipTower(LibraryTower):
+class ClipTower(TransformersTower):
     """CLIP: the patches of hidden state -2, without CLS."""
 
     def __init__(self, config: Mapping[str, Any], attn: str | None) -> None:

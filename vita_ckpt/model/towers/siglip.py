@@ -9,11 +9,11 @@ import transformers
 from torch import Tensor
 
 from vita_ckpt.core.anatomy.towers.families.siglip import SIGLIP
-from vita_ckpt.model.towers.library import LibraryTower
 from vita_ckpt.model.towers.s2 import S2Tower
+from vita_ckpt.model.towers.transformers_tower import TransformersTower
 
 
-class SiglipTower(LibraryTower):
+class SiglipTower(TransformersTower):
     """SigLIP: all patches of hidden state -2."""
 
     def __init__(self, config: Mapping[str, Any], attn: str | None, scales: int = 1) -> None:

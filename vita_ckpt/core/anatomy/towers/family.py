@@ -49,7 +49,7 @@ class Family:
     ``sizing_tensors`` is missing. ``config_keys`` are keys that identify such a config.
 
     ``pixel_shuffle`` is the side of the square of patches whose features are concatenated into one
-    token. ``processor`` is the image processor that upstream uses, and ``library_class`` the
+    token. ``processor`` is the image processor that upstream uses, and ``transformers_class`` the
     tower's class in transformers, None where the library has none.
     """
 
@@ -76,7 +76,7 @@ class Family:
     pixel_shuffle: int = 1
     has_s2: bool = False
     processor: Literal["clip", "siglip"] = "clip"
-    library_class: str | None = None
+    transformers_class: str | None = None
 
     @property
     def lone_file(self) -> bool:

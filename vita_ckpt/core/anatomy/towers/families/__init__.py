@@ -22,7 +22,7 @@ _IN_ORDER: Final = (
 FAMILIES: Final[dict[str, Family]] = {family.name: family for family in _IN_ORDER}
 
 # The order in messages and schemas: families that transformers implements come first.
-KNOWN: Final = tuple(sorted(_IN_ORDER, key=lambda family: family.library_class is None))
+KNOWN: Final = tuple(sorted(_IN_ORDER, key=lambda family: family.transformers_class is None))
 WITH_CONFIG: Final = tuple(family for family in KNOWN if not family.lone_file)
 WITH_S2: Final = tuple(family for family in KNOWN if family.has_s2)
 

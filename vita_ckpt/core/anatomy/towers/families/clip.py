@@ -51,5 +51,5 @@ CLIP: Final = Family(
         (768, 12): {"num_attention_heads": 12, "intermediate_size": 3072},
         (1024, 24): {"num_attention_heads": 16, "intermediate_size": 4096},
     },
-    library_class="CLIPVisionModel",
+    transformers_class="CLIPVisionModel",
 )

@@ -70,5 +70,5 @@ SIGLIP: Final = Family(
     },
     options_of_tensors=_options_of_tensors,
     processor="siglip",
-    library_class="SiglipVisionModel",
+    transformers_class="SiglipVisionModel",
 )

@@ -30,7 +30,7 @@ _KEYS: Final[dict[str, type]] = {
 _LAYER_KEYS: Final = ("hidden_size", "num_attention_heads", "hidden_act")
 
 
-class LibraryTower(VisionTower):
+class TransformersTower(VisionTower):
     """A tower of transformers under upstream's names.
 
     The output is hidden state -2 (UPSTREAM §3), the input of the last layer. Neither that layer nor
