@@ -1,4 +1,4 @@
-"""What a finding advises is right in the situation in which it is said: one change, one hint."""
+"""Each hint is right where it is printed: one change to a checkpoint gives one hint."""
 
 from __future__ import annotations
 

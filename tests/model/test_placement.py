@@ -243,7 +243,7 @@ def test_convolutions_are_exact_in_float32() -> None:
 @pytest.mark.parametrize("case", BASES)
 @pytest.mark.parametrize("streams", [False, True], ids=["resident", "streamed"])
 def test_buffers_that_no_file_holds_follow_the_weights(case: str, streams: bool) -> None:
-    """The meta device stands in for a GPU: what is left on the CPU would stop a pass there."""
+    """The meta device stands in for a GPU, where a buffer left on the CPU stops the pass."""
     root = GOLDEN / case / ("swapped_by_upstream" if case == "A8" else "base")
     checkpoint = open_checkpoint(root)
     model = build(checkpoint, read_tower_config(checkpoint, Stores()), torch.float32)

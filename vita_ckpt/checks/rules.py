@@ -747,7 +747,7 @@ _TRAINING: Final = (
         "missing-tag",
         "error",
         "the file 'latest' names a state that is not there",
-        "Whoever resumes the run, or converts it, stops here.",
+        "Resuming or converting the run fails with this file.",
     ),
     Rule(
         "several-states",

@@ -1,4 +1,4 @@
-"""What an argument may be that takes a path: ``LOCAL`` refuses an address on the hub.
+"""What a path may be on the command line, and ``--key`` in it; ``LOCAL`` refuses the hub.
 
 Whether something is there and can be read is said by those who open it.
 """
@@ -30,3 +30,12 @@ class _Path(click.Path):
 
 ANYWHERE: Final = _Path(given)
 LOCAL: Final = _Path(local)
+
+
+def key_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--key``, of every command that reads what ``torch.save`` wrote."""
+    return click.option(
+        "--key",
+        metavar="KEY",
+        help="The state dict to read in a file of torch.save with several, as model or ema.0.",
+    )(command)

@@ -62,6 +62,15 @@ def plan_options(command: _Command) -> _Command:
     )
 
 
+def verify_option(result: str) -> Callable[[_Command], _Command]:
+    """Return what adds ``--verify`` to a surgery; ``result`` says what its model is then."""
+    return click.option(
+        "--verify",
+        is_flag=True,
+        help=f"Run the {result} model once before a byte is written; a failure leaves no output.",
+    )
+
+
 def bad_values_option(command: _Command) -> _Command:
     """Add ``--allow-bad-values``, of every command that takes an adapter."""
     return click.option(

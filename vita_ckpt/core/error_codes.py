@@ -115,7 +115,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("output-is-a-link",),
-                "`--output` leads over a link that somebody else could have put there",
+                "`--output` follows a link that another user could have created",
             ),
             ErrorCodes(
                 ("output-overlaps-input",),

@@ -15,7 +15,7 @@ from vita_ckpt.core.tensor_match import KeyMismatch
 from vita_ckpt.errors import InputError
 
 # Codes of bitsandbytes, GPTQ, AWQ and FP8: no numbers without the scales beside them.
-PACKED: Final = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "F8_E4M3", "F8_E5M2")
+_CODES: Final = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "F8_E4M3", "F8_E5M2")
 _LABELS: Final = {
     parts.LANGUAGE_MODEL: "the language model",
     parts.VISION_TOWER: "the vision tower",
@@ -26,7 +26,7 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
     """Return whether tensors of the language model are codes."""
     found = quantisation_of(checkpoint)
     return found is not None and any(
-        (name in found.codes or tensor.dtype in PACKED)
+        (name in found.codes or tensor.dtype in _CODES)
         and parts.part_of(name) == parts.LANGUAGE_MODEL
         for name, tensor in checkpoint.tensors.items()
     )
@@ -39,7 +39,7 @@ def refuse_packed_projector(base: Checkpoint) -> None:
     tensors are carried as they are.
     """
     for name, tensor in base.tensors.items():
-        if name.startswith(parts.PROJECTOR_PREFIX) and tensor.dtype in PACKED:
+        if name.startswith(parts.PROJECTOR_PREFIX) and tensor.dtype in _CODES:
             raise InputError(
                 "packed-projector",
                 f"{base.root}: {name}",

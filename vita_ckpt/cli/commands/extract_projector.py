@@ -8,7 +8,7 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.cli.plan_options import plan_options, run_plan
 
 
@@ -24,11 +24,7 @@ from vita_ckpt.cli.plan_options import plan_options, run_plan
 @click.option(
     "--bare", is_flag=True, help="Name tensors 0.weight, not model.mm_projector.0.weight."
 )
-@click.option(
-    "--key",
-    metavar="KEY",
-    help="The state dict to read in a file of torch.save with several, as model or ema.0.",
-)
+@key_option
 @plan_options
 @click.pass_obj
 def command(

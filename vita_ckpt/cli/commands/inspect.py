@@ -12,7 +12,7 @@ from vita_ckpt.checks.audio_summary import AudioSummary
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.reading_notes import reading_notes
@@ -48,11 +48,7 @@ _KINDS = {
 @click.option(
     "--depth", type=click.IntRange(1, 64), metavar="N", help="A module tree, N name parts deep."
 )
-@click.option(
-    "--key",
-    metavar="KEY",
-    help="The state dict to read in a file of torch.save with several, as model or ema.0.",
-)
+@key_option
 @click.pass_obj
 def command(
     settings: Settings,

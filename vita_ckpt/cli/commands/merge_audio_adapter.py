@@ -9,7 +9,7 @@ import click
 from vita_ckpt.api import audio_plans as plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options, verify_option
 
 
 @click.command("merge-audio-adapter")
@@ -23,19 +23,15 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     metavar="FILE|DIR",
     help="audio_adpter.bin, its run, or another checkpoint.",
 )
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Run the merged model once before a byte is written; a failure leaves no output.",
-)
+@verify_option("merged")
 @surgery_options
 @click.pass_obj
 def command(settings: Settings, /, base: str, adapter: str, verify: bool, **run: Any) -> int:
     """Merge a trained audio adapter into a checkpoint.
 
     Every other tensor stays as it is. Names and shapes are first checked against the adapter of the
-    checkpoint. The trainer's file has no running statistics of batch norms: those of the checkpoint
-    are kept, and that is said.
+    checkpoint. The trainer's file has no running statistics of batch norms. The command keeps those
+    of the checkpoint, and prints a note.
     """
     begin(settings, base, run)
     plan = plans.plan_merge_audio_adapter(base, adapter, stores=settings.stores)

@@ -10,7 +10,13 @@ import click
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surgery_options
+from vita_ckpt.cli.plan_options import (
+    bad_values_option,
+    begin,
+    run_plan,
+    surgery_options,
+    verify_option,
+)
 
 
 @click.command("merge-lora")
@@ -47,11 +53,7 @@ from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surge
     help="Without --adapter and any adapter_config.json: the run's alpha.",
 )
 @click.option("--rslora", is_flag=True, help="Beside --lora-alpha: the run was one with rslora.")
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Run the merged model once before a byte is written; a failure leaves no output.",
-)
+@verify_option("merged")
 @bad_values_option
 @surgery_options
 @click.pass_obj

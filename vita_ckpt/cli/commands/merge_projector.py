@@ -8,8 +8,14 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surgery_options
+from vita_ckpt.cli.paths import ANYWHERE, key_option
+from vita_ckpt.cli.plan_options import (
+    bad_values_option,
+    begin,
+    run_plan,
+    surgery_options,
+    verify_option,
+)
 
 
 @click.command("merge-projector")
@@ -45,16 +51,8 @@ from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surge
     metavar="PATH",
     help="The vision tower, for a base without one.  [default: what the run's config names]",
 )
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Run the merged model once before a byte is written; a failure leaves no output.",
-)
-@click.option(
-    "--key",
-    metavar="KEY",
-    help="The state dict to read in a file of torch.save with several, as model or ema.0.",
-)
+@verify_option("merged")
+@key_option
 @bad_values_option
 @surgery_options
 @click.pass_obj

@@ -9,7 +9,7 @@ import click
 from vita_ckpt.api import audio_plans as plans
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options, verify_option
 
 
 @click.command("swap-audio-encoder")
@@ -38,11 +38,7 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="What reinit draws from."
 )
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Run the swapped model once before a byte is written; a failure leaves no output.",
-)
+@verify_option("swapped")
 @surgery_options
 @click.pass_obj
 def command(

@@ -8,8 +8,14 @@ import click
 
 from vita_ckpt.api import plans
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surgery_options
+from vita_ckpt.cli.paths import ANYWHERE, key_option
+from vita_ckpt.cli.plan_options import (
+    bad_values_option,
+    begin,
+    run_plan,
+    surgery_options,
+    verify_option,
+)
 
 
 @click.command("swap-tower")
@@ -54,16 +60,8 @@ from vita_ckpt.cli.plan_options import bad_values_option, begin, run_plan, surge
     "--use-s2/--no-s2", default=None, help="Run SigLIP at several scales.  [default: as it is]"
 )
 @click.option("--s2-scales", metavar="LIST", help="Scales of S2 in pixels, as 384,768,1152.")
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Run the swapped model once before a byte is written; a failure leaves no output.",
-)
-@click.option(
-    "--key",
-    metavar="KEY",
-    help="The state dict to read in a file of torch.save with several, as model or ema.0.",
-)
+@verify_option("swapped")
+@key_option
 @bad_values_option
 @surgery_options
 @click.pass_obj
