@@ -16,7 +16,7 @@ from vita_ckpt.core.options import Options, TrainedWeights
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.training_state import check_copies
+from vita_ckpt.storage.reading.training.copies import check_copies
 from vita_ckpt.storage.tensors.stream import no_progress
 
 

@@ -58,7 +58,7 @@ from vita_ckpt.storage.reading.paths import (
 from vita_ckpt.storage.reading.pickles import ScannedPickle, scan_beside
 from vita_ckpt.storage.reading.rival_weights import other_weights, rival
 from vita_ckpt.storage.reading.shards import duplicate, is_same, prefetch_shards, read_shard
-from vita_ckpt.storage.reading.training_files import Place
+from vita_ckpt.storage.reading.training.find import Place
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
