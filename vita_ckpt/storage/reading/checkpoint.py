@@ -55,7 +55,7 @@ from vita_ckpt.storage.reading.paths import (
     read_json,
     read_optional,
 )
-from vita_ckpt.storage.reading.shards import Weights, prefetch_shards
+from vita_ckpt.storage.reading.shards import Weights
 from vita_ckpt.storage.reading.training_files import (
     Place,
     engine_of,
@@ -195,17 +195,19 @@ def _open_directory(store: Store, root: str, key: str, *, ignore_index: bool = F
     unindexed = weight_files_of(names) if ignore_index else []
     if unindexed:
         layout = "safetensors" if unindexed[0].endswith(SAFETENSORS_SUFFIX) else "torch"
-        prefetch_shards(store, root, unindexed)
+        announce(store, root, names, weights=unindexed)
         for name in unindexed:
             weights.read(store, root, name)
         files |= _unread_indexes(store, root, names)
     elif index_name is not None:
+        announce(store, root, names, index_name)
         index, index_file = read_json(store, os.path.join(root, index_name))
         files[index_name] = index_file
         _read_indexed(store, root, index_name, index, names, weights)
         layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
     else:
         layout, weight_files = choose_weights(store, root, names)
+        announce(store, root, names, weights=weight_files)
         weights.is_lora = layout == "lora"
         for name in weight_files:
             weights.read(store, root, name)
@@ -237,6 +239,20 @@ def _open_directory(store: Store, root: str, key: str, *, ignore_index: bool = F
         config_file=config_file,
         serving_config=serving,
     )
+
+
+def announce(
+    store: Store,
+    root: str,
+    names: Iterable[str],
+    index: str | None = None,
+    weights: Iterable[str] = (),
+) -> None:
+    """Announce to a remote store what opening a directory reads, as ``announce_checkpoint``."""
+    if not store.is_local:
+        from vita_ckpt.storage.reading.announce import announce_checkpoint  # noqa: PLC0415
+
+        announce_checkpoint(store, root, names, index, weights)
 
 
 def vita_and_serving(
@@ -284,7 +300,6 @@ def _read_indexed(
     both = ambiguous_weights(root, index_name, names, shards)
     if both is not None:
         raise both
-    prefetch_shards(store, root, shards)
     for shard, promised in shards.items():
         if store.look(os.path.join(root, shard)) is None:
             store.check_known(os.path.join(root, shard))
