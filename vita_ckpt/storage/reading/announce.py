@@ -26,14 +26,20 @@ _BESIDE: Final = {"mm_vision_tower": (CONFIG,), "mm_audio_encoder": (TRAIN, GLOB
 _LARGEST: Final = 1 << 20  # larger ones are read when they are needed
 
 
-def announce_checkpoint(
-    store: Store, root: str, names: Iterable[str], index: str | None, weights: Iterable[str]
+def announce(
+    store: Store,
+    root: str,
+    names: Iterable[str],
+    index: str | None = None,
+    weights: Iterable[str] = (),
 ) -> None:
-    """Announce configs, ``index`` and headers of a directory that holds ``names``.
+    """Announce configs, ``index`` and headers of a checkpoint's directory that holds ``names``.
 
     ``weights`` are its weight files. Where there is an index, they are taken to be what has the
     names that ``save_pretrained`` gives; if it names others, these come after it.
     """
+    if store.is_local:
+        return
     listed = frozenset(names)
     texts = {CONFIG, ORIGIN_CONFIG, PROVENANCE, index or ADAPTER_CONFIG} & listed
     shards = frozenset(weights)

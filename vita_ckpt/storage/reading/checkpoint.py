@@ -38,6 +38,7 @@ from vita_ckpt.core.remedies import ignore_index
 from vita_ckpt.core.serving import is_serving_config
 from vita_ckpt.core.training_state import Foreign, file_of_training_state, foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError
+from vita_ckpt.storage.reading.announce import announce
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
@@ -239,20 +240,6 @@ def _open_directory(store: Store, root: str, key: str, *, ignore_index: bool = F
         config_file=config_file,
         serving_config=serving,
     )
-
-
-def announce(
-    store: Store,
-    root: str,
-    names: Iterable[str],
-    index: str | None = None,
-    weights: Iterable[str] = (),
-) -> None:
-    """Announce to a remote store what opening a directory reads, as ``announce_checkpoint``."""
-    if not store.is_local:
-        from vita_ckpt.storage.reading.announce import announce_checkpoint  # noqa: PLC0415
-
-        announce_checkpoint(store, root, names, index, weights)
 
 
 def vita_and_serving(

@@ -28,8 +28,8 @@ from vita_ckpt.core.remedies import ignore_index
 from vita_ckpt.core.rivals import Rival
 from vita_ckpt.core.training_state import Foreign, foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
+from vita_ckpt.storage.reading.announce import announce
 from vita_ckpt.storage.reading.checkpoint import (
-    announce,
     choose_weights,
     collect_files,
     home_of_config,
