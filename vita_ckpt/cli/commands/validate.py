@@ -18,6 +18,7 @@ from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.policy import read_policy
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
 from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
@@ -93,17 +94,21 @@ def command(
     check_outputs(outputs, chosen)
     reports: list[Report] = []
     unread: list[VitaCkptError] = []
-    results = validate_all(
-        chosen,
-        kind=kind,
-        values=values,
-        deep=deep,
-        loader=loader,
-        verify=verify or golden is not None,
-        golden=golden,
-        jobs=jobs,
-        stores=settings.stores,
-    )
+    with shown_progress(settings.quiet) as on_progress:
+        results = list(
+            validate_all(
+                chosen,
+                kind=kind,
+                values=values,
+                deep=deep,
+                loader=loader,
+                verify=verify or golden is not None,
+                golden=golden,
+                jobs=jobs,
+                on_progress=on_progress,
+                stores=settings.stores,
+            )
+        )
     for path, result in zip(chosen, results, strict=True):
         if isinstance(result, Report):
             reports.append(policy.applied(result))

@@ -24,6 +24,7 @@ from vita_ckpt.core.checkpoint import (
 from vita_ckpt.core.dtype import CAST_SOURCES, CAST_TARGETS, INTEGERS
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG, SAFETENSORS_SUFFIX
 from vita_ckpt.core.options import TrainedWeights
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.training.filenames import (
     DTENSOR,
     HF_SHARD,
@@ -71,6 +72,7 @@ from vita_ckpt.storage.reading.paths import Stores, read_optional
 from vita_ckpt.storage.reading.shards import read_shard
 from vita_ckpt.storage.reading.training_files import Place, find_state, is_of_run, is_plain_name
 from vita_ckpt.storage.stores.base import Source, Store
+from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
 _V = TypeVar("_V")
 
@@ -132,10 +134,12 @@ def open_place(store: Store, place: Place, weights: TrainedWeights = "masters") 
     )
 
 
-def check_copies(state: Checkpoint) -> None:
+def check_copies(state: Checkpoint, on_progress: OnProgress = unwatched) -> None:
     """Raise MalformedFileError unless all masters of a state on this disk round to their copies."""
     copies = state.training.copies if state.training is not None else {}
-    _compare(state.tensors, _pairs(state.tensors, copies))
+    pairs = _pairs(state.tensors, copies)
+    size = sum(master.nbytes for master, _ in pairs.values())
+    _compare(state.tensors, pairs, progress=Tally(on_progress, "checking", size))
 
 
 def _check_sample(store: Store, found: _Found) -> None:
@@ -161,13 +165,16 @@ def _compare(
     tensors: Mapping[str, Tensor],
     pairs: Mapping[str, tuple[Tensor, TensorRef]],
     read: Callable[[TensorRef], bytes] | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Compare masters with copies: all elements, or the first and last ones that ``read`` reads."""
     if not pairs:
         return
     from vita_ckpt.storage.tensors.copies import differing_copies, differing_in_sample  # noqa: PLC0415 - numpy
 
-    differing = differing_copies(pairs) if read is None else differing_in_sample(pairs, read)
+    differing = (
+        differing_copies(pairs, progress) if read is None else differing_in_sample(pairs, read)
+    )
     for name, place in differing.items():
         raise MalformedFileError(
             "masters-differ",

@@ -14,7 +14,7 @@ from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import MalformedFileError
 from vita_ckpt.storage.stores.local import check_same, opened, read_into
 from vita_ckpt.storage.system.threads import run_all
-from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
+from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
 
 Pair = tuple[Tensor, Tensor]
 _Result = TypeVar("_Result")
@@ -25,11 +25,12 @@ _STEP: Final = 1 << 20
 _SPAN: Final = 64 << 20
 
 
-def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
+def differing(pairs: Mapping[str, Pair], progress: Progress = no_progress) -> frozenset[str]:
     """Return the names of the pairs that differ in some byte; each pair has one dtype and shape.
 
-    A pair with the same location in one file is equal without being read. Raises StaleInputError
-    for a file that changed since it was opened.
+    A pair with the same location in one file is equal without being read. ``progress`` is called
+    with the bytes of one side as they are compared, or need not be. Raises StaleInputError for a
+    file that changed since it was opened.
     """
     same_file = _SameFile()
     found: set[str] = set()
@@ -37,10 +38,13 @@ def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
     for name, pair in _on_disk_order(pairs):
         before, after, _ = _squeezed(pair)
         if before == after or same_file.same_place(before, after):
+            progress(pair[0].nbytes)
             continue
         _check_size(name, before, after)
+        progress(pair[0].nbytes - before.nbytes)
         for start, stop in _spans(before, after, before.nbytes, _SPAN):
-            jobs.append(partial(_compare_range, name, (before, after), start, stop, found))
+            compare = partial(_compare_range, name, (before, after), start, stop, found, progress)
+            jobs.append(compare)
     run_all(jobs, _THREADS)
     return frozenset(found)
 
@@ -54,15 +58,19 @@ def are_equal(pairs: Mapping[str, Pair]) -> bool:
     return not any(differing({name: pair}) for name, pair in smallest_first if pair[0].nbytes)
 
 
-def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
-    """Return the distance of the values of each pair, of one shape and not in a packed dtype."""
+def distances(pairs: Mapping[str, Pair], progress: Progress = no_progress) -> dict[str, Distance]:
+    """Return the distance of the values of each pair, of one shape and not in a packed dtype.
+
+    ``progress`` is called with the bytes of the first side as they are measured.
+    """
     jobs: list[Callable[[], Distance]] = []
     names: list[str] = []
     for name, pair in _on_disk_order(pairs):
         before, after, repeats = _squeezed(pair)
         _check_size(name, before, after)
         for start, stop in _spans(before, after, parameters(before), _SPAN // 4):
-            jobs.append(partial(_measure, name, (before, after), start, stop, repeats))
+            job = partial(_measure, name, (before, after), start, stop, repeats, progress)
+            jobs.append(job)
             names.append(name)
     totals = dict.fromkeys(pairs, Distance())
     for name, distance in zip(names, run_all(jobs, _THREADS), strict=True):
@@ -70,19 +78,27 @@ def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
     return totals
 
 
-def _compare_range(name: str, pair: Pair, start: int, stop: int, found: set[str]) -> None:
+def _compare_range(
+    name: str, pair: Pair, start: int, stop: int, found: set[str], progress: Progress
+) -> None:
     """Add ``name`` to ``found`` if bytes ``start`` to ``stop`` of the pair differ."""
     with Inputs() as inputs:
         before, after = (_blocks(tensor, inputs, name, start, stop, _STEP) for tensor in pair)
+        done = 0
         for old, new in zip(before, after, strict=True):
             if name in found:
                 break
             if old != new:
                 found.add(name)
                 break
+            done += len(old)
+            progress(len(old))
+    progress(stop - start - done)  # what need not be read
 
 
-def _measure(name: str, pair: Pair, start: int, stop: int, repeats: int) -> Distance:
+def _measure(
+    name: str, pair: Pair, start: int, stop: int, repeats: int, progress: Progress
+) -> Distance:
     """Return the distance of the elements from ``start`` to ``stop``."""
     from vita_ckpt.storage.tensors.distance import BLOCK, Meter  # noqa: PLC0415 - numpy
 
@@ -97,9 +113,11 @@ def _measure(name: str, pair: Pair, start: int, stop: int, repeats: int) -> Dist
         if pair[0] == pair[1]:
             for block in before:
                 total += meter.distance(block, block, dtypes)
+                progress(len(block) * repeats)
         else:
             for old, new in zip(before, after, strict=True):
                 total += meter.distance(old, new, dtypes)
+                progress(len(old) * repeats)
     return total.times(repeats)
 
 
