@@ -147,8 +147,8 @@ SIGNATURES = {
     "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
-        "'bool' = False, loader: 'str' = 'vita-1.5', on_progress: 'OnProgress' = unwatched, "
-        "stores: 'Stores | None' = None) -> 'Report'"
+        "'bool' = False, loader: 'str' = 'vita-1.5', key: 'str | None' = None, "
+        "on_progress: 'OnProgress' = unwatched, stores: 'Stores | None' = None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
+from vita_ckpt.api.inspect import check_key
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.api.subject import file_of, gather
 from vita_ckpt.checks.config import check_config
@@ -73,6 +74,7 @@ def validate(
     values: bool = False,
     deep: bool = False,
     loader: str = VITA_1_5,
+    key: str | None = None,
     on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
 ) -> Report:
@@ -84,10 +86,12 @@ def validate(
     of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``,
     ``language-model``, ``projector``, ``lora-run``, ``vision-tower``, ``audio-adapter``), by
     default what it looks like. ``loader`` is whose binding is judged, by its name in
-    :func:`~vita_ckpt.explain`. ``on_progress`` is told what is being read, and how far that is: see
-    :mod:`vita_ckpt.core.progress`. What is wrong are findings; raises InputError only if nothing is
-    there, or nothing of a known kind, HubError if the hub does not give what is asked for,
-    StaleInputError if a file changes meanwhile, UsageError for an unknown kind or loader.
+    :func:`~vita_ckpt.explain`. ``key`` is the path of the state dict to read in files of
+    ``torch.save`` that hold several. ``on_progress`` is told what is being read, and how far that
+    is: see :mod:`vita_ckpt.core.progress`. What is wrong are findings; raises InputError only if
+    nothing is there, or nothing of a known kind, HubError if the hub does not give what is asked
+    for, StaleInputError if a file changes meanwhile, UsageError for an unknown kind or loader, or
+    for a ``key`` without such a file.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
@@ -95,8 +99,10 @@ def validate(
         raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
     stores = Stores() if stores is None else stores
     place = locate(path, stores)
+    surveyed = survey(place, stores, key or "")
+    check_key(key, surveyed.checkpoint)
     report = report_on(
-        survey(place, stores),
+        surveyed,
         stores,
         kind=kind,
         values=values,

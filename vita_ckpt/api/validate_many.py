@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.locate import StrPath, locate, open_checkpoint
 from vita_ckpt.api.validate import validate
 from vita_ckpt.core import kinds
 from vita_ckpt.core.binding import VITA_1_5
@@ -25,6 +25,7 @@ def validate_all(
     values: bool = False,
     deep: bool = False,
     loader: str = VITA_1_5,
+    key: str | None = None,
     verify: bool = False,
     golden: StrPath | None = None,
     jobs: int = 1,
@@ -38,6 +39,7 @@ def validate_all(
         values=values,
         deep=deep,
         loader=loader,
+        key=key,
         verify=verify,
         golden=golden,
     )
@@ -128,6 +130,7 @@ def _report_or_error(
     values: bool,
     deep: bool,
     loader: str,
+    key: str | None,
     verify: bool,
     golden: StrPath | None,
     on_progress: OnProgress = unwatched,
@@ -141,13 +144,15 @@ def _report_or_error(
             values=values,
             deep=deep,
             loader=loader,
+            key=key,
             on_progress=on_progress,
             stores=stores,
         )
         if verify and report.kind == kinds.VITA and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 
-            found = run(path, golden=golden, on_progress=on_progress, stores=stores).findings
+            chosen = path if key is None else open_checkpoint(path, key=key, stores=stores)
+            found = run(chosen, golden=golden, on_progress=on_progress, stores=stores).findings
             known = {(f.rule, f.subject) for f in report.findings}
             more = [f for f in found if (f.rule, f.subject) not in known]
             report = replace(report, findings=worst_first([*report.findings, *more]))
