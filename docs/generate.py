@@ -36,6 +36,7 @@ FOLDERS = (
     "cli/commands",
     "cli/formats",
     "api",
+    "api/plans",
     "model",
     "model/audio",
     "model/towers",

@@ -9,7 +9,7 @@ from typing import Any
 from vita_ckpt.api.apply import apply
 from vita_ckpt.api.fetch import fetched
 from vita_ckpt.api.locate import StrPath
-from vita_ckpt.api.plans import plan_consolidate
+from vita_ckpt.api.plans.consolidate import plan_consolidate
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
 from vita_ckpt.core.options import Options, TrainedWeights
