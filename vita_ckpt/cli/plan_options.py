@@ -16,6 +16,7 @@ from vita_ckpt.api.verify import verify
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Tensor
@@ -170,30 +171,21 @@ def run_plan(
     if verify_first and not _works(settings, plan):
         return 1
     flushed: Counter[str] = Counter()
-    if dry_run or (out is None and not in_place):
-        api.check_plan(plan, flushed=_adding_to(flushed), stores=settings.stores)
-    else:
-        with render.progress(summary.bytes_to_write, settings.quiet) as step:
-            if in_place:
-                is_changed = api.change_in_place(
-                    plan,
-                    options=options,
-                    progress=step,
-                    flushed=_adding_to(flushed),
-                    stores=settings.stores,
-                )
-                written = plan.base.root
-                summary = summary if is_changed else api.unchanged(summary)
-            else:
-                assert out is not None  # noqa: S101 - one of the two, or a dry run
-                written = api.apply(
-                    plan,
-                    out,
-                    options=options,
-                    progress=step,
-                    flushed=_adding_to(flushed),
-                    stores=settings.stores,
-                )
+    with shown_progress(settings.quiet) as on_progress:
+        how: dict[str, Any] = {
+            "on_progress": on_progress,
+            "flushed": _adding_to(flushed),
+            "stores": settings.stores,
+        }
+        if dry_run or (out is None and not in_place):
+            api.check_plan(plan, **how)
+        elif in_place:
+            is_changed = api.change_in_place(plan, options=options, **how)
+            written = plan.base.root
+            summary = summary if is_changed else api.unchanged(summary)
+        else:
+            assert out is not None  # noqa: S101 - one of the two, or a dry run
+            written = api.apply(plan, out, options=options, **how)
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
@@ -276,7 +268,8 @@ def _note_leftovers(settings: Settings, out: str) -> None:
 
 def _works(settings: Settings, plan: Plan) -> bool:
     """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
-    verification = verify(plan.target(), stores=settings.stores)
+    with shown_progress(settings.quiet) as on_progress:
+        verification = verify(plan.target(), on_progress=on_progress, stores=settings.stores)
     _base, *said = verification_lines(verification)
     for line in ("the result, which is not written yet", *said):
         settings.note(line)
