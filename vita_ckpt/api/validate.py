@@ -35,7 +35,7 @@ from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
-from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, refs_of, source_of
 from vita_ckpt.core.filenames import (
     CONFIG,
     SINGLE_FILES,
@@ -106,8 +106,12 @@ def report_on(
     values: bool = False,
     deep: bool = False,
     loader: str = VITA_1_5,
+    outlined: Collection[str] = (),
 ) -> Report:
-    """Validate what was surveyed already; the options are those of :func:`validate`."""
+    """Validate what was surveyed already; the options are those of :func:`validate`.
+
+    ``outlined`` are weight files that hold headers only: no values of theirs are read.
+    """
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
     findings = [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
@@ -124,7 +128,7 @@ def report_on(
         findings += _run(subject)
         findings += check_training(subject)
         findings += _adapter(subject)
-        findings += _values(subject, stores, everything=values)
+        findings += _values(subject, stores, everything=values, outlined=outlined)
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += unsaid(subject, findings)
@@ -254,7 +258,9 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
             yield finding_of_error(error, file_of(error))
 
 
-def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Finding]:
+def _values(
+    subject: Subject, stores: Stores, *, everything: bool, outlined: Collection[str]
+) -> list[Finding]:
     """Check the values of the small parts, or of all."""
     refs = subject.checkpoint.stored
     if is_remote(subject.checkpoint.root) and not everything:  # headers only
@@ -263,7 +269,11 @@ def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Findi
     if everything or small:
         with fetched(remote_refs(subject.checkpoint.tensors), stores) as here:
             return check_values(here.checkpoint(subject.checkpoint))
-    names = frozenset(name for name in refs if name.startswith(parts.PROJECTOR_PREFIX))
+    names = frozenset(
+        name
+        for name, tensor in refs.items()
+        if name.startswith(parts.PROJECTOR_PREFIX) and source_of(tensor) not in outlined
+    )
     return check_values(subject.checkpoint, names) if names else []
 
 
