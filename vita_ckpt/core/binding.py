@@ -306,8 +306,12 @@ def stop_of_tower(config: Mapping[str, Any], surroundings: Surroundings) -> Stop
     tower = surroundings.tower
     if tower is None or tower.path is None:
         return _unreachable(path)
-    if tower.problem is not None:
-        return Stop("tower-directory-unreadable", tower.problem)
+    problem = tower.problem
+    lone = towers.FAMILIES[dispatch.family].lone_file
+    if tower.config is None and not (lone or (tower.tower and tower.tower.traits.lone_file)):
+        problem = problem or f"{tower.path} has no config.json: it raises"
+    if problem is not None:
+        return Stop("tower-directory-unreadable", problem)
     if tower.tower is not None and tower.tower.family != dispatch.family:
         return _stop_of_misled_tower(path, tower.tower.family, dispatch.family)
     return None
