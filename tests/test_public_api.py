@@ -35,8 +35,8 @@ SIGNATURES = {
     ),
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
-        "only: 'Sequence[str]' = (), fetch: 'bool' = False, stores: 'Stores | None' = None) "
-        "-> 'Difference'"
+        "only: 'Sequence[str]' = (), fetch: 'bool' = False, stores: 'Stores | None' = None, "
+        "ranks: 'Ranks | None' = None) -> 'Difference'"
     ),
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
@@ -146,8 +146,8 @@ SIGNATURES = {
     "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
-        "'bool' = False, loader: 'str' = 'vita-1.5', stores: 'Stores | None' = None) -> "
-        "'Report'"
+        "'bool' = False, loader: 'str' = 'vita-1.5', stores: 'Stores | None' = None, ranks: "
+        "'Ranks | None' = None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
 from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.ranks import agree_on, told_to_all
 from vita_ckpt.api.subject import file_of, gather
 from vita_ckpt.checks.config import check_config
 from vita_ckpt.checks.digests import check_manifest, check_written
@@ -55,6 +56,9 @@ from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
+
 KINDS = (
     kinds.VITA,
     kinds.LANGUAGE_MODEL,
@@ -73,6 +77,7 @@ def validate(
     deep: bool = False,
     loader: str = VITA_1_5,
     stores: Stores | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Check what lies at ``path`` by every rule, without loading it: headers, configs, small parts.
 
@@ -85,17 +90,26 @@ def validate(
     :func:`~vita_ckpt.explain`. What is wrong are findings; raises InputError only if nothing is
     there, or nothing of a known kind, HubError if the hub does not give what is asked for,
     StaleInputError if a file changes meanwhile, UsageError for an unknown kind or loader.
+
+    With the ``ranks`` of :func:`join_ranks` every process of a launcher makes the same call. They
+    share the bytes that are to be read, and all return the same report or raise the same error.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
     if loader not in LOADER_NAMES:
         raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
     stores = Stores() if stores is None else stores
-    place = locate(path, stores)
-    report = report_on(
-        survey(place, stores), stores, kind=kind, values=values, deep=deep, loader=loader
-    )
-    return replace(report, path=place)
+    team = ALONE if ranks is None else ranks
+    with told_to_all(ranks):
+        with team.agreement():
+            place = locate(path, stores)
+            surveyed = survey(place, stores)
+        agree_on(ranks, surveyed.checkpoint)
+        report = report_on(
+            surveyed, stores, kind=kind, values=values, deep=deep, loader=loader, team=team
+        )
+        report = replace(report, path=place)
+        return report if ranks is None else ranks.share(report)
 
 
 def report_on(
@@ -106,8 +120,12 @@ def report_on(
     values: bool = False,
     deep: bool = False,
     loader: str = VITA_1_5,
+    team: Team = ALONE,
 ) -> Report:
-    """Validate what was surveyed already; the options are those of :func:`validate`."""
+    """Validate what was surveyed already; the options are those of :func:`validate`.
+
+    ``team`` shares what is to be read; what lies beside the checkpoint its first process reads.
+    """
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
     findings = [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
@@ -124,7 +142,7 @@ def report_on(
         findings += _run(subject)
         findings += check_training(subject)
         findings += _adapter(subject)
-        findings += _values(subject, stores, everything=values)
+        findings += _values(subject, stores, everything=values, team=team)
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += unsaid(subject, findings)
@@ -132,7 +150,7 @@ def report_on(
         findings += check_loaders(checkpoint)
     findings += check_left_out(subject)
     if deep:
-        findings += _digests(downloaded(checkpoint, stores), stores)
+        findings += _digests(downloaded(checkpoint, stores), stores, team)
     return Report(path, subject.kind, worst_first(_said_once(findings)))
 
 
@@ -247,7 +265,7 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
             yield finding_of_error(error, file_of(error))
 
 
-def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Finding]:
+def _values(subject: Subject, stores: Stores, *, everything: bool, team: Team) -> list[Finding]:
     """Check the values of the small parts, or of all."""
     refs = subject.checkpoint.stored
     if is_remote(subject.checkpoint.root) and not everything:  # headers only
@@ -255,12 +273,12 @@ def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Findi
     small = subject.kind in (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)
     if everything or small:
         with fetched(remote_refs(subject.checkpoint.tensors), stores) as here:
-            return check_values(here.checkpoint(subject.checkpoint))
+            return check_values(here.checkpoint(subject.checkpoint), team=team)
     names = frozenset(name for name in refs if name.startswith(parts.PROJECTOR_PREFIX))
-    return check_values(subject.checkpoint, names) if names else []
+    return check_values(subject.checkpoint, names, team=team) if names else []
 
 
-def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
+def _digests(checkpoint: Checkpoint, stores: Stores, team: Team) -> Iterator[Finding]:
     """Check bytes against the digests that were taken of them."""
     from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests  # noqa: PLC0415 - only when asked for
     from vita_ckpt.storage.writing.manifest import measure, read_manifest  # noqa: PLC0415 - only when asked for
@@ -274,16 +292,17 @@ def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
         manifest = None
         yield finding_of_error(error, file_of(error))
     if manifest is not None:
-        found = measure(checkpoint)
+        found = measure(checkpoint, team=team)
         for known in check_manifest(manifest, found):
             yield replace(known, file=os.path.join(checkpoint.root, known.file))
     else:
         refs = {n: ref for n, ref in checkpoint.refs.items() if n in written.tensors}
-        yield from check_written(written.tensors, tensor_digests(refs), what="tensor")
-        files = file_digests({n: checkpoint.files[n].path for n in written.files})
+        yield from check_written(written.tensors, tensor_digests(refs, team=team), what="tensor")
+        files = file_digests({n: checkpoint.files[n].path for n in written.files}, team=team)
         hashes = {name: file.sha256 for name, file in files.items()}
         yield from check_written(written.files, hashes, what="file")
-    yield from _undo_data(checkpoint.root)
+    if team.rank == 0:
+        yield from _undo_data(checkpoint.root)
 
 
 def _undo_data(root: str) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.api.validate import validate
@@ -13,6 +14,9 @@ from vita_ckpt.core.binding import VITA_1_5
 from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
 
 _One = Callable[..., Report | VitaCkptError]
 
@@ -28,8 +32,12 @@ def validate_all(
     golden: StrPath | None = None,
     jobs: int = 1,
     stores: Stores | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Report | VitaCkptError]:
-    """Yield the report of each path, or the error that prevented it, in order; ``jobs`` at once."""
+    """Yield the report of each path, or the error that prevented it, in order; ``jobs`` at once.
+
+    ``ranks``, of which each makes the same call, share the bytes of one path after the other.
+    """
     one = partial(
         _report_or_error,
         kind=kind,
@@ -40,9 +48,9 @@ def validate_all(
         golden=golden,
     )
     stores = Stores() if stores is None else stores
-    if jobs == 1 or len(paths) == 1:
+    if jobs == 1 or len(paths) == 1 or ranks is not None:
         for path in paths:
-            yield one(path, stores=stores)
+            yield one(path, stores=stores, ranks=ranks)
         return
     # Whether to say what is looked for on the hub is known in this process only.
     located = [_located(path, stores) for path in paths]
@@ -121,17 +129,22 @@ def _report_or_error(
     verify: bool,
     golden: StrPath | None,
     stores: Stores,
+    ranks: Ranks | None = None,
 ) -> Report | VitaCkptError:
     """Return the report on one path, or the error that kept it from being made."""
     try:
-        report = validate(path, kind=kind, values=values, deep=deep, loader=loader, stores=stores)
+        report = validate(
+            path, kind=kind, values=values, deep=deep, loader=loader, stores=stores, ranks=ranks
+        )
         if verify and report.kind == kinds.VITA and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 
-            found = run(path, golden=golden, stores=stores).findings
+            found = run(path, golden=golden, stores=stores, ranks=ranks).findings
             known = {(f.rule, f.subject) for f in report.findings}
             more = [f for f in found if (f.rule, f.subject) not in known]
             report = replace(report, findings=worst_first([*report.findings, *more]))
     except VitaCkptError as error:
+        if ranks is not None and ranks.ended:
+            raise
         return error
     return report

@@ -10,6 +10,7 @@ from vita_ckpt.core.digest import digest
 from vita_ckpt.core.filenames import MANIFEST
 from vita_ckpt.core.manifest import FileDigest, Manifest, decode
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.errors import MalformedFileError, StaleInputError
 from vita_ckpt.storage.formats.safetensors import encode_header
 from vita_ckpt.storage.reading.paths import Stores
@@ -68,11 +69,13 @@ def current_manifest(checkpoint: Checkpoint, stores: Stores) -> Manifest | None:
     return manifest
 
 
-def measure(checkpoint: Checkpoint, names: Collection[str] | None = None) -> Manifest:
+def measure(
+    checkpoint: Checkpoint, names: Collection[str] | None = None, *, team: Team = ALONE
+) -> Manifest:
     """Compute the present digests of a checkpoint's files, all of them or those in ``names``.
 
-    Every byte of them is read. Raises InputError as :func:`file_digests` and :func:`tensor_digests`
-    do.
+    Every byte of them is read, each by one of ``team``. Raises InputError as :func:`file_digests`
+    and :func:`tensor_digests` do.
     """
 
     def wanted(name: str) -> bool:
@@ -83,12 +86,12 @@ def measure(checkpoint: Checkpoint, names: Collection[str] | None = None) -> Man
     whole |= {s.name: s.file.path for s in shards if s.format != "safetensors"}
     safetensors = {s.file: s.name for s in shards if s.format == "safetensors"}
     refs = {n: ref for n, ref in checkpoint.refs.items() if ref.source in safetensors}
-    found = tensor_digests(refs)
+    found = tensor_digests(refs, team=team)
     files: dict[str, FileDigest] = {}
     for file, shard in safetensors.items():
         held = {name: found[name] for name, ref in refs.items() if ref.source == file}
         files[shard] = FileDigest(file.size, file.digest, held)
-    return Manifest({**files, **file_digests(whole)})
+    return Manifest({**files, **file_digests(whole, team=team)})
 
 
 def manifest_of(
