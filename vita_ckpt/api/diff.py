@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vita_ckpt.api.fetch import downloaded, fetched
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath
+from vita_ckpt.api.ranks import agree_on, told_to_all
 from vita_ckpt.checks.diff import Difference, compare_checkpoints, compared_files
 from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, TensorRef, parameters
@@ -14,9 +16,13 @@ from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import PACKED
 from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.relocation import remote_refs
+from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.storage.hub.content_hash import same_content
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.tensors import compare
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
 
 Pairs = dict[str, compare.Pair]
 
@@ -30,6 +36,7 @@ def diff(
     fetch: bool = False,
     on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
+    ranks: Ranks | None = None,
 ) -> Difference:
     """Compare ``b`` with ``a``: config keys, files, and tensors, byte by byte.
 
@@ -44,34 +51,55 @@ def diff(
     tensors are the same; the others are ``unread`` in the result. ``fetch`` and ``only`` fetch
     them, ``values`` downloads both sides. ``on_progress`` is told what is being compared, and how
     far that is: see :mod:`vita_ckpt.core.progress`.
+
+    With the ``ranks`` of :func:`join_ranks` every process of a launcher makes the same call. They
+    share the bytes that are to be read, and all return the same difference or raise the same error;
+    each tells how far its own share is.
     """
     stores = Stores() if stores is None else stores
-    first, second = as_checkpoint(a, stores), as_checkpoint(b, stores)
-    if values:
-        first, second = downloaded(first, stores), downloaded(second, stores)
+    team = ALONE if ranks is None else ranks
+    with told_to_all(ranks):
+        with team.agreement():
+            first, second = as_checkpoint(a, stores), as_checkpoint(b, stores)
+            if values:
+                first, second = downloaded(first, stores), downloaded(second, stores)
+        agree_on(ranks, first, second)
+        fetch = fetch or bool(only)
+        return _difference(first, second, values, only, fetch, on_progress, stores, team)
+
+
+def _difference(
+    first: Checkpoint,
+    second: Checkpoint,
+    values: bool,
+    only: Sequence[str],
+    fetch: bool,
+    on_progress: OnProgress,
+    stores: Stores,
+    team: Team,
+) -> Difference:
     shared = {n: (t, second.tensors[n]) for n, t in first.tensors.items() if n in second.tensors}
     alike = {
         name: (old, new)
         for name, (old, new) in shared.items()
         if (old.dtype, old.shape) == (new.dtype, new.shape)
     }
-    fetch = fetch or bool(only)
-    other_tensors, unread_tensors = _differing(alike, fetch, on_progress, stores)
-    other_files, unread_files = _other_files(first, second, fetch, on_progress, stores)
+    other_tensors, unread_tensors = _differing(alike, fetch, on_progress, stores, team)
+    other_files, unread_files = _other_files(first, second, fetch, on_progress, stores, team)
     changed = other_tensors | (shared.keys() - alike.keys())
     return compare_checkpoints(
         first,
         second,
         other_tensors=other_tensors,
         other_files=other_files,
-        distances=_distances(shared, changed, on_progress) if values else None,
+        distances=_distances(shared, changed, on_progress, team) if values else None,
         only=(only,) if isinstance(only, str) else only,
         unread=tuple(sorted(unread_tensors | unread_files)),
     )
 
 
 def _differing(
-    pairs: Pairs, fetch: bool, on_progress: OnProgress, stores: Stores
+    pairs: Pairs, fetch: bool, on_progress: OnProgress, stores: Stores, team: Team
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the pairs that differ, and of those that only ``fetch`` could decide."""
     far = {name: pair for name, pair in pairs.items() if remote_refs(_sides(pair))}
@@ -80,15 +108,16 @@ def _differing(
     differ = frozenset(name for name, same in known.items() if same is False)
     unknown = frozenset(name for name, same in known.items() if same is None)
     if not fetch or not unknown:
-        return differ | _compared(near, on_progress), unknown
+        return differ | _compared(near, on_progress, team), unknown
     refs = frozenset().union(*(remote_refs(_sides(pairs[name])) for name in unknown))
     with fetched(refs, stores) as here:
         near |= {n: (here.tensor(pairs[n][0]), here.tensor(pairs[n][1])) for n in unknown}
-        return differ | _compared(near, on_progress), frozenset()
+        return differ | _compared(near, on_progress, team), frozenset()
 
 
-def _compared(pairs: Pairs, on_progress: OnProgress) -> frozenset[str]:
-    return compare.differing(pairs, progress=Tally(on_progress, "comparing", _size(pairs)))
+def _compared(pairs: Pairs, on_progress: OnProgress, team: Team) -> frozenset[str]:
+    step = Tally(on_progress, "comparing", _size(pairs) // team.size)
+    return compare.differing(pairs, team=team, progress=step)
 
 
 def _size(pairs: Pairs) -> int:
@@ -117,7 +146,7 @@ def _same(before: Tensor, after: Tensor) -> bool | None:
 
 
 def _distances(
-    shared: Pairs, changed: frozenset[str], on_progress: OnProgress
+    shared: Pairs, changed: frozenset[str], on_progress: OnProgress, team: Team
 ) -> dict[str, Distance]:
     """Measure all pairs of one shape; equal ones are read only for the norm of their part."""
     pairs = {
@@ -132,12 +161,17 @@ def _distances(
         if part_of(name) in changed_parts
     }
     unread = {name: Distance(elements=parameters(old)) for name, (old, _) in pairs.items()}
-    step = Tally(on_progress, "measuring", _size(measured))
-    return unread | compare.distances(measured, progress=step)
+    step = Tally(on_progress, "measuring", _size(measured) // team.size)
+    return unread | compare.distances(measured, team=team, progress=step)
 
 
 def _other_files(
-    a: Checkpoint, b: Checkpoint, fetch: bool, on_progress: OnProgress, stores: Stores
+    a: Checkpoint,
+    b: Checkpoint,
+    fetch: bool,
+    on_progress: OnProgress,
+    stores: Stores,
+    team: Team,
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the files of both that differ, and of those that were not compared.
 
@@ -155,7 +189,7 @@ def _other_files(
             found |= {name}
         else:
             pairs[name] = _bytes_of(before), _bytes_of(after)
-    differ, unread = _differing(pairs, fetch, on_progress, stores)
+    differ, unread = _differing(pairs, fetch, on_progress, stores, team)
     return found | differ, unread
 
 

@@ -200,21 +200,20 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
 
 def _measured(spans: Sequence[_Span]) -> list[Distance]:
     """Return the distance of each of some ranges of elements."""
-    from vita_ckpt.storage.tensors.distance import Meter  # noqa: PLC0415 - numpy
+    from vita_ckpt.storage.tensors.distance import BLOCK, Meter  # noqa: PLC0415 - numpy
 
     meter = Meter()
     with Inputs() as inputs:
-        return [_distance(span, meter, inputs) for span in spans]
+        return [_distance(span, meter, BLOCK, inputs) for span in spans]
 
 
-def _distance(span: _Span, meter: Meter, inputs: Inputs) -> Distance:
-    from vita_ckpt.storage.tensors.distance import BLOCK  # noqa: PLC0415 - numpy
-
+def _distance(span: _Span, meter: Meter, step: int, inputs: Inputs) -> Distance:
+    """Return the distance of a range of elements, ``step`` of them at a time."""
     dtypes = span.before.dtype, span.after.dtype
     widths = [BITS[dtype] // 8 for dtype in dtypes]
     total = Distance()
     before, after = (
-        _blocks(tensor, inputs, span.name, span.start * width, span.stop * width, BLOCK * width)
+        _blocks(tensor, inputs, span.name, span.start * width, span.stop * width, step * width)
         for tensor, width in zip((span.before, span.after), widths, strict=True)
     )
     if span.before == span.after:
