@@ -10,7 +10,7 @@ TEST_TOOLS := hatchling hypothesis jsonschema pytest-xdist junitparser markdown-
 # One process more than there are processors: some tests wait for what is slow on purpose.
 PROCESSES := $(shell expr $$(nproc) + 1)
 
-.PHONY: demo test test-compat test-bare lock torture check lint format docs bench clean
+.PHONY: demo test test-compat test-bare lock torture pages picture browser check lint format docs bench clean
 
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -33,10 +33,24 @@ test-bare: $(BARE)/.installed
 lock: $(STAMP)
 	$(BIN)/python .ci/lock.py
 
-# Every system call killed and failed, every power cut, sixteen rivals, long fuzzing: minutes.
-torture: $(STAMP)
+# Every system call killed and failed, every power cut, sixteen rivals, long fuzzing, pages in a
+# browser: minutes.
+torture: $(STAMP) browser
 	command -v strace >/dev/null || apt-get install -y strace || sudo apt-get install -y strace
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist load -m torture tests/torture tests/fuzz
+
+# The pages of reports in a browser: contrast, keyboard, small screens, hostile names.
+pages: $(STAMP) browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m torture tests/torture/test_pages.py
+
+# The picture in the README.
+picture: $(STAMP) browser
+	$(BIN)/python -m docs.picture
+
+browser:
+	@command -v chromium-headless-shell chromium >/dev/null || \
+		apt-get install -y chromium-headless-shell fonts-dejavu-core || \
+		sudo apt-get install -y chromium-headless-shell fonts-dejavu-core
 
 check: lint test
 

@@ -35,6 +35,7 @@ FOLDERS = (
     "cli",
     "cli/commands",
     "cli/formats",
+    "cli/html",
     "api",
     "model",
     "model/audio",

@@ -38,6 +38,10 @@ SIGNATURES = {
         "only: 'Sequence[str]' = (), fetch: 'bool' = False, stores: 'Stores | None' = None) "
         "-> 'Difference'"
     ),
+    "distributions": (
+        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> "
+        "'dict[str, Distribution]'"
+    ),
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
     "inspect": (
@@ -197,6 +201,7 @@ VALUES = {
     "Difference",
     "Dispatch",
     "Distance",
+    "Distribution",
     "Divergence",
     "DropFile",
     "DropTensor",

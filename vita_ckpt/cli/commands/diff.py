@@ -19,7 +19,7 @@ from vita_ckpt.checks.diff import (
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
+from vita_ckpt.cli.outputs import Output, check_outputs, deliver, html_option, report_options
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.distance import Distance
@@ -55,6 +55,7 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
     help="Show at most N lines of each kind.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json (schema diff-v1).")
+@html_option
 @report_options
 @click.pass_obj
 def command(
@@ -67,6 +68,7 @@ def command(
     exit_code: bool,
     limit: int,
     as_json: bool,
+    page: Output | None,
     report_format: str,
     outputs: tuple[Output, ...],
 ) -> int:
@@ -84,6 +86,7 @@ def command(
             expected="either --only, which wants a change, or --exit-code, which wants none",
             got="both",
         )
+    outputs = outputs if page is None else (*outputs, page)
     check_outputs(outputs, (a, b))
     found = diff(a, b, values=values, only=only, fetch=fetch, stores=settings.stores)
     if found.tensors_only:
@@ -99,9 +102,16 @@ def command(
         {
             "text": lambda: "".join(f"{line}\n" for line in _screen(found, limit)),
             "json": lambda: json_text(found.to_dict()) + "\n",
+            "html": lambda: _page(found),
         },
     )
     return 1 if found.breaches or (exit_code and not found.identical) else 0
+
+
+def _page(found: Difference) -> str:
+    from vita_ckpt.cli.html.difference import difference_page  # noqa: PLC0415 - start-up
+
+    return difference_page(found)
 
 
 def _screen(found: Difference, limit: int) -> Iterator[str]:
