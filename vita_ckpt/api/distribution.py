@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from threading import Lock
-
 from vita_ckpt.api.fetch import downloaded
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath
 from vita_ckpt.checks.distribution import Distribution, distribution_of, is_counted
 from vita_ckpt.checks.inspect import names_by_part
-from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, parameters, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, parameters, refs_of
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.tensors.scan import scan
 
@@ -27,14 +25,7 @@ def distributions(
     opened = downloaded(as_checkpoint(checkpoint, stores), stores)
     stored = opened.stored
     seen = {ref: Distribution() for tensor in stored.values() for ref in refs_of(tensor)}
-    lock = Lock()
-
-    def visit(tensor: TensorRef, data: memoryview, position: int) -> None:
-        found = distribution_of(tensor, data, position)
-        with lock:
-            seen[tensor] += found
-
-    scan([ref for ref in seen if is_counted(ref.dtype)], visit)
+    seen |= scan([ref for ref in seen if is_counted(ref.dtype)], distribution_of)
     found: dict[str, Distribution] = {}
     for part, names in names_by_part(opened).items():
         total = Distribution()
