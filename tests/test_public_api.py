@@ -40,6 +40,10 @@ SIGNATURES = {
         "unwatched, stores: 'Stores | None' = None, ranks: 'Ranks | None' = None) -> "
         "'Difference'"
     ),
+    "distributions": (
+        "(checkpoint: 'Checkpoint | StrPath', *, on_progress: 'OnProgress' = unwatched, "
+        "stores: 'Stores | None' = None) -> 'dict[str, Distribution]'"
+    ),
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
     "inspect": (
@@ -200,6 +204,7 @@ VALUES = {
     "Difference",
     "Dispatch",
     "Distance",
+    "Distribution",
     "Divergence",
     "DropFile",
     "DropTensor",

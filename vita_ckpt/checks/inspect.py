@@ -52,13 +52,17 @@ _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", 
 
 @dataclass(frozen=True, slots=True)
 class PartSummary:
-    """One part: its tensors, parameters (elements), bytes, and dtypes, the commonest first."""
+    """One part: its tensors, parameters (elements), bytes, and dtypes, the commonest first.
+
+    ``bytes_by_dtype`` has the bytes of each of ``dtypes``, in the same order.
+    """
 
     name: str
     tensors: int
     parameters: int
     bytes: int
     dtypes: tuple[str, ...]
+    bytes_by_dtype: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -595,31 +599,42 @@ def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
     )
 
 
-def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
-    is_tower, codes = kind.name == TOWER, kind.quantisation
+def names_by_part(checkpoint: Checkpoint, kind: Kind | None = None) -> dict[str, list[str]]:
+    """Return the names of the tensors of each part, empty for a part that is not there."""
+    kind = kind_of(checkpoint) if kind is None else kind
+    is_tower = kind.name == TOWER
     groups: dict[str, list[str]] = {label: [] for label in parts.LABELS}
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     prefix = towers.tower_prefix(shapes) if is_tower else parts.TOWER_PREFIX
     for name in checkpoint.tensors:
         below = is_tower and name.startswith(prefix)
         groups[parts.VISION_TOWER if below else kind.part_of(name)].append(name)
+    return groups
+
+
+def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
+    codes, tensors = kind.quantisation, checkpoint.tensors
     always = (parts.LANGUAGE_MODEL, parts.MM_PROJECTOR, parts.VISION_TOWER)
-    return tuple(
-        PartSummary(
-            name=part,
-            tensors=len(names),
-            parameters=sum(
-                parameters(checkpoint.tensors[name])
-                if codes is None
-                else codes.parameters(name, checkpoint.tensors[name])
-                for name in names
-            ),
-            bytes=sum(checkpoint.tensors[name].nbytes for name in names),
-            dtypes=_dtypes(checkpoint.tensors[name] for name in names),
+    found = []
+    for part, names in names_by_part(checkpoint, kind).items():
+        if not names and part not in always:
+            continue
+        sizes = _bytes_by_dtype(tensors[name] for name in names)
+        elements = (
+            parameters(tensors[name]) if codes is None else codes.parameters(name, tensors[name])
+            for name in names
         )
-        for part, names in groups.items()
-        if names or part in always
-    )
+        found.append(
+            PartSummary(
+                name=part,
+                tensors=len(names),
+                parameters=sum(elements),
+                bytes=sum(sizes.values()),
+                dtypes=tuple(sizes),
+                bytes_by_dtype=tuple(sizes.values()),
+            )
+        )
+    return tuple(found)
 
 
 def _lora(checkpoint: Checkpoint) -> LoraSummary | None:
@@ -673,10 +688,15 @@ def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _dtypes(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    return tuple(_bytes_by_dtype(tensors))
+
+
+def _bytes_by_dtype(tensors: Iterable[Tensor]) -> dict[str, int]:
+    """Return the bytes of each dtype, the largest first."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts[tensor.dtype] += tensor.nbytes
-    return tuple(dtype for dtype, _ in counts.most_common())
+    return dict(counts.most_common())
 
 
 def _text(value: Any) -> str | None:

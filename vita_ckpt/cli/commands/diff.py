@@ -21,7 +21,7 @@ from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli import render
 from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
+from vita_ckpt.cli.outputs import Output, check_outputs, deliver, html_option, report_options
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
@@ -62,6 +62,7 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
 )
 @rank_options
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json (schema diff-v1).")
+@html_option
 @report_options
 @click.pass_obj
 def command(
@@ -76,6 +77,7 @@ def command(
     single: bool,
     rank_timeout: float,
     as_json: bool,
+    page: Output | None,
     report_format: str,
     outputs: tuple[Output, ...],
 ) -> int:
@@ -96,6 +98,7 @@ def command(
             expected="either --only, which wants a change, or --exit-code, which wants none",
             got="both",
         )
+    outputs = outputs if page is None else (*outputs, page)
 
     def run(ranks: Ranks | None) -> int:
         with shown_progress(settings.quiet or not speaks(ranks)) as on_progress:
@@ -137,8 +140,15 @@ def _report(
         {
             "text": lambda: "".join(f"{line}\n" for line in _screen(found, limit)),
             "json": lambda: json_text(found.to_dict()) + "\n",
+            "html": lambda: _page(found),
         },
     )
+
+
+def _page(found: Difference) -> str:
+    from vita_ckpt.cli.html.difference import difference_page  # noqa: PLC0415 - start-up
+
+    return difference_page(found)
 
 
 def _screen(found: Difference, limit: int) -> Iterator[str]:
