@@ -14,7 +14,7 @@ from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, TensorRef, parameters
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import PACKED
-from vita_ckpt.core.relocation import remote_refs
+from vita_ckpt.core.relocation import are_remote, remote_refs
 from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.storage.hub.content_hash import same_content
 from vita_ckpt.storage.reading.paths import Stores
@@ -96,7 +96,7 @@ def _differing(
     pairs: Pairs, fetch: bool, stores: Stores, team: Team
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the pairs that differ, and of those that only ``fetch`` could decide."""
-    far = {name: pair for name, pair in pairs.items() if remote_refs(_sides(pair))}
+    far = {name: pair for name, pair in pairs.items() if are_remote(pair)}
     near = {name: pair for name, pair in pairs.items() if name not in far}
     known = {name: _same(*pair) for name, pair in far.items()}
     differ = frozenset(name for name, same in known.items() if same is False)
