@@ -23,6 +23,7 @@ from vita_ckpt.cli.launched import rank_options, run_in_ranks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.strict_json import json_text
@@ -97,9 +98,17 @@ def command(
         )
 
     def run(ranks: Ranks | None) -> int:
-        found = diff(
-            a, b, values=values, only=only, fetch=fetch, stores=settings.stores, ranks=ranks
-        )
+        with shown_progress(settings.quiet or ranks is not None) as on_progress:
+            found = diff(
+                a,
+                b,
+                values=values,
+                only=only,
+                fetch=fetch,
+                on_progress=on_progress,
+                stores=settings.stores,
+                ranks=ranks,
+            )
         if ranks is None or ranks.speaks:
             _report(found, limit, settings, "json" if as_json else report_format, outputs)
         return 1 if found.breaches or (exit_code and not found.identical) else 0

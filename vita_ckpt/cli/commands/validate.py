@@ -18,8 +18,9 @@ from vita_ckpt.cli import console
 from vita_ckpt.cli.launched import rank_options, run_in_ranks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
-from vita_ckpt.cli.paths import ANYWHERE, LOCAL
+from vita_ckpt.cli.paths import ANYWHERE, LOCAL, key_option
 from vita_ckpt.cli.policy import read_policy
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
 from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @click.option(
     "--golden", type=LOCAL, metavar="FILE", help="Compare with a golden of verify; runs it."
 )
+@key_option
 @click.option("--select", multiple=True, metavar="RULE", help="Look at these rules only; a glob.")
 @click.option("--ignore", multiple=True, metavar="RULE", help="Leave these rules out; a glob.")
 @click.option("--strict/--no-strict", default=None, help="Warnings fail too.")
@@ -74,6 +76,7 @@ def command(
     loader: str,
     verify: bool,
     golden: str | None,
+    key: str | None,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     strict: bool | None,
@@ -108,18 +111,23 @@ def command(
                 settings.note(sentence)
         reports: list[Report] = []
         unread: list[VitaCkptError] = []
-        results = validate_all(
-            chosen,
-            kind=kind,
-            values=values,
-            deep=deep,
-            loader=loader,
-            verify=verify or golden is not None,
-            golden=golden,
-            jobs=jobs,
-            stores=settings.stores,
-            ranks=ranks,
-        )
+        with shown_progress(settings.quiet or ranks is not None) as on_progress:
+            results = list(
+                validate_all(
+                    chosen,
+                    kind=kind,
+                    values=values,
+                    deep=deep,
+                    loader=loader,
+                    key=key,
+                    verify=verify or golden is not None,
+                    golden=golden,
+                    jobs=jobs,
+                    on_progress=on_progress,
+                    stores=settings.stores,
+                    ranks=ranks,
+                )
+            )
         for path, result in zip(chosen, results, strict=True):
             if isinstance(result, Report):
                 reports.append(policy.applied(result))

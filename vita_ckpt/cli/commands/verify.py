@@ -11,6 +11,7 @@ from vita_ckpt.cli import console, render
 from vita_ckpt.cli.launched import rank_options, run_in_ranks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.core.verification import Verification
@@ -106,23 +107,25 @@ def command(
     """
 
     def run(ranks: Ranks | None) -> int:
-        verification = api.verify(
-            checkpoint,
-            device=device,
-            dtype=dtype,
-            tower=tower,
-            audio_encoder=audio_encoder,
-            attn=attn,
-            max_memory=_max_memory(max_memory),
-            against=against,
-            golden=golden,
-            save_golden=save_golden,
-            image=image,
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-            stores=settings.stores,
-            ranks=ranks,
-        )
+        with shown_progress(settings.quiet or ranks is not None) as on_progress:
+            verification = api.verify(
+                checkpoint,
+                device=device,
+                dtype=dtype,
+                tower=tower,
+                audio_encoder=audio_encoder,
+                attn=attn,
+                max_memory=_max_memory(max_memory),
+                against=against,
+                golden=golden,
+                save_golden=save_golden,
+                image=image,
+                prompt=prompt,
+                max_new_tokens=max_new_tokens,
+                on_progress=on_progress,
+                stores=settings.stores,
+                ranks=ranks,
+            )
         if ranks is None or ranks.speaks:
             _report(verification, settings, as_json)
         return 1 if has_errors(verification.findings) else 0
