@@ -143,7 +143,7 @@ def report_on(
     """Validate what was surveyed already; the options are those of :func:`validate`.
 
     ``outlined`` are weight files that hold headers only: no values of theirs are read. ``team``
-    shares what is to be read; what lies beside the checkpoint its first process reads.
+    shares what is to be read; what is kept for an undo its first process reads.
     """
     checkpoint = surveyed.checkpoint
     path = checkpoint.root

@@ -59,8 +59,8 @@ def load_model(
     directory, where the config's path does not lead to it; ``audio_encoder`` that of the audio
     encoder, whose tensors are not run without it; ``attn`` the library's attention implementation.
     ``max_memory`` is what weights may take: bytes or ``"4GB"``, by GPU number or ``"cpu"``; by
-    default most of every GPU's free memory, half a gigabyte of a CPU's. Weights lie on one GPU if
-    they fit there, on several if they fit on those together (only ``max_memory``'s, where it names
+    default most of what is free, of a CPU at least half a gigabyte. Weights lie on one GPU if they
+    fit there, on several if they fit on those together (only ``max_memory``'s, where it names
     some), and otherwise stream from the checkpoint's own files, module by module.
 
     The model has ``vision_tower(pixel_values)`` [N, 3, H, W] → [N, tokens, mm_hidden_size],

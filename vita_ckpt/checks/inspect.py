@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from math import isfinite, prod
 from typing import Any, Final, TypedDict
 
@@ -16,7 +17,7 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.binding import bind
-from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Tensor, parameters, refs_of
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
 from vita_ckpt.core.kinds import (
@@ -232,7 +233,7 @@ def inspect_checkpoint(
     kind = found.name
     if kind == MULTIMODAL and (tower_directory or _NOWHERE).path == checkpoint.root:
         tower_directory = None  # the model's own config describes its tower
-    config = checkpoint.config or {}
+    config, sizes = checkpoint.config or {}, _bytes_by_dtype(checkpoint.tensors.values())
     facts = _Facts.of(checkpoint, tower_directory, audio_directory, found)
     is_tower = kind == TOWER
     lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in CONFIG_KEYS}
@@ -250,10 +251,10 @@ def inspect_checkpoint(
         else (),
         backbone=backbone.language_model if backbone else plain,
         loader_name=backbone.loader_name if backbone else None,
-        dtypes=_dtypes(checkpoint.tensors.values()),
+        dtypes=tuple(sizes),
         tensors=len(checkpoint.tensors),
         parameters=true_parameters(checkpoint),
-        bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        bytes=sum(sizes.values()),
         shards=_shards(checkpoint),
         parts=_parts(checkpoint, found),
         config=lines,
@@ -372,7 +373,7 @@ class _Facts:
         return cls(
             config=config,
             shapes=shapes,
-            dtypes=_dtypes(checkpoint.tensors.values()),
+            dtypes=tuple(_bytes_by_dtype(checkpoint.tensors.values())),
             has_language_model=any(name.startswith(parts.LAYERS_PREFIX) for name in shapes),
             tower=tower,
             directory=directory.tower if directory else None,
@@ -592,7 +593,10 @@ _COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]
 
 def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
     sources = ({ref.source for ref in refs_of(t)} for t in checkpoint.tensors.values())
-    counts = Counter(source for found in sources for source in found)
+    counts: Counter[File] = Counter()
+    # Mostly one file after the other: each is looked up once for many tensors.
+    for source, group in groupby(source for found in sources for source in found):
+        counts[source] += sum(1 for _ in group)
     return tuple(
         ShardSummary(shard.name, shard.format, shard.file.size, counts[shard.file])
         for shard in checkpoint.shards
@@ -685,10 +689,6 @@ def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
         if projector is None
         else files.get(refs_of(tensors[projector])[0].source),
     }
-
-
-def _dtypes(tensors: Iterable[Tensor]) -> tuple[str, ...]:
-    return tuple(_bytes_by_dtype(tensors))
 
 
 def _bytes_by_dtype(tensors: Iterable[Tensor]) -> dict[str, int]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="DEVICE=SIZE",
     help="What weights may take, such as cpu=4GB, or 0=20GB and 1=20GB for several GPUs; a larger "
-    "model streams from its files.",
+    "model streams from its files.  [default: most of what is free]",
 )
 @click.option(
     "--tower", type=ANYWHERE, metavar="DIR", help="The tower's directory, for its config."

@@ -11,8 +11,8 @@ from vita_ckpt.core.checkpoint import Tensor, refs_of
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.core.team import ALONE, Team, portions
 from vita_ckpt.storage.stores.local import identify, opened, read_at
-from vita_ckpt.storage.system.workers import evaluate
-from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
+from vita_ckpt.storage.system.workers import Progress, evaluate, no_progress
+from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 _STEP: Final = 4 << 20
 
