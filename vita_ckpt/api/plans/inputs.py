@@ -19,6 +19,7 @@ from vita_ckpt.core.plan import (
     Plan,
 )
 from vita_ckpt.core.quantisation import describe, quantisation_of
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import (
@@ -121,7 +122,10 @@ def dtype_code(name: str | None) -> str | None:
         return name
     if name.lower() not in SPELLINGS:
         raise UsageError(
-            "unknown-dtype", name, expected=", ".join(sorted(SPELLINGS)), hint="name one of these"
+            "unknown-dtype",
+            name,
+            expected=", ".join(sorted(SPELLINGS)),
+            hint=did_you_mean(name, SPELLINGS) or "name one of these",
         )
     return SPELLINGS[name.lower()]
 

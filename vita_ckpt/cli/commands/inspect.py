@@ -10,12 +10,14 @@ import click
 from vita_ckpt.api.inspect import as_checkpoint, check_key, inspect, list_tensors, module_tree
 from vita_ckpt.checks.audio_summary import AudioSummary
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
-from vita_ckpt.cli import console, render
+from vita_ckpt.cli import completion, console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.reading_notes import reading_notes
+from vita_ckpt.core.spelling import did_you_mean_tensor
 from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import printable
 
@@ -42,6 +44,7 @@ _KINDS = {
     "pattern",
     is_flag=False,
     flag_value="*",
+    shell_complete=completion.tensors,
     metavar="[GLOB]",
     help="List the tensors, or those whose names match GLOB.",
 )
@@ -74,6 +77,8 @@ def command(
     inspection = inspect(opened, stores=stores)
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None
+    if tensors == [] and pattern is not None:
+        settings.note(_no_tensor(pattern, opened))
     if as_json:
         render.echo_json({**inspection.to_dict(), "tensor_list": tensors, "modules": modules})
     elif tensors is None and modules is None:
@@ -83,6 +88,11 @@ def command(
         tables += [_module_table(modules)] if modules is not None else []
         console.say("\n\n".join(tables))
     return 1 if inspection.missing else 0
+
+
+def _no_tensor(pattern: str, opened: Checkpoint) -> str:
+    hint = did_you_mean_tensor(pattern, opened.tensors)
+    return f"no tensor is called {pattern}" + (f" ({hint})" if hint else "")
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:
