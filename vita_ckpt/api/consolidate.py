@@ -17,7 +17,7 @@ from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.training_state import check_copies
+from vita_ckpt.storage.reading.training.copies import check_copies
 
 
 def consolidate(

@@ -88,7 +88,7 @@ def _differing(
 
 
 def _compared(pairs: Pairs, on_progress: OnProgress) -> frozenset[str]:
-    return compare.differing(pairs, Tally(on_progress, "comparing", _size(pairs)))
+    return compare.differing(pairs, progress=Tally(on_progress, "comparing", _size(pairs)))
 
 
 def _size(pairs: Pairs) -> int:
@@ -132,8 +132,9 @@ def _distances(
         if part_of(name) in changed_parts
     }
     unread = {name: Distance(elements=parameters(old)) for name, (old, _) in pairs.items()}
-    step = Tally(on_progress, "measuring", _size(measured))
-    return unread | compare.distances(measured, step)
+    size = sum(max(old.nbytes, new.nbytes) for old, new in measured.values())
+    step = Tally(on_progress, "measuring", size)
+    return unread | compare.distances(measured, progress=step)
 
 
 def _other_files(

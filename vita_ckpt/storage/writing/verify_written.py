@@ -114,7 +114,7 @@ def _read_torch(path: str) -> Mapping[str, TensorRef]:
 def _compare(pairs: dict[str, Pair], on_progress: OnProgress) -> None:
     size = sum(wanted.nbytes for wanted, _ in pairs.values())
     step = Tally(on_progress, "checking", size)
-    wrong = differing({name: pair for name, pair in pairs.items() if pair[0].nbytes}, step)
+    wrong = differing({name: pair for name, pair in pairs.items() if pair[0].nbytes}, progress=step)
     if wrong:
         raise _failed(min(wrong), "other bytes")
 
