@@ -209,14 +209,12 @@ def _measured(spans: Sequence[_Span]) -> list[Distance]:
         return [_distance(span, meter, BLOCK, inputs) for span in spans]
 
 
-def _distance(span: _Span, meter: Meter, block_size: int, inputs: Inputs) -> Distance:
+def _distance(span: _Span, meter: Meter, step: int, inputs: Inputs) -> Distance:
     dtypes = span.before.dtype, span.after.dtype
     widths = [BITS[dtype] // 8 for dtype in dtypes]
     total = Distance()
     before, after = (
-        _blocks(
-            tensor, inputs, span.name, span.start * width, span.stop * width, block_size * width
-        )
+        _blocks(tensor, inputs, span.name, span.start * width, span.stop * width, step * width)
         for tensor, width in zip((span.before, span.after), widths, strict=True)
     )
     if span.before == span.after:
