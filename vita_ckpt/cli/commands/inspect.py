@@ -16,6 +16,7 @@ from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
+from vita_ckpt.core.memory import Memory
 from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.spelling import did_you_mean_tensor
 from vita_ckpt.core.training.state import TrainingState
@@ -51,6 +52,20 @@ _KINDS = {
 @click.option(
     "--depth", type=click.IntRange(1, 64), metavar="N", help="A module tree, N name parts deep."
 )
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    shell_complete=completion.dtypes,
+    help="Estimate the memory in f32, bf16 or f16.  [default: the commonest of the weights]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1 << 20),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Estimate the memory for N inputs at once.",
+)
 @key_option
 @click.pass_obj
 def command(
@@ -60,6 +75,8 @@ def command(
     as_json: bool,
     pattern: str | None,
     depth: int | None,
+    dtype: str | None,
+    batch: int,
     key: str | None,
 ) -> int:
     """Show what a checkpoint is, without loading it.
@@ -74,7 +91,7 @@ def command(
     check_key(key, opened)
     for note in reading_notes(opened):
         settings.note(note)
-    inspection = inspect(opened, stores=stores)
+    inspection = inspect(opened, dtype=dtype, batch=batch, stores=stores)
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None
     if tensors == [] and pattern is not None:
@@ -186,6 +203,24 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
             yield "trained beside", f"{lora.trained} tensors{where}"
     if inspection.tokens_per_image is not None:
         yield "tokens per image", str(inspection.tokens_per_image)
+    if inspection.memory is not None:
+        yield from _memory(inspection.memory)
+
+
+def _memory(memory: Memory) -> Iterable[tuple[str, str]]:
+    sizes: dict[int, list[str]] = {}
+    for dtype, size in memory.weights_as.items():
+        if dtype != memory.dtype:
+            sizes.setdefault(size, []).append(dtype)
+    others = (f"{render.size(size)} in {' or '.join(dtypes)}" for size, dtypes in sizes.items())
+    needs = [f"weights {render.size(memory.weights)} in {memory.dtype} ({', '.join(others)})"]
+    if memory.kv_cache_per_1000_tokens is not None:
+        needs.append(f"KV cache {render.size(memory.kv_cache_per_1000_tokens)} for 1,000 tokens")
+    if memory.tower_activations is not None:
+        needs.append(f"tower {render.size(memory.tower_activations)} for one image")
+    if memory.batch > 1:
+        needs.append(f"tokens and image of each of {memory.batch} inputs")
+    yield "memory", "; ".join(needs)
 
 
 def _training(state: TrainingState) -> Iterable[tuple[str, str]]:
