@@ -47,7 +47,8 @@ SIGNATURES = {
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
     "inspect": (
-        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> 'Inspection'"
+        "(checkpoint: 'Checkpoint | StrPath', *, dtype: 'str | None' = None, batch: 'int' = "
+        "1, stores: 'Stores | None' = None) -> 'Inspection'"
     ),
     "load_model": (
         "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', dtype: "
@@ -222,6 +223,7 @@ VALUES = {
     "LocalFile",
     "LoraMerge",
     "LoraSummary",
+    "Memory",
     "Mean",
     "ModuleRow",
     "Options",

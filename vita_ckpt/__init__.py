@@ -161,6 +161,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.core.left_out import (
         LeftOut as LeftOut,
     )
+    from vita_ckpt.core.memory import Memory as Memory
     from vita_ckpt.core.options import (
         Format as Format,
         Link as Link,
@@ -364,6 +365,7 @@ _HOMES = {
     ),
     "vita_ckpt.core.distance": ("Distance",),
     "vita_ckpt.core.left_out": ("LeftOut",),
+    "vita_ckpt.core.memory": ("Memory",),
     "vita_ckpt.core.options": (
         "Format",
         "Link",

@@ -31,6 +31,7 @@ from vita_ckpt.core.kinds import (
     part_as,
 )
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
+from vita_ckpt.core.memory import Memory, estimate
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import true_parameters
 from vita_ckpt.core.training.state import TrainingState
@@ -130,7 +131,8 @@ class Inspection(Displayed):
     the projector was drawn at random and not trained since. ``family`` is set for a model or a run
     of another family than VITA, ``quantisation`` names how weights are quantised; ``parameters``
     are then those that the codes stand for. ``config_file`` is the file that the config is from.
-    ``training`` describes a training state.
+    ``training`` describes a training state, ``memory`` what a whole model or a tower needs to run;
+    it is None for other kinds, and for quantised weights.
     """
 
     path: str
@@ -163,6 +165,7 @@ class Inspection(Displayed):
     quantisation: str | None = None
     config_file: str | None = None
     training: TrainingState | None = None
+    memory: Memory | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
@@ -224,8 +227,13 @@ def inspect_checkpoint(
     audio_directory: AudioDirectory | None = None,
     *,
     kind: str | None = None,
+    dtype: str | None = None,
+    batch: int = 1,
 ) -> Inspection:
-    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers."""
+    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers.
+
+    ``dtype`` and ``batch`` are those of the memory that is estimated.
+    """
     found = kind_of(checkpoint)
     if kind is not None and kind != found.name:
         checkpoint = part_as(checkpoint, kind)
@@ -277,7 +285,18 @@ def inspect_checkpoint(
         quantisation=found.quantisation.method if found.quantisation is not None else None,
         config_file=checkpoint.config_file if checkpoint.config is not None else None,
         training=checkpoint.training,
+        memory=_memory(checkpoint, found, dtype, batch),
     )
+
+
+def _memory(checkpoint: Checkpoint, found: Kind, dtype: str | None, batch: int) -> Memory | None:
+    if found.name not in (VITA, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
+        return None
+    config = checkpoint.config or {}
+    scales = None
+    if config.get("use_s2") is True:
+        scales = towers.parse_s2_scales(str(config.get("s2_scales", towers.DEFAULT_S2_SCALES)))
+    return estimate(checkpoint, dtype=dtype, batch=batch, scales=scales or ())
 
 
 _NOWHERE: Final = TowerDirectory(None, None, None)
