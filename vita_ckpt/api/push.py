@@ -6,9 +6,9 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
+from vita_ckpt.api.destination import check_destination
 from vita_ckpt.api.locate import StrPath, local
 from vita_ckpt.api.validate import report_on
-from vita_ckpt.core.address import is_inside, looks_like_repository
 from vita_ckpt.core.checkpoint import Checkpoint, File, RemoteFile
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, MODEL_CARD, counts_as_weights, index_of
 from vita_ckpt.core.hub_card import hub_card
@@ -18,7 +18,9 @@ from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.provenance import operations
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.storage.hub.upload import upload
 from vita_ckpt.storage.reading.checkpoint import choose_weights
+from vita_ckpt.storage.reading.fetch import download
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import weight_map_of
 from vita_ckpt.storage.reading.model_card import read_model_card
@@ -70,15 +72,6 @@ def push(
     )
 
 
-def check_destination(repository: str, revision: str | None) -> None:
-    """Raise UsageError for what is no name of a repository, or of a branch."""
-    if not looks_like_repository(repository):
-        raise UsageError("invalid-repository", repository, expected="org/name")
-    if revision == "" or not is_inside(revision or ""):
-        got = revision or "no name"
-        raise UsageError("invalid-revision", "--revision", expected="a branch", got=got)
-
-
 def push_directory(
     root: str,
     repository: str,
@@ -102,8 +95,6 @@ def push_directory(
     files, left_out = _sorted_out(surveyed)
     if has_errors(report.findings) and not force:
         return Push(report, None, tuple(files), left_out)
-    from vita_ckpt.storage.hub.upload import upload  # noqa: PLC0415 - only for what is remote
-    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
 
     def check() -> None:
         check_whole(LOCAL, root)

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vita_ckpt.api.apply import Flushed, Progress, lay_out, makes_a_file, unmeasured, write_result
+from vita_ckpt.api.apply import Flushed, Progress, lay_out, unmeasured, write_result
+from vita_ckpt.api.destination import check_destination, check_pushable
 from vita_ckpt.api.fetch import fetched_files
-from vita_ckpt.api.push import check_destination, push_directory
-from vita_ckpt.core.address import is_remote
+from vita_ckpt.api.push import push_directory
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.core.options import Options
 from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import Report
-from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.system.os_errors import io_error
 from vita_ckpt.storage.system.owner import stage_name
@@ -78,26 +77,6 @@ def push_plan(
                 outlined=frozenset(os.path.join(root, name) for name in outlined),
             )
     return replace(done, report=_moved(done.report, root, f"hf://{repository}"))
-
-
-def check_pushable(plan: Plan) -> None:
-    """Raise UsageError unless :func:`push_plan` can push what ``plan`` makes."""
-    if plan.record is None or makes_a_file(plan):
-        raise UsageError(
-            "not-a-directory",
-            plan.operation,
-            expected="a surgery of a checkpoint",
-            got="one that makes something else",
-            hint="write it with --out, then vita-ckpt push",
-        )
-    if not is_remote(plan.base.root):
-        raise UsageError(
-            "base-not-on-hub",
-            plan.base.root,
-            expected="a base on the hub, whose unchanged files are copied there",
-            got="a path on this machine",
-            hint="write to a new directory with --out, then vita-ckpt push",
-        )
 
 
 @contextmanager
