@@ -47,6 +47,7 @@ FOLDERS = (
     "storage/in_place",
     "storage/writing",
     "storage/reading",
+    "storage/reading/training",
     "storage/hub",
     "storage/formats",
     "storage/tensors",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vita_ckpt.api.apply import Flushed, Progress, lay_out, unmeasured, write_result
+from vita_ckpt.api.apply import Flushed, lay_out, unmeasured, write_result
 from vita_ckpt.api.destination import check_destination, check_pushable
 from vita_ckpt.api.fetch import fetched_files
 from vita_ckpt.api.push import push_directory
@@ -17,11 +17,12 @@ from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.core.options import Options
 from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.report import Report
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.system.os_errors import io_error
 from vita_ckpt.storage.system.owner import stage_name
-from vita_ckpt.storage.tensors.stream import no_progress, not_said
+from vita_ckpt.storage.tensors.stream import not_said
 
 
 def push_plan(
@@ -33,7 +34,7 @@ def push_plan(
     revision: str | None = None,
     create_pr: bool = False,
     message: str | None = None,
-    progress: Progress = no_progress,
+    on_progress: OnProgress = unwatched,
     flushed: Flushed = not_said,
     stores: Stores | None = None,
 ) -> Push:
@@ -63,7 +64,7 @@ def push_plan(
         root = os.path.join(folder, repository.rpartition("/")[2])
         with fetched_files(plan, folder, stores, options.carry, outlined.values()) as here:
             as_links = replace(options, link="symlink", check=False)
-            write_result(here, root, as_links, progress, flushed, stores)
+            write_result(here, root, as_links, on_progress, flushed, stores)
             done = push_directory(
                 root,
                 repository,

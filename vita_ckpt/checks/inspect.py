@@ -549,9 +549,17 @@ class _Facts:
         elif self.dispatch is not None and self.dispatch.family is None:
             yield f"upstream builds no tower from the path: {self.dispatch.reason}"
         if self.tower is not None and self.directory is not None:
-            yield from _differences(self.tower, self.directory)
+            for key in self.tower.differences(self.directory):
+                ours, theirs = getattr(self.tower, key), getattr(self.directory, key)
+                yield f"the tower's {key} is {ours} in the weights, {theirs} in its directory"
         if kind == VITA and self.tower is None:
-            yield "no vision tower in the weights: VITA-1.5's loader would leave it uninitialised"
+            strange = any(name.startswith(parts.TOWER_MODULE) for name in self.shapes)
+            yield (
+                "the vision tower in the weights is of no known family, or a part of one"
+                if strange
+                else "no vision tower in the weights: VITA-1.5's loader would leave it "
+                "uninitialised"
+            )
         yield from audio_disagreements(self.config, self.shapes, self.audio)
         if self.empty:
             yield f"{len(self.empty)} tensors have no elements (ZeRO-3), such as {self.empty[0]}"
@@ -576,13 +584,6 @@ _COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]
     "audio_prompt_finetune": _Facts._audio_prompt_finetune,
     "audio_prompt_num": _Facts._audio_prompt_num,
 }
-
-
-def _differences(tower: Tower, directory: Tower) -> Iterable[str]:
-    for what in ("family", "width", "layers", "patch_size"):
-        ours, theirs = getattr(tower, what), getattr(directory, what)
-        if None not in (ours, theirs) and ours != theirs:
-            yield f"the tower's {what} is {ours} in the weights, {theirs} in its directory"
 
 
 def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:

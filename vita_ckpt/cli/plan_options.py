@@ -17,6 +17,7 @@ from vita_ckpt.api.verify import verify
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.cli.pushed import notes_on, pushed_line, say_refused
 from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.anatomy import parts
@@ -185,16 +186,20 @@ def run_plan(
     if verify_first and not _works(settings, plan):
         return 1
     flushed: Counter[str] = Counter()
-    shared: dict[str, Any] = {"flushed": _adding_to(flushed), "stores": settings.stores}
-    if dry_run or (out is None and push is None and not in_place):
-        api.check_plan(plan, **shared)
-    else:
-        with render.progress(summary.bytes_to_write, settings.quiet) as step:
-            shared |= {"options": options, "progress": step}
-            if push is not None:
-                pushed = _push(plan, push, private=private, create_pr=create_pr, **shared)
-            else:
-                summary, written = _write(plan, out, summary, **shared)
+    with shown_progress(settings.quiet) as on_progress:
+        shared: dict[str, Any] = {
+            "on_progress": on_progress,
+            "flushed": _adding_to(flushed),
+            "stores": settings.stores,
+        }
+        if dry_run or (out is None and push is None and not in_place):
+            api.check_plan(plan, **shared)
+        elif push is not None:
+            shared["options"] = options
+            pushed = _push(plan, push, private=private, create_pr=create_pr, **shared)
+        else:
+            shared["options"] = options
+            summary, written = _write(plan, out, summary, **shared)
     if pushed is not None and pushed.url is None:
         say_refused(pushed, "write it with --out, then vita-ckpt push --force uploads it")
         return 1
@@ -353,7 +358,8 @@ def _note_leftovers(settings: Settings, out: str) -> None:
 
 def _works(settings: Settings, plan: Plan) -> bool:
     """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
-    verification = verify(plan.target(), stores=settings.stores)
+    with shown_progress(settings.quiet) as on_progress:
+        verification = verify(plan.target(), on_progress=on_progress, stores=settings.stores)
     _base, *said = verification_lines(verification)
     for line in ("the result, which is not written yet", *said):
         settings.note(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,9 +35,17 @@ class Question:
     root: str
     tokenizer: TokenizerProcess
 
-    def answer(self, model: VitaModel, pixel_values: Tensor | None, *, max_new_tokens: int) -> str:
+    def answer(
+        self,
+        model: VitaModel,
+        pixel_values: Tensor | None,
+        *,
+        max_new_tokens: int,
+        on_token: Callable[[int], None] = lambda _number: None,
+    ) -> str:
         """The model's greedy answer, as text; ``pixel_values`` [1, 3, H, W] if there is an image.
 
+        ``on_token`` is called with the number of each token, from 1, before it is computed.
         Raises InputError ``tokenizer-does-not-fit`` for ids that the model has no embedding of.
         """
         rows, largest = model.language_model.config.vocab_size, int(self.input_ids.max())
@@ -55,6 +63,7 @@ class Question:
             pixel_values,
             max_new_tokens=max_new_tokens,
             stop=self.stop,
+            on_token=on_token,
         )
         return self.tokenizer.decode(ids)
 
@@ -104,11 +113,13 @@ def greedy(
     *,
     max_new_tokens: int,
     stop: Container[int] = (),
+    on_token: Callable[[int], None] = lambda _number: None,
 ) -> list[int]:
     """The most likely token after ``input_ids`` [T], and so on; ends before one of ``stop``.
 
     ``pixel_values`` are [N, 3, H, W], one image for each placeholder. What came before is kept as
-    keys and values, so that each token costs a forward pass of one position.
+    keys and values, so that each token costs a forward pass of one position. ``on_token`` is called
+    with the number of each token, from 1, before it is computed.
     """
     ids = input_ids[None]
     embeds = (
@@ -118,7 +129,8 @@ def greedy(
     )
     cache = DynamicCache()
     answer: list[int] = []
-    for _ in range(max_new_tokens):
+    for number in range(1, max_new_tokens + 1):
+        on_token(number)
         token = int(model.logits_of(embeds, cache)[0, -1].argmax())
         if token in stop:
             break

@@ -21,7 +21,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, is_file, read_json
-from vita_ckpt.storage.reading.training_state import open_training_state
+from vita_ckpt.storage.reading.training.state import open_training_state
 from vita_ckpt.surgery import consolidate as consolidation
 
 

@@ -25,8 +25,8 @@ from vita_ckpt.storage.reading.tower import (
     read_given_config,
     read_tower_config,
 )
-from vita_ckpt.storage.reading.training_files import state_beside
-from vita_ckpt.storage.reading.training_state import open_training_state
+from vita_ckpt.storage.reading.training.find import state_beside
+from vita_ckpt.storage.reading.training.state import open_training_state
 from vita_ckpt.storage.tensors.compare import are_equal
 from vita_ckpt.surgery.donors import KEYWORD
 

@@ -57,7 +57,7 @@ from vita_ckpt.storage.reading.paths import (
     read_optional,
 )
 from vita_ckpt.storage.reading.shards import Weights
-from vita_ckpt.storage.reading.training_files import (
+from vita_ckpt.storage.reading.training.find import (
     Place,
     engine_of,
     find_state,
@@ -178,7 +178,7 @@ def training_state_in(store: Store, root: str, names: list[str]) -> Place | None
 def open_state(store: Store, place: Place) -> Checkpoint:
     """Return the training state at a place, as :func:`open_checkpoint` does."""
     # Reads pickles, and is seldom needed.
-    from vita_ckpt.storage.reading.training_state import open_place  # noqa: PLC0415
+    from vita_ckpt.storage.reading.training.state import open_place  # noqa: PLC0415
 
     return open_place(store, place)
 
