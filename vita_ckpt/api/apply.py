@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from vita_ckpt import __version__
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
@@ -108,7 +109,8 @@ def apply(
         with fetched_tensors(plan, os.path.dirname(path), stores) as here:
             commit.write_file(here, path, check=options.check, on_progress=on_progress)
         return path
-    with fetched_files(plan, os.path.dirname(path), stores, options.carry) as here:
+    lays_out = partial(plan_layout, plan, options.carry)
+    with fetched_files(plan, lays_out, os.path.dirname(path), stores) as here:
         write_result(here, path, options, on_progress, flushed, stores)
     return path
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from vita_ckpt.api.apply import Flushed, lay_out, unmeasured, write_result
 from vita_ckpt.api.destination import check_destination, check_pushable
@@ -23,6 +24,7 @@ from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.system.os_errors import io_error
 from vita_ckpt.storage.system.owner import stage_name
 from vita_ckpt.storage.tensors.stream import not_said
+from vita_ckpt.storage.writing.layout import plan_layout
 
 
 def push_plan(
@@ -60,9 +62,10 @@ def push_plan(
     }
     shards = {shard.name for shard in plan.base.shards} - whole
     outlined = {name: file for name, file in copies.items() if name in shards}
+    lays_out = partial(plan_layout, plan, options.carry)
     with _folder() as folder:
         root = os.path.join(folder, repository.rpartition("/")[2])
-        with fetched_files(plan, folder, stores, options.carry, outlined.values()) as here:
+        with fetched_files(plan, lays_out, folder, stores, outlined.values()) as here:
             as_links = replace(options, link="symlink", check=False)
             write_result(here, root, as_links, on_progress, flushed, stores)
             done = push_directory(
