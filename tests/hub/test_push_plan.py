@@ -146,6 +146,26 @@ def test_weights_of_before_go_and_what_is_copied_stays(machine: Machine, tmp_pat
     assert done.err.count("removed from the repository: ") == 2
 
 
+def test_digests_need_every_byte_once(machine: Machine) -> None:
+    """What has a manifest keeps it, and is not read again for it."""
+    machine.hub.add("org/vita", BASE)
+    pad = ("image_aspect_ratio=pad", "--push", TARGET)
+    done = run(machine, "set", "hf://org/vita", *pad, "--digest")
+    assert done.code == 0, done.err
+    assert machine.hub.uploads == {}
+    assert machine.large_bytes > sum(p.stat().st_size for p in BASE.glob("*.safetensors"))
+    deep = ("validate", f"hf://{TARGET}", "--deep", "--select", "*digest*")
+    assert run(machine, *deep).code == 0
+    shutil.rmtree(machine.home)
+    done = run(machine, *MERGE[:2], f"hf://{TARGET}", *MERGE[3:], "--push", f"{TARGET}@next")
+    assert done.code == 0, done.err
+    size = (BASE / CHANGED).stat().st_size
+    assert machine.large_bytes == heads_of(BASE) + size
+    assert run(machine, deep[0], f"hf://{TARGET}@next", *deep[2:]).code == 0
+    changed = blobs_of(machine, TARGET, "next")[CHANGED]
+    assert changed.etag != blobs_of(machine, TARGET)[CHANGED].etag
+
+
 def test_what_is_not_sound_is_not_pushed(machine: Machine, tmp_path: Path) -> None:
     """It is validated as a directory is, and named as what it was to become."""
     root = shutil.copytree(BASE, tmp_path / "b" / "base")

@@ -13,6 +13,7 @@ from functools import partial
 from vita_ckpt.api.apply import Flushed, lay_out, unmeasured, write_result
 from vita_ckpt.api.destination import check_destination, check_pushable
 from vita_ckpt.api.fetch import fetched_files
+from vita_ckpt.api.plans.values import check_fetched
 from vita_ckpt.api.push import push_directory
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.core.options import Options
@@ -66,6 +67,7 @@ def push_plan(
     with _folder() as folder:
         root = os.path.join(folder, repository.rpartition("/")[2])
         with fetched_files(plan, lays_out, folder, stores, outlined.values()) as here:
+            check_fetched(plan, here)
             as_links = replace(options, link="symlink", check=False)
             write_result(here, root, as_links, on_progress, flushed, stores)
             done = push_directory(
