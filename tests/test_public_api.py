@@ -146,6 +146,13 @@ SIGNATURES = {
         "None' = None, create_pr: 'bool' = False, force: 'bool' = False, message: 'str | "
         "None' = None, stores: 'Stores | None' = None) -> 'Push'"
     ),
+    "push_plan": (
+        "(plan: 'Plan', repository: 'str', *, options: 'Options' = Options(link='auto', "
+        "check=False, digest=False, model_card=False, carry=()), private: 'bool' = False, "
+        "revision: 'str | None' = None, create_pr: 'bool' = False, message: 'str | None' = "
+        "None, on_progress: 'OnProgress' = unwatched, flushed: 'Flushed' = not_said, stores: "
+        "'Stores | None' = None) -> 'Push'"
+    ),
     "initialize_vision_modules": (
         "(base: 'Checkpoint', args: 'VisionModelArgs', *, operation: 'str' = 'swap-tower') "
         "-> 'Plan'"
