@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.api.diff import (
         diff as diff,
     )
+    from vita_ckpt.api.distribution import (
+        distributions as distributions,
+    )
     from vita_ckpt.api.explain import (
         explain as explain,
     )
@@ -96,6 +99,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         PartDifference as PartDifference,
         TensorDifference as TensorDifference,
     )
+    from vita_ckpt.checks.distribution import (
+        Distribution as Distribution,
+    )
     from vita_ckpt.checks.explain.disagreements import (
         Divergence as Divergence,
     )
@@ -158,6 +164,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.core.left_out import (
         LeftOut as LeftOut,
     )
+    from vita_ckpt.core.memory import Memory as Memory
     from vita_ckpt.core.options import (
         Format as Format,
         Link as Link,
@@ -256,6 +263,7 @@ _HOMES = {
     ),
     "vita_ckpt.api.consolidate": ("consolidate",),
     "vita_ckpt.api.diff": ("diff",),
+    "vita_ckpt.api.distribution": ("distributions",),
     "vita_ckpt.api.explain": ("explain",),
     "vita_ckpt.api.inspect": (
         "inspect",
@@ -310,6 +318,7 @@ _HOMES = {
         "PartDifference",
         "TensorDifference",
     ),
+    "vita_ckpt.checks.distribution": ("Distribution",),
     "vita_ckpt.checks.explain.disagreements": ("Divergence",),
     "vita_ckpt.checks.explain.explanation": ("Explanation",),
     "vita_ckpt.checks.explain.trace": (
@@ -360,6 +369,7 @@ _HOMES = {
     ),
     "vita_ckpt.core.distance": ("Distance",),
     "vita_ckpt.core.left_out": ("LeftOut",),
+    "vita_ckpt.core.memory": ("Memory",),
     "vita_ckpt.core.options": (
         "Format",
         "Link",

@@ -18,7 +18,7 @@ from vita_ckpt.core.filenames import (
     counts_as_weights,
     index_of,
 )
-from vita_ckpt.core.hub_card import hub_card
+from vita_ckpt.core.hub_card import hub_card, with_metadata
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.manifest import FileDigest, Manifest, encode
 from vita_ckpt.core.model_card import with_lineage
@@ -98,6 +98,7 @@ def push_directory(
 
     Those among them that hold headers only are ``outlined``, by their paths.
     """
+
     surveyed = survey(root, stores)
     checkpoint = surveyed.checkpoint
     report = report_on(surveyed, stores, outlined=outlined)
@@ -116,7 +117,10 @@ def push_directory(
     check_whole(LOCAL, root)
     known = operations(checkpoint)
     card = read_model_card(checkpoint, stores) if MODEL_CARD in files else b""
-    card = card or hub_card(repository, checkpoint.config or {}, known).encode()
+    if card.strip():
+        card = with_metadata(card, known)
+    else:
+        card = hub_card(repository, checkpoint.config or {}, known).encode()
     if known:
         card = with_lineage(card, {**(checkpoint.provenance or {}), "operations": known})
     contents: dict[str, str | bytes] = {name: file.path for name, file in files.items()}

@@ -9,7 +9,6 @@ from typing import Any
 from vita_ckpt.api.inspect import as_checkpoint, check_key
 from vita_ckpt.api.locate import StrPath
 from vita_ckpt.api.plans.inputs import (
-    dtype_code,
     noted,
     open_projector,
     path_for_config,
@@ -21,6 +20,7 @@ from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import VISION_TOWER, part_of
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.plan import (
     Plan,
 )
