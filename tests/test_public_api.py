@@ -36,8 +36,8 @@ SIGNATURES = {
     ),
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
-        "only: 'Sequence[str]' = (), fetch: 'bool' = False, on_progress: 'OnProgress' = unwatched, "
-        "stores: 'Stores | None' = None) -> 'Difference'"
+        "only: 'Sequence[str]' = (), fetch: 'bool' = False, on_progress: 'OnProgress' = "
+        "unwatched, stores: 'Stores | None' = None) -> 'Difference'"
     ),
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
@@ -75,8 +75,8 @@ SIGNATURES = {
         "(state: 'Checkpoint | StrPath', out: 'StrPath', *, base: 'Checkpoint | StrPath | "
         "None' = None, config: 'Mapping[str, Any] | StrPath | None' = None, dtype: 'str | "
         "None' = None, weights: 'TrainedWeights' = 'masters', tag: 'str | None' = None, "
-        "check: 'bool' = False, on_progress: 'OnProgress' = unwatched, stores: 'Stores | None' "
-        "= None) -> 'str'"
+        "check: 'bool' = False, on_progress: 'OnProgress' = unwatched, stores: 'Stores | "
+        "None' = None) -> 'str'"
     ),
     "plan_consolidate": (
         "(state: 'Checkpoint | StrPath', *, base: 'Checkpoint | StrPath | None' = None, "
@@ -148,8 +148,8 @@ SIGNATURES = {
     "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
-        "'bool' = False, loader: 'str' = 'vita-1.5', key: 'str | None' = None, "
-        "on_progress: 'OnProgress' = unwatched, stores: 'Stores | None' = None) -> 'Report'"
+        "'bool' = False, loader: 'str' = 'vita-1.5', key: 'str | None' = None, on_progress: "
+        "'OnProgress' = unwatched, stores: 'Stores | None' = None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
@@ -163,8 +163,7 @@ SIGNATURES = {
         "StrPath | None' = None, golden: 'StrPath | None' = None, save_golden: 'StrPath | "
         "None' = None, image: 'StrPath | None' = None, prompt: 'str | None' = None, "
         "max_new_tokens: 'int | None' = None, on_progress: 'OnProgress' = unwatched, stores: "
-        "'Stores | None' = None, ranks: 'Ranks "
-        "| None' = None) -> 'Verification'"
+        "'Stores | None' = None, ranks: 'Ranks | None' = None) -> 'Verification'"
     ),
     "join_ranks": (
         "(environment: 'Mapping[str, str]', *, timeout: 'float' = 300.0) -> 'Iterator[Ranks "

@@ -109,11 +109,11 @@ def apply(
             commit.write_file(here, path, check=options.check, on_progress=on_progress)
         return path
     with fetched_files(plan, os.path.dirname(path), stores, options.carry) as here:
-        _write_directory(here, path, options, on_progress, flushed, stores)
+        write_result(here, path, options, on_progress, flushed, stores)
     return path
 
 
-def _write_directory(
+def write_result(
     plan: Plan,
     path: str,
     options: Options,
@@ -121,7 +121,8 @@ def _write_directory(
     flushed: Flushed,
     stores: Stores,
 ) -> None:
-    layout = _layout(plan, options)
+    """Write the directory that ``plan`` makes to ``path``; all that it reads is on the disk."""
+    layout = lay_out(plan, options)
     untouched = [file.name for file in layout.carried]
     finish = _finish(
         plan, untouched, layout.shards, layout.texts, options, _now(), on_progress, stores
@@ -252,12 +253,20 @@ def _is_text_there(edit: PutFile, base: Checkpoint) -> bool:
         return source.file.size == len(data) and source.read(len(data), 0) == data
 
 
-def _layout(plan: Plan, options: Options) -> DirectoryLayout:
+def lay_out(plan: Plan, options: Options) -> DirectoryLayout:
     """Lay out every file of the output but the lineage, the model card and the manifest."""
     layout = plan_layout(plan, options.carry)
     written = _lineage_files(plan, options)
     carried = tuple(file for file in layout.carried if file.name not in written)
     return replace(layout, carried=carried)
+
+
+def unmeasured(plan: Plan, options: Options, stores: Stores) -> set[str]:
+    """Return the files that are carried and must be read whole, for the digests of a manifest."""
+    if plan.record is None or not _keeps_manifest(plan, options):
+        return set()
+    known = current_manifest(plan.base, stores)
+    return {f.name for f in lay_out(plan, options).carried} - {*(known.files if known else ())}
 
 
 def _lineage_files(plan: Plan, options: Options) -> tuple[str, ...]:
@@ -503,7 +512,7 @@ def summarize(
             rewritten=_sizes(changes.shards) + _text_sizes(changes.texts),
             bytes_to_write=changes.bytes_written,
         )
-    layout = _layout(plan, options)
+    layout = lay_out(plan, options)
     pickles = dict.fromkeys(pickles_left_out(target, options.carry), LeftOut.PICKLE)
     return replace(
         summary,

@@ -35,7 +35,7 @@ from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
-from vita_ckpt.core.checkpoint import Checkpoint, Tensor, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, Tensor, refs_of, source_of
 from vita_ckpt.core.filenames import (
     CONFIG,
     SINGLE_FILES,
@@ -130,8 +130,12 @@ def report_on(
     deep: bool = False,
     loader: str = VITA_1_5,
     on_progress: OnProgress = unwatched,
+    outlined: Collection[str] = (),
 ) -> Report:
-    """Validate what was surveyed already; the options are those of :func:`validate`."""
+    """Validate what was surveyed already; the options are those of :func:`validate`.
+
+    ``outlined`` are weight files that hold headers only: no values of theirs are read.
+    """
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
     findings = [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
@@ -148,7 +152,7 @@ def report_on(
         findings += _run(subject)
         findings += check_training(subject)
         findings += _adapter(subject)
-        findings += _values(subject, stores, on_progress, everything=values)
+        findings += _values(subject, stores, on_progress, everything=values, outlined=outlined)
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += unsaid(subject, findings)
@@ -272,7 +276,12 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
 
 
 def _values(
-    subject: Subject, stores: Stores, on_progress: OnProgress, *, everything: bool
+    subject: Subject,
+    stores: Stores,
+    on_progress: OnProgress,
+    *,
+    everything: bool,
+    outlined: Collection[str],
 ) -> list[Finding]:
     """Check the values of the small parts, or of all."""
     refs = subject.checkpoint.stored
@@ -283,7 +292,11 @@ def _values(
         with fetched(remote_refs(subject.checkpoint.tensors), stores) as here:
             there = here.checkpoint(subject.checkpoint)
             return check_values(there, progress=_reading(there.stored.values(), on_progress))
-    names = frozenset(name for name in refs if name.startswith(parts.PROJECTOR_PREFIX))
+    names = frozenset(
+        name
+        for name, tensor in refs.items()
+        if name.startswith(parts.PROJECTOR_PREFIX) and source_of(tensor) not in outlined
+    )
     if not names:
         return []
     step = _reading((refs[name] for name in names), on_progress)
