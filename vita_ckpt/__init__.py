@@ -74,6 +74,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.api.push import (
         push as push,
     )
+    from vita_ckpt.api.push_plan import (
+        push_plan as push_plan,
+    )
     from vita_ckpt.api.ranks import (
         join_ranks as join_ranks,
     )
@@ -298,6 +301,7 @@ _HOMES = {
         "plan_swap_tower",
     ),
     "vita_ckpt.api.push": ("push",),
+    "vita_ckpt.api.push_plan": ("push_plan",),
     "vita_ckpt.api.ranks": ("join_ranks",),
     "vita_ckpt.api.validate": ("validate",),
     "vita_ckpt.api.verify": (

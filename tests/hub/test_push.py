@@ -76,6 +76,18 @@ def test_what_was_pushed_is_the_checkpoint(machine: Machine, checkpoint: Path) -
     assert (report["tensors"], report["config"], report["unread"]) == ([], [], [])
 
 
+def test_a_manifest_knows_the_card_that_goes_up(machine: Machine, checkpoint: Path) -> None:
+    (checkpoint / "README.md").write_text("# mine\n")
+    pad = ("set", "mine", "image_aspect_ratio=pad", "--digest", "--out", "padded")
+    assert machine.run(*pad).code == 0
+    assert push(machine, "padded", "org/new").code == 0
+    card = files_of(machine, "org/new")["README.md"].decode()
+    assert card.startswith("# mine\n")
+    assert "image_aspect_ratio" in card
+    done = machine.run("validate", "hf://org/new", "--deep", "--select", "*digest*")
+    assert done.code == 0, done.out
+
+
 def test_what_is_broken_stays_here(machine: Machine, checkpoint: Path) -> None:
     shard = checkpoint / "model-00002-of-00004.safetensors"
     shard.write_bytes(shard.read_bytes()[:-8])

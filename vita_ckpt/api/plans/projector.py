@@ -80,7 +80,8 @@ def plan_merge_projector(
     ``config.json``, ``tower`` the vision tower, by default what that config names.
 
     What is taken of the adapter is read: NaN, infinities, matrices of zeros and integers are
-    refused unless ``allow_bad_values``. Of an adapter on the hub only headers are read here.
+    refused unless ``allow_bad_values``. Of an adapter on the hub only headers are read here, and
+    its values when the plan is applied.
 
     Raises InputError, AdapterError or CastError where these do not go together, and UsageError for
     an unknown dtype or an extra that is not there.

@@ -57,6 +57,8 @@ _KINDS = {
 @click.option(
     "--depth", type=click.IntRange(1, 64), metavar="N", help="A module tree, N name parts deep."
 )
+@click.option("--values", is_flag=True, help="Read every byte: how large values are, by part.")
+@html_option
 @click.option(
     "--dtype",
     metavar="DTYPE",
@@ -71,8 +73,6 @@ _KINDS = {
     metavar="N",
     help="Estimate the memory for N inputs at once.",
 )
-@click.option("--values", is_flag=True, help="Read every byte: how large values are, by part.")
-@html_option
 @key_option
 @click.pass_obj
 def command(
@@ -82,10 +82,10 @@ def command(
     as_json: bool,
     pattern: str | None,
     depth: int | None,
-    dtype: str | None,
-    batch: int,
     values: bool,
     page: Output | None,
+    dtype: str | None,
+    batch: int,
     key: str | None,
 ) -> int:
     """Show what a checkpoint is, without loading it.
@@ -105,11 +105,11 @@ def command(
     inspection = inspect(opened, dtype=dtype, batch=batch, stores=stores)
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None
-    if tensors == [] and pattern is not None:
-        settings.note(_no_tensor(pattern, opened))
     found = _distributions(opened, settings) if values else None
     if page is not None:
         write_output(page, _page(inspection, opened, found))
+    if tensors == [] and pattern is not None:
+        settings.note(_no_tensor(pattern, opened))
     if as_json:
         said = None if found is None else {part: one.to_dict() for part, one in found.items()}
         lists = {"tensor_list": tensors, "modules": modules, "values": said}
@@ -122,11 +122,6 @@ def command(
         tables += [*_value_lines(found or {})][1:]
         console.say("\n\n".join(tables))
     return 1 if inspection.missing else 0
-
-
-def _no_tensor(pattern: str, opened: Checkpoint) -> str:
-    hint = did_you_mean_tensor(pattern, opened.tensors)
-    return f"no tensor is called {pattern}" + (f" ({hint})" if hint else "")
 
 
 def _distributions(opened: Checkpoint, settings: Settings) -> dict[str, Distribution]:
@@ -149,6 +144,11 @@ def _page(
         list(_facts(inspection)),
         values,
     )
+
+
+def _no_tensor(pattern: str, opened: Checkpoint) -> str:
+    hint = did_you_mean_tensor(pattern, opened.tensors)
+    return f"no tensor is called {pattern}" + (f" ({hint})" if hint else "")
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:

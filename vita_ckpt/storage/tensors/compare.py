@@ -6,7 +6,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from mmap import mmap
 from typing import TYPE_CHECKING, Final, TypeGuard
 
@@ -53,10 +52,11 @@ def differing(
     changed since it was opened.
     """
     with team.agreement(), paused_collection():
-        cut = portions(_byte_spans(pairs), _nbytes)
+        spans = list(_byte_spans(pairs))
+        cut = portions(spans, _nbytes)
     # What need not be read is done.
-    size = sum(map(_nbytes, chain.from_iterable(cut)))
-    progress(sum(before.nbytes for before, _ in pairs.values()) - size)
+    unread = sum(before.nbytes for before, _ in pairs.values()) - sum(map(_nbytes, spans))
+    progress(unread // team.size)
     found = evaluate(
         _differing,
         cut,
