@@ -117,7 +117,7 @@ class _Comparison:
             return differ | self._compared(near), frozenset()
 
     def _compared(self, pairs: Pairs) -> frozenset[str]:
-        step = Tally(self.on_progress, "comparing", _size(pairs))
+        step = Tally(self.on_progress, "comparing", _size(pairs) // self.team.size)
         return compare.differing(pairs, team=self.team, progress=step)
 
     def _distances(self, shared: Pairs, changed: frozenset[str]) -> dict[str, Distance]:
@@ -134,7 +134,8 @@ class _Comparison:
             if part_of(name) in changed_parts
         }
         unread = {name: Distance(elements=parameters(old)) for name, (old, _) in pairs.items()}
-        step = Tally(self.on_progress, "measuring", _size(measured))
+        size = sum(max(old.nbytes, new.nbytes) for old, new in measured.values())
+        step = Tally(self.on_progress, "measuring", size // self.team.size)
         return unread | compare.distances(measured, team=self.team, progress=step)
 
     def _other_files(self, a: Checkpoint, b: Checkpoint) -> tuple[frozenset[str], frozenset[str]]:

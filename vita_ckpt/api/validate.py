@@ -48,6 +48,7 @@ from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.core.training_state import foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
@@ -99,12 +100,20 @@ def validate(
     for a ``key`` without such a file.
 
     With the ``ranks`` of :func:`join_ranks` every process of a launcher makes the same call. They
-    share the bytes that are to be read, and all return the same report or raise the same error.
+    share the bytes that are to be read, and all return the same report or raise the same error;
+    each tells how far its own share is.
     """
     if kind is not None and kind not in KINDS:
-        raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
+        raise UsageError(
+            "unknown-kind", kind, expected=", ".join(KINDS), hint=did_you_mean(kind, KINDS)
+        )
     if loader not in LOADER_NAMES:
-        raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
+        raise UsageError(
+            "unknown-loader",
+            loader,
+            expected=", ".join(LOADER_NAMES),
+            hint=did_you_mean(loader, LOADER_NAMES),
+        )
     stores = Stores() if stores is None else stores
     team = ALONE if ranks is None else ranks
     with told_to_all(ranks):
@@ -302,7 +311,7 @@ def _values(
     if everything or small:
         with fetched(remote_refs(subject.checkpoint.tensors), stores) as here:
             there = here.checkpoint(subject.checkpoint)
-            step = _reading(there.stored.values(), on_progress)
+            step = _reading(there.stored.values(), on_progress, team)
             return check_values(there, team=team, progress=step)
     names = frozenset(
         name
@@ -311,13 +320,13 @@ def _values(
     )
     if not names:
         return []
-    step = _reading((refs[name] for name in names), on_progress)
+    step = _reading((refs[name] for name in names), on_progress, team)
     return check_values(subject.checkpoint, names, team=team, progress=step)
 
 
-def _reading(tensors: Iterable[Tensor], on_progress: OnProgress) -> Tally:
+def _reading(tensors: Iterable[Tensor], on_progress: OnProgress, team: Team) -> Tally:
     parts_read = {part for tensor in tensors for part in refs_of(tensor)}
-    return Tally(on_progress, "reading", sum(part.span for part in parts_read))
+    return Tally(on_progress, "reading", sum(part.span for part in parts_read) // team.size)
 
 
 def _digests(
@@ -343,9 +352,10 @@ def _digests(
         refs = {n: ref for n, ref in checkpoint.refs.items() if n in written.tensors}
         files_there = {n: checkpoint.files[n] for n in written.files}
         size = sum(one.nbytes for one in refs.values())
-        step = Tally(on_progress, "digesting", size + sum(f.size for f in files_there.values()))
-        tensors = tensor_digests(refs, step, team=team)
-        yield from check_written(written.tensors, tensors, what="tensor")
+        size += sum(file.size for file in files_there.values())
+        step = Tally(on_progress, "digesting", size // team.size)
+        hashes = tensor_digests(refs, step, team=team)
+        yield from check_written(written.tensors, hashes, what="tensor")
         paths = {name: file.path for name, file in files_there.items()}
         files = file_digests(paths, step, team=team)
         hashes = {name: file.sha256 for name, file in files.items()}

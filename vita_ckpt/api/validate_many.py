@@ -8,11 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vita_ckpt.api.locate import StrPath, locate, open_checkpoint
+from vita_ckpt.api.ranks import told_to_all
 from vita_ckpt.api.validate import validate
 from vita_ckpt.core import kinds
 from vita_ckpt.core.binding import VITA_1_5
 from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.report import Report, has_errors, worst_first
+from vita_ckpt.core.team import ALONE
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
 
@@ -54,8 +56,8 @@ def validate_all(
     stores = Stores() if stores is None else stores
     if jobs == 1 or len(paths) == 1 or ranks is not None:
         for number, path in enumerate(paths, 1):
-            step = _of(number, len(paths), on_progress)
-            yield one(path, on_progress=step, stores=stores, ranks=ranks)
+            watch = _of(number, len(paths), on_progress)
+            yield one(path, on_progress=watch, stores=stores, ranks=ranks)
         return
     # Whether to say what is looked for on the hub is known in this process only.
     located = [_located(path, stores) for path in paths]
@@ -162,11 +164,11 @@ def _report_or_error(
         if verify and report.kind == kinds.VITA and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 
-            chosen = path if key is None else open_checkpoint(path, key=key, stores=stores)
-            verification = run(
+            with told_to_all(ranks), (ALONE if ranks is None else ranks).agreement():
+                chosen = path if key is None else open_checkpoint(path, key=key, stores=stores)
+            found = run(
                 chosen, golden=golden, on_progress=on_progress, stores=stores, ranks=ranks
-            )
-            found = verification.findings
+            ).findings
             known = {(f.rule, f.subject) for f in report.findings}
             more = [f for f in found if (f.rule, f.subject) not in known]
             report = replace(report, findings=worst_first([*report.findings, *more]))

@@ -31,6 +31,7 @@ from vita_ckpt.core.kinds import (
     part_as,
 )
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
+from vita_ckpt.core.memory import Memory, estimate
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import true_parameters
 from vita_ckpt.core.training.state import TrainingState
@@ -53,13 +54,17 @@ _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", 
 
 @dataclass(frozen=True, slots=True)
 class PartSummary:
-    """One part: its tensors, parameters (elements), bytes, and dtypes, the commonest first."""
+    """One part: its tensors, parameters (elements), bytes, and dtypes, the commonest first.
+
+    ``bytes_by_dtype`` has the bytes of each of ``dtypes``, in the same order.
+    """
 
     name: str
     tensors: int
     parameters: int
     bytes: int
     dtypes: tuple[str, ...]
+    bytes_by_dtype: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,8 @@ class Inspection(Displayed):
     the projector was drawn at random and not trained since. ``family`` is set for a model or a run
     of another family than VITA, ``quantisation`` names how weights are quantised; ``parameters``
     are then those that the codes stand for. ``config_file`` is the file that the config is from.
-    ``training`` describes a training state.
+    ``training`` describes a training state, ``memory`` what a whole model or a tower needs to run;
+    it is None for other kinds, and for quantised weights.
     """
 
     path: str
@@ -159,6 +165,7 @@ class Inspection(Displayed):
     quantisation: str | None = None
     config_file: str | None = None
     training: TrainingState | None = None
+    memory: Memory | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
@@ -220,8 +227,13 @@ def inspect_checkpoint(
     audio_directory: AudioDirectory | None = None,
     *,
     kind: str | None = None,
+    dtype: str | None = None,
+    batch: int = 1,
 ) -> Inspection:
-    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers."""
+    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers.
+
+    ``dtype`` and ``batch`` are those of the memory that is estimated.
+    """
     found = kind_of(checkpoint)
     if kind is not None and kind != found.name:
         checkpoint = part_as(checkpoint, kind)
@@ -229,7 +241,7 @@ def inspect_checkpoint(
     kind = found.name
     if kind == MULTIMODAL and (tower_directory or _NOWHERE).path == checkpoint.root:
         tower_directory = None  # the model's own config describes its tower
-    config, sizes = checkpoint.config or {}, _sizes(checkpoint.tensors.values())
+    config, sizes = checkpoint.config or {}, _bytes_by_dtype(checkpoint.tensors.values())
     facts = _Facts.of(checkpoint, tower_directory, audio_directory, found)
     is_tower = kind == TOWER
     lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in CONFIG_KEYS}
@@ -247,7 +259,7 @@ def inspect_checkpoint(
         else (),
         backbone=backbone.language_model if backbone else plain,
         loader_name=backbone.loader_name if backbone else None,
-        dtypes=_dtypes(sizes),
+        dtypes=tuple(sizes),
         tensors=len(checkpoint.tensors),
         parameters=true_parameters(checkpoint),
         bytes=sum(sizes.values()),
@@ -273,7 +285,18 @@ def inspect_checkpoint(
         quantisation=found.quantisation.method if found.quantisation is not None else None,
         config_file=checkpoint.config_file if checkpoint.config is not None else None,
         training=checkpoint.training,
+        memory=_memory(checkpoint, found, dtype, batch),
     )
+
+
+def _memory(checkpoint: Checkpoint, found: Kind, dtype: str | None, batch: int) -> Memory | None:
+    if found.name not in (VITA, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
+        return None
+    config = checkpoint.config or {}
+    scales = None
+    if config.get("use_s2") is True:
+        scales = towers.parse_s2_scales(str(config.get("s2_scales", towers.DEFAULT_S2_SCALES)))
+    return estimate(checkpoint, dtype=dtype, batch=batch, scales=scales or ())
 
 
 _NOWHERE: Final = TowerDirectory(None, None, None)
@@ -369,7 +392,7 @@ class _Facts:
         return cls(
             config=config,
             shapes=shapes,
-            dtypes=_dtypes(_sizes(checkpoint.tensors.values())),
+            dtypes=tuple(_bytes_by_dtype(checkpoint.tensors.values())),
             has_language_model=any(name.startswith(parts.LAYERS_PREFIX) for name in shapes),
             tower=tower,
             directory=directory.tower if directory else None,
@@ -599,31 +622,42 @@ def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
     )
 
 
-def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
-    is_tower, codes = kind.name == TOWER, kind.quantisation
+def names_by_part(checkpoint: Checkpoint, kind: Kind | None = None) -> dict[str, list[str]]:
+    """Return the names of the tensors of each part, empty for a part that is not there."""
+    kind = kind_of(checkpoint) if kind is None else kind
+    is_tower = kind.name == TOWER
     groups: dict[str, list[str]] = {label: [] for label in parts.LABELS}
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     prefix = towers.tower_prefix(shapes) if is_tower else parts.TOWER_PREFIX
     for name in checkpoint.tensors:
         below = is_tower and name.startswith(prefix)
         groups[parts.VISION_TOWER if below else kind.part_of(name)].append(name)
+    return groups
+
+
+def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
+    codes, tensors = kind.quantisation, checkpoint.tensors
     always = (parts.LANGUAGE_MODEL, parts.MM_PROJECTOR, parts.VISION_TOWER)
-    return tuple(
-        PartSummary(
-            name=part,
-            tensors=len(names),
-            parameters=sum(
-                parameters(checkpoint.tensors[name])
-                if codes is None
-                else codes.parameters(name, checkpoint.tensors[name])
-                for name in names
-            ),
-            bytes=sum((sizes := _sizes(checkpoint.tensors[name] for name in names)).values()),
-            dtypes=_dtypes(sizes),
+    found = []
+    for part, names in names_by_part(checkpoint, kind).items():
+        if not names and part not in always:
+            continue
+        sizes = _bytes_by_dtype(tensors[name] for name in names)
+        elements = (
+            parameters(tensors[name]) if codes is None else codes.parameters(name, tensors[name])
+            for name in names
         )
-        for part, names in groups.items()
-        if names or part in always
-    )
+        found.append(
+            PartSummary(
+                name=part,
+                tensors=len(names),
+                parameters=sum(elements),
+                bytes=sum(sizes.values()),
+                dtypes=tuple(sizes),
+                bytes_by_dtype=tuple(sizes.values()),
+            )
+        )
+    return tuple(found)
 
 
 def _lora(checkpoint: Checkpoint) -> LoraSummary | None:
@@ -676,16 +710,12 @@ def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _sizes(tensors: Iterable[Tensor]) -> Counter[str]:
-    """Return the bytes of tensors by their dtypes."""
+def _bytes_by_dtype(tensors: Iterable[Tensor]) -> dict[str, int]:
+    """Return the bytes of each dtype, the largest first."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts[tensor.dtype] += tensor.nbytes
-    return counts
-
-
-def _dtypes(sizes: Counter[str]) -> tuple[str, ...]:
-    return tuple(dtype for dtype, _ in sizes.most_common())
+    return dict(counts.most_common())
 
 
 def _text(value: Any) -> str | None:

@@ -48,9 +48,14 @@ def run_in_ranks(run: Callable[[Ranks | None], int], *, single: bool, rank_timeo
         try:
             return run(ranks)
         except VitaCkptError as error:
-            if ranks.speaks:
+            if speaks(ranks):
                 console.warn(f"error: {error}")
             return error.exit_code
+
+
+def speaks(ranks: Ranks | None) -> bool:
+    """Return whether this process prints what was found: a launcher mixes what several print."""
+    return ranks is None or ranks.speaks
 
 
 def _end_at_once() -> None:

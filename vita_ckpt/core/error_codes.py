@@ -264,7 +264,11 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-revision",),
-                "`push --revision` without a name",
+                "`push --revision` or `--push ORG/NAME@` without a name",
+            ),
+            ErrorCodes(
+                ("base-not-on-hub",),
+                "a surgery with `--push` of a base on this machine: `--out`, then `push`",
             ),
             ErrorCodes(
                 ("repository-is-public",),

@@ -18,10 +18,10 @@ from vita_ckpt.checks.diff import (
     figures,
 )
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import render
-from vita_ckpt.cli.launched import rank_options, run_in_ranks
+from vita_ckpt.cli import completion, render
+from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
+from vita_ckpt.cli.outputs import Output, check_outputs, deliver, html_option, report_options
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
@@ -41,6 +41,7 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
 @click.option("--values", is_flag=True, help="Say how far the values of tensors are apart.")
 @click.option(
     "--only",
+    shell_complete=completion.tensors,
     multiple=True,
     metavar="GLOB",
     help="A contract: exit 1 if anything else changed, or none of it did. A glob of tensor names, "
@@ -62,6 +63,7 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
 )
 @rank_options
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json (schema diff-v1).")
+@html_option
 @report_options
 @click.pass_obj
 def command(
@@ -76,6 +78,7 @@ def command(
     single: bool,
     rank_timeout: float,
     as_json: bool,
+    page: Output | None,
     report_format: str,
     outputs: tuple[Output, ...],
 ) -> int:
@@ -96,9 +99,10 @@ def command(
             expected="either --only, which wants a change, or --exit-code, which wants none",
             got="both",
         )
+    outputs = outputs if page is None else (*outputs, page)
 
     def run(ranks: Ranks | None) -> int:
-        with shown_progress(settings.quiet or ranks is not None) as on_progress:
+        with shown_progress(settings.quiet or not speaks(ranks)) as on_progress:
             found = diff(
                 a,
                 b,
@@ -109,7 +113,7 @@ def command(
                 stores=settings.stores,
                 ranks=ranks,
             )
-        if ranks is None or ranks.speaks:
+        if speaks(ranks):
             _report(found, limit, settings, "json" if as_json else report_format, outputs)
         return 1 if found.breaches or (exit_code and not found.identical) else 0
 
@@ -137,8 +141,15 @@ def _report(
         {
             "text": lambda: "".join(f"{line}\n" for line in _screen(found, limit)),
             "json": lambda: json_text(found.to_dict()) + "\n",
+            "html": lambda: _page(found),
         },
     )
+
+
+def _page(found: Difference) -> str:
+    from vita_ckpt.cli.html.difference import difference_page  # noqa: PLC0415 - start-up
+
+    return difference_page(found)
 
 
 def _screen(found: Difference, limit: int) -> Iterator[str]:

@@ -14,8 +14,8 @@ from vita_ckpt.api.validate import KINDS, holds_checkpoints
 from vita_ckpt.api.validate_many import validate_all
 from vita_ckpt.checks.files import finding_of_error
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import console
-from vita_ckpt.cli.launched import rank_options, run_in_ranks
+from vita_ckpt.cli import completion, console
+from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL, key_option
@@ -53,8 +53,20 @@ if TYPE_CHECKING:
     "--golden", type=LOCAL, metavar="FILE", help="Compare with a golden of verify; runs it."
 )
 @key_option
-@click.option("--select", multiple=True, metavar="RULE", help="Look at these rules only; a glob.")
-@click.option("--ignore", multiple=True, metavar="RULE", help="Leave these rules out; a glob.")
+@click.option(
+    "--select",
+    multiple=True,
+    shell_complete=completion.one_of(RULES),
+    metavar="RULE",
+    help="Look at these rules only; a glob.",
+)
+@click.option(
+    "--ignore",
+    multiple=True,
+    shell_complete=completion.one_of(RULES),
+    metavar="RULE",
+    help="Leave these rules out; a glob.",
+)
 @click.option("--strict/--no-strict", default=None, help="Warnings fail too.")
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
@@ -105,13 +117,12 @@ def command(
     check_outputs(outputs, chosen)
 
     def run(ranks: Ranks | None) -> int:
-        speaks = ranks is None or ranks.speaks
         for sentence in policy.sentences() if policy.file or policy.disregarded else ():
-            if speaks:
+            if speaks(ranks):
                 settings.note(sentence)
         reports: list[Report] = []
         unread: list[VitaCkptError] = []
-        with shown_progress(settings.quiet or ranks is not None) as on_progress:
+        with shown_progress(settings.quiet or not speaks(ranks)) as on_progress:
             results = list(
                 validate_all(
                     chosen,
@@ -136,7 +147,7 @@ def command(
                 # What no rule may leave out: nothing was looked at there.
                 why = replace(finding_of_error(result, ""), severity="error")
                 reports.append(Report(path, UNKNOWN, (why,), read=False))
-        if speaks:
+        if speaks(ranks):
             for error in unread:
                 console.warn(f"error: {printable(error)}")
             # For a person the lines above say it all, if there is nothing else to say.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vita_ckpt.api import verify as api
-from vita_ckpt.cli import console, render
-from vita_ckpt.cli.launched import rank_options, run_in_ranks
+from vita_ckpt.cli import completion, console, render
+from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.progress import shown_progress
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", metavar="auto|cuda|cuda:N|cpu", help="Where to run.")
 @click.option(
     "--dtype",
+    shell_complete=completion.torch_dtypes,
     metavar="DTYPE",
     help="float32, bfloat16 …; float32 is faster on CPUs without bfloat16.  [default: the "
     "checkpoint's]",
@@ -107,7 +108,7 @@ def command(
     """
 
     def run(ranks: Ranks | None) -> int:
-        with shown_progress(settings.quiet or ranks is not None) as on_progress:
+        with shown_progress(settings.quiet or not speaks(ranks)) as on_progress:
             verification = api.verify(
                 checkpoint,
                 device=device,
@@ -126,7 +127,7 @@ def command(
                 stores=settings.stores,
                 ranks=ranks,
             )
-        if ranks is None or ranks.speaks:
+        if speaks(ranks):
             _report(verification, settings, as_json)
         return 1 if has_errors(verification.findings) else 0
 

@@ -44,8 +44,7 @@ def file_digests(
     """
     with team.agreement():
         sizes = [identify(path).size for path in paths.values()]
-    work = partial(_file_digest, progress)
-    found = evaluate(work, list(paths.values()), sizes, team=team)
+    found = evaluate(partial(_file_digest, progress), list(paths.values()), sizes, team=team)
     return dict(zip(paths, found, strict=True))
 
 

@@ -93,7 +93,7 @@ def measure(
     size = sum(ref.nbytes for ref in refs.values())
     size += sum(file.size for name, file in checkpoint.files.items() if name in whole)
     size += sum(shard.file.size for shard in shards if shard.name in whole)
-    step = Tally(on_progress, "digesting", size)
+    step = Tally(on_progress, "digesting", size // team.size)
     found = tensor_digests(refs, step, team=team)
     files: dict[str, FileDigest] = {}
     for file, shard in safetensors.items():
