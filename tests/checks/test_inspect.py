@@ -369,7 +369,10 @@ def mutations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
 
 
 # Where a report may say a text or nothing.
-_TEXTS = ("weights", "value", "path", "base_model", "family", "quantisation", "config_file")
+_TEXTS = (
+    *("weights", "value", "path", "base_model", "family", "quantisation", "config_file"),
+    *("family_evidence", "tower_source", "features", "tiles"),
+)
 
 
 @pytest.mark.parametrize("path", ["A1/base", "A7/mm_projector_fp32", "A6/tower-eva", "A5/base"])
