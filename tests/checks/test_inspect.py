@@ -411,3 +411,10 @@ def test_every_object_of_the_schema_is_closed() -> None:
 
     VALIDATOR.check_schema(SCHEMA)
     closed(SCHEMA, "")
+
+
+def test_a_tower_of_no_known_family_is_there_all_the_same() -> None:
+    found = report(GOLDEN / "T12" / "run")
+    assert found["tower"] is None
+    (said,) = (text for text in found["disagreements"] if "tower" in text)
+    assert said == "the vision tower in the weights is of no known family, or a part of one"
