@@ -6,7 +6,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.anatomy import tiles, towers
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import PROCESSOR
 from vita_ckpt.errors import InputError, UsageError
@@ -140,6 +140,40 @@ class Processor:
             return values
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.mean, self.std))
         return (values - mean) / std
+
+    def tiles(self, image: Image.Image, sizes: Sequence[tiles.Size]) -> Tensor:
+        """Return the pixels of the tiles of an RGB image, float32 [tiles, 3, H, W].
+
+        The first is the whole image, squashed to a square. The others are those of the image once
+        it is resized into the one of ``sizes`` that suits it best, on black, row by row. A tile is
+        as large as the crop, without one as the image that is resized. Raises InputError:
+        ``image-too-large``, ``no-tile-grid``, ``unsupported-processor-config``.
+        """
+        best = tiles.best_size(image.size, sizes)
+        if best is None:
+            raise InputError(
+                "no-tile-grid", "image_grid_pinpoints", expected="sizes in pixels", got="none"
+            )
+        height, width = self._tile()
+        _check_size(*best)
+        canvas = Image.new("RGB", best)
+        small = image.resize(tiles.fitted(image.size, best))
+        canvas.paste(small, ((best[0] - small.width) // 2, (best[1] - small.height) // 2))
+        whole = self.resize if isinstance(self.resize, int) else min(height, width)
+        cut = [
+            canvas.crop((left, top, left + height, top + height))
+            for top in range(0, best[1], height)
+            for left in range(0, best[0], height)
+        ]
+        return torch.stack([self.pixels(one) for one in (image.resize((whole, whole)), *cut)])
+
+    def _tile(self) -> tuple[int, int]:
+        """Return (height, width) of a tile: of the crop, and without one of what is resized."""
+        if self.crop is not None:
+            return self.crop
+        if isinstance(self.resize, tuple):
+            return self.resize
+        raise _unsupported("crop_size", "a size, for images in tiles", None)
 
     def _padded(self, image: Image.Image) -> Image.Image:
         side = max(image.size)

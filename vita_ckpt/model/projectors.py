@@ -59,6 +59,42 @@ def _mlp(projector_type: str, wide: int, out: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def _residual(projector_type: str, wide: int, out: int) -> nn.Module:
+    plain, blocks = projectors.residual_blocks(projector_type)
+    layers = [*_mlp(plain, wide, out).children(), *(_ResidualBlock(out) for _ in range(blocks))]
+    return nn.Sequential(*layers)
+
+
+class _ResidualBlock(nn.Module):
+    """A norm, and two linear layers whose output is added to what the norm gives."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pre_norm = nn.LayerNorm(width)
+        self.proj = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.pre_norm(tokens)
+        result: Tensor = tokens + self.proj(tokens)
+        return result
+
+
+class Pooler(nn.Module):
+    """A convolution that joins 2x2 tokens, then a linear layer (FAMILY §3)."""
+
+    def __init__(self, wide: int, out: int) -> None:
+        super().__init__()
+        self.conv_pool = nn.Conv2d(wide, out, 2, stride=2)
+        self.proj = nn.Sequential(nn.GELU(), nn.Linear(out, out))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map [N, side², in] to [N, (side // 2)², out]."""
+        with exact_convolutions():
+            pooled = self.conv_pool(_grid(tokens))
+        result: Tensor = self.proj(_tokens(pooled))
+        return result
+
+
 class Spp(nn.Module):
     """Linear layers around a 2x2 average pool, whose position depends on the version.
 
@@ -221,6 +257,10 @@ def _concatenation(projector_type: str, wide: int, out: int) -> nn.Module:
     return Concatenation(wide, out, interleaved=projector_type == "vanilla")
 
 
+def _pooler(_projector_type: str, wide: int, out: int) -> nn.Module:
+    return Pooler(wide, out)
+
+
 def _identity(_projector_type: str, _wide: int, _out: int) -> nn.Module:
     return nn.Identity()
 
@@ -233,4 +273,6 @@ MODULES: Final[dict[str, Callable[[str, int, int], nn.Module]]] = {
     "ldp": _ldp,
     "concatenation": _concatenation,
     "identity": _identity,
+    "residual": _residual,
+    "pooler": _pooler,
 }
