@@ -24,7 +24,7 @@ from vita_ckpt.core.anatomy.audio.tensors import (
 )
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
 from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_sizes
-from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
+from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
 from vita_ckpt.core.anatomy.towers.tower import Tower, TowerDirectory
@@ -352,8 +352,9 @@ def built_projector(config: Mapping[str, Any]) -> Projector | None:
 def hidden_size(config: Mapping[str, Any]) -> Any:
     """Return the width of the language model that a config describes, or what it says instead."""
     backbone = backbone_of(config)
-    default = DEFAULTS[backbone.language_model]["hidden_size"] if backbone is not None else None
-    return config.get("hidden_size", default)
+    if backbone is None:
+        return config.get("hidden_size")
+    return LANGUAGE_MODELS[backbone.language_model].keys(config)["hidden_size"]
 
 
 def is_audio(name: str) -> bool:

@@ -1,0 +1,166 @@
+"""Define a family of multimodal models by everything that distinguishes it from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.anatomy.backbones import Backbone
+from vita_ckpt.core.anatomy.language_tensors import of_plain_type
+from vita_ckpt.core.anatomy.projectors import ProjectorType
+from vita_ckpt.core.anatomy.towers.dispatch import Dispatch
+
+Config = Mapping[str, Any]
+Exists = Callable[[str], bool]
+
+
+class TowerSource(Enum):
+    """Where the values of the tower come from, once a family's own loader has come to its end."""
+
+    CHECKPOINT = "the checkpoint"
+    DIRECTORY = "its directory"
+    UNINITIALISED = "uninitialised memory"
+    RAISES = "the loader raises"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a family's loader finds, as far as it decides which tower wins.
+
+    ``stored`` is whether the checkpoint has tensors of a tower, ``safetensors`` whether its weights
+    are in such files. ``name`` is the name of its directory, which some loaders read.
+    """
+
+    stored: bool
+    safetensors: bool = True
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Which hidden states of a tower are its features.
+
+    ``layers`` index the hidden states, of which there is one more than the tower has layers; those
+    of several are concatenated along the channels. ``class_token`` is whether it is kept.
+    """
+
+    layers: tuple[int, ...] = (-2,)
+    class_token: bool = False
+
+
+# The default of a key without which upstream raises.
+REQUIRED: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of a family's config: the types of its value beside null, and its default."""
+
+    types: tuple[type, ...]
+    default: Any = None
+
+
+def _stored_whole(tower_family: str, config: Config) -> Config:
+    return config
+
+
+def _no_tokens(config: Config) -> tuple[str, ...]:
+    return ()
+
+
+def _never(config: Config) -> bool:
+    return False
+
+
+def _nothing(config: Config) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ModelFamily:
+    """A family of multimodal models: a tower, a projector and a language model under one class.
+
+    ``name`` identifies the family in reports, ``label`` in messages. ``backbones`` are its model
+    classes. ``keys`` are the keys of its config beside those of the language model. ``own_keys``
+    tell it from a family of the same model types, and where there is none of them a value that only
+    this family knows, which ``own_value`` returns in words.
+
+    ``dispatch`` returns the tower class that is built for a config; it is given a function that
+    says whether a path exists where the loader runs. ``tower_source`` returns which tower wins.
+    ``unfreeze_key`` is the key that says that the tower was trained. ``stored_tower`` returns, for
+    a tower's own config, that of the tower as the family builds and stores it.
+
+    ``projector_types`` are the types that are built, ``default_projector`` the one without a key.
+    ``s2_key`` is the key that asks for S2, ``default_s2_scales`` the scales without a key.
+    ``features`` returns which features of a tower are taken, None where that raises; it is given
+    the tower's family and the number of hidden states of the tower as it is built. It is None where
+    the tower's own class decides it. ``has_newline`` returns whether the
+    model has an ``image_newline``, ``added_tokens`` the tokens that the loader adds.
+
+    ``dropped`` are prefixes of tensors that the loader drops, or that never reach the output.
+    ``loaders`` are the names of its loaders in ``explain``, the one that judges first.
+    ``has_audio`` says whether there are audio modules.
+    """
+
+    name: str
+    label: str
+    backbones: tuple[Backbone, ...]
+    dispatch: Callable[[Config, Exists], Dispatch]
+    tower_source: Callable[[Config, Load], TowerSource]
+    projector_types: tuple[ProjectorType, ...]
+    default_projector: str
+    unfreeze_key: str
+    s2_key: str
+    default_s2_scales: str
+    keys: Mapping[str, Key]
+    loaders: tuple[str, ...]
+    features: Callable[[Config, str, int], Features | None] | None = None
+    own_keys: tuple[str, ...] = ()
+    own_value: Callable[[Config], str | None] = _nothing
+    stored_tower: Callable[[str, Config], Config] = _stored_whole
+    has_newline: Callable[[Config], bool] = _never
+    added_tokens: Callable[[Config], tuple[str, ...]] = _no_tokens
+    dropped: tuple[str, ...] = ()
+    has_audio: bool = False
+
+    def backbone(self, config: Config) -> Backbone | None:
+        """Return the backbone that a config's ``model_type`` names; None if it names none."""
+        return self.by_type.get(str(config.get("model_type")))
+
+    @property
+    def by_type(self) -> dict[str, Backbone]:
+        """The backbones by their ``model_type``."""
+        return {backbone.model_type: backbone for backbone in self.backbones}
+
+    def backbone_on(self, plain_model_type: Any) -> Backbone | None:
+        """Return the first backbone on a plain language model; None if there is none."""
+        plain = of_plain_type(plain_model_type)
+        if plain is None:
+            return None
+        return next((b for b in self.backbones if b.language_model == plain.name), None)
+
+    def get(self, config: Config, key: str) -> Any:
+        """Return the value of one of :attr:`keys`, by default its own; REQUIRED if it has none."""
+        return config.get(key, self.keys[key].default)
+
+    def projector_type(self, config: Config) -> Any:
+        """Return the value of ``mm_projector_type``, with the family's default."""
+        return config.get("mm_projector_type", self.default_projector)
+
+    def uses_s2(self, config: Config) -> bool:
+        """Return whether a config asks for S2."""
+        return bool(config.get(self.s2_key))
+
+    def s2_scales(self, config: Config) -> tuple[int, ...] | None:
+        """Return the scales at which the tower runs: one without S2 is none, None if invalid."""
+        if not self.uses_s2(config):
+            return ()
+        text = config.get("s2_scales", self.default_s2_scales)
+        return towers.parse_s2_scales(text) if isinstance(text, str) else None
+
+    def number_of_scales(self, config: Config) -> int:
+        """Return the number of S2 scales that a config asks for: 1 without S2."""
+        return len(self.s2_scales(config) or ()) or 1

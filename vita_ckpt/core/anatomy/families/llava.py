@@ -1,0 +1,135 @@
+"""Describe LLaVA 1.0 to 1.6: towers are CLIP, and the directory's wins unless it was trained."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from vita_ckpt.core.anatomy import projectors, towers
+from vita_ckpt.core.anatomy.backbones import Backbone
+from vita_ckpt.core.anatomy.families.family import (
+    REQUIRED,
+    Config,
+    Exists,
+    Features,
+    Key,
+    Load,
+    ModelFamily,
+    TowerSource,
+)
+
+DEFAULT_S2_SCALES: Final = "336,672,1008"
+CLASS_TOKEN: Final = {"patch": False, "cls_patch": True}
+CLIP_PREFIXES: Final = ("openai", "laion")
+CLIP_WORD: Final = "ShareGPT4V"
+CLIP_FAMILY: Final = "clip"
+PROJECTOR: Final = "linear"
+
+_NUMBER: Final = (int, float)
+
+# What the configs of both LLaVA and LLaVA-NeXT have.
+KEYS: Final[dict[str, Key]] = {
+    "mm_vision_tower": Key((str,)),
+    "mm_hidden_size": Key((int,)),
+    "mm_projector_type": Key((str,), PROJECTOR),
+    "use_mm_proj": Key((bool,)),
+    "mm_vision_select_layer": Key((int,), REQUIRED),
+    "mm_vision_select_feature": Key((str,), "patch"),
+    "mm_patch_merge_type": Key((str,), "flat"),
+    "image_aspect_ratio": Key((str,), "square"),
+    "image_grid_pinpoints": Key((list, str)),
+    "mm_use_im_start_end": Key((bool,), default=False),
+    "mm_use_im_patch_token": Key((bool,), default=True),
+    "unfreeze_mm_vision_tower": Key((bool,), default=False),
+    "s2": Key((bool,), default=False),
+    "s2_scales": Key((str,), DEFAULT_S2_SCALES),
+    "tune_mm_mlp_adapter": Key((bool,), default=False),
+    "freeze_mm_mlp_adapter": Key((bool,), default=False),
+    "mm_projector_lr": Key(_NUMBER),
+    "tokenizer_model_max_length": Key((int,)),
+    "tokenizer_padding_side": Key((str,)),
+}
+
+
+def clip_of_path(config: Config, exists: Exists) -> towers.Dispatch | None:
+    """Return CLIP where the path exists, or has the form of a CLIP of the hub; None for others."""
+    path = str(config.get("mm_vision_tower"))
+    prefix = next((prefix for prefix in CLIP_PREFIXES if path.startswith(prefix)), None)
+    if exists(path):
+        why = "the path exists, whatever is in it"
+    elif prefix is not None:
+        why = f'the path starts with "{prefix}"'
+    elif CLIP_WORD in path:
+        why = f'"{CLIP_WORD}" in the path'
+    else:
+        return None
+    suffix = "S2" if config.get("s2") else ""
+    why += " and s2" if suffix else ""
+    reason = towers.Reason(towers.Outcome.RULE, CLIP_FAMILY, why)
+    tower_class = f"{towers.FAMILIES[CLIP_FAMILY].tower_class}{suffix}"
+    return towers.Dispatch(CLIP_FAMILY, tower_class, reason)
+
+
+def has_newline(config: Config) -> bool:
+    """Return whether the merging of tiles appends ``model.image_newline``."""
+    merge = config.get("mm_patch_merge_type", "flat")
+    return isinstance(merge, str) and "unpad" in merge
+
+
+def added_tokens(config: Config) -> tuple[str, ...]:
+    """Return the tokens that the loader adds, and for which it invents rows that are not stored."""
+    patch = ("<im_patch>",) if config.get("mm_use_im_patch_token", True) else ()
+    return patch + (("<im_start>", "<im_end>") if config.get("mm_use_im_start_end") else ())
+
+
+def select_layer(config: Config) -> int | None:
+    """Return ``mm_vision_select_layer``, which has no default; None if it is no layer."""
+    layer: Any = config.get("mm_vision_select_layer")
+    return layer if type(layer) is int else None
+
+
+def _dispatch(config: Config, exists: Exists) -> towers.Dispatch:
+    found = clip_of_path(config, exists)
+    if found is not None:
+        return found
+    why = "it does not exist, and is no CLIP of openai, laion or ShareGPT4V: it raises"
+    return towers.Dispatch(None, None, towers.Reason(towers.Outcome.NO_RULE, text=why))
+
+
+def _tower_source(config: Config, load: Load) -> TowerSource:
+    """Return which tower wins; a trained one with S2 is read before its class is ready."""
+    if not config.get("unfreeze_mm_vision_tower"):
+        return TowerSource.DIRECTORY
+    if config.get("s2"):
+        return TowerSource.RAISES
+    return TowerSource.CHECKPOINT if load.stored else TowerSource.UNINITIALISED
+
+
+def _features(config: Config, tower: str, states: int) -> Features | None:
+    layer = select_layer(config)
+    word = config.get("mm_vision_select_feature", "patch")
+    if layer is None or not -states <= layer < states or word not in CLASS_TOKEN:
+        return None
+    return Features((layer,), CLASS_TOKEN[word])
+
+
+LLAVA: Final = ModelFamily(
+    name="llava",
+    label="LLaVA",
+    backbones=(
+        Backbone("llava_llama", "LlavaLlamaForCausalLM", "llava", "Llama", "llama"),
+        Backbone("llava_mistral", "LlavaMistralForCausalLM", "llava-mistral", "Mistral", "mistral"),
+        Backbone("llava_mpt", "LlavaMptForCausalLM", "llava-mpt", "Mpt", "mpt"),
+    ),
+    dispatch=_dispatch,
+    tower_source=_tower_source,
+    projector_types=projectors.LLAVA_TYPES,
+    default_projector=PROJECTOR,
+    unfreeze_key="unfreeze_mm_vision_tower",
+    s2_key="s2",
+    default_s2_scales=DEFAULT_S2_SCALES,
+    keys=KEYS,
+    loaders=("llava",),
+    features=_features,
+    has_newline=has_newline,
+    added_tokens=added_tokens,
+)
