@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS, Backbone
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import refuse_relative
 from vita_ckpt.core.quantisation import refuse_quantised
@@ -42,6 +43,11 @@ def vita_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
         if plain
         else "the config.json is not one of a VITA checkpoint",
     )
+
+
+def family_of_model(checkpoint: Checkpoint) -> ModelFamily:
+    """Return the family of a whole model or a run: VITA's if its config does not name another."""
+    return family_of(checkpoint.config, checkpoint.tensors) or VITA
 
 
 def require_runnable(checkpoint: Checkpoint) -> None:

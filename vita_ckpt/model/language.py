@@ -13,8 +13,8 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from vita_ckpt.core.anatomy.config_values import ROPE_KEYS, wrong_language_values
+from vita_ckpt.core.anatomy.families import FAMILIES, family_of
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
-from vita_ckpt.core.binding import backbone_of
 from vita_ckpt.errors import InputError, UsageError
 
 _IS_OLD: Final = int(transformers.__version__.split(".")[0]) < 5
@@ -26,7 +26,7 @@ _ROTARY_TABLE: Final = 1024
 _WITHOUT_TABLES: Final = ("Llama", "Gemma", "Phi3")
 
 # Of these models transformers has no class that reads what is stored.
-_NOT_BUILT: Final = ("MiniCPM", "Mpt")
+_NOT_BUILT: Final = ("MiniCPM",)
 
 # What transformers calls keys that a checkpoint's own class called otherwise.
 _RENAMED: Final = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}
@@ -73,13 +73,14 @@ def check_language_values(config: Mapping[str, Any]) -> str:
     Raises InputError ``unknown-model-type``, ``language-model-not-built`` for one that no class of
     transformers reads, or ``unsupported-config`` for a value that no model can be built with.
     """
-    backbone = backbone_of(config)
+    family = family_of(config)
+    backbone = family.backbone(config) if family is not None else None
     if backbone is None:
         raise InputError(
             "unknown-model-type",
             config.get("model_type"),
-            expected="the model_type of a multimodal model that is known here",
-            hint="the config.json is not one of a VITA checkpoint, or of its relatives",
+            expected="one of " + ", ".join(t for f in FAMILIES.values() for t in f.by_type),
+            hint="the config.json is not one of a checkpoint that is known here",
         )
     name = backbone.language_model
     if name in _NOT_BUILT:
@@ -281,8 +282,9 @@ def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         act = config.get("hidden_activation") or "gelu_pytorch_tanh"
         keys |= {"hidden_act": act} | ({"hidden_activation": act} if _IS_OLD else {})
     theta = keys.pop("rope_theta")
-    # No row of the table is one of padding, whose place some classes default to.
-    return keys | {"pad_token_id": None} | _rope(name, config, theta, keys)
+    # Some classes default to tokens beyond a small table, one of them for padding.
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    return keys | tokens | _rope(name, config, theta, keys)
 
 
 def _rope(

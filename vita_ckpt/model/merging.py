@@ -42,7 +42,7 @@ def merge_tiles(
     whole, parts = features[0], features[1:]
     grid = _grid(features, image, tiling, side, tile)
     # A map [hidden, rows * side, columns * side]
-    laid = parts.unflatten(0, (grid[1], grid[0])).unflatten(2, (side, side))
+    laid = parts.reshape(grid[1], grid[0], side, side, -1)
     laid = laid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
     if tiling.extended and "maxpool2x2" in tiling.merge:
         tokens = _tokens(functional.max_pool2d(laid, 2))
@@ -113,7 +113,7 @@ def pool_frames(features: Tensor, side: int, mode: str) -> Tensor:
     """
     if side * side != features.shape[1]:
         raise _misfit(f"{side * side} tokens of a frame", str(features.shape[1]))
-    laid = features.transpose(1, 2).unflatten(2, (side, side))
+    laid = features.transpose(1, 2).reshape(len(features), -1, side, side)
     if mode == "average":
         pooled = functional.avg_pool2d(laid, _STRIDE)
     elif mode == "max":

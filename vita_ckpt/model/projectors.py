@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isqrt
 from typing import Final
 
@@ -34,14 +34,19 @@ def build_projector(projector_type: str, in_width: int, out_width: int) -> nn.Mo
     return MODULES[kind.name](projector_type, in_width, out_width).eval()
 
 
-def check_type(projector_type: str) -> projectors.ProjectorType:
-    """Return the row of a projector type; raises InputError ``unknown-projector-type``."""
+def check_type(
+    projector_type: str, types: Sequence[projectors.ProjectorType] = projectors.EVERY_TYPE
+) -> projectors.ProjectorType:
+    """Return the row of a projector type; raises InputError ``unknown-projector-type``.
+
+    ``types`` are those of the model's family, by default every family's.
+    """
     kind = projectors.find_type(projector_type)
-    if kind is None:
+    if kind is None or kind not in types:
         raise InputError(
             "unknown-projector-type",
             projector_type,
-            expected=projectors.listed(),
+            expected=projectors.listed(types),
             hint="mm_projector_type in config.json names it",
         )
     return kind
@@ -60,9 +65,11 @@ def _mlp(projector_type: str, wide: int, out: int) -> nn.Module:
 
 
 def _residual(projector_type: str, wide: int, out: int) -> nn.Module:
-    plain, blocks = projectors.residual_blocks(projector_type)
-    layers = [*_mlp(plain, wide, out).children(), *(_ResidualBlock(out) for _ in range(blocks))]
-    return nn.Sequential(*layers)
+    names = expected_shapes(Projector(projector_type, wide, out))
+    blocks = sum(name.endswith(".pre_norm.weight") for name in names)
+    depth = sum(name.count(".") == 1 for name in names) // 2
+    mlp = _mlp(f"mlp{depth}x_gelu", wide, out)
+    return nn.Sequential(*mlp.children(), *(_ResidualBlock(out) for _ in range(blocks)))
 
 
 class _ResidualBlock(nn.Module):

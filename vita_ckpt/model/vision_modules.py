@@ -67,7 +67,7 @@ class VisionModules(nn.Module):
         self.mm_projector = None
         self.image_newline = None
         if tower_config is not None:
-            self.vision_tower = tower_of(self.config, tower_config, attn)
+            self.vision_tower = tower_of(self.config, tower_config, attn, self.family)
             kind = str(self.family.projector_type(self.config))
             width = self.config.get("mm_hidden_size") or self.vision_tower.hidden_size
             hidden = self.language_model.config.hidden_size
@@ -107,7 +107,7 @@ class VisionModules(nn.Module):
         if tiles_per_image is None:
             return list(features)
         counts, sizes, kinds = _per_image(len(features), tiles_per_image, image_sizes, modalities)
-        merged = zip(features.split(counts), sizes, kinds, strict=True)
+        merged = zip(torch.split(features, counts), sizes, kinds, strict=True)
         return [self._merged(parts, size, is_video=kind == "video") for parts, size, kind in merged]
 
     def _merged(self, features: Tensor, size: Size | None, *, is_video: bool) -> Tensor:

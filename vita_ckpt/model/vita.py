@@ -13,7 +13,7 @@ from torch import Tensor
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.settings import AudioEncoder, tokens_for_llm
 from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX
-from vita_ckpt.core.anatomy.families import VITA, ImageCount, family_of
+from vita_ckpt.core.anatomy.families import VITA, ImageCount, ModelFamily
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import UsageError
@@ -45,7 +45,7 @@ class Output:
 
 
 class VitaModel(VisionModules, AudioModules):
-    """A VITA model for text, images and recordings.
+    """A multimodal model for text and images, of VITA also for recordings.
 
     It is built by :func:`~vita_ckpt.model.load.load_model`. ``config`` is the checkpoint's config.
     T is the number of tokens of a row with its placeholders, T' the number after images and
@@ -58,10 +58,11 @@ class VitaModel(VisionModules, AudioModules):
         tower_config: Mapping[str, Any] | None,
         audio: AudioEncoder | None = None,
         attn: str | None = None,
+        family: ModelFamily = VITA,
     ) -> None:
         super().__init__()
         self.config = dict(config)
-        self.family = family_of(config) or VITA
+        self.family = family
         self.language_model: Any = build_language_model(config, attn)
         self._backbone = check_language_values(config)
         self._scale = embedding_scale(config)
@@ -98,21 +99,30 @@ class VitaModel(VisionModules, AudioModules):
         audio_features: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         audio_lengths_for_llm: Tensor | None = None,
-        **images: Any,
+        tiles_per_image: Sequence[int] | Tensor | None = None,
+        image_sizes: Sequence[Sequence[int]] | Tensor | None = None,
+        modalities: Sequence[str] | None = None,
     ) -> Output:
         """Return the logits of a batch.
 
         ``input_ids`` is int64 [B, T], with -200 for each image and -500 for each recording.
         ``pixel_values`` is float [N, 3, H, W], one image for each placeholder in the order of the
-        rows, or None. ``images`` are the options of :meth:`image_tokens` for images in tiles:
-        ``tiles_per_image``, ``image_sizes`` and ``modalities``. ``audio_features`` is float [M, F, n], n mel bins for each
-        frame, with ``audio_lengths`` [M] frames that are no padding (by default all), or None;
-        ``audio_lengths_for_llm`` [M] is how many embeddings of each recording are taken, by default
-        as many as upstream computes from its length. Padded positions are attended to, as upstream
-        does without a mask.
+        rows, or None; of images in tiles it is all tiles, with ``tiles_per_image``, ``image_sizes``
+        and ``modalities`` as in :meth:`image_tokens`. ``audio_features`` is float [M, F, n], n mel
+        bins for each frame, with ``audio_lengths`` [M] frames that are no padding (by default all),
+        or None; ``audio_lengths_for_llm`` [M] is how many embeddings of each recording are taken,
+        by default as many as upstream computes from its length. Padded positions are attended to,
+        as upstream does without a mask.
         """
         embeds = self.embed_multimodal(
-            input_ids, pixel_values, audio_features, audio_lengths, audio_lengths_for_llm, **images
+            input_ids,
+            pixel_values,
+            audio_features,
+            audio_lengths,
+            audio_lengths_for_llm,
+            tiles_per_image,
+            image_sizes,
+            modalities,
         )
         return Output(self.logits_of(embeds))
 
@@ -167,24 +177,26 @@ class VitaModel(VisionModules, AudioModules):
         audio_features: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         audio_lengths_for_llm: Tensor | None = None,
-        **images: Any,
+        tiles_per_image: Sequence[int] | Tensor | None = None,
+        image_sizes: Sequence[Sequence[int]] | Tensor | None = None,
+        modalities: Sequence[str] | None = None,
     ) -> Tensor:
         """Return embeddings [B, T', hidden], with each placeholder replaced by what it stands for.
 
         The arguments are those of :meth:`forward`. Images and recordings are assigned to
         placeholders in row order, each once. A row without a placeholder of either kind consumes
         one of that kind too, as upstream does, if there are any. LLaVA and Bunny leave out images
-        that are too many, and LLaVA-NeXT takes the last one again for one that is missing. Of a recording's embeddings the
-        first ``audio_lengths_for_llm`` are taken, and ``audio_prompt_num`` more. Rows are cut at
-        ``tokenizer_model_max_length`` and then padded with zero vectors to the longest row, on the
-        side given by ``tokenizer_padding_side``. Raises UsageError unless the numbers of images and
-        recordings are those needed.
+        that are too many; LLaVA-NeXT does too, and takes the last one again if one is missing. Of a
+        recording's embeddings the first ``audio_lengths_for_llm`` are taken, and
+        ``audio_prompt_num`` more. Rows are cut at ``tokenizer_model_max_length`` and then padded
+        with zero vectors to the longest row, on the side given by ``tokenizer_padding_side``.
+        Raises UsageError unless the numbers of images and recordings are those needed.
         """
         if pixel_values is None and audio_features is None:
             return self.embed_tokens(input_ids)
         given: dict[int, Iterator[Tensor]] = {}
         if pixel_values is not None:
-            tokens = self.image_tokens(pixel_values, **images)
+            tokens = self.image_tokens(pixel_values, tiles_per_image, image_sizes, modalities)
             given[IMAGE_TOKEN] = iter(_enough(input_ids, tokens, self.family.image_count))
         if audio_features is not None:
             needed, placeholders = _needed(input_ids, AUDIO_TOKEN)
@@ -257,7 +269,7 @@ class VitaModel(VisionModules, AudioModules):
         if part == "language_model":
             return self._head_name if rest == parts.LM_HEAD else stored_name(self._backbone, rest)
         if part == "image_newline":
-            return parts.IMAGE_NEWLINE
+            return parts.NEWLINE
         return name
 
     @property
@@ -296,10 +308,12 @@ def build(
     dtype: torch.dtype,
     attn: str | None = None,
     audio: AudioEncoder | None = None,
+    family: ModelFamily = VITA,
 ) -> VitaModel:
     """Build the model of a checkpoint on the meta device, with its unstored buffers real.
 
-    ``audio`` are the settings of the audio encoder to run, None builds none.
+    ``audio`` are the settings of the audio encoder to run, None builds none. ``family`` is the
+    family whose loader reads the checkpoint.
     """
     with on_meta(dtype):
         model = VitaModel(
@@ -307,6 +321,7 @@ def build(
             tower_config,
             audio,
             attn,
+            family,
         )
     if model.audio_encoder is not None:
         model.audio_encoder.forget_counters(

@@ -30,9 +30,12 @@ PROJECTOR_PREFIX: Final = "model.mm_projector."
 # The module of the model that holds the tower, and the tower in it.
 TOWER_MODULE: Final = "model.vision_tower."
 TOWER_PREFIX: Final = "model.vision_tower.vision_tower."
+NEWLINE: Final = "model.image_newline"
 EMBED_TOKENS: Final = "model.embed_tokens.weight"
 LM_HEAD: Final = "lm_head.weight"
 LAYERS_PREFIX: Final = "model.layers."
+# The norm after the layers, of one language model or another.
+LAST_NORMS: Final = ("model.norm.weight", "model.final_layernorm.weight")
 
 # PEFT writes every name of the model it wraps below this prefix.
 PEFT_PREFIX: Final = "base_model.model."

@@ -15,6 +15,8 @@ Size = tuple[int, int]
 
 # The sizes of tiles for which a range of grids, such as "(1x1),...,(6x6)", may be given.
 RANGED_TILES: Final = (224, 336, 384, 448, 512)
+# Values of ``image_aspect_ratio`` for LLaVA-NeXT's other ways of cutting an image.
+UNKNOWN_CUTS: Final = ("highres", "crop_split")
 # What LLaVA-NeXT assumes where it finds no grid.
 _ASSUMED: Final = (2, 2)
 # Above this ratio of the features of an image to those of N tiles it scales them down.

@@ -8,8 +8,8 @@ from typing import Any
 import transformers
 from torch import Tensor
 
+from vita_ckpt.core.anatomy.families import Features
 from vita_ckpt.core.anatomy.towers.families.clip import CLIP
-from vita_ckpt.core.anatomy.towers.features import Features
 from vita_ckpt.model.towers.s2 import S2Tower
 from vita_ckpt.model.towers.transformers_tower import TransformersTower
 
@@ -21,12 +21,12 @@ class ClipTower(TransformersTower):
         self,
         config: Mapping[str, Any],
         attn: str | None,
-        features: Features = Features(),
+        features: Features | None = None,
         scales: int = 1,
     ) -> None:
         library = (transformers.CLIPVisionConfig, transformers.CLIPVisionModel)
         super().__init__(CLIP.name, library, config, attn, scales, features)
-        self.tokens += features.with_class
+        self.tokens += self.selected.class_token
 
     def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
         """Return the embeddings after the pre-norm, under the library's spelling of its name."""
@@ -36,7 +36,7 @@ class ClipTower(TransformersTower):
     def features(self, pixel_values: Tensor) -> Tensor:
         """Map [N, 3, H, W] to [N, tokens, width]."""
         states = self.hidden_states(pixel_values)
-        return states if self.selected.with_class else states[:, 1:]
+        return states if self.selected.class_token else states[:, 1:]
 
 
 class ClipS2Tower(S2Tower, ClipTower):
@@ -47,7 +47,7 @@ class ClipS2Tower(S2Tower, ClipTower):
         config: Mapping[str, Any],
         scales: Sequence[int],
         attn: str | None,
-        features: Features = Features(),
+        features: Features | None = None,
     ) -> None:
         ClipTower.__init__(self, config, attn, features, len(scales))
         self.use_scales(scales)

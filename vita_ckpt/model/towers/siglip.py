@@ -8,8 +8,8 @@ from typing import Any
 import transformers
 from torch import Tensor
 
+from vita_ckpt.core.anatomy.families import Features
 from vita_ckpt.core.anatomy.towers.families.siglip import SIGLIP
-from vita_ckpt.core.anatomy.towers.features import Features
 from vita_ckpt.model.towers.s2 import S2Tower
 from vita_ckpt.model.towers.transformers_tower import TransformersTower
 
@@ -21,7 +21,7 @@ class SiglipTower(TransformersTower):
         self,
         config: Mapping[str, Any],
         attn: str | None,
-        features: Features = Features(),
+        features: Features | None = None,
         scales: int = 1,
     ) -> None:
         library = (transformers.SiglipVisionConfig, transformers.SiglipVisionModel)
@@ -45,7 +45,7 @@ class SiglipS2Tower(S2Tower, SiglipTower):
         config: Mapping[str, Any],
         scales: Sequence[int],
         attn: str | None,
-        features: Features = Features(),
+        features: Features | None = None,
     ) -> None:
         SiglipTower.__init__(self, config, attn, features, len(scales))
         self.use_scales(scales)

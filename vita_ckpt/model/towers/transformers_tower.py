@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from vita_ckpt.core.anatomy.towers.features import Features
+from vita_ckpt.core.anatomy.families import Features
 from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.model.towers.base import VisionTower, check_shape_of_layers, checked, unsupported
 
@@ -46,8 +46,9 @@ class TransformersTower(VisionTower):
         config: Mapping[str, Any],
         attn: str | None,
         scales: int = 1,
-        features: Features = Features(),
+        features: Features | None = None,
     ) -> None:
+        features = features or Features()
         config_class, model_class = library
         keys: dict[str, Any] = {
             key: checked(key, config[key], kind) for key, kind in _KEYS.items() if key in config
@@ -62,12 +63,13 @@ class TransformersTower(VisionTower):
         sizes = Tower(
             family, full.hidden_size, full.num_hidden_layers, full.patch_size, full.image_size
         )
-        if not features.fits(full.num_hidden_layers):
-            got = ", ".join(map(str, features.states))
+        states = full.num_hidden_layers + 1
+        if not all(-states <= layer < states for layer in features.layers):
+            got = ", ".join(map(str, features.layers))
             expected = f"hidden states of {full.num_hidden_layers} layers"
             raise unsupported("mm_vision_select_layer", expected, got)
         super().__init__(sizes, scales=scales)
-        self.hidden_size *= len(features.states)
+        self.hidden_size *= len(features.layers)
         self.selected = features
         self.vision_tower = model_class(full)
 
@@ -80,7 +82,7 @@ class TransformersTower(VisionTower):
         """Map [N, 3, H, W] to [N, tokens (with CLS, if there is one), width] of all states."""
         body: Any = getattr(self.vision_tower, _LEVEL.rstrip("."), self.vision_tower)
         layers = body.encoder.layers
-        wanted = [state % (len(layers) + 1) for state in self.selected.states]
+        wanted = [number % (len(layers) + 1) for number in self.selected.layers]
         hidden = self.embed(body, pixel_values)
         found = {0: hidden}
         for number, layer in enumerate(layers[: max(wanted)], 1):

@@ -11,6 +11,7 @@ from vita_ckpt.core.anatomy.families.family import (
     Config,
     Exists,
     Features,
+    ImageCount,
     Key,
     Load,
     ModelFamily,
@@ -18,6 +19,7 @@ from vita_ckpt.core.anatomy.families.family import (
 )
 from vita_ckpt.core.anatomy.families.llava import (
     CLASS_TOKEN,
+    CLIP_FAMILY,
     DEFAULT_S2_SCALES,
     KEYS,
     PROJECTOR,
@@ -26,6 +28,7 @@ from vita_ckpt.core.anatomy.families.llava import (
     has_newline,
     select_layer,
 )
+from vita_ckpt.core.anatomy.tiles import Tiling
 
 _SIGLIP: Final = "siglip"
 _NUMBER: Final = (int, float)
@@ -151,6 +154,10 @@ def _own_value(config: Config) -> str | None:
     return None
 
 
+def _tiling(config: Config) -> Tiling:
+    return Tiling.of(config, extended=True)
+
+
 LLAVA_NEXT: Final = ModelFamily(
     name="llava-next",
     label="LLaVA-NeXT",
@@ -175,6 +182,10 @@ LLAVA_NEXT: Final = ModelFamily(
     keys=KEYS | _OWN_KEYS,
     loaders=("llava-next",),
     features=_features,
+    tiling=_tiling,
+    s2_towers=(CLIP_FAMILY,),
+    image_count=ImageCount.LAST_AGAIN,
+    own_processors=(_SIGLIP,),
     own_keys=tuple(_OWN_KEYS),
     own_value=_own_value,
     stored_tower=_stored_tower,

@@ -10,6 +10,7 @@ from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
 from vita_ckpt.core.anatomy.families.family import (
     Config,
     Exists,
+    ImageCount,
     Key,
     Load,
     ModelFamily,
@@ -46,5 +47,6 @@ VITA: Final = ModelFamily(
     default_s2_scales=towers.DEFAULT_S2_SCALES,
     keys={key: Key(types, _DEFAULTS.get(key)) for key, types in VISION_KEYS.items()},
     loaders=("vita-1.5", "vita-1.0"),
+    image_count=ImageCount.EXACT,
     has_audio=True,
 )
