@@ -43,7 +43,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.quantisation import describe, quantisation_of
 from vita_ckpt.core.remedies import merge_lora, merge_projector
-from vita_ckpt.core.requirements import plain_backbone
+from vita_ckpt.core.requirements import plain_language_model
 from vita_ckpt.core.sharding import parse_size
 from vita_ckpt.errors import AdapterError, InputError, UsageError
 from vita_ckpt.storage.reading.audio import find_audio_encoder
@@ -872,7 +872,7 @@ def _lora_settings(
 
 
 def _is_plain(base: Checkpoint) -> bool:
-    return base.layout in ("safetensors", "torch") and plain_backbone(base) is not None
+    return base.layout in ("safetensors", "torch") and plain_language_model(base) is not None
 
 
 def _plan_assemble(

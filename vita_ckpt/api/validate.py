@@ -34,7 +34,7 @@ from vita_ckpt.checks.values import (
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
+from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, refs_of
 from vita_ckpt.core.filenames import (
     CONFIG,
@@ -56,7 +56,7 @@ from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
 KINDS = (
-    kinds.VITA,
+    *kinds.WHOLE,
     kinds.LANGUAGE_MODEL,
     kinds.PROJECTOR,
     kinds.LORA_RUN,
@@ -71,7 +71,7 @@ def validate(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
     stores: Stores | None = None,
 ) -> Report:
     """Check what lies at ``path`` by every rule, without loading it: headers, configs, small parts.
@@ -82,13 +82,14 @@ def validate(
     of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``,
     ``language-model``, ``projector``, ``lora-run``, ``vision-tower``, ``audio-adapter``), by
     default what it looks like. ``loader`` is whose binding is judged, by its name in
-    :func:`~vita_ckpt.explain`. What is wrong are findings; raises InputError only if nothing is
-    there, or nothing of a known kind, HubError if the hub does not give what is asked for,
-    StaleInputError if a file changes meanwhile, UsageError for an unknown kind or loader.
+    :func:`~vita_ckpt.explain`, by default the loader of the model's family. What is wrong are
+    findings; raises InputError only if nothing is there, or nothing of a known kind, HubError if
+    the hub does not give what is asked for, StaleInputError if a file changes meanwhile, UsageError
+    for an unknown kind or loader.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
-    if loader not in LOADER_NAMES:
+    if loader is not None and loader not in LOADER_NAMES:
         raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
     stores = Stores() if stores is None else stores
     place = locate(path, stores)
@@ -105,7 +106,7 @@ def report_on(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
 ) -> Report:
     """Validate what was surveyed already; the options are those of :func:`validate`."""
     checkpoint = surveyed.checkpoint
@@ -119,6 +120,7 @@ def report_on(
         if subject.kind == kinds.MULTIMODAL:
             findings += check_left_out(subject)
         return Report(path, subject.kind, worst_first(findings))
+    subject = _with_unused_tower(subject, stores, everything=values)
     if checkpoint.tensors:
         findings += check_structure(subject)
         findings += _run(subject)
@@ -128,7 +130,7 @@ def report_on(
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += unsaid(subject, findings)
-    if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER):
+    if subject.kind in (*kinds.WHOLE, kinds.LANGUAGE_MODEL, kinds.TOWER):
         findings += check_loaders(checkpoint)
     findings += check_left_out(subject)
     if deep:
@@ -228,6 +230,19 @@ def _why_not(path: str) -> str | None:
     except InputError as error:
         return error.code
     return None
+
+
+def _with_unused_tower(subject: Subject, stores: Stores, *, everything: bool) -> Subject:
+    """Return the subject with what distinguishes a stored tower from the one that is taken."""
+    directory = subject.tower_directory
+    if not subject.reads_directory or directory is None or directory.path is None:
+        return subject
+    from vita_ckpt.storage.reading.unused_tower import difference_from_directory  # noqa: PLC0415 - of some families only
+
+    found = difference_from_directory(
+        subject.checkpoint, directory.path, stores, everything=everything
+    )
+    return replace(subject, unused_tower=found)
 
 
 def _run(subject: Subject) -> Iterator[Finding]:

@@ -9,7 +9,6 @@ from functools import partial
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.api.validate import validate
 from vita_ckpt.core import kinds
-from vita_ckpt.core.binding import VITA_1_5
 from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
@@ -23,7 +22,7 @@ def validate_all(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
     verify: bool = False,
     golden: StrPath | None = None,
     jobs: int = 1,
@@ -117,7 +116,7 @@ def _report_or_error(
     kind: str | None,
     values: bool,
     deep: bool,
-    loader: str,
+    loader: str | None,
     verify: bool,
     golden: StrPath | None,
     stores: Stores,
@@ -125,7 +124,7 @@ def _report_or_error(
     """Return the report on one path, or the error that kept it from being made."""
     try:
         report = validate(path, kind=kind, values=values, deep=deep, loader=loader, stores=stores)
-        if verify and report.kind == kinds.VITA and not has_errors(report.findings):
+        if verify and report.kind in kinds.WHOLE and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 
             found = run(path, golden=golden, stores=stores).findings

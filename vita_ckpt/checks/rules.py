@@ -118,7 +118,7 @@ _FILES: Final = (
     Rule(
         "other-family",
         "error",
-        "a whole multimodal model of another family than VITA",
+        "a whole multimodal model that no known loader reads",
         "No loader of VITA reads it. Its tower and its projector can be taken out of it, and "
         "validate --kind looks at one part of it.",
     ),
@@ -362,7 +362,36 @@ _NAMES: Final = (
         "tower-absent",
         "error",
         "no tensors of a vision tower",
-        "VITA-1.5's loader leaves the tower in uninitialised memory, without a word.",
+        "VITA-1.5's loader leaves the tower in uninitialised memory, without a word; so do others "
+        "whose config says that the tower was trained.",
+    ),
+    Rule(
+        "tower-unused",
+        "note",
+        "the loader takes the tower from its directory, not the one that is stored",
+        "LLaVA and Bunny read the directory after the checkpoint, unless the config says that the "
+        "tower was trained. What is stored is dead weight.",
+    ),
+    Rule(
+        "tower-differs",
+        "warning",
+        "the stored tower differs from the directory's, which the loader takes",
+        "If the tower was trained, the config does not say so, and what it learnt is lost without "
+        "a word.",
+    ),
+    Rule(
+        "tower-not-loadable",
+        "error",
+        "the loader raises where it reads the trained tower",
+        "Bunny reads it again from *.safetensors files alone; LLaVA's class with S2 is not ready "
+        "for it.",
+    ),
+    Rule(
+        "newline-absent",
+        "error",
+        "no image_newline, which the merging of tiles appends to each row",
+        "It is made of uninitialised memory then, without a word: numbers as large as 1e20, or "
+        "NaN.",
     ),
     Rule(
         "audio-absent",

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.config_keys import LARGEST_NUMBER, VISION_KEYS
+from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import Tower
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
@@ -30,7 +31,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import refuse_codes
-from vita_ckpt.core.requirements import plain_backbone
+from vita_ckpt.core.requirements import plain_language_model
 from vita_ckpt.core.serving import builds_tower
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError, UsageError
@@ -270,23 +271,32 @@ def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
 
     The result is empty for a base that is already a VITA checkpoint.
     """
-    backbone = plain_backbone(base)
-    if backbone is None:
+    plain = plain_language_model(base)
+    if plain is None:
         return {}
+    backbone = VITA.backbone_on(plain.model_type)
     run = args.pretrain_mm_mlp_adapter
     if run is not None and run.layout in ("run", "lora"):
         refuse_relative(run, "a run")
     if args.model_type is not None:
         asked = BACKBONES.get(args.model_type)
-        if asked is None or asked.language_model != backbone.language_model:
+        if asked is None or asked.language_model != plain.name:
             raise InputError(
                 "model-type-mismatch",
                 base.root,
                 expected=f"the language model of {args.model_type}",
-                got=f"model_type {backbone.plain_model_type}",
+                got=f"model_type {plain.model_type}",
                 hint="the run was trained on another base",
             )
         backbone = asked
+    if backbone is None:
+        raise InputError(
+            "not-a-vita-checkpoint",
+            base.root,
+            expected="a checkpoint, or a language model that VITA has",
+            got=f"a plain {plain.name}",
+            hint="merge-projector makes a checkpoint of it and a run with its config.json",
+        )
     return {"model_type": backbone.model_type, "architectures": [backbone.architecture]}
 
 

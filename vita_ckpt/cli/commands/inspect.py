@@ -14,13 +14,15 @@ from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy.families import FAMILIES
 from vita_ckpt.core.filenames import CONFIG
+from vita_ckpt.core.kinds import CHECKPOINTS
 from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import printable
 
 _KINDS = {
-    "vita-checkpoint": "VITA checkpoint",
+    **{kind: f"{FAMILIES[name].label} checkpoint" for name, kind in CHECKPOINTS.items()},
     "language-model": "plain language model, no vision modules",
     "projector": "projector adapter",
     "lora-run": "LoRA run",
@@ -124,7 +126,7 @@ def _screen(inspection: Inspection) -> Iterable[str]:
 
 def _headline(inspection: Inspection) -> str:
     words = [_KINDS[inspection.kind]]
-    if inspection.family is not None:
+    if inspection.family is not None and inspection.kind not in CHECKPOINTS.values():
         words[0] = f"{words[0]}: {inspection.family}"
     if inspection.quantisation is not None:
         words.append(f"quantised: {inspection.quantisation}")
@@ -144,6 +146,8 @@ def _headline(inspection: Inspection) -> str:
 def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     if inspection.config_file not in (None, CONFIG):
         yield "config", f"{inspection.config_file}; {CONFIG} is a server's, such as vLLM's"
+    if inspection.family_evidence is not None:
+        yield "family", f"{inspection.family}, by {inspection.family_evidence}"
     if inspection.dispatch is not None:
         built = inspection.dispatch.tower_class or "nothing"
         yield "upstream builds", f"{built}: {inspection.dispatch.reason}"
@@ -157,6 +161,10 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         what = directory.problem or str(directory.tower or "no known tower")
         where = f" ({render.path(directory.path)})" if directory.path is not None else ""
         yield "tower directory", f"{what}{where}"
+    if inspection.family_evidence is not None and inspection.tower_source is not None:
+        yield "tower from", inspection.tower_source
+    if inspection.features is not None:
+        yield "features", inspection.features
     if inspection.projector is not None:
         types = " or ".join(inspection.projector.types)
         widths = f"{inspection.projector.in_width}→{inspection.projector.out_width}"
@@ -175,7 +183,13 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
             where = f", projector in {lora.projector_file}" if lora.projector_file else ""
             yield "trained beside", f"{lora.trained} tensors{where}"
     if inspection.tokens_per_image is not None:
-        yield "tokens per image", str(inspection.tokens_per_image)
+        yield (
+            "tokens per image",
+            str(inspection.tokens_per_image)
+            + (" for each tile" if inspection.tiles is not None else ""),
+        )
+    if inspection.tiles is not None:
+        yield "tiles", inspection.tiles
 
 
 def _training(state: TrainingState) -> Iterable[tuple[str, str]]:

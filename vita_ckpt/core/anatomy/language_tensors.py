@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
@@ -23,8 +23,7 @@ class LanguageModel:
     ``defaults`` are the keys that its ``config.json`` may leave out; null as the number of key and
     value heads means as many as there are heads. ``sizes`` and ``flags`` are the keys that decide
     names and shapes, which ``shapes`` returns without the head. The head is ``lm_head.weight``
-    unless the config ties it. ``aliases`` map the usual keys to what this model calls them, and
-    ``table`` is the name of its token embeddings.
+    unless the config ties it.
     """
 
     name: str
@@ -34,8 +33,6 @@ class LanguageModel:
     sizes: tuple[str, ...]
     shapes: Callable[[_Values], _Shapes]
     flags: tuple[str, ...] = ()
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    table: str = "model.embed_tokens.weight"
 
     @property
     def model_type(self) -> str:
@@ -45,12 +42,7 @@ class LanguageModel:
     def keys(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys of a config that this model has, with its defaults."""
         keys = {key: config.get(key, default) for key, default in self.defaults.items()}
-        for usual, own in self.aliases.items():
-            keys[own] = config.get(own, config.get(usual, self.defaults[own]))
-            keys[usual] = keys[own]
-        if keys.get("num_key_value_heads") is None and (
-            self.defaults.get("num_key_value_heads") is None
-        ):
+        if keys["num_key_value_heads"] is None is self.defaults["num_key_value_heads"]:
             keys["num_key_value_heads"] = keys["num_attention_heads"]
         return keys
 
@@ -220,20 +212,6 @@ def _phi_shapes(keys: _Values) -> _Shapes:
         shapes |= _linear(f"{at}.mlp.fc2", width, inner, bias=True)
         shapes |= _norm(f"{at}.input_layernorm", width, bias=True)
     return shapes | _norm("model.final_layernorm", width, bias=True)
-
-
-def _mpt_shapes(keys: _Values) -> _Shapes:
-    width = keys["d_model"]
-    inner = keys["expansion_ratio"] * width
-    shapes: _Shapes = {"transformer.wte.weight": (keys["vocab_size"], width)}
-    for layer in range(keys["n_layers"]):
-        at = f"transformer.blocks.{layer}"
-        shapes |= _norm(f"{at}.norm_1", width) | _norm(f"{at}.norm_2", width)
-        shapes |= _linear(f"{at}.attn.Wqkv", 3 * width, width)
-        shapes |= _linear(f"{at}.attn.out_proj", width, width)
-        shapes |= _linear(f"{at}.ffn.up_proj", inner, width)
-        shapes |= _linear(f"{at}.ffn.down_proj", width, inner)
-    return shapes | _norm("transformer.norm_f", width)
 
 
 _LLAMA_LIKE: Final[dict[str, Any]] = {
@@ -453,29 +431,6 @@ _IN_ORDER: Final = (
         _llama_shapes,
         flags=("attention_bias",),
     ),
-    LanguageModel(
-        "Mpt",
-        ("mpt",),
-        "MptForCausalLM",
-        {
-            "d_model": 2048,
-            "n_heads": 16,
-            "n_layers": 24,
-            "expansion_ratio": 4,
-            "max_seq_len": 2048,
-            "vocab_size": 50368,
-            "initializer_range": 0.02,
-            "tie_word_embeddings": True,
-        },
-        ("vocab_size", "d_model", "n_heads", "n_layers", "expansion_ratio"),
-        _mpt_shapes,
-        aliases={
-            "hidden_size": "d_model",
-            "num_attention_heads": "n_heads",
-            "num_hidden_layers": "n_layers",
-        },
-        table="transformer.wte.weight",
-    ),
 )
 
 LANGUAGE_MODELS: Final[dict[str, LanguageModel]] = {model.name: model for model in _IN_ORDER}
@@ -484,6 +439,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 _BY_TYPE: Final = {kind: model for model in _IN_ORDER for kind in model.model_types}
 
+_TABLE: Final = "model.embed_tokens.weight"
 # The head of a plain Phi has a bias, which its relatives drop.
 _HEAD_BIAS: Final = "phi"
 
@@ -521,7 +477,7 @@ def _shapes(
     keys = dict(zip(model.sizes, sizes, strict=True)) | dict(zip(model.flags, flags, strict=True))
     shapes = model.shapes(keys)
     if not is_tied:
-        shapes |= {"lm_head.weight": shapes[model.table]}
+        shapes |= {"lm_head.weight": shapes[_TABLE]}
     if has_bias:
-        shapes |= {"lm_head.bias": shapes[model.table][:1]}
+        shapes |= {"lm_head.bias": shapes[_TABLE][:1]}
     return shapes

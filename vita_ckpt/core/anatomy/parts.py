@@ -7,6 +7,8 @@ from typing import Final
 
 VISION_TOWER: Final = "vision_tower"
 MM_PROJECTOR: Final = "mm_projector"
+IMAGE_NEWLINE: Final = "image_newline"
+VISION_RESAMPLER: Final = "vision_resampler"
 LANGUAGE_MODEL: Final = "language_model"
 AUDIO_ENCODER: Final = "audio_encoder"
 AUDIO_ADAPTER: Final = "audio_adapter"
@@ -18,7 +20,9 @@ OTHER: Final = "other"
 LABELS: Final[dict[str, str]] = {
     LANGUAGE_MODEL: "language model",
     MM_PROJECTOR: "projector",
+    IMAGE_NEWLINE: "image newline",
     VISION_TOWER: "vision tower",
+    VISION_RESAMPLER: "vision resampler",
     AUDIO_ENCODER: "audio encoder",
     AUDIO_ADAPTER: "audio adapter",
     STATE_PREDICTOR: "state predictor",
@@ -51,6 +55,9 @@ _PREFIXES: Final = (
     ("predictor_head.", STATE_PREDICTOR),
     ("model.embed_tokens.", LANGUAGE_MODEL),
     ("model.norm.", LANGUAGE_MODEL),
+    ("model.final_layernorm.", LANGUAGE_MODEL),
+    (NEWLINE, IMAGE_NEWLINE),
+    ("model.vision_resampler.", VISION_RESAMPLER),
     ("lm_head.", LANGUAGE_MODEL),
 )
 

@@ -83,11 +83,16 @@ def has_no_tensors(projector_type: str) -> bool:
     return kind is not None and not kind.weight
 
 
-def of_config(config: Mapping[str, Any]) -> Projector | None:
-    """Return the projector that a VITA config describes; None for an unknown type or width."""
+def of_config(
+    config: Mapping[str, Any], types: Sequence[ProjectorType] | None = None
+) -> Projector | None:
+    """Return the projector that a config describes; None for an unknown type or width.
+
+    ``types`` are those of the model's family, by default VITA's.
+    """
     kind = config.get("mm_projector_type", DEFAULT_TYPE)
     wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
-    known = isinstance(kind, str) and is_known(kind)
+    known = isinstance(kind, str) and is_known(kind, types)
     return Projector(kind, wide, out) if known and _is_width(wide) and _is_width(out) else None
 
 

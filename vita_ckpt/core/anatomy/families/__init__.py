@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families.bunny import BUNNY
 from vita_ckpt.core.anatomy.families.family import (
     REQUIRED,
@@ -99,7 +100,8 @@ def recognise(config: Mapping[str, Any] | None, names: Iterable[str] = ()) -> Re
 
 
 def _own_tensor(family: ModelFamily, names: Iterable[str]) -> str | None:
-    return next((f"tensor {name}" for name in names if name.startswith(family.dropped)), None)
+    own = tuple(prefix for prefix in family.dropped if prefix != parts.NEWLINE)
+    return next((f"tensor {name}" for name in names if name.startswith(own)), None)
 
 
 def _classes(config: Mapping[str, Any]) -> set[str]:

@@ -64,6 +64,7 @@ BUNNY: Final = ModelFamily(
     unfreeze_key="unfreeze_vision_tower",
     s2_key="use_s2",
     default_s2_scales=towers.DEFAULT_S2_SCALES,
+    s2_towers=tuple(family.name for family in towers.WITH_S2),
     keys={
         "mm_vision_tower": Key((str,)),
         "mm_hidden_size": Key((int,)),

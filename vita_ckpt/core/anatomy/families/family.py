@@ -92,6 +92,10 @@ def _nothing(config: Config) -> str | None:
     return None
 
 
+def _no_fault(config: Config, features: Features) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ModelFamily:
     """A family of multimodal models: a tower, a projector and a language model under one class.
@@ -107,8 +111,8 @@ class ModelFamily:
     a tower's own config, that of the tower as the family builds and stores it.
 
     ``projector_types`` are the types that are built, ``default_projector`` the one without a key.
-    ``s2_key`` is the key that asks for S2, ``default_s2_scales`` the scales without a key, and
-    ``s2_towers`` are the families of towers that may have it.
+    ``s2_key`` is the key that asks for S2, ``default_s2_scales`` the scales without a key,
+    ``s2_towers`` names the families of towers that have it.
     ``features`` returns which features of a tower are taken, None where that raises; it is given
     the tower's family and the number of hidden states of the tower as it is built. It is None where
     the tower's own class decides it. ``tiling`` returns how images become tiles and their features
@@ -117,7 +121,9 @@ class ModelFamily:
     images. Of the towers in ``own_processors`` the family prepares images by constants, whatever
     the tower's directory says.
 
-    ``dropped`` are prefixes of tensors that the loader drops, or that never reach the output.
+    ``dropped`` are prefixes of tensors that the loader drops, or that never reach the output, where
+    nothing else binds them. ``fault`` returns why keys that do not go together make the first image
+    fail, empty if they do. ``tiles`` says how a picture becomes several tiles, None if it does not.
     ``loaders`` are the names of its loaders in ``explain``, the one that judges first.
     ``has_audio`` says whether there are audio modules.
     """
@@ -132,6 +138,7 @@ class ModelFamily:
     unfreeze_key: str
     s2_key: str
     default_s2_scales: str
+    s2_towers: tuple[str, ...]
     keys: Mapping[str, Key]
     loaders: tuple[str, ...]
     features: Callable[[Config, str, int], Features | None] | None = None
@@ -141,10 +148,11 @@ class ModelFamily:
     has_newline: Callable[[Config], bool] = _never
     added_tokens: Callable[[Config], tuple[str, ...]] = _no_tokens
     tiling: Callable[[Config], Tiling] = _flat
-    s2_towers: tuple[str, ...] = tuple(tower.name for tower in towers.WITH_S2)
     image_count: ImageCount = ImageCount.AT_LEAST
     own_processors: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    fault: Callable[[Config, Features], str] = _no_fault
+    tiles: Callable[[Config], str | None] = _nothing
     has_audio: bool = False
 
     def backbone(self, config: Config) -> Backbone | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy import projectors, towers
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import Backbone
 from vita_ckpt.core.anatomy.families.family import (
     REQUIRED,
@@ -88,6 +88,31 @@ def select_layer(config: Config) -> int | None:
     return layer if type(layer) is int else None
 
 
+def fault(config: Config, features: Features) -> str:
+    """Return why an image makes forward raise, by keys that do not go together."""
+    if config.get("tune_mm_mlp_adapter") and config.get("mm_use_im_start_end"):
+        return "NotImplementedError: tune_mm_mlp_adapter together with mm_use_im_start_end"
+    aspect, merge = config.get("image_aspect_ratio"), config.get("mm_patch_merge_type", "flat")
+    if not (isinstance(aspect, str) and "anyres" in aspect):
+        return ""
+    if not config.get("image_grid_pinpoints"):
+        return "AttributeError: image_aspect_ratio 'anyres' without image_grid_pinpoints"
+    if isinstance(merge, str) and merge.startswith("spatial") and features.class_token:
+        return "AssertionError: tiles cannot be laid out with a class token in each of them"
+    return ""
+
+
+def tiles(config: Config) -> str | None:
+    """Return how a picture becomes tiles, and what lies between their tokens."""
+    aspect, merge = config.get("image_aspect_ratio"), config.get("mm_patch_merge_type", "flat")
+    if not (isinstance(aspect, str) and "anyres" in aspect and isinstance(merge, str)):
+        return None
+    pinpoints = config.get("image_grid_pinpoints")
+    sizes = f"{len(pinpoints)} sizes" if isinstance(pinpoints, list) else repr(pinpoints)
+    rows = ", the padding cut off, and a newline for each row" if has_newline(config) else ""
+    return f"{aspect}, the picture itself and tiles of the best of {sizes}; merged {merge}{rows}"
+
+
 def _dispatch(config: Config, exists: Exists) -> towers.Dispatch:
     found = clip_of_path(config, exists)
     if found is not None:
@@ -123,7 +148,6 @@ LLAVA: Final = ModelFamily(
     backbones=(
         Backbone("llava_llama", "LlavaLlamaForCausalLM", "llava", "Llama", "llama"),
         Backbone("llava_mistral", "LlavaMistralForCausalLM", "llava-mistral", "Mistral", "mistral"),
-        Backbone("llava_mpt", "LlavaMptForCausalLM", "llava-mpt", "Mpt", "mpt"),
     ),
     dispatch=_dispatch,
     tower_source=_tower_source,
@@ -132,11 +156,14 @@ LLAVA: Final = ModelFamily(
     unfreeze_key="unfreeze_mm_vision_tower",
     s2_key="s2",
     default_s2_scales=DEFAULT_S2_SCALES,
+    s2_towers=(CLIP_FAMILY,),
     keys=KEYS,
     loaders=("llava",),
     features=_features,
     tiling=_tiling,
-    s2_towers=(CLIP_FAMILY,),
     has_newline=has_newline,
     added_tokens=added_tokens,
+    dropped=(parts.NEWLINE,),
+    fault=fault,
+    tiles=tiles,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy import projectors, towers
+from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import Backbone
 from vita_ckpt.core.anatomy.families.family import (
     Config,
@@ -25,12 +25,15 @@ from vita_ckpt.core.anatomy.families.llava import (
     PROJECTOR,
     added_tokens,
     clip_of_path,
+    fault,
     has_newline,
     select_layer,
+    tiles,
 )
 from vita_ckpt.core.anatomy.tiles import Tiling
 
 _SIGLIP: Final = "siglip"
+_LAYERS: Final = "num_hidden_layers"
 _NUMBER: Final = (int, float)
 
 # Keys that its configs have and LLaVA's do not, which has the same model types.
@@ -106,10 +109,10 @@ def _stored_tower(tower: str, config: Config) -> Config:
     """Return the config of a SigLIP without its last layer and its head; any other is whole."""
     if tower != _SIGLIP:
         return config
-    inner = {**towers.FAMILIES[tower].config_defaults, **towers.inner_config(config)}
-    layers = inner["num_hidden_layers"]
+    inner = towers.inner_config(config)
+    layers = inner.get(_LAYERS, towers.FAMILIES[tower].config_defaults[_LAYERS])
     fewer = layers - 1 if type(layers) is int else layers
-    return {**inner, "num_hidden_layers": fewer, "vision_use_head": False}
+    return {**inner, _LAYERS: fewer, "vision_use_head": False}
 
 
 def _features(config: Config, tower: str, states: int) -> Features | None:
@@ -170,7 +173,6 @@ LLAVA_NEXT: Final = ModelFamily(
         Backbone(
             "llava_qwen_moe", "LlavaQwenMoeForCausalLM", "llava_qwen_moe", "Qwen2Moe", "qwen2_moe"
         ),
-        Backbone("llava_mpt", "LlavaMptForCausalLM", "llava_mpt", "Mpt", "mpt"),
     ),
     dispatch=_dispatch,
     tower_source=_tower_source,
@@ -179,11 +181,11 @@ LLAVA_NEXT: Final = ModelFamily(
     unfreeze_key="unfreeze_mm_vision_tower",
     s2_key="s2",
     default_s2_scales=DEFAULT_S2_SCALES,
+    s2_towers=(CLIP_FAMILY,),
     keys=KEYS | _OWN_KEYS,
     loaders=("llava-next",),
     features=_features,
     tiling=_tiling,
-    s2_towers=(CLIP_FAMILY,),
     image_count=ImageCount.LAST_AGAIN,
     own_processors=(_SIGLIP,),
     own_keys=tuple(_OWN_KEYS),
@@ -191,5 +193,7 @@ LLAVA_NEXT: Final = ModelFamily(
     stored_tower=_stored_tower,
     has_newline=has_newline,
     added_tokens=added_tokens,
-    dropped=("model.vision_resampler.", "model.faster_token"),
+    dropped=("model.vision_resampler.", "model.faster_token", parts.NEWLINE),
+    fault=fault,
+    tiles=tiles,
 )

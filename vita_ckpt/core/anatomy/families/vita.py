@@ -45,6 +45,7 @@ VITA: Final = ModelFamily(
     unfreeze_key="unfreeze_vision_tower",
     s2_key="use_s2",
     default_s2_scales=towers.DEFAULT_S2_SCALES,
+    s2_towers=tuple(family.name for family in towers.WITH_S2),
     keys={key: Key(types, _DEFAULTS.get(key)) for key, types in VISION_KEYS.items()},
     loaders=("vita-1.5", "vita-1.0"),
     image_count=ImageCount.EXACT,
