@@ -87,7 +87,7 @@ class VisionModules(nn.Module):
 
     def image_tokens(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | Sequence[Tensor],
         tiles_per_image: Sequence[int] | Tensor | None = None,
         image_sizes: Sequence[Sequence[int]] | Tensor | None = None,
         modalities: Sequence[str] | None = None,
@@ -96,13 +96,19 @@ class VisionModules(nn.Module):
 
         ``pixel_values`` are [N, 3, H, W]. Without ``tiles_per_image`` they are one image each. With
         it they are the tiles of all images, one image after another, and are merged as the config
-        says. ``image_sizes`` are the images' (width, height) in pixels before they were cut, needed
-        where padding is cut off. ``modalities`` says ``image`` or ``video`` of each; the tiles of a
-        video are its frames.
+        says; so are those of a list, [tiles, 3, H, W] or [3, H, W] of each image. ``image_sizes``
+        are the images' (width, height) in pixels before they were cut, needed where padding is cut
+        off. ``modalities`` says ``image`` or ``video`` of each; the tiles of a video are its
+        frames.
 
         Raises UsageError ``tiles-do-not-fit-images``, and ``tiles-do-not-merge`` where upstream
         raises too.
         """
+        if not isinstance(pixel_values, Tensor):
+            tiles = [one if one.ndim == 4 else one[None] for one in pixel_values]
+            pixel_values = torch.cat(tiles)
+            if tiles_per_image is None:
+                tiles_per_image = [len(one) for one in tiles]
         features = self.encode_images(pixel_values)
         if tiles_per_image is None:
             return list(features)

@@ -95,7 +95,7 @@ class VitaModel(VisionModules, AudioModules):
     def forward(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
         audio_features: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         audio_lengths_for_llm: Tensor | None = None,
@@ -173,7 +173,7 @@ class VitaModel(VisionModules, AudioModules):
     def embed_multimodal(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
         audio_features: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         audio_lengths_for_llm: Tensor | None = None,
