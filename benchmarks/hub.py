@@ -2,19 +2,25 @@
 
 Usage: python benchmarks/hub.py [--dir DIR] [--layers N]. DIR takes about 8 GB for a while. The hub
 is a server on loopback that counts the bytes of the bodies it sends; the language model has fewer
-layers than the real one, all shapes and the vision tower are full.
+layers than the real one, all shapes and the vision tower are full. Then `inspect` of 4 and of 400
+shards: the rounds of requests, none of which waits for another of its round, and the seconds that
+it takes where every answer takes 50 ms.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import subprocess
 import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -23,6 +29,9 @@ from fixtures.builder import FULL, mm_projector, vision_tower, write_checkpoint
 from fixtures.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
+FIRST = 1 << 16  # bytes of a weight file that are read at once
+QUIET = 0.2  # seconds without a request, after which a round is answered
+LATENCY = 0.05  # seconds
 SMALL_FILES = ("config.json", "model.safetensors.index.json")
 RUN = "from vita_ckpt.cli.main import main; main()"
 
@@ -55,9 +64,13 @@ def measure(root: Path, layers: int) -> int:
         hub.add("org/vita", base)
         run = Run(hub, root)
         run(["inspect", "hf://org/vita"])
-        kept = [claim("inspect, large files / headers", run.large / headers, 1.02)]
-        told = headers + configs + run.listing
-        kept.append(claim("inspect, all / (headers, configs, listing)", run.sent / told, 1.02))
+        heads = sum(max(header_of(path), FIRST) for path in base.glob("*.safetensors"))
+        kept = [claim("inspect, large files / (headers, at least 64 kB)", run.large / heads, 1.0)]
+        told = heads + configs + run.listing
+        kept.append(claim("inspect, all / (these, configs, listing)", run.sent / told, 1.02))
+        kept.append(rounds(run, "org/vita", 4, 4))
+        hub.add("org/many", many_shards(root / "many", 400))
+        kept.append(rounds(run, "org/many", 400, 12))
         run(["extract-projector", "--from", "hf://org/vita", "--out", str(root / "p.bin")])
         kept.append(
             claim(
@@ -76,6 +89,39 @@ def measure(root: Path, layers: int) -> int:
     return 0 if all(kept) else 1
 
 
+def rounds(run: Run, name: str, shards: int, most: int) -> bool:
+    """Count the rounds of an inspect, and take its time at a latency."""
+    run.hub.quiet, run.hub.rounds = QUIET, 0
+    run(["inspect", f"hf://{name}"])
+    counted = run.hub.rounds
+    run.hub.quiet = 0
+    without = run(["inspect", f"hf://{name}"])
+    run.hub.latency = LATENCY
+    seconds = run(["inspect", f"hf://{name}"])
+    run.hub.latency = 0
+    print(f"  {shards} shards: {seconds:.2f} s at {LATENCY * 1000:.0f} ms, {without:.2f} s at none")
+    return claim(f"inspect of {shards} shards, rounds of requests", counted, most)
+
+
+def many_shards(root: Path, shards: int) -> Path:
+    """A checkpoint of small tensors in so many files, with headers of a usual length."""
+    root.mkdir()
+    weight_map: dict[str, str] = {}
+    for shard in range(1, shards + 1):
+        name = f"model-{shard:05}-of-{shards:05}.safetensors"
+        held = {
+            f"model.layers.{shard}.block_sparse_moe.experts.{n}.w1.weight": np.zeros(
+                256, np.float32
+            )
+            for n in range(100)
+        }
+        save_file(held, root / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(held, name)
+    (root / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (root / "config.json").write_text('{"model_type": "vita-Mixtral"}')
+    return root
+
+
 class Run:
     """Commands in processes of their own, and what the hub sent to the last of them."""
 
@@ -84,8 +130,8 @@ class Run:
         self.environment = hub.environment(root / "home", PYTHONPATH=str(ROOT))
         self.sent = self.large = self.listing = 0
 
-    def __call__(self, arguments: list[str]) -> None:
-        """Run a command, which must succeed."""
+    def __call__(self, arguments: list[str]) -> float:
+        """Run a command, which must succeed; return the seconds."""
         self.hub.seen.clear()
         started = time.perf_counter()
         subprocess.run(
@@ -100,6 +146,7 @@ class Run:
         self.large = sum(one.sent for one in seen if one.large)
         self.listing = sum(one.sent for one in seen if one.path.startswith("/api/"))
         print(f"  {arguments[0]:<20} {self.sent:>13,} B in {len(seen)} answers, {seconds:.2f} s")
+        return seconds
 
 
 TOWER_CONFIG = """{"model_type": "intern_vit_6b", "hidden_size": 1024, "num_hidden_layers": 24,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         save_plan as save_plan,
         summarize as summarize,
     )
-    from vita_ckpt.api.audio_plans import (
+    from vita_ckpt.api.plans.audio import (
         plan_extract_audio_adapter as plan_extract_audio_adapter,
         plan_extract_audio_encoder as plan_extract_audio_encoder,
         plan_merge_audio_adapter as plan_merge_audio_adapter,
@@ -46,15 +46,27 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         StrPath as StrPath,
         open_checkpoint as open_checkpoint,
     )
-    from vita_ckpt.api.plans import (
-        plan_convert as plan_convert,
-        plan_consolidate as plan_consolidate,
-        plan_extract_projector as plan_extract_projector,
-        plan_extract_tower as plan_extract_tower,
-        plan_merge_lora as plan_merge_lora,
-        plan_merge_projector as plan_merge_projector,
-        plan_resize_embeddings as plan_resize_embeddings,
+    from vita_ckpt.api.plans.config import (
         plan_set as plan_set,
+    )
+    from vita_ckpt.api.plans.consolidate import (
+        plan_consolidate as plan_consolidate,
+    )
+    from vita_ckpt.api.plans.convert import (
+        plan_convert as plan_convert,
+    )
+    from vita_ckpt.api.plans.embeddings import (
+        plan_resize_embeddings as plan_resize_embeddings,
+    )
+    from vita_ckpt.api.plans.lora import (
+        plan_merge_lora as plan_merge_lora,
+    )
+    from vita_ckpt.api.plans.projector import (
+        plan_extract_projector as plan_extract_projector,
+        plan_merge_projector as plan_merge_projector,
+    )
+    from vita_ckpt.api.plans.tower import (
+        plan_extract_tower as plan_extract_tower,
         plan_swap_tower as plan_swap_tower,
     )
     from vita_ckpt.api.push import (
@@ -240,12 +252,6 @@ _HOMES = {
         "save_plan",
         "summarize",
     ),
-    "vita_ckpt.api.audio_plans": (
-        "plan_extract_audio_adapter",
-        "plan_extract_audio_encoder",
-        "plan_merge_audio_adapter",
-        "plan_swap_audio_encoder",
-    ),
     "vita_ckpt.api.consolidate": ("consolidate",),
     "vita_ckpt.api.diff": ("diff",),
     "vita_ckpt.api.explain": ("explain",),
@@ -265,15 +271,23 @@ _HOMES = {
         "StrPath",
         "open_checkpoint",
     ),
-    "vita_ckpt.api.plans": (
-        "plan_convert",
-        "plan_consolidate",
+    "vita_ckpt.api.plans.audio": (
+        "plan_extract_audio_adapter",
+        "plan_extract_audio_encoder",
+        "plan_merge_audio_adapter",
+        "plan_swap_audio_encoder",
+    ),
+    "vita_ckpt.api.plans.config": ("plan_set",),
+    "vita_ckpt.api.plans.consolidate": ("plan_consolidate",),
+    "vita_ckpt.api.plans.convert": ("plan_convert",),
+    "vita_ckpt.api.plans.embeddings": ("plan_resize_embeddings",),
+    "vita_ckpt.api.plans.lora": ("plan_merge_lora",),
+    "vita_ckpt.api.plans.projector": (
         "plan_extract_projector",
-        "plan_extract_tower",
-        "plan_merge_lora",
         "plan_merge_projector",
-        "plan_resize_embeddings",
-        "plan_set",
+    ),
+    "vita_ckpt.api.plans.tower": (
+        "plan_extract_tower",
         "plan_swap_tower",
     ),
     "vita_ckpt.api.push": ("push",),
@@ -387,7 +401,10 @@ _HOMES = {
         "Engine",
         "TrainingState",
     ),
-    "vita_ckpt.core.verification": ("RankReport", "Verification"),
+    "vita_ckpt.core.verification": (
+        "RankReport",
+        "Verification",
+    ),
     "vita_ckpt.errors": (
         "AdapterError",
         "CastError",

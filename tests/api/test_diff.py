@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import vita_ckpt
-from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
+from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_safetensors, write_tower
 from tests.conftest import BASES, GOLDEN
+from tests.teams import together
 from vita_ckpt.checks.diff import Difference, covered, difference_report
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
+from vita_ckpt.storage.tensors.compare import differing, distances
 
 diff = vita_ckpt.diff
 Tensors = dict[str, torch.Tensor]
@@ -447,7 +450,7 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
 
 
 def test_many_spans_of_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vita_ckpt.storage.tensors.compare._SPAN", 1 << 12)
+    monkeypatch.setattr("vita_ckpt.storage.tensors.compare.PORTION", 1 << 12)
     monkeypatch.setattr("vita_ckpt.storage.tensors.compare._STEP", 1 << 10)
     a = write_checkpoint(tmp_path / "a", Spec(hidden=64, vocab=500))
     b = shutil.copytree(a, tmp_path / "b")
@@ -465,3 +468,22 @@ def test_many_spans_of_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert tensor.distance.changed == 1
         relative = float((after - before).norm() / before.norm())
         assert tensor.distance.relative_l2 == pytest.approx(relative, rel=1e-9)
+
+
+def test_sums_are_the_same_whoever_makes_them(tmp_path: Path) -> None:
+    """To the last digit: one process, several, and the processes of a team."""
+    shapes = {"model.a": ("BF16", (3000, 4096)), "model.b": ("F32", (2000, 4097))}
+    for seed, name in enumerate("ab"):
+        pool = random.Random(seed).randbytes(1 << 20)
+
+        def fill(_name: str, nbytes: int, pool: bytes = pool) -> Iterator[bytes]:
+            yield (pool * (nbytes // len(pool) + 1))[:nbytes]
+
+        write_safetensors(tmp_path / f"{name}.safetensors", shapes, fill)
+    sides = [vita_ckpt.open_checkpoint(tmp_path / f"{n}.safetensors").tensors for n in "ab"]
+    pairs = {name: (sides[0][name], sides[1][name]) for name in shapes}
+    alone = distances(pairs)
+    assert distances(pairs, workers=3) == alone
+    assert together(3, lambda team: distances(pairs, team=team)) == [alone] * 3
+    found = differing(pairs)
+    assert together(4, lambda team: differing(pairs, team=team)) == [found] * 4

@@ -213,3 +213,9 @@ def test_inspect_shows_encoder_and_adapter(base: Path) -> None:
     write_audio_encoder(base.parent / "heard", AudioSpec(hidden=12, units=20))
     sentences = " ".join(inspect(base).disagreements)
     assert "describes 1 blocks" in sentences
+
+
+def test_without_a_config_nothing_is_said_of_its_keys() -> None:
+    """A training state, and the file that becomes of it, have none."""
+    rules = {finding.rule for finding in validate(GOLDEN / "T12" / "run").findings}
+    assert "audio-not-built" not in rules

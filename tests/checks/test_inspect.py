@@ -369,7 +369,10 @@ def mutations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
 
 
 # Where a report may say a text or nothing.
-_TEXTS = ("weights", "value", "path", "base_model", "family", "quantisation", "config_file")
+_TEXTS = (
+    *("weights", "value", "path", "base_model", "family", "quantisation", "config_file"),
+    *("family_evidence", "tower_source", "features", "tiles"),
+)
 
 
 @pytest.mark.parametrize("path", ["A1/base", "A7/mm_projector_fp32", "A6/tower-eva", "A5/base"])
@@ -408,3 +411,10 @@ def test_every_object_of_the_schema_is_closed() -> None:
 
     VALIDATOR.check_schema(SCHEMA)
     closed(SCHEMA, "")
+
+
+def test_a_tower_of_no_known_family_is_there_all_the_same() -> None:
+    found = report(GOLDEN / "T12" / "run")
+    assert found["tower"] is None
+    (said,) = (text for text in found["disagreements"] if "tower" in text)
+    assert said == "the vision tower in the weights is of no known family, or a part of one"

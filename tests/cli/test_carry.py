@@ -11,7 +11,7 @@ import pytest
 from fixtures.builder import write_checkpoint
 from tests.conftest import Cli, assert_one_error
 from vita_ckpt.api.apply import apply
-from vita_ckpt.api.plans import plan_set
+from vita_ckpt.api.plans.config import plan_set
 from vita_ckpt.core.options import Options
 
 SET = "mm_projector_type=linear"

@@ -17,7 +17,7 @@ from tests.fuzz.damage import Step, damage, damaged
 from vita_ckpt.core.checkpoint import Checkpoint, refs_of
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.training_state import open_training_state
+from vita_ckpt.storage.reading.training.state import open_training_state
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 TRAINING = GOLDEN.parent / "training"

@@ -41,13 +41,16 @@ class Machine:
         return sum(seen.sent for seen in self.hub.seen if seen.large)
 
 
-def headers_of(root: Path) -> int:
-    """Bytes of the headers of all safetensors files in a directory, with their lengths."""
-    total = 0
-    for path in root.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            total += 8 + int.from_bytes(file.read(8), "little")
-    return total
+def heads_of(root: Path) -> int:
+    """Bytes moved to open the safetensors files in a directory: each header, at least 64 kB."""
+    paths = list(root.glob("*.safetensors"))
+    return sum(max(header_of(p), min(p.stat().st_size, 1 << 16)) for p in paths)
+
+
+def header_of(path: Path) -> int:
+    """Bytes of a safetensors file before its data."""
+    with open(path, "rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 @pytest.fixture(scope="session")

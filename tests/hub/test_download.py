@@ -13,7 +13,7 @@ import pytest
 
 from fixtures.hub_server import Fault
 from tests.conftest import GOLDEN, assert_one_error
-from tests.hub.conftest import ROOT, RUN, Machine, headers_of
+from tests.hub.conftest import ROOT, RUN, Machine, heads_of
 
 BASE = GOLDEN / "A7" / "base"
 
@@ -29,7 +29,7 @@ def test_what_the_cache_has_of_another_commit_is_not_moved(
     (root / "notes.txt").write_text("more")
     machine.hub.add("org/vita", root)
     done = machine.run("validate", "hf://org/vita", "--deep")
-    assert 0 < machine.large_bytes <= 2 * headers_of(root)
+    assert 0 < machine.large_bytes <= 2 * heads_of(root)
     assert f"{machine.hub.bytes_sent / 1000:.3g} kB moved from the hub" in done.err
 
 
@@ -47,7 +47,7 @@ def test_what_several_processes_moved_is_counted(machine: Machine) -> None:
     for name in names:
         machine.hub.add(name.removeprefix("hf://"), BASE)
     done = machine.run("validate", *names, "--jobs", "2")
-    assert machine.large_bytes > headers_of(BASE)
+    assert machine.large_bytes > heads_of(BASE)
     assert f"{machine.hub.bytes_sent / 1000:.3g} kB moved from the hub" in done.err
 
 

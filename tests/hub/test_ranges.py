@@ -318,6 +318,46 @@ def test_a_connection_serves_many_requests(way: Way) -> None:
     assert way.hub.connections == 2
 
 
+def test_an_address_is_asked_for_once_until_it_expires(way: Way) -> None:
+    file = way.file()
+    for start in (0, 1000, 2000):
+        assert fetch_bytes(way.session, file, start, start + 10) == DATA[start : start + 10]
+    assert [s.status for s in way.hub.seen if "resolve" in s.path] == [302]
+    place = r"^/org/name/[0-9a-f]{40}/"
+    # Each time the hub is asked anew: it has expired, it is gone, the connection breaks.
+    for n, kind in enumerate(("status", "drop", "whole"), 2):
+        way.hub.faults.append(Fault(place, kind, 403 if kind == "status" else 5))
+        if kind == "whole":
+            with pytest.raises(HubError, match="no-range-support"):
+                fetch_bytes(way.session, file, 10, 50)
+        assert fetch_bytes(way.session, file, 10, 50) == DATA[10:50]
+        assert [s.status for s in way.hub.seen if "resolve" in s.path] == [302] * n
+    # Who is busy is not asked elsewhere meanwhile.
+    way.hub.faults.append(Fault(place, "status", 503, headers={"Retry-After": "7"}))
+    way.waits.clear()
+    assert fetch_bytes(way.session, file, 10, 50) == DATA[10:50]
+    assert way.waits == [7.0]
+    assert not any(seen.token for seen in way.hub.seen)
+
+
+def test_what_is_read_goes_on_from_what_was_read(way: Way) -> None:
+    """A file is read in any order, and no byte that continues a known one twice."""
+    file = way.file()
+    store = HubStore(way.session)
+    store.pin(Address("org/name"))
+    with store.open(file.path) as source:
+        for size, offset in ((100, 0), (40, 0), (500, 50), (500, 50), (30, 600), (700, 20)):
+            assert source.read(size, offset) == DATA[offset : offset + size]
+        source.expect([(10, 0), (100, 5000), (200, 5000), (150, 5000)])
+        assert source.read(200, 5000) == DATA[5000:5200]
+    assert [s.range for s in way.hub.seen if s.large][:4] == [
+        "bytes=0-99",
+        "bytes=100-549",
+        "bytes=600-629",
+        "bytes=550-719",
+    ]
+
+
 def test_the_bytes_that_moved_are_counted(way: Way) -> None:
     file = way.file()
     before = way.session.bytes_downloaded

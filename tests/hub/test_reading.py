@@ -8,17 +8,20 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from fixtures.builder import Spec, write_checkpoint
 from fixtures.hub_server import TOKEN, Blob, Fault, HubServer, blob_of
 from tests.conftest import GOLDEN, Cli, Result, assert_one_error
-from tests.hub.conftest import Machine, headers_of
+from tests.hub.conftest import Machine, header_of, heads_of
 from vita_ckpt.core.address import Address
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError, redacted
@@ -45,8 +48,7 @@ def test_inspect_moves_headers_only(machine: Machine, cli: Cli, tmp_path: Path) 
     address = f"hf://org/vita@{commit}"
     far = machine.run("inspect", "hf://org/vita", "--json", "--tensors")
     assert far.code == 0, far.err
-    shards = len(list(root.glob("*.safetensors")))
-    assert machine.large_bytes == headers_of(root) + shards * 32
+    assert machine.large_bytes == heads_of(root)
     small = sum((root / n).stat().st_size for n in ("config.json", "model.safetensors.index.json"))
     listing = next(seen.sent for seen in machine.hub.seen if "/api/" in seen.path)
     assert machine.hub.bytes_sent == machine.large_bytes + small + listing
@@ -77,7 +79,7 @@ def test_what_is_said_of_a_copy(
     # Of two sets of weights the disk tells which is newer, and whether they differ.
     here = re.sub(r"; it is newer and [^\"]*", "", near.out)
     assert without_paths(far.out, f"hf://org/vita@{commit}") == without_paths(here, str(root))
-    assert machine.large_bytes < headers_of(root) + 6 * 60
+    assert machine.large_bytes <= heads_of(root)
 
 
 def test_pickles_are_looked_through_by_range(machine: Machine, tmp_path: Path) -> None:
@@ -410,11 +412,11 @@ def test_values_are_fetched_only_when_asked_for(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
     done = machine.run("validate", "org/vita", "--select", "value-*")
     assert done.code == 0
-    assert machine.large_bytes < headers_of(BASE) + 200
+    assert machine.large_bytes < heads_of(BASE) + 200
     done = machine.run("validate", "org/vita", "--values", "--select", "value-*")
     assert done.code == 0, done.err
-    total = sum(path.stat().st_size for path in BASE.glob("*.safetensors"))
-    assert machine.large_bytes == total + 4 * 32
+    tensors = sum(p.stat().st_size - header_of(p) for p in BASE.glob("*.safetensors"))
+    assert machine.large_bytes == tensors + heads_of(BASE)
     assert list(machine.work.iterdir()) == []
 
 
@@ -428,7 +430,7 @@ def test_diff_by_headers_and_digests(machine: Machine, tmp_path: Path) -> None:
     machine.hub.add("org/other", other)
     same = machine.run("diff", "org/vita", BASE, "--exit-code")
     assert (same.code, same.out.splitlines()[-1]) == (0, "no difference")
-    assert machine.large_bytes < headers_of(BASE) + 200
+    assert machine.large_bytes < heads_of(BASE) + 200
     for a, b in (("org/vita", "org/other"), ("org/vita", other), (BASE, "org/other")):
         found = machine.run("diff", a, b, "--json")
         assert found.code == 0, found.err
@@ -437,7 +439,7 @@ def test_diff_by_headers_and_digests(machine: Machine, tmp_path: Path) -> None:
         assert report["tensors"] == []
         assert len(report["unread"]) == 5
         assert [part["unchanged"] for part in report["parts"]] == [26, 0, 46]
-        assert machine.large_bytes < 2 * headers_of(BASE) + 400
+        assert machine.large_bytes < 2 * heads_of(BASE) + 400
     assert "5 tensors and files" in machine.run("diff", "org/vita", "org/other").out
     for options in (["--fetch"], ["--values"]):
         fetched = machine.run("diff", "org/vita", "org/other", "--json", *options)
@@ -618,3 +620,75 @@ def test_a_path_like_one_wins(machine: Machine) -> None:
     assert machine.run("inspect", "run/weights.safetensors/").code == 0
     assert machine.run("inspect", "run/weights/").err == machine.run("inspect", "run/weights").err
     assert machine.hub.seen == []
+
+
+@pytest.mark.parametrize(("shards", "rounds"), [(4, 3), (400, 12)])
+def test_rounds_of_requests(machine: Machine, tmp_path: Path, shards: int, rounds: int) -> None:
+    """The listing, the hub's answers on all files and what they redirect to: nothing waits more.
+
+    What a config leads to comes meanwhile. Only so many requests are made at a time.
+    """
+    root = sharded(tmp_path / "base", shards)
+    machine.hub.add("org/vita", root)
+    machine.hub.quiet = 0.2
+    done = machine.run("inspect", "hf://org/vita", "--json")
+    assert done.code == 0, done.err
+    assert machine.hub.rounds <= rounds
+    asked = Counter(
+        seen.path.partition("/resolve/")[2].partition("/")[2] for seen in machine.hub.seen
+    )
+    for name in ("config.json", "audio/train.yaml", "audio/global_cmvn", "tower/config.json"):
+        assert asked[name] == 1
+    assert machine.large_bytes == heads_of(root)
+    assert len([seen for seen in machine.hub.seen if seen.large]) == shards
+
+
+def test_a_long_header_takes_one_round_more(machine: Machine, tmp_path: Path) -> None:
+    """Of it the rest is fetched, from where the hub had redirected to."""
+    root = sharded(tmp_path / "base", 4, tensors=2000)
+    assert all(header_of(path) > 1 << 16 for path in root.glob("*.safetensors"))
+    machine.hub.add("org/vita", root)
+    machine.hub.quiet = 0.2
+    done = machine.run("inspect", "hf://org/vita")
+    assert done.code == 0, done.err
+    assert machine.hub.rounds <= 4
+    assert machine.large_bytes == heads_of(root)
+    assert sum("safetensors" in s.path and s.status == 302 for s in machine.hub.seen) == 4
+
+
+def test_shards_of_other_names_take_the_index_first(machine: Machine, tmp_path: Path) -> None:
+    root = sharded(tmp_path / "base", 4)
+    index = root / "model.safetensors.index.json"
+    text = index.read_text()
+    for path in root.glob("*.safetensors"):
+        path.rename(root / f"part-{path.name}")
+        text = text.replace(path.name, f"part-{path.name}")
+    index.write_text(text)
+    machine.hub.add("org/vita", root)
+    machine.hub.quiet = 0.2
+    done = machine.run("inspect", "hf://org/vita")
+    assert done.code == 0, done.err
+    assert machine.hub.rounds <= 4
+    assert machine.large_bytes == heads_of(root)
+
+
+def sharded(root: Path, shards: int, tensors: int = 1) -> Path:
+    """A directory with so many weight files, an index, and a config that leads to an encoder."""
+    root.mkdir()
+    weight_map: dict[str, str] = {}
+    for shard in range(1, shards + 1):
+        name = f"model-{shard:05}-of-{shards:05}.safetensors"
+        held = {f"model.layers.{shard}.t{n}": np.zeros(1, np.float32) for n in range(tensors)}
+        save_file(
+            {**held, f"model.layers.{shard}.large": np.zeros(20_000, np.float32)}, root / name
+        )
+        weight_map |= dict.fromkeys((*held, f"model.layers.{shard}.large"), name)
+    (root / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = {"model_type": "vita-Qwen2", "mm_audio_encoder": "audio", "mm_vision_tower": "tower"}
+    (root / "config.json").write_text(json.dumps(config))
+    (root / "audio").mkdir()
+    (root / "audio" / "train.yaml").write_text("is_json_cmvn: true\n")
+    (root / "audio" / "global_cmvn").write_text("{}")
+    (root / "tower").mkdir()
+    (root / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model"}')
+    return root

@@ -14,7 +14,7 @@ from dataclasses import replace
 from vita_ckpt import __version__
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
-from vita_ckpt.api.plans import plan_again
+from vita_ckpt.api.plans.again import plan_again
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, LocalFile
 from vita_ckpt.core.diff import diff_config, diff_tensors

@@ -9,14 +9,14 @@ from typing import Any
 from vita_ckpt.api.apply import Progress, apply
 from vita_ckpt.api.fetch import fetched
 from vita_ckpt.api.locate import StrPath
-from vita_ckpt.api.plans import plan_consolidate
+from vita_ckpt.api.plans.consolidate import plan_consolidate
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
 from vita_ckpt.core.options import Options, TrainedWeights
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.training_state import check_copies
+from vita_ckpt.storage.reading.training.copies import check_copies
 from vita_ckpt.storage.tensors.stream import no_progress
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from threading import Lock
 from typing import Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
@@ -35,7 +34,7 @@ from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import LOADER_NAMES
-from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, refs_of
 from vita_ckpt.core.filenames import (
     CONFIG,
     SINGLE_FILES,
@@ -46,6 +45,7 @@ from vita_ckpt.core.filenames import (
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.core.training_state import foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.reading.checkpoint import choose_weights
@@ -157,25 +157,18 @@ def check_values(
     checkpoint: Checkpoint,
     names: Collection[str] | None = None,
     *,
-    threads: int | None = None,
+    team: Team = ALONE,
     progress: Progress = no_progress,
 ) -> list[Finding]:
     """Check the values of tensors that lie in files: of ``names``, or of all.
 
     Findings are in the order of the checkpoint's tensors. Bytes that several names share are read
-    once. ``threads``, ``progress`` and the errors are those of
+    once. ``team``, ``progress`` and the errors are those of
     :func:`~vita_ckpt.storage.tensors.scan.scan`.
     """
     tensors = {n: t for n, t in checkpoint.stored.items() if names is None or n in names}
     seen = {part: Values() for tensor in tensors.values() for part in refs_of(tensor)}
-    lock = Lock()
-
-    def visit(tensor: TensorRef, data: memoryview, position: int) -> None:
-        values = values_of(tensor, data, position)
-        with lock:
-            seen[tensor] += values
-
-    scan(seen, visit, threads=threads, progress=progress)
+    seen |= scan(seen, values_of, team=team, progress=progress)
     return [
         found
         for name, tensor in tensors.items()

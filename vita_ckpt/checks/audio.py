@@ -36,7 +36,7 @@ def check_audio(
     checkpoint, directory, config = subject.checkpoint, subject.audio_directory, subject.config
     shapes = {name: t.shape for name, t in checkpoint.tensors.items() if is_audio(name)}
     if not builds_audio(config):
-        if shapes:
+        if shapes and checkpoint.config is not None:
             yield finding(
                 "audio-not-built",
                 "mm_audio_encoder",

@@ -578,6 +578,12 @@ class _Facts:
         is_stored = AUDIO_PREFIX + PROMPT in self.shapes
         return (True, value is True) if is_stored else (None, None)
 
+    def _as_stored(self, tower: Tower) -> Tower:
+        """Return the directory's tower as the family stores it."""
+        sizes = {"hidden_size": tower.width, "num_hidden_layers": tower.layers}
+        layers = self.family.stored_tower(tower.family, sizes)["num_hidden_layers"]
+        return replace(tower, layers=layers)
+
     def _output_width(self, tower: Tower) -> int:
         layers = len(self.features.layers) if self.features is not None else 1
         return tower.output_width(self.family.number_of_scales(self.config)) * layers
@@ -627,13 +633,19 @@ class _Facts:
         elif self.dispatch is not None and self.dispatch.family is None:
             yield f"upstream builds no tower from the path: {self.dispatch.reason}"
         if self.tower is not None and self.directory is not None:
-            yield from _differences(self.tower, self.directory)
-        lacking = (TowerSource.UNINITIALISED, TowerSource.RAISES)
-        if kind in WHOLE and self.tower is None and self.source in (*lacking, None):
+            for key in self.tower.differences(self._as_stored(self.directory)):
+                ours, theirs = getattr(self.tower, key), getattr(self.directory, key)
+                yield f"the tower's {key} is {ours} in the weights, {theirs} in its directory"
+        lacking = (TowerSource.UNINITIALISED, TowerSource.RAISES, None)
+        if kind in WHOLE and self.tower is None and self.source in lacking:
+            strange = any(name.startswith(parts.TOWER_MODULE) for name in self.shapes)
             raises = self.source is TowerSource.RAISES
             loader = "VITA-1.5" if self.family is VITA else self.family.label
-            yield f"no vision tower in the weights: {loader}'s loader would " + (
-                "raise" if raises else "leave it uninitialised"
+            would = "raise" if raises else "leave it uninitialised"
+            yield (
+                "the vision tower in the weights is of no known family, or a part of one"
+                if strange
+                else f"no vision tower in the weights: {loader}'s loader would {would}"
             )
         yield from audio_disagreements(self.config, self.shapes, self.audio)
         if self.empty:
@@ -660,13 +672,6 @@ _COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]
     "audio_prompt_finetune": _Facts._audio_prompt_finetune,
     "audio_prompt_num": _Facts._audio_prompt_num,
 }
-
-
-def _differences(tower: Tower, directory: Tower) -> Iterable[str]:
-    for what in ("family", "width", "layers", "patch_size"):
-        ours, theirs = getattr(tower, what), getattr(directory, what)
-        if None not in (ours, theirs) and ours != theirs:
-            yield f"the tower's {what} is {ours} in the weights, {theirs} in its directory"
 
 
 def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:

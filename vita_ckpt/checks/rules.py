@@ -366,6 +366,13 @@ _NAMES: Final = (
         "whose config says that the tower was trained.",
     ),
     Rule(
+        "image-fails",
+        "error",
+        "a model that loads to the end, and raises at its first image",
+        "Keys of the config ask for what the tower, the projector or the merging of tiles cannot "
+        "do, which shows only when there is an image.",
+    ),
+    Rule(
         "tower-unused",
         "note",
         "the loader takes the tower from its directory, not the one that is stored",

@@ -76,7 +76,11 @@ def check_binding(subject: Subject, binding: Binding) -> Iterator[Finding]:
     vision = binding.has_vision and subject.kind in kinds.WHOLE
     if vision:
         tower, projector = binding.part(parts.VISION_TOWER), binding.part(parts.MM_PROJECTOR)
-        yield from _vision_tower(subject, tower.without(known), known)
+        stop = binding.stop
+        if stop is not None and stop.code == "tower-not-loadable":
+            yield finding(stop.code, "model.vision_tower", stop.detail, file=subject.config_path)
+        else:
+            yield from _vision_tower(subject, tower.without(known), known)
         yield from _projector(subject, projector.without(known), known)
         yield from _newline(subject, binding.part(parts.IMAGE_NEWLINE).without(known))
     if subject.kind == kinds.VITA:
@@ -96,6 +100,8 @@ def unsaid(subject: Subject, said: Collection[Finding]) -> Iterator[Finding]:
     if binding.stop is not None and binding.stop.code in RULES:
         found = finding(binding.stop.code, CONFIG, binding.stop.detail, file=subject.config_path)
         yield replace(found, severity="error")
+    if binding.fault:
+        yield finding("image-fails", CONFIG, binding.fault, file=subject.config_path)
     for part, bound in binding.parts.items():
         yield from _report(subject, bound.without(subject.unread), f"the {parts.LABELS[part]}")
 

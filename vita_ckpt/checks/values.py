@@ -4,7 +4,8 @@ The checks use integer arithmetic on pieces of a tensor's bytes. In every floati
 highest bit of the exponent is set for magnitudes from 2.0 on, infinity and NaN. If it is clear in
 every element, as in most pieces of most weights, the piece is valid. Otherwise the largest bit
 pattern decides. Without the sign bit, patterns grow with magnitude; infinity is above every finite
-number and NaN above infinity. Elements are counted only if that pattern shows a problem.
+number and NaN above infinity. Elements are counted only if that pattern shows a problem. The first
+elements of a piece tell which of the two is likely to be needed.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _FORMATS: Final = {
     "F8_E5M2": _Format(1, 0x7C, 0x7C, 0x7D),
     "F8_E4M3": _Format(1, 0x7F, 0x7F, 0x7F),
 }
+# Elements of a piece that tell what to expect of it.
+_FEW: Final = 1 << 10
 _TRAINING: Final = "training broke down, or the file is damaged: take an earlier checkpoint"
 
 
@@ -127,9 +130,11 @@ def values_of(tensor: TensorRef, data: memoryview, position: int) -> Values:
         return Values()
     constant = _constant(bits if lanes == 1 else bits.view("<u8"))
     sign = 1 << 8 * kind.width - 1
-    either = int(np.bitwise_or.reduce(bits)) % sign
-    if either < sign // 2 or _peak(bits, sign) < kind.large:
-        return Values(count, zero=not either, constant=constant)
+    high = sign // 2
+    if _union(bits[:_FEW], sign) < high and (union := _union(bits, sign)) < high:
+        return Values(count, zero=not union, constant=constant)
+    if (peak := _peak(bits, sign)) < kind.large:
+        return Values(count, zero=not peak, constant=constant)
     sizes = (bits % sign).reshape(count, lanes)
 
     def tally(low: int, high: int) -> Tally:
@@ -202,6 +207,11 @@ def check_tensor(name: str, tensor: TensorRef, values: Values) -> Iterator[Findi
         number = _number(tensor.dtype, values.constant)
         message = f"expected trained values, got {number} in all {prod(tensor.shape)} elements"
         yield finding("value-constant", name, message, file=tensor.source.path)
+
+
+def _union(bits: Array, sign: int) -> int:
+    """Return the bits but the sign that are set in any pattern."""
+    return int(np.bitwise_or.reduce(bits)) % sign
 
 
 def _peak(bits: Array, sign: int) -> int:

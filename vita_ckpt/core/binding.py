@@ -55,9 +55,6 @@ TRANSFORMERS_4_41: Final = "transformers-4.41"
 TRANSFORMERS_5_6: Final = "transformers-5.6"
 HUB_MODEL: Final = "hub-model"
 HUB_METADATA: Final = "hub-metadata"
-LLAVA: Final = "llava"
-LLAVA_NEXT: Final = "llava-next"
-BUNNY: Final = "bunny"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +83,14 @@ class _Loader:
 _LOADERS: Final[Mapping[str, _Loader | None]] = {
     VITA_1_5: _Loader(VITA, looks_around=True, is_old=True),
     VITA_1_0: _Loader(VITA, looks_around=True, tower_last=True, is_old=True),
+    TRANSFORMERS_4_41: _Loader(is_old=True),
+    TRANSFORMERS_5_6: _Loader(),
     **{
         name: _Loader(family, looks_around=True, is_old=True)
         for family in FAMILIES.values()
         if family is not VITA
         for name in family.loaders
     },
-    TRANSFORMERS_4_41: _Loader(is_old=True),
-    TRANSFORMERS_5_6: _Loader(),
     HUB_MODEL: _Loader(VITA, gives_module=True),
     HUB_METADATA: None,
 }

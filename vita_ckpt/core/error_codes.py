@@ -512,8 +512,8 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("worker-killed",),
-                "`validate --jobs`: a process was killed, as a machine does that runs out of "
-                "memory",
+                "a process of `validate --jobs` or `diff --values` was killed, as a machine does "
+                "that runs out of memory",
             ),
             ErrorCodes(
                 ("not-a-tokenizer",),

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter, Serializat
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.training_state import open_training_state
+from vita_ckpt.storage.reading.training.state import open_training_state
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
 from vita_ckpt.api.consolidate import check_masters
+from vita_ckpt.api.plans.consolidate import plan_consolidate
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import plan_options, run_plan
@@ -68,7 +68,7 @@ def command(
     them with --check.
     """
     out = run["out"]
-    plan = plans.plan_consolidate(
+    plan = plan_consolidate(
         state,
         base=base,
         config=config,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
+from vita_ckpt.api.plans.convert import plan_convert
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
@@ -86,7 +86,7 @@ def command(
     against what that loader builds: nothing may be missing.
     """
     begin(settings, checkpoint, run)
-    plan = plans.plan_convert(
+    plan = plan_convert(
         checkpoint,
         names=names,
         dtype=dtype,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import audio_plans as plans
+from vita_ckpt.api.plans.audio import plan_extract_audio_adapter
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import plan_options, run_plan
@@ -29,5 +29,5 @@ def command(settings: Settings, /, source: str, **run: Any) -> None:
     The .bin loads as upstream's pretrain_audio_mlp_adapter. Unlike the trainer's it has the running
     statistics of batch norms.
     """
-    plan = plans.plan_extract_audio_adapter(source, stores=settings.stores)
+    plan = plan_extract_audio_adapter(source, stores=settings.stores)
     run_plan(settings, plan, **run)

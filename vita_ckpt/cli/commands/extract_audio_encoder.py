@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import audio_plans as plans
+from vita_ckpt.api.plans.audio import plan_extract_audio_encoder
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import plan_options, run_plan
@@ -30,7 +30,5 @@ def command(settings: Settings, /, source: str, audio_encoder: str | None, **run
     Upstream loads it as mm_audio_encoder. train.yaml and global_cmvn are those of the directory
     that it was made with. final.pt holds the checkpoint's own tensors, the adapter among them.
     """
-    plan = plans.plan_extract_audio_encoder(
-        source, audio_encoder=audio_encoder, stores=settings.stores
-    )
+    plan = plan_extract_audio_encoder(source, audio_encoder=audio_encoder, stores=settings.stores)
     run_plan(settings, plan, **run)

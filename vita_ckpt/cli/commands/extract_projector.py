@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
+from vita_ckpt.api.plans.projector import plan_extract_projector
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.cli.plan_options import plan_options, run_plan
@@ -41,5 +41,5 @@ def command(
     with torch.load(weights_only=True) and as upstream's pretrain_mm_mlp_adapter. Only the projector
     is read.
     """
-    plan = plans.plan_extract_projector(source, bare=bare, key=key, stores=settings.stores)
+    plan = plan_extract_projector(source, bare=bare, key=key, stores=settings.stores)
     run_plan(settings, plan, **run)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
+from vita_ckpt.api.plans.tower import plan_extract_tower
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import plan_options, run_plan
@@ -42,5 +42,5 @@ def command(
     directory, from a copy in the checkpoint, or from the tensors where they determine it. EVA-CLIP
     has no config.json: upstream opens its weights file.
     """
-    plan = plans.plan_extract_tower(source, tower_config=tower_config, stores=settings.stores)
+    plan = plan_extract_tower(source, tower_config=tower_config, stores=settings.stores)
     run_plan(settings, plan, **run)

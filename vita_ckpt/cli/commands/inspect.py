@@ -146,8 +146,7 @@ def _headline(inspection: Inspection) -> str:
 def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     if inspection.config_file not in (None, CONFIG):
         yield "config", f"{inspection.config_file}; {CONFIG} is a server's, such as vLLM's"
-    if inspection.family_evidence is not None:
-        yield "family", f"{inspection.family}, by {inspection.family_evidence}"
+    yield from _family_facts(inspection)
     if inspection.dispatch is not None:
         built = inspection.dispatch.tower_class or "nothing"
         yield "upstream builds", f"{built}: {inspection.dispatch.reason}"
@@ -161,10 +160,6 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         what = directory.problem or str(directory.tower or "no known tower")
         where = f" ({render.path(directory.path)})" if directory.path is not None else ""
         yield "tower directory", f"{what}{where}"
-    if inspection.family_evidence is not None and inspection.tower_source is not None:
-        yield "tower from", inspection.tower_source
-    if inspection.features is not None:
-        yield "features", inspection.features
     if inspection.projector is not None:
         types = " or ".join(inspection.projector.types)
         widths = f"{inspection.projector.in_width}→{inspection.projector.out_width}"
@@ -190,6 +185,19 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         )
     if inspection.tiles is not None:
         yield "tiles", inspection.tiles
+
+
+def _family_facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
+    """Yield what distinguishes a family: which tower its loader takes, and what of it."""
+    if inspection.family_evidence is None:
+        return
+    yield "family", f"{inspection.family}, by {inspection.family_evidence}"
+    facts = {
+        "tower from": inspection.tower_source,
+        "features": inspection.features,
+        "tiles": inspection.tiles,
+    }
+    yield from ((label, fact) for label, fact in facts.items() if fact is not None)
 
 
 def _training(state: TrainingState) -> Iterable[tuple[str, str]]:

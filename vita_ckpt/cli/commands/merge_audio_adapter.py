@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import audio_plans as plans
+from vita_ckpt.api.plans.audio import plan_merge_audio_adapter
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options, verify_option
@@ -34,5 +34,5 @@ def command(settings: Settings, /, base: str, adapter: str, verify: bool, **run:
     of the checkpoint, and prints a note.
     """
     begin(settings, base, run)
-    plan = plans.plan_merge_audio_adapter(base, adapter, stores=settings.stores)
+    plan = plan_merge_audio_adapter(base, adapter, stores=settings.stores)
     return run_plan(settings, plan, verify_first=verify, **run)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
+from vita_ckpt.api.plans.lora import plan_merge_lora
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import (
@@ -81,7 +81,7 @@ def command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max((os.cpu_count() or 1) // 2, 1)))
     if base is not None:
         begin(settings, base, run)
-    plan = plans.plan_merge_lora(
+    plan = plan_merge_lora(
         base,
         adapter,
         dtype=dtype,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
+from vita_ckpt.api.plans.projector import plan_merge_projector
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.cli.plan_options import (
@@ -77,7 +77,7 @@ def command(
     checkpoint. This needs the run's config.json and its vision tower.
     """
     begin(settings, base, run)
-    plan = plans.plan_merge_projector(
+    plan = plan_merge_projector(
         base,
         adapter,
         dtype=dtype,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
+from vita_ckpt.api.plans.embeddings import plan_resize_embeddings
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
@@ -59,7 +59,7 @@ def command(
     are the same bytes. Fewer rows than the tokenizer has tokens are refused.
     """
     begin(settings, checkpoint, run)
-    plan = plans.plan_resize_embeddings(
+    plan = plan_resize_embeddings(
         checkpoint,
         tokens=tokens,
         tokenizer=tokenizer,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
+from vita_ckpt.api.plans.config import parse_value, plan_set
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
@@ -26,9 +26,7 @@ def command(settings: Settings, /, checkpoint: str, pairs: tuple[str, ...], **ru
     with them are reported.
     """
     begin(settings, checkpoint, run)
-    return run_plan(
-        settings, plans.plan_set(checkpoint, _values(pairs), stores=settings.stores), **run
-    )
+    return run_plan(settings, plan_set(checkpoint, _values(pairs), stores=settings.stores), **run)
 
 
 def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -42,5 +40,5 @@ def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
                 expected="KEY=VALUE, each key once",
                 hint="vita-ckpt set CKPT mm_vision_tower=path/to/tower --out DIR",
             )
-        values[key] = plans.parse_value(key, text)
+        values[key] = parse_value(key, text)
     return values

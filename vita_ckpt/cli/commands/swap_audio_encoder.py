@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import audio_plans as plans
+from vita_ckpt.api.plans.audio import plan_swap_audio_encoder
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options, verify_option
@@ -59,7 +59,7 @@ def command(
     an encoder. An adapter that fits neither needs a decision: --adapter FILE or --adapter reinit.
     """
     begin(settings, base, run)
-    plan = plans.plan_swap_audio_encoder(
+    plan = plan_swap_audio_encoder(
         base,
         audio_encoder,
         audio_path=audio_path,

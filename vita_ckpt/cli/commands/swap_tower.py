@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vita_ckpt.api import plans
+from vita_ckpt.api.plans.tower import plan_swap_tower
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.cli.plan_options import (
@@ -90,7 +90,7 @@ def command(
     --projector FILE or --projector reinit.
     """
     begin(settings, base, run)
-    plan = plans.plan_swap_tower(
+    plan = plan_swap_tower(
         base,
         tower,
         tower_path=tower_path,

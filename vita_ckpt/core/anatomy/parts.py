@@ -20,8 +20,8 @@ OTHER: Final = "other"
 LABELS: Final[dict[str, str]] = {
     LANGUAGE_MODEL: "language model",
     MM_PROJECTOR: "projector",
-    IMAGE_NEWLINE: "image newline",
     VISION_TOWER: "vision tower",
+    IMAGE_NEWLINE: "image newline",
     VISION_RESAMPLER: "vision resampler",
     AUDIO_ENCODER: "audio encoder",
     AUDIO_ADAPTER: "audio adapter",

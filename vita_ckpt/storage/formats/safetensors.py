@@ -15,6 +15,8 @@ from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import hint_of_web_page, raise_lfs_pointer
 from vita_ckpt.storage.stores.base import Source
 
+# What most headers fit into: read at once from afar, it saves a request for the length.
+_FIRST = 1 << 16
 # The format's own limit on the header, and where the nesting of ignored values ends.
 LARGEST_HEADER = 100_000_000
 _DEEPEST_IGNORED = 64
@@ -40,6 +42,7 @@ def read_safetensors(source: Source) -> SafetensorsFile:
     """
     path = source.file.path
     seen = source.file
+    source.expect([(0, min(seen.size, _FIRST))])
     start = source.read(min(seen.size, 40), 0)
     if start.startswith(b"version https://git-lfs"):
         raise_lfs_pointer(path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -39,7 +40,9 @@ class Repository:
     files: dict[str, RemoteFile]
     failed: dict[str, InputError] = field(default_factory=dict)
     _sorted: list[str] = field(init=False)
-    _read: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
+    # Of each file what was read of it: where it starts, and the bytes, both in order.
+    _blocks: dict[str, tuple[list[int], list[bytes]]] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         self._sorted = sorted(self.files)
@@ -66,16 +69,45 @@ class Repository:
             place = bisect_left(self._sorted, end, place) if is_folder else place + 1
 
     def read(self, file: RemoteFile, size: int, offset: int) -> bytes:
-        """Return bytes of a file and keep them: headers and small files are read repeatedly."""
-        key = file.name, offset, size
-        if key not in self._read:
-            path = cached(file)
-            if path is not None:
-                with opened(path) as (descriptor, _):
-                    self._read[key] = read_at(descriptor, size, offset, path)
+        """Return bytes of a file and keep them: headers and small files are read repeatedly.
+
+        What an earlier read has begun with is not fetched again.
+        """
+        known = self._known(file, size, offset)
+        if len(known) == size:
+            return known
+        data = known + self._fetch(file, size - len(known), offset + len(known))
+        with self._lock:
+            starts, blocks = self._blocks.setdefault(file.name, ([], []))
+            place = bisect_left(starts, offset)
+            if place < len(starts) and starts[place] == offset:
+                blocks[place] = max(blocks[place], data, key=len)
             else:
-                self._read[key] = fetch_bytes(self.session, file, offset, offset + size)
-        return self._read[key]
+                starts.insert(place, offset)
+                blocks.insert(place, data)
+        return data
+
+    def _known(self, file: RemoteFile, size: int, offset: int) -> bytes:
+        """Return the first of ``size`` bytes, as many of them as were read without a gap."""
+        known = b""
+        with self._lock:
+            starts, blocks = self._blocks.get(file.name, ([], []))
+            while len(known) < size:
+                position = offset + len(known)
+                place = bisect_right(starts, position) - 1
+                start = position - starts[place] if place >= 0 else 0
+                more = blocks[place][start : start + size - len(known)] if place >= 0 else b""
+                if not more:
+                    break
+                known += more
+        return known
+
+    def _fetch(self, file: RemoteFile, size: int, offset: int) -> bytes:
+        path = cached(file)
+        if path is None:
+            return fetch_bytes(self.session, file, offset, offset + size)
+        with opened(path) as (descriptor, _):
+            return read_at(descriptor, size, offset, path)
 
     def expect(self, file: RemoteFile, ranges: Iterable[Range]) -> None:
         """Fetch ranges that will be read soon, several at a time."""

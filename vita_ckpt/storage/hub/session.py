@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from vita_ckpt import __version__
 from vita_ckpt.errors import HubError, OutputError, printable
+from vita_ckpt.storage.hub.concurrency import MANY
 from vita_ckpt.storage.hub.errors import offline, refusal, unreachable, unusable_token
 from vita_ckpt.storage.system.os_errors import CODES, code_of
 
@@ -38,6 +39,7 @@ _UNLOGGED_WAIT: Final = 3.0  # seconds; longer waits are logged
 # Status codes that may be temporary: the server is busy or fails.
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_GIVEN: Final = frozenset({200, 206, 416})  # the file, a part of it, or that there is no such part
 # Errors that only a disk raises; EPERM may also come from a firewall.
 _DISK_ERRORS: Final = CODES.keys() - {errno.EPERM}
 # Seconds until the rate limit resets, if it is used up: the hub sends it in every response.
@@ -85,6 +87,9 @@ class Session:
         self._sleep = sleep
         self._logged_until = 0.0
         self._lock = Lock()
+        self._room = BoundedSemaphore(MANY)  # for requests in progress, of nested calls too
+        # Where the hub last redirected a URL to, and the headers of its answers.
+        self._targets: dict[str, tuple[str, Mapping[str, str]]] = {}
 
     def count(self, size: int) -> None:
         """Add to the bytes moved."""
@@ -128,11 +133,26 @@ class Session:
     def get(self, url: str, subject: str, span: tuple[int, int] | None = None) -> Iterator[Answer]:
         """Yield the response to a request for ``url``, or for its bytes in ``span`` (start, stop).
 
-        Redirects are followed; the token is sent only to the hub's own host. Raises HubError for a
-        permanent failure and PassingError for a temporary one, also while the body is read.
+        Redirects are followed; the token is sent only to the hub's own host. What is asked for
+        again is asked for where the hub has redirected to before, as long as that gives it. Raises
+        HubError for a permanent failure and PassingError for a temporary one, also while the body
+        is read.
         """
         if self.is_offline:
             raise offline(subject)
+        asked = url
+        target, said = self._targets.get(asked, ("", {}))
+        if target:
+            with (
+                self._ask(target, self._headers(False, span, subject), subject) as answer,
+                self._forgetting(asked),
+            ):
+                if answer.status in _GIVEN or answer.status in _PASSING:
+                    _check(answer, subject)
+                    _check_plain(answer, subject)
+                    yield replace(answer, on_the_way=said)
+                    return
+            self._targets.pop(asked, None)  # such addresses expire
         passed: dict[str, str] = {}
         for _ in range(_MOST_REDIRECTS):
             _check_url(url, subject)
@@ -141,7 +161,10 @@ class Session:
                 if answer.status not in _REDIRECTS:
                     _check(answer, subject)
                     _check_plain(answer, subject)
-                    yield replace(answer, on_the_way={} if is_hub else passed)
+                    if not is_hub:
+                        self._targets[asked] = url, passed
+                    with self._forgetting(asked):
+                        yield replace(answer, on_the_way={} if is_hub else passed)
                     return
                 passed |= answer.headers if is_hub else {}
                 # Once the short body is read to its end, the connection can be reused.
@@ -155,7 +178,20 @@ class Session:
         raise HubError("hub-failed", subject, expected="an answer", got="too many redirects")
 
     @contextmanager
+    def _forgetting(self, asked: str) -> Iterator[None]:
+        """Forget where a URL led to when anything is wrong with what came from there."""
+        try:
+            yield
+        except BaseException:
+            self._targets.pop(asked, None)
+            raise
+
+    @contextmanager
     def _ask(self, url: str, headers: dict[str, str], subject: str) -> Iterator[Answer]:
+        with self._room:
+            yield from self._answer(url, headers, subject)
+
+    def _answer(self, url: str, headers: dict[str, str], subject: str) -> Iterator[Answer]:
         session = _library().get_session()
         with _passing(session, subject), _addressed(session, url, subject):
             if hasattr(session, "build_request"):  # httpx
@@ -290,7 +326,7 @@ def _origin(url: str) -> tuple[str, str]:
 
 
 def _check(answer: Answer, subject: str) -> None:
-    if answer.status in (200, 206, 416):
+    if answer.status in _GIVEN:
         return
     error = refusal(answer.status, answer.headers, subject)
     if answer.status in _PASSING:

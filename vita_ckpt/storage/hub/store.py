@@ -12,7 +12,7 @@ from threading import Lock
 from vita_ckpt.core.address import Address, is_inside, parse_address
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.errors import HubError, InputError, MalformedFileError, StaleInputError
-from vita_ckpt.storage.hub.concurrency import at_once
+from vita_ckpt.storage.hub.concurrency import MANY, at_once
 from vita_ckpt.storage.hub.errors import offline
 from vita_ckpt.storage.hub.repository import Repository, list_repository
 from vita_ckpt.storage.hub.session import Session
@@ -108,7 +108,7 @@ class HubStore:
             except InputError:
                 pass
 
-        at_once([partial(warm, path, *place) for path, place in places.items()])
+        at_once([partial(warm, path, *place) for path, place in places.items()], MANY)
 
     def check_known(self, path: str) -> None:
         """Raise HubError when offline: a file that is not in the cache may still be on the hub."""

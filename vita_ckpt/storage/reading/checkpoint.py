@@ -38,6 +38,7 @@ from vita_ckpt.core.remedies import ignore_index
 from vita_ckpt.core.serving import is_serving_config
 from vita_ckpt.core.training_state import Foreign, file_of_training_state, foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError
+from vita_ckpt.storage.reading.announce import announce
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import (
     ambiguous_weights,
@@ -55,8 +56,8 @@ from vita_ckpt.storage.reading.paths import (
     read_json,
     read_optional,
 )
-from vita_ckpt.storage.reading.shards import Weights, prefetch_shards
-from vita_ckpt.storage.reading.training_files import (
+from vita_ckpt.storage.reading.shards import Weights
+from vita_ckpt.storage.reading.training.find import (
     Place,
     engine_of,
     find_state,
@@ -177,7 +178,7 @@ def training_state_in(store: Store, root: str, names: list[str]) -> Place | None
 def open_state(store: Store, place: Place) -> Checkpoint:
     """Return the training state at a place, as :func:`open_checkpoint` does."""
     # Reads pickles, and is seldom needed.
-    from vita_ckpt.storage.reading.training_state import open_place  # noqa: PLC0415
+    from vita_ckpt.storage.reading.training.state import open_place  # noqa: PLC0415
 
     return open_place(store, place)
 
@@ -195,17 +196,19 @@ def _open_directory(store: Store, root: str, key: str, *, ignore_index: bool = F
     unindexed = weight_files_of(names) if ignore_index else []
     if unindexed:
         layout = "safetensors" if unindexed[0].endswith(SAFETENSORS_SUFFIX) else "torch"
-        prefetch_shards(store, root, unindexed)
+        announce(store, root, names, weights=unindexed)
         for name in unindexed:
             weights.read(store, root, name)
         files |= _unread_indexes(store, root, names)
     elif index_name is not None:
+        announce(store, root, names, index_name)
         index, index_file = read_json(store, os.path.join(root, index_name))
         files[index_name] = index_file
         _read_indexed(store, root, index_name, index, names, weights)
         layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
     else:
         layout, weight_files = choose_weights(store, root, names)
+        announce(store, root, names, weights=weight_files)
         weights.is_lora = layout == "lora"
         for name in weight_files:
             weights.read(store, root, name)
@@ -284,7 +287,6 @@ def _read_indexed(
     both = ambiguous_weights(root, index_name, names, shards)
     if both is not None:
         raise both
-    prefetch_shards(store, root, shards)
     for shard, promised in shards.items():
         if store.look(os.path.join(root, shard)) is None:
             store.check_known(os.path.join(root, shard))

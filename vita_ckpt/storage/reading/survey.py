@@ -28,6 +28,7 @@ from vita_ckpt.core.remedies import ignore_index
 from vita_ckpt.core.rivals import Rival
 from vita_ckpt.core.training_state import Foreign, foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, MalformedFileError, VitaCkptError
+from vita_ckpt.storage.reading.announce import announce
 from vita_ckpt.storage.reading.checkpoint import (
     choose_weights,
     collect_files,
@@ -57,8 +58,8 @@ from vita_ckpt.storage.reading.paths import (
 )
 from vita_ckpt.storage.reading.pickles import ScannedPickle, scan_beside
 from vita_ckpt.storage.reading.rival_weights import other_weights, rival
-from vita_ckpt.storage.reading.shards import duplicate, is_same, prefetch_shards, read_shard
-from vita_ckpt.storage.reading.training_files import Place
+from vita_ckpt.storage.reading.shards import duplicate, is_same, read_shard
+from vita_ckpt.storage.reading.training.find import Place
 from vita_ckpt.storage.stores.base import Kind, Store
 from vita_ckpt.storage.system.owner import is_stage
 
@@ -145,6 +146,7 @@ class _Surveyor:
         files: dict[str, File] = {}
         layout: Layout = "safetensors"
         if index_name is not None:
+            announce(self.store, self.root, names, index_name)
             layout = "safetensors" if index_name == SAFETENSORS_INDEX else "torch"
             path = os.path.join(self.root, index_name)
             read = self._attempt(path, lambda: read_json(self.store, path))
@@ -208,7 +210,6 @@ class _Surveyor:
             return
         shards = tensors_by_shard(weight_map)
         complete = True
-        prefetch_shards(self.store, self.root, shards)
         for name, promised in shards.items():
             found = self._shard(name, path)
             if found is None:
@@ -322,6 +323,7 @@ class _Surveyor:
             else:
                 self._note(self.root, error)
             return "none"
+        announce(self.store, self.root, names, weights=chosen)
         for name in chosen:
             self._weights(name, is_lora=layout == "lora")
         return layout

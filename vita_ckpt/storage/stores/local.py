@@ -15,6 +15,10 @@ from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.stores.base import Entry, Kind, Range, Source
 from vita_ckpt.storage.system.os_errors import os_reason, unreadable, unreadable_directory
 
+# Large reads go to the same offset in a page as in the file: at a slightly higher offset some
+# processors copy at a sixth of the speed.
+PAGE: Final = 4096
+
 
 class LocalStore:
     """The local disk. It has no state: :data:`LOCAL` is shared."""

@@ -38,6 +38,7 @@ def run_all(
                 future.set_result(call())
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
                 future.set_exception(error)
+                waiting.clear()
             ended.put(future)
 
     started: list[Thread] = []

@@ -3,46 +3,64 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
-from typing import Final, TypeGuard, TypeVar
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from mmap import mmap
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from vita_ckpt.core.checkpoint import File, LocalFile, Tensor, TensorRef, on_disk, parameters
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import BITS
+from vita_ckpt.core.team import ALONE, PORTION, Team, portions
 from vita_ckpt.errors import MalformedFileError
-from vita_ckpt.storage.stores.local import check_same, opened, read_into
-from vita_ckpt.storage.system.threads import run_all
-from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
+from vita_ckpt.storage.stores.local import PAGE, check_same, opened, read_into
+from vita_ckpt.storage.system.workers import evaluate, evaluate_apart
+from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
+
+if TYPE_CHECKING:
+    from vita_ckpt.storage.tensors.distance import Meter
 
 Pair = tuple[Tensor, Tensor]
-_Result = TypeVar("_Result")
 
-_THREADS: Final = 2
 _STEP: Final = 1 << 20
-# Bytes of one unit of work; larger tensors are split between threads.
-_SPAN: Final = 64 << 20
 
 
-def differing(pairs: Mapping[str, Pair]) -> frozenset[str]:
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A range of a pair: of bytes, or of elements, from ``start`` to ``stop``.
+
+    ``nbytes`` is what is read of the larger side.
+    """
+
+    name: str
+    before: Tensor
+    after: Tensor
+    start: int
+    stop: int
+    nbytes: int
+
+
+def differing(
+    pairs: Mapping[str, Pair], *, team: Team = ALONE, progress: Progress = no_progress
+) -> frozenset[str]:
     """Return the names of the pairs that differ in some byte; each pair has one dtype and shape.
 
-    A pair with the same location in one file is equal without being read. Raises StaleInputError
-    for a file that changed since it was opened.
+    A pair with the same location in one file is equal without being read. ``team`` shares what is
+    read; ``progress`` is called with the bytes of one side. Raises StaleInputError for a file that
+    changed since it was opened.
     """
-    same_file = _SameFile()
-    found: set[str] = set()
-    jobs: list[Callable[[], None]] = []
-    for name, pair in _on_disk_order(pairs):
-        before, after, _ = _squeezed(pair)
-        if before == after or same_file.same_place(before, after):
-            continue
-        _check_size(name, before, after)
-        for start, stop in _spans(before, after, before.nbytes, _SPAN):
-            jobs.append(partial(_compare_range, name, (before, after), start, stop, found))
-    run_all(jobs, _THREADS)
-    return frozenset(found)
+    with team.agreement():
+        spans = list(_byte_spans(pairs))
+    cut = portions(spans, _nbytes)
+    found = evaluate(
+        _differing,
+        cut,
+        [sum(map(_nbytes, portion)) for portion in cut],
+        team=team,
+        progress=progress,
+    )
+    return frozenset().union(*found)
 
 
 def are_equal(pairs: Mapping[str, Pair]) -> bool:
@@ -54,73 +72,179 @@ def are_equal(pairs: Mapping[str, Pair]) -> bool:
     return not any(differing({name: pair}) for name, pair in smallest_first if pair[0].nbytes)
 
 
-def distances(pairs: Mapping[str, Pair]) -> dict[str, Distance]:
-    """Return the distance of the values of each pair, of one shape and not in a packed dtype."""
-    jobs: list[Callable[[], Distance]] = []
-    names: list[str] = []
-    for name, pair in _on_disk_order(pairs):
-        before, after, repeats = _squeezed(pair)
-        _check_size(name, before, after)
-        for start, stop in _spans(before, after, parameters(before), _SPAN // 4):
-            jobs.append(partial(_measure, name, (before, after), start, stop, repeats))
-            names.append(name)
+def distances(
+    pairs: Mapping[str, Pair],
+    *,
+    team: Team = ALONE,
+    workers: int | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Distance]:
+    """Return the distance of the values of each pair, of one shape and not in a packed dtype.
+
+    ``team`` shares what is read, and ``workers`` processes measure it; ``progress`` is called with
+    the bytes of the larger side. The sums are the same to the last digit whoever makes them.
+    """
+    repeats: dict[str, int] = {}
+    spans: list[_Span] = []
+    with team.agreement():
+        for name, pair in _on_disk_order(pairs):
+            before, after, repeats[name] = _squeezed(pair)
+            _check_size(name, before, after)
+            width = max(BITS[before.dtype], BITS[after.dtype]) // 8
+            for start, stop in _spans(before, after, parameters(before), PORTION // width):
+                spans.append(_Span(name, before, after, start, stop, (stop - start) * width))
+    cut = portions(spans, _nbytes)
+    sizes = [sum(map(_nbytes, portion)) for portion in cut]
     totals = dict.fromkeys(pairs, Distance())
-    for name, distance in zip(names, run_all(jobs, _THREADS), strict=True):
-        totals[name] += distance
-    return totals
+    measured = evaluate_apart(_measured, cut, sizes, team=team, workers=workers, progress=progress)
+    for portion, found in zip(cut, measured, strict=True):
+        for span, distance in zip(portion, found, strict=True):
+            totals[span.name] += distance
+    return {name: total.times(repeats[name]) for name, total in totals.items()}
 
 
-def _compare_range(name: str, pair: Pair, start: int, stop: int, found: set[str]) -> None:
-    """Add ``name`` to ``found`` if bytes ``start`` to ``stop`` of the pair differ."""
+def _nbytes(span: _Span) -> int:
+    return span.nbytes
+
+
+def _byte_spans(pairs: Mapping[str, Pair]) -> Iterator[_Span]:
+    """Yield what must be read to know whether pairs differ, in the order of the files."""
+    same_file = _SameFile()
+    for name, pair in _on_disk_order(pairs):
+        before, after, _ = _squeezed(pair)
+        if before == after or same_file.same_place(before, after):
+            continue
+        _check_size(name, before, after)
+        for start, stop in _spans(before, after, before.nbytes, PORTION):
+            yield _Span(name, before, after, start, stop, stop - start)
+
+
+def _differing(spans: Sequence[_Span]) -> set[str]:
+    """Return the names of the pairs that differ in one of some ranges of bytes."""
+    found: set[str] = set()
     with Inputs() as inputs:
-        before, after = (_blocks(tensor, inputs, name, start, stop, _STEP) for tensor in pair)
-        for old, new in zip(before, after, strict=True):
-            if name in found:
-                break
-            if old != new:
-                found.add(name)
-                break
+        for run in _runs(spans):
+            first = run[0]
+            if _is_plain(first.before) and _is_plain(first.after):
+                _compare_run(run, inputs, found)
+            elif first.name not in found:
+                sides = (
+                    _cut(tensor_bytes(tensor, inputs, first.name), _STEP)
+                    for tensor in (first.before, first.after)
+                )
+                if any(old != new for old, new in zip(*sides, strict=True)):
+                    found.add(first.name)
+    return found
 
 
-def _measure(name: str, pair: Pair, start: int, stop: int, repeats: int) -> Distance:
-    """Return the distance of the elements from ``start`` to ``stop``."""
-    from vita_ckpt.storage.tensors.distance import BLOCK, Meter  # noqa: PLC0415 - numpy
-
-    meter, total = Meter(), Distance()
-    dtypes = pair[0].dtype, pair[1].dtype
-    widths = [BITS[dtype] // 8 for dtype in dtypes]
-    with Inputs() as inputs:
-        before, after = (
-            _blocks(tensor, inputs, name, start * width, stop * width, BLOCK * width)
-            for tensor, width in zip(pair, widths, strict=True)
-        )
-        if pair[0] == pair[1]:
-            for block in before:
-                total += meter.distance(block, block, dtypes)
+def _runs(spans: Sequence[_Span]) -> Iterator[list[_Span]]:
+    """Group ranges of bytes that follow each other in both files: they are read as one."""
+    run: list[_Span] = []
+    end: tuple[File, int, File, int] | None = None
+    for span in spans:
+        before, after = span.before, span.after
+        if _is_plain(before) and _is_plain(after):
+            start = (
+                before.source,
+                before.offset + span.start,
+                after.source,
+                after.offset + span.start,
+            )
         else:
-            for old, new in zip(before, after, strict=True):
-                total += meter.distance(old, new, dtypes)
-    return total.times(repeats)
+            start = None
+        if run and (start is None or start != end):
+            yield run
+            run = []
+        run.append(span)
+        size = span.stop - span.start
+        end = start and (start[0], start[1] + size, start[2], start[3] + size)
+    if run:
+        yield run
+
+
+def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
+    """Add the names that differ in ranges that follow each other.
+
+    Of a range nothing is read behind the block in which it is known to differ.
+    """
+    sides: list[tuple[int, int, str]] = []
+    for tensor in (run[0].before, run[0].after):
+        assert isinstance(tensor, TensorRef)  # noqa: S101 - plain
+        descriptor = inputs.descriptor(tensor.source)
+        sides.append((descriptor, tensor.offset + run[0].start, tensor.source.path))
+    stops: list[int] = []
+    for span in run:
+        stops.append((stops[-1] if stops else 0) + span.stop - span.start)
+    position, buffers = 0, [bytearray(min(_STEP, stops[-1])) for _ in sides]
+    while position < stops[-1]:
+        size = min(_STEP, stops[-1] - position)
+        if size < len(buffers[0]):
+            buffers = [bytearray(size) for _ in sides]
+        for (descriptor, offset, path), buffer in zip(sides, buffers, strict=True):
+            read_into(descriptor, memoryview(buffer), offset + position, path)
+        end = position + size
+        if buffers[0] != buffers[1]:
+            index, last = bisect_right(stops, position), len(run) - 1
+            start = position
+            while start < end:
+                stop = min(stops[index], end)
+                old, new = (side[start - position : stop - position] for side in buffers)
+                if old != new:
+                    found.add(run[index].name)
+                start, index = stop, min(index + 1, last)
+            index = bisect_right(stops, end)
+            if index <= last and run[index].name in found:
+                end = stops[index]
+        position = end
+
+
+def _measured(spans: Sequence[_Span]) -> list[Distance]:
+    """Return the distance of each of some ranges of elements."""
+    from vita_ckpt.storage.tensors.distance import Meter  # noqa: PLC0415 - numpy
+
+    meter = Meter()
+    with Inputs() as inputs:
+        return [_distance(span, meter, inputs) for span in spans]
+
+
+def _distance(span: _Span, meter: Meter, inputs: Inputs) -> Distance:
+    from vita_ckpt.storage.tensors.distance import BLOCK  # noqa: PLC0415 - numpy
+
+    dtypes = span.before.dtype, span.after.dtype
+    widths = [BITS[dtype] // 8 for dtype in dtypes]
+    total = Distance()
+    before, after = (
+        _blocks(tensor, inputs, span.name, span.start * width, span.stop * width, BLOCK * width)
+        for tensor, width in zip((span.before, span.after), widths, strict=True)
+    )
+    if span.before == span.after:
+        for block in before:
+            total += meter.distance(block, block, dtypes)
+    else:
+        for old, new in zip(before, after, strict=True):
+            total += meter.distance(old, new, dtypes)
+    return total
 
 
 def _blocks(
     tensor: Tensor, inputs: Inputs, name: str, start: int, stop: int, step: int
-) -> Iterator[bytes | bytearray]:
+) -> Iterator[memoryview]:
     """Yield bytes ``start`` to ``stop`` in blocks of ``step``.
 
     Each block is valid until the next one is requested.
     """
     if not _is_plain(tensor):
-        yield from _cut(tensor_bytes(tensor, inputs, name), step)
+        for data in _cut(tensor_bytes(tensor, inputs, name), step):
+            yield memoryview(data)
         return
     descriptor, path = inputs.descriptor(tensor.source), tensor.source.path
-    buffer = bytearray(min(step, stop - start))
+    memory = memoryview(mmap(-1, PAGE + min(step, stop - start)))
     while start < stop:
-        if stop - start < len(buffer):
-            buffer = bytearray(stop - start)
-        read_into(descriptor, memoryview(buffer), tensor.offset + start, path)
-        yield buffer
-        start += len(buffer)
+        offset = tensor.offset + start
+        block = memory[offset % PAGE :][: min(step, stop - start)]
+        read_into(descriptor, block, offset, path)
+        yield block
+        start += len(block)
 
 
 def _cut(pieces: Iterable[bytes], step: int) -> Iterator[bytes | bytearray]:

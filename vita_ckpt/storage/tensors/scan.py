@@ -1,62 +1,72 @@
-"""Pass every byte of tensors to a visitor, read once by a few threads."""
+"""Summarise every byte of tensors, each read once, in portions."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from mmap import mmap
-from threading import Lock
-from typing import Final
+from threading import local
+from typing import Final, Generic, Protocol, TypeVar
 
 from vita_ckpt.core.checkpoint import LocalFile, TensorRef, on_disk
 from vita_ckpt.core.dtype import BITS
-from vita_ckpt.storage.stores.local import check_same, identify, opened, read_into
-from vita_ckpt.storage.system.threads import run_all
+from vita_ckpt.core.team import ALONE, Team, portions
+from vita_ckpt.storage.stores.local import PAGE, check_same, identify, opened, read_into
+from vita_ckpt.storage.system.workers import evaluate
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
+
+
+class Summary(Protocol):
+    """What is known of some elements; ``+`` combines it for disjoint ones."""
+
+    def __add__(self: S, other: S, /) -> S: ...
+
+
+S = TypeVar("S", bound=Summary)
 
 # A function of a tensor, the bytes of some of its elements in file order, and the index of the
 # first of them, counted from the tensor's element 0. The bytes are valid only during the call.
-Visit = Callable[[TensorRef, memoryview, int], None]
+Summarise = Callable[[TensorRef, memoryview, int], S]
 
 # Bytes of a block, small enough to stay in the processor's cache while it is visited. Blocks of
 # strided tensors are smaller, because a visitor needs memory for the indices of their elements.
-_BLOCK: Final = 2 << 20
+_BLOCK: Final = 1 << 20
 _STRIDED: Final = 1 << 18
-# Bytes are read to the same offset in a page as in the file: at a slightly higher offset some
-# processors copy at a sixth of the speed.
-_PAGE: Final = 4096
-# The number of consecutive blocks that a thread takes at once.
-_TAKEN: Final = 16
 # The largest gap that is cheaper to read than to skip with another call.
 _GAP: Final = 4096
-_REPORT: Final = 0.1  # seconds between two calls of ``progress``
 
 _Piece = tuple[TensorRef, int, int]  # offset in the file, and bytes
 
 
 def scan(
     tensors: Iterable[TensorRef],
-    visit: Visit,
+    summarise: Summarise[S],
     *,
+    team: Team = ALONE,
     threads: int | None = None,
     progress: Progress = no_progress,
-) -> None:
-    """Call ``visit`` with all bytes between the first and the last byte of each tensor.
+) -> dict[TensorRef, S]:
+    """Return the summary of all bytes between the first and the last byte of each tensor.
 
-    It is called in no particular order by ``threads`` threads (by default two, which keep a disk or
-    a page cache busy). An error that it raises ends the scan. ``progress`` is called ten times a
-    second with the bytes read since its last call. Each thread has a buffer of 2 MB. Raises
-    StaleInputError if a file is not the one that was opened or changes meanwhile, and InputError if
-    it cannot be read.
+    Tensors without bytes are left out. The bytes are cut into portions, which ``team`` shares and
+    ``threads`` read: see :func:`~vita_ckpt.storage.system.workers.evaluate`. Summaries are
+    combined in the order of the bytes, whoever makes them. Raises StaleInputError if a file is not
+    the one that was opened or changes meanwhile, InputError if it cannot be read, and whatever
+    ``summarise`` raises.
     """
     by_place = sorted(tensors, key=lambda tensor: (tensor.source.path, tensor.offset))
-    blocks = _blocks(_pieces(by_place))
-    _Scan(blocks, visit, progress).run(threads or min(os.cpu_count() or 1, 2))
-    for file in {tensor.source.path: on_disk(tensor.source) for tensor in by_place}.values():
-        check_same(file, identify(file.path))
+    cut = portions(_blocks(_pieces(by_place)), lambda block: block.size)
+    sizes = [sum(block.size for block in portion) for portion in cut]
+    work = _Summary(summarise)
+    totals: dict[TensorRef, S] = {}
+    for found in evaluate(work, cut, sizes, team=team, threads=threads, progress=progress):
+        for tensor, summary in found:
+            totals[tensor] = totals[tensor] + summary if tensor in totals else summary
+    with team.agreement():
+        for file in {tensor.source.path: on_disk(tensor.source) for tensor in by_place}.values():
+            check_same(file, identify(file.path))
+    return totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,66 +104,42 @@ def _blocks(pieces: Iterable[_Piece]) -> Iterator[_Block]:
         yield _Block(on_disk(taken[0][0].source), start, end - start, taken)
 
 
-class _Scan:
-    """A scan in progress: blocks are given to threads until there are none left or one fails."""
+_own: Final = local()
 
-    def __init__(self, blocks: Iterator[_Block], visit: Visit, progress: Progress) -> None:
-        self._blocks = blocks
-        self._visit = visit
-        self._progress = progress
-        self._lock = Lock()
-        self._stopped = False
-        self._unreported = 0
-        self._reported_at = time.monotonic()
 
-    def run(self, threads: int) -> None:
-        """Work with ``threads`` threads; raise the first error of any of them."""
-        try:
-            run_all([self._work_or_stop] * threads, threads)
-        finally:
-            self._stopped = True
-        self._report()
+def _buffer() -> memoryview:
+    """Return the buffer of this thread: its pages are taken once, not once a portion."""
+    if not hasattr(_own, "buffer"):
+        _own.buffer = memoryview(mmap(-1, PAGE + _BLOCK))
+    buffer: memoryview = _own.buffer
+    return buffer
 
-    def _work_or_stop(self) -> None:
-        try:
-            self._work()
-        except BaseException:
-            self._stopped = True
-            raise
 
-    def _work(self) -> None:
-        buffer = memoryview(mmap(-1, _PAGE + _BLOCK))
-        for file, blocks in groupby(self._take(), lambda block: block.file):
+@dataclass(frozen=True, slots=True)
+class _Summary(Generic[S]):
+    """The work of a scan: the summaries of the pieces in some blocks."""
+
+    summarise: Summarise[S]
+
+    def __call__(self, blocks: Sequence[_Block]) -> list[tuple[TensorRef, S]]:
+        """Return each tensor with its summary, in the order of the bytes."""
+        found: list[tuple[TensorRef, S]] = []
+        buffer = _buffer()
+        for file, group in groupby(blocks, lambda block: block.file):
             # Opened only while it is read: a checkpoint may have more files than a process may
             # open.
             with opened(file.path) as (descriptor, seen):
                 check_same(file, seen)
-                for block in blocks:
-                    start = block.offset % _PAGE
+                for block in group:
+                    start = block.offset % PAGE
                     data = buffer[start : start + block.size]
                     read_into(descriptor, data, block.offset, file.path)
                     for tensor, offset, size in block.pieces:
                         start = offset - block.offset
                         position = (offset - tensor.offset) * 8 // BITS[tensor.dtype]
-                        self._visit(tensor, data[start : start + size], position)
-
-    def _take(self) -> Iterator[_Block]:
-        done = 0
-        while True:
-            with self._lock:
-                self._advance(done)
-                blocks = [] if self._stopped else list(islice(self._blocks, _TAKEN))
-            if not blocks:
-                return
-            yield from blocks
-            done = sum(block.size for block in blocks)
-
-    def _advance(self, count: int) -> None:
-        self._unreported += count
-        if time.monotonic() - self._reported_at > _REPORT:
-            self._report()
-
-    def _report(self) -> None:
-        self._progress(self._unreported)
-        self._unreported = 0
-        self._reported_at = time.monotonic()
+                        summary = self.summarise(tensor, data[start : start + size], position)
+                        if found and found[-1][0] is tensor:
+                            found[-1] = tensor, found[-1][1] + summary
+                        else:
+                            found.append((tensor, summary))
+        return found

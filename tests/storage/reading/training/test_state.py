@@ -15,7 +15,7 @@ from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.training_state import open_training_state
+from vita_ckpt.storage.reading.training.state import open_training_state
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 

@@ -1,0 +1,123 @@
+"""Portions evaluated in several processes: the results, the errors, and that none is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vita_ckpt.core.team import Alone
+from vita_ckpt.errors import InputError
+from vita_ckpt.storage.system.workers import evaluate, evaluate_apart
+
+
+def square(number: int) -> tuple[int, int]:
+    time.sleep(0.02)
+    return number * number, os.getpid()
+
+
+def fail(number: int) -> int:
+    time.sleep(0.02)
+    if os.getpid() != number:  # not in the process that asks
+        raise InputError("truncated-file", "a", got="the end of it")
+    return number
+
+
+def die(number: int) -> int:
+    time.sleep(0.02)
+    if os.getpid() != number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+def test_results_are_in_order_and_made_by_several_processes() -> None:
+    numbers = list(range(100))
+    steps: list[int] = []
+    found = evaluate_apart(square, numbers, numbers, workers=3, progress=steps.append)
+    assert [result for result, _ in found] == [number * number for number in numbers]
+    assert os.getpid() in {process for _, process in found}
+    assert 2 <= len({process for _, process in found}) <= 3
+    assert sum(steps) == sum(numbers)
+    assert not children()
+
+
+def test_little_work_starts_no_process() -> None:
+    found = evaluate_apart(square, [1, 2, 3], [1 << 20] * 3)
+    assert {process for _, process in found} == {os.getpid()}
+
+
+def test_threads_start_no_process() -> None:
+    found = evaluate(square, [1, 2, 3], [1 << 30] * 3, team=Alone(neighbours=2))
+    assert {process for _, process in found} == {os.getpid()}
+
+
+def test_an_error_of_a_process_is_raised_as_it_is() -> None:
+    with pytest.raises(InputError, match="truncated-file: a"):
+        evaluate_apart(fail, [os.getpid()] * 200, [1] * 200, workers=2)
+    assert not children()
+
+
+def test_a_process_that_is_killed() -> None:
+    with pytest.raises(InputError, match="worker-killed"):
+        evaluate_apart(die, [os.getpid()] * 200, [1] * 200, workers=2)
+    assert not children()
+
+
+def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing runs where the interpreter should be, or something that is none."""
+    for executable in ("", "/nowhere/python", "/bin/false"):
+        monkeypatch.setattr(sys, "executable", executable)
+        found = evaluate_apart(square, [1, 2], [1, 1], workers=2)
+        assert found == [(1, os.getpid()), (4, os.getpid())]
+
+
+SCAN = """
+import os, sys
+from tests.storage.system.test_workers import square
+from vita_ckpt.storage.system.workers import evaluate_apart
+
+def started(_nbytes, seen=[]):
+    if not seen:
+        print("started", flush=True)
+        seen.append(1)
+
+evaluate_apart(square, range(10_000), [1] * 10_000, workers=2, progress=started)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_or_a_kill_leaves_no_process(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SCAN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert ("KeyboardInterrupt" in err) == (number is signal.SIGINT)
+    assert "Broken" not in err
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists() and _state(worker) != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _state(process: str) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"

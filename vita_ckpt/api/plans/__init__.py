@@ -1,0 +1,1 @@
+"""Plan surgery: checkpoints or paths in, plans out, one module per subject."""

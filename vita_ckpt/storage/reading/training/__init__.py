@@ -1,0 +1,1 @@
+"""Open the state of a training run."""
