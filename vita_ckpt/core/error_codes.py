@@ -768,6 +768,11 @@ SECTIONS: Final = (
                 "the config names a tower and the checkpoint has none of its tensors",
             ),
             ErrorCodes(
+                ("tower-path-unreachable",),
+                "the loader of the checkpoint's family takes the tower of its directory, which is "
+                "not here: give it with `--tower`",
+            ),
+            ErrorCodes(
                 ("tower-config-mismatch",),
                 "the tower's `config.json` describes another tower than its tensors",
             ),

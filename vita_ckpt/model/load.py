@@ -63,14 +63,14 @@ def load_model(
     """Load the model of a checkpoint, ready to run.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-    ``dtype`` is a torch dtype or its name, by default the checkpoint's. ``tower`` is the tower's
-    directory, needed if the config's path does not lead to it; ``audio_encoder`` that of the audio
-    encoder, without which its tensors are not run. ``attn`` is the library's attention
-    implementation. ``max_memory`` limits the memory for weights, in bytes or as ``"4GB"``, by GPU
-    number or ``"cpu"``. Its default is most of every GPU's free memory, and half a gigabyte on a
-    CPU. Weights are placed on one GPU if they fit, else on several GPUs if they fit on those
-    together (only the GPUs in ``max_memory``, if it names any). Otherwise they stream from the
-    checkpoint's own files, module by module.
+    ``dtype`` is a torch dtype or its name, by default the checkpoint's. ``attn`` is the library's
+    attention implementation. ``tower`` is the tower's directory, needed if the config's path does
+    not lead to it; its weights are run where the loader of the checkpoint's family takes those.
+    ``audio_encoder`` is the audio encoder's, without which its tensors are not run. ``max_memory``
+    limits the memory for weights, in bytes or as ``"4GB"``, by GPU number or ``"cpu"``. Its default
+    is most of every GPU's free memory, and half a gigabyte on a CPU. Weights are placed on one GPU
+    if they fit, else on several GPUs if they fit on those together (only the GPUs in
+    ``max_memory``, if it names any). Otherwise they stream from the files, module by module.
 
     ``observe`` is called with every stored name and tensor that a module receives; while streaming,
     ``model.observe_rest()`` calls it with the others. ``stores`` resolves paths. ``stage`` is a

@@ -349,13 +349,12 @@ def _enough(input_ids: Tensor, images: list[Tensor], count: ImageCount) -> list[
 
 
 def _misfit(token: int, needed: int, placeholders: list[int], given: int) -> UsageError:
-    kind, what = (
-        ("image", "pixel_values") if token == IMAGE_TOKEN else ("recording", "audio_features")
-    )
+    of_image = token == IMAGE_TOKEN
+    what = "image" if of_image else "recording"
     return UsageError(
-        f"{kind}s-do-not-fit-placeholders",
-        what,
-        expected=f"{needed} {kind}s for rows with {placeholders} placeholders",
+        "images-do-not-fit-placeholders" if of_image else "recordings-do-not-fit-placeholders",
+        "pixel_values" if of_image else "audio_features",
+        expected=f"{needed} {what}s for rows with {placeholders} placeholders",
         got=f"{given}",
-        hint=f"a row without a placeholder takes one {kind} too",
+        hint=f"a row without a placeholder takes one {what} too",
     )
