@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any, Final
@@ -47,7 +48,12 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
     not have, or not here.
     """
     name = check_language_values(config)
+    family = family_of(config)
+    if family is not None and name in family.unscaled:
+        config = {**config, "rope_scaling": None}
     kind = getattr(transformers, f"{name}ForCausalLM")
+    if name == "Phi3" and _IS_OLD:  # it warns of every attention but one, on every pass
+        logging.getLogger(kind.__module__).setLevel(logging.ERROR)
     usual = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
     library_config = getattr(transformers, f"{name}Config")(
         **_library_keys(name, config), attn_implementation=attn or usual

@@ -120,7 +120,7 @@ class VisionModules(nn.Module):
         """Return the tokens of an image or a video from those of its tiles or frames."""
         assert self.vision_tower is not None  # noqa: S101 - they come from it
         tiling = self.family.tiling(self.config)
-        newline = self.image_newline() if self.image_newline is not None else None
+        newline = self.image_newline().to(self.device) if self.image_newline is not None else None
         side, tile = self.vision_tower.grid, self.vision_tower.tile_size
         if not is_video:
             return merge_tiles(features, size, tiling, newline, side, tile)

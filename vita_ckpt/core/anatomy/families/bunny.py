@@ -82,4 +82,5 @@ BUNNY: Final = ModelFamily(
         "tokenizer_padding_side": Key((str,)),
     },
     loaders=("bunny",),
+    unscaled=("Qwen2",),
 )

@@ -121,6 +121,7 @@ class ModelFamily:
     images. Of the towers in ``own_processors`` the family prepares images by constants, whatever
     the tower's directory says.
 
+    ``unscaled`` names the language models whose rotary scaling the family's classes leave out.
     ``dropped`` are prefixes of tensors that the loader drops, or that never reach the output, where
     nothing else binds them. ``fault`` returns why keys that do not go together make the first image
     fail, empty if they do. ``tiles`` says how a picture becomes several tiles, None if it does not.
@@ -150,6 +151,7 @@ class ModelFamily:
     tiling: Callable[[Config], Tiling] = _flat
     image_count: ImageCount = ImageCount.AT_LEAST
     own_processors: tuple[str, ...] = ()
+    unscaled: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     fault: Callable[[Config, Features], str] = _no_fault
     tiles: Callable[[Config], str | None] = _nothing

@@ -166,4 +166,5 @@ LLAVA: Final = ModelFamily(
     dropped=(parts.NEWLINE,),
     fault=fault,
     tiles=tiles,
+    unscaled=("Mistral",),
 )

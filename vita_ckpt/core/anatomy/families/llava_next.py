@@ -196,4 +196,5 @@ LLAVA_NEXT: Final = ModelFamily(
     dropped=("model.vision_resampler.", "model.faster_token", parts.NEWLINE),
     fault=fault,
     tiles=tiles,
+    unscaled=("Qwen2", "Mistral", "Mixtral", "Qwen2Moe", "Gemma"),
 )
