@@ -99,8 +99,9 @@ SIGNATURES = {
         "seed: 'int' = 0, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_projector": (
-        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, key: 'str | None' = "
-        "None, stores: 'Stores | None' = None) -> 'Plan'"
+        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, extras: "
+        "'Collection[str]' = (), key: 'str | None' = None, stores: 'Stores | None' = None) ->"
+        " 'Plan'"
     ),
     "plan_merge_projector": (
         "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, dtype: 'str | "
@@ -110,9 +111,10 @@ SIGNATURES = {
     ),
     "plan_merge_lora": (
         "(base: 'Checkpoint | StrPath | None' = None, adapter: 'Checkpoint | StrPath | None' "
-        "= None, *, dtype: 'str | None' = None, adapter_config: 'StrPath | None' = None, "
-        "lora_alpha: 'float | None' = None, use_rslora: 'bool' = False, allow_bad_values: "
-        "'bool' = False, stores: 'Stores | None' = None) -> 'Plan'"
+        "= None, *, dtype: 'str | None' = None, tower: 'Checkpoint | StrPath | None' = None, "
+        "adapter_config: 'StrPath | None' = None, lora_alpha: 'float | None' = None, "
+        "use_rslora: 'bool' = False, allow_bad_values: 'bool' = False, stores: 'Stores | "
+        "None' = None) -> 'Plan'"
     ),
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
@@ -145,9 +147,8 @@ SIGNATURES = {
     ),
     "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
-        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
-        "'bool' = False, loader: 'str' = 'vita-1.5', stores: 'Stores | None' = None) -> "
-        "'Report'"
+        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: 'bool'"
+        " = False, loader: 'str | None' = None, stores: 'Stores | None' = None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
