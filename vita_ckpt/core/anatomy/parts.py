@@ -38,6 +38,8 @@ NEWLINE: Final = "model.image_newline"
 EMBED_TOKENS: Final = "model.embed_tokens.weight"
 LM_HEAD: Final = "lm_head.weight"
 LAYERS_PREFIX: Final = "model.layers."
+# The norm after the layers, of one language model or another.
+LAST_NORMS: Final = ("model.norm.weight", "model.final_layernorm.weight")
 
 # PEFT writes every name of the model it wraps below this prefix.
 PEFT_PREFIX: Final = "base_model.model."

@@ -11,6 +11,7 @@ from vita_ckpt.core.anatomy.families.bunny import BUNNY
 from vita_ckpt.core.anatomy.families.family import (
     REQUIRED,
     Features,
+    ImageCount,
     Key,
     Load,
     ModelFamily,
@@ -28,6 +29,7 @@ __all__ = [
     "REQUIRED",
     "VITA",
     "Features",
+    "ImageCount",
     "Key",
     "Load",
     "ModelFamily",

@@ -83,4 +83,5 @@ BUNNY: Final = ModelFamily(
         "tokenizer_padding_side": Key((str,), choices=SIDES),
     },
     loaders=("bunny",),
+    unscaled=("Qwen2",),
 )

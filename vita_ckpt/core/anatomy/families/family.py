@@ -11,6 +11,7 @@ from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.anatomy.backbones import Backbone
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.projectors import ProjectorType
+from vita_ckpt.core.anatomy.tiles import Tiling
 from vita_ckpt.core.anatomy.towers.dispatch import Dispatch
 
 Config = Mapping[str, Any]
@@ -51,6 +52,14 @@ class Features:
     class_token: bool = False
 
 
+class ImageCount(Enum):
+    """What a family does with another number of images than a batch has places for."""
+
+    EXACT = "it raises"
+    AT_LEAST = "images that are too many are left out, too few raise"
+    LAST_AGAIN = "images that are too many are left out, for one that is missing the last is taken"
+
+
 SIDES: Final = ("left", "right")
 
 # The default of a key without which upstream raises.
@@ -81,6 +90,10 @@ def _never(config: Config) -> bool:
     return False
 
 
+def _flat(config: Config) -> Tiling:
+    return Tiling()
+
+
 def _nothing(config: Config) -> str | None:
     return None
 
@@ -108,9 +121,13 @@ class ModelFamily:
     ``s2_towers`` names the families of towers that have it.
     ``features`` returns which features of a tower are taken, None where that raises; it is given
     the tower's family and the number of hidden states of the tower as it is built. It is None where
-    the tower's own class decides it. ``has_newline`` returns whether the
-    model has an ``image_newline``, ``added_tokens`` the tokens that the loader adds.
+    the tower's own class decides it. ``tiling`` returns how images become tiles and their features
+    those of an image, ``has_newline`` whether the model has an ``image_newline``, ``added_tokens``
+    the tokens that the loader adds. ``image_count`` says what becomes of too many and too few
+    images. Of the towers in ``own_processors`` the family prepares images by constants, whatever
+    the tower's directory says.
 
+    ``unscaled`` names the language models whose rotary scaling the family's classes leave out.
     ``dropped`` are prefixes of tensors that the loader drops, or that never reach the output, where
     nothing else binds them. ``fault`` returns why keys that do not go together make the first image
     fail, empty if they do. ``tiles`` says how a picture becomes several tiles, None if it does not.
@@ -137,6 +154,10 @@ class ModelFamily:
     stored_tower: Callable[[str, Config], Config] = _stored_whole
     has_newline: Callable[[Config], bool] = _never
     added_tokens: Callable[[Config], tuple[str, ...]] = _no_tokens
+    tiling: Callable[[Config], Tiling] = _flat
+    image_count: ImageCount = ImageCount.AT_LEAST
+    own_processors: tuple[str, ...] = ()
+    unscaled: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     fault: Callable[[Config, Features], str] = _no_fault
     tiles: Callable[[Config], str | None] = _nothing
@@ -180,3 +201,20 @@ class ModelFamily:
     def number_of_scales(self, config: Config) -> int:
         """Return the number of S2 scales that a config asks for: 1 without S2."""
         return len(self.s2_scales(config) or ()) or 1
+
+    def whole_tower(self, shapes: towers.Shapes) -> Config | None:
+        """Return the config of a published tower of which these tensors are what is stored.
+
+        None where it is stored whole, or is not a published one.
+        """
+        found = towers.tower_of_shapes(shapes)
+        if found is None:
+            return None
+        own = {"patch_size": found.patch_size, "image_size": found.image_size}
+        for (width, layers), keys in found.traits.published.items():
+            whole = {"hidden_size": width, "num_hidden_layers": layers, **own, **keys}
+            stored = self.stored_tower(found.family, whole)
+            sizes = stored["hidden_size"], stored["num_hidden_layers"]
+            if stored is not whole and sizes == (found.width, found.layers):
+                return {"model_type": found.traits.model_type, **whole}
+        return None

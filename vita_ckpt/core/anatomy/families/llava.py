@@ -17,6 +17,7 @@ from vita_ckpt.core.anatomy.families.family import (
     ModelFamily,
     TowerSource,
 )
+from vita_ckpt.core.anatomy.tiles import Tiling
 
 DEFAULT_S2_SCALES: Final = "336,672,1008"
 CLASS_TOKEN: Final = {"patch": False, "cls_patch": True}
@@ -138,6 +139,10 @@ def _features(config: Config, tower: str, states: int) -> Features | None:
     return Features((layer,), CLASS_TOKEN[word])
 
 
+def _tiling(config: Config) -> Tiling:
+    return Tiling.of(config, extended=False)
+
+
 LLAVA: Final = ModelFamily(
     name="llava",
     label="LLaVA",
@@ -161,9 +166,11 @@ LLAVA: Final = ModelFamily(
     },
     loaders=("llava",),
     features=_features,
+    tiling=_tiling,
     has_newline=has_newline,
     added_tokens=added_tokens,
     dropped=(parts.NEWLINE,),
     fault=fault,
     tiles=tiles,
+    unscaled=("Mistral",),
 )

@@ -11,6 +11,7 @@ from vita_ckpt.core.anatomy.families.family import (
     Config,
     Exists,
     Features,
+    ImageCount,
     Key,
     Load,
     ModelFamily,
@@ -29,6 +30,7 @@ from vita_ckpt.core.anatomy.families.llava import (
     select_layer,
     tiles,
 )
+from vita_ckpt.core.anatomy.tiles import Tiling
 
 _SIGLIP: Final = "siglip"
 _LAYERS: Final = "num_hidden_layers"
@@ -155,6 +157,10 @@ def _own_value(config: Config) -> str | None:
     return None
 
 
+def _tiling(config: Config) -> Tiling:
+    return Tiling.of(config, extended=True)
+
+
 LLAVA_NEXT: Final = ModelFamily(
     name="llava-next",
     label="LLaVA-NeXT",
@@ -179,6 +185,9 @@ LLAVA_NEXT: Final = ModelFamily(
     keys=KEYS | _OWN_KEYS,
     loaders=("llava-next",),
     features=_features,
+    tiling=_tiling,
+    image_count=ImageCount.LAST_AGAIN,
+    own_processors=(_SIGLIP,),
     own_keys=tuple(_OWN_KEYS),
     own_value=_own_value,
     stored_tower=_stored_tower,
@@ -187,4 +196,5 @@ LLAVA_NEXT: Final = ModelFamily(
     dropped=("model.vision_resampler.", "model.faster_token", parts.NEWLINE),
     fault=fault,
     tiles=tiles,
+    unscaled=("Qwen2", "Mistral", "Mixtral", "Qwen2Moe", "Gemma"),
 )

@@ -11,6 +11,7 @@ from vita_ckpt.core.anatomy.families.family import (
     SIDES,
     Config,
     Exists,
+    ImageCount,
     Key,
     Load,
     ModelFamily,
@@ -53,5 +54,6 @@ VITA: Final = ModelFamily(
         for key, types in VISION_KEYS.items()
     },
     loaders=("vita-1.5", "vita-1.0"),
+    image_count=ImageCount.EXACT,
     has_audio=True,
 )
