@@ -7,7 +7,6 @@ TYPE_CHECKING = False  # as that of typing, whose import would take longer than 
 if TYPE_CHECKING:  # for type checkers: the same names as in the table below, which a test compares
     from vita_ckpt.api.apply import (
         Flushed as Flushed,
-        Progress as Progress,
         apply as apply,
         apply_in_place as apply_in_place,
         check_plan as check_plan,
@@ -26,6 +25,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     )
     from vita_ckpt.api.diff import (
         diff as diff,
+    )
+    from vita_ckpt.api.distribution import (
+        distributions as distributions,
     )
     from vita_ckpt.api.explain import (
         explain as explain,
@@ -93,6 +95,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         FileDifference as FileDifference,
         PartDifference as PartDifference,
         TensorDifference as TensorDifference,
+    )
+    from vita_ckpt.checks.distribution import (
+        Distribution as Distribution,
     )
     from vita_ckpt.checks.explain.disagreements import (
         Divergence as Divergence,
@@ -183,6 +188,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         SetConfig as SetConfig,
         WeightFiles as WeightFiles,
     )
+    from vita_ckpt.core.progress import OnProgress as OnProgress
     from vita_ckpt.core.report import (
         Finding as Finding,
         Report as Report,
@@ -244,7 +250,6 @@ __version__ = "0.1.0"
 _HOMES = {
     "vita_ckpt.api.apply": (
         "Flushed",
-        "Progress",
         "apply",
         "apply_in_place",
         "check_plan",
@@ -254,6 +259,7 @@ _HOMES = {
     ),
     "vita_ckpt.api.consolidate": ("consolidate",),
     "vita_ckpt.api.diff": ("diff",),
+    "vita_ckpt.api.distribution": ("distributions",),
     "vita_ckpt.api.explain": ("explain",),
     "vita_ckpt.api.inspect": (
         "inspect",
@@ -307,6 +313,7 @@ _HOMES = {
         "PartDifference",
         "TensorDifference",
     ),
+    "vita_ckpt.checks.distribution": ("Distribution",),
     "vita_ckpt.checks.explain.disagreements": ("Divergence",),
     "vita_ckpt.checks.explain.explanation": ("Explanation",),
     "vita_ckpt.checks.explain.trace": (
@@ -384,6 +391,7 @@ _HOMES = {
         "SetConfig",
         "WeightFiles",
     ),
+    "vita_ckpt.core.progress": ("OnProgress",),
     "vita_ckpt.core.report": (
         "Finding",
         "Report",
