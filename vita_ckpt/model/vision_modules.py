@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vita_ckpt.core.anatomy import projectors, towers
+from vita_ckpt.core.anatomy.families import ModelFamily
 from vita_ckpt.core.anatomy.projectors import Projector
+from vita_ckpt.core.anatomy.tiles import Size
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import AdapterError, InputError, UsageError
+from vita_ckpt.model.merging import merge_frames, merge_tiles, pool_frames
 from vita_ckpt.model.projectors import build_projector
 from vita_ckpt.model.towers.base import VisionTower
 from vita_ckpt.model.towers.build import tower_of
@@ -27,14 +30,16 @@ from vita_ckpt.surgery.donors import projector_of
 class VisionModules(nn.Module):
     """A mixin with the vision tower and the projector of a composed model.
 
-    ``config`` is the checkpoint's config, ``language_model`` the library's causal language model.
-    Both are set before :meth:`build_vision_modules` is called.
+    ``config`` is the checkpoint's config, ``family`` the family that reads it, ``language_model``
+    the library's causal language model. They are set before :meth:`build_vision_modules` is called.
     """
 
     config: dict[str, Any]
     language_model: Any
+    family: ModelFamily
     vision_tower: VisionTower | None
     mm_projector: nn.Module | None
+    image_newline: Newline | None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,15 +65,18 @@ class VisionModules(nn.Module):
         """
         self.vision_tower = None
         self.mm_projector = None
+        self.image_newline = None
         if tower_config is not None:
-            self.vision_tower = tower_of(self.config, tower_config, attn)
-            kind = str(self.config.get("mm_projector_type", projectors.DEFAULT_TYPE))
+            self.vision_tower = tower_of(self.config, tower_config, attn, self.family)
+            kind = str(self.family.projector_type(self.config))
             width = self.config.get("mm_hidden_size") or self.vision_tower.hidden_size
             hidden = self.language_model.config.hidden_size
             self.mm_projector = build_projector(kind, width, hidden)
+            if self.family.has_newline(self.config):
+                self.image_newline = Newline(hidden)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Return the projected features [N, tokens, hidden] of images [N, 3, H, W]."""
+        """Return the projected features [N, tokens, hidden] of images or tiles [N, 3, H, W]."""
         if self.vision_tower is None or self.mm_projector is None:
             raise UsageError(
                 "no-vision-modules", "pixel_values", expected="a model with a vision tower"
@@ -76,6 +84,49 @@ class VisionModules(nn.Module):
         pixels = pixel_values.to(self.device, self.dtype)
         features: Tensor = self.mm_projector(self.vision_tower(pixels).to(self.device))
         return features.to(self.device)
+
+    def image_tokens(
+        self,
+        pixel_values: Tensor | Sequence[Tensor],
+        tiles_per_image: Sequence[int] | Tensor | None = None,
+        image_sizes: Sequence[Sequence[int]] | Tensor | None = None,
+        modalities: Sequence[str] | None = None,
+    ) -> list[Tensor]:
+        """Return the tokens [T, hidden] of each image or video, which stand for its placeholder.
+
+        ``pixel_values`` are [N, 3, H, W]. Without ``tiles_per_image`` they are one image each. With
+        it they are the tiles of all images, one image after another, and are merged as the config
+        says; so are those of a list, [tiles, 3, H, W] or [3, H, W] of each image. ``image_sizes``
+        are the images' (width, height) in pixels before they were cut, needed where padding is cut
+        off. ``modalities`` says ``image`` or ``video`` of each; the tiles of a video are its
+        frames.
+
+        Raises UsageError ``tiles-do-not-fit-images``, and ``tiles-do-not-merge`` where upstream
+        raises too.
+        """
+        if not isinstance(pixel_values, Tensor):
+            tiles = [one if one.ndim == 4 else one[None] for one in pixel_values]
+            pixel_values = torch.cat(tiles)
+            if tiles_per_image is None:
+                tiles_per_image = [len(one) for one in tiles]
+        features = self.encode_images(pixel_values)
+        if tiles_per_image is None:
+            return list(features)
+        counts, sizes, kinds = _per_image(len(features), tiles_per_image, image_sizes, modalities)
+        merged = zip(torch.split(features, counts), sizes, kinds, strict=True)
+        return [self._merged(parts, size, is_video=kind == "video") for parts, size, kind in merged]
+
+    def _merged(self, features: Tensor, size: Size | None, *, is_video: bool) -> Tensor:
+        """Return the tokens of an image or a video from those of its tiles or frames."""
+        assert self.vision_tower is not None  # noqa: S101 - they come from it
+        tiling = self.family.tiling(self.config)
+        newline = self.image_newline().to(self.device) if self.image_newline is not None else None
+        side, tile = self.vision_tower.grid, self.vision_tower.tile_size
+        if not is_video:
+            return merge_tiles(features, size, tiling, newline, side, tile)
+        mode = str(self.config.get("mm_spatial_pool_mode"))
+        position = str(self.config.get("mm_newline_position", "one_token"))
+        return merge_frames(pool_frames(features, side, mode), position, tiling, newline)
 
     def initialize_vision_modules(self, model_args: object, delay_load: bool = False) -> None:
         """Replace the tower, the projector or the projector's weights, as upstream's method should.
@@ -127,6 +178,45 @@ class VisionModules(nn.Module):
         self.vision_tower = tower.requires_grad_(False)
         self.mm_projector = projector.requires_grad_(True)
         self.config = config
+
+
+class Newline(nn.Module):
+    """The vector [hidden] that ends each row of an image in tiles."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self) -> Tensor:
+        """Return it."""
+        return self.weight.clone()
+
+
+def _per_image(
+    tiles: int,
+    tiles_per_image: Sequence[int] | Tensor,
+    image_sizes: Sequence[Sequence[int]] | Tensor | None,
+    modalities: Sequence[str] | None,
+) -> tuple[list[int], list[Size | None], list[str]]:
+    """Return the tiles, the size and the modality of each image."""
+    counts = [int(count) for count in tiles_per_image]
+    sizes: list[Size | None] = [None] * len(counts)
+    if image_sizes is not None:
+        sizes = [(int(size[0]), int(size[1])) for size in image_sizes]
+    kinds = ["image"] * len(counts) if modalities is None else list(modalities)
+    if (
+        sum(counts) != tiles
+        or any(count < 1 for count in counts)
+        or not len(counts) == len(sizes) == len(kinds)
+        or any(size is not None and min(size) < 1 for size in sizes)
+    ):
+        raise UsageError(
+            "tiles-do-not-fit-images",
+            "tiles_per_image",
+            expected=f"numbers of tiles that sum to {tiles}, and a size and a modality for each",
+            got=f"{counts}, {len(sizes)} sizes, {len(kinds)} modalities",
+        )
+    return counts, sizes, kinds
 
 
 def argument(model_args: object, name: str, default: Any) -> Any:
