@@ -40,8 +40,8 @@ SIGNATURES = {
         "unwatched, stores: 'Stores | None' = None) -> 'Difference'"
     ),
     "distributions": (
-        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> "
-        "'dict[str, Distribution]'"
+        "(checkpoint: 'Checkpoint | StrPath', *, on_progress: 'OnProgress' = unwatched, "
+        "stores: 'Stores | None' = None) -> 'dict[str, Distribution]'"
     ),
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),

@@ -14,6 +14,7 @@ from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, html_option, write_output
 from vita_ckpt.cli.paths import ANYWHERE, key_option
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
@@ -105,7 +106,8 @@ def command(
 def _distributions(opened: Checkpoint, settings: Settings) -> dict[str, Distribution]:
     from vita_ckpt.api.distribution import distributions  # noqa: PLC0415 - numpy
 
-    return distributions(opened, stores=settings.stores)
+    with shown_progress(settings.quiet) as on_progress:
+        return distributions(opened, on_progress=on_progress, stores=settings.stores)
 
 
 def _page(
