@@ -205,6 +205,16 @@ def errors(found: Callable[[], Report | Verification]) -> set[str]:
         return {error.code}
 
 
+def judge(base: Path) -> dict[str, set[str]]:
+    """What each of the three has against a checkpoint; nothing if it is sound."""
+    (trace,) = (t for t in explain(base).traces if t.loader == "vita-1.5")
+    return {
+        "validate": errors(lambda: validate(base)),
+        "explain": set() if trace.outcome == "complete" else {trace.stopped_by or trace.outcome},
+        "verify": errors(lambda: verify(base, device="cpu")),
+    }
+
+
 def holds(
     case: str,
     seed: int,
@@ -214,12 +224,7 @@ def holds(
 ) -> None:
     base = mutant(case, seed, root, mutations)
     monkeypatch.chdir(root)  # the tower's path is relative
-    (trace,) = (t for t in explain(base).traces if t.loader == "vita-1.5")
-    judged = {
-        "validate": errors(lambda: validate(base)),
-        "explain": set() if trace.outcome == "complete" else {trace.stopped_by or trace.outcome},
-        "verify": errors(lambda: verify(base, device="cpu")),
-    }
+    judged = judge(base)
     sound = {who for who, rules in judged.items() if not rules}
     what = mutations[seed % len(mutations)].__name__
     assert len(sound) in (0, 3), (what, {who: sorted(rules) for who, rules in judged.items()})

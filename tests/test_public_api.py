@@ -37,7 +37,8 @@ SIGNATURES = {
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
         "only: 'Sequence[str]' = (), fetch: 'bool' = False, on_progress: 'OnProgress' = "
-        "unwatched, stores: 'Stores | None' = None) -> 'Difference'"
+        "unwatched, stores: 'Stores | None' = None, ranks: 'Ranks | None' = None) -> "
+        "'Difference'"
     ),
     "distributions": (
         "(checkpoint: 'Checkpoint | StrPath', *, on_progress: 'OnProgress' = unwatched, "
@@ -46,7 +47,8 @@ SIGNATURES = {
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
     "inspect": (
-        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> 'Inspection'"
+        "(checkpoint: 'Checkpoint | StrPath', *, dtype: 'str | None' = None, batch: 'int' = "
+        "1, stores: 'Stores | None' = None) -> 'Inspection'"
     ),
     "load_model": (
         "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', dtype: "
@@ -144,6 +146,13 @@ SIGNATURES = {
         "None' = None, create_pr: 'bool' = False, force: 'bool' = False, message: 'str | "
         "None' = None, stores: 'Stores | None' = None) -> 'Push'"
     ),
+    "push_plan": (
+        "(plan: 'Plan', repository: 'str', *, options: 'Options' = Options(link='auto', "
+        "check=False, digest=False, model_card=False, carry=()), private: 'bool' = False, "
+        "revision: 'str | None' = None, create_pr: 'bool' = False, message: 'str | None' = "
+        "None, on_progress: 'OnProgress' = unwatched, flushed: 'Flushed' = not_said, stores: "
+        "'Stores | None' = None) -> 'Push'"
+    ),
     "initialize_vision_modules": (
         "(base: 'Checkpoint', args: 'VisionModelArgs', *, operation: 'str' = 'swap-tower') "
         "-> 'Plan'"
@@ -152,7 +161,8 @@ SIGNATURES = {
     "validate": (
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
         "'bool' = False, loader: 'str' = 'vita-1.5', key: 'str | None' = None, on_progress: "
-        "'OnProgress' = unwatched, stores: 'Stores | None' = None) -> 'Report'"
+        "'OnProgress' = unwatched, stores: 'Stores | None' = None, ranks: 'Ranks | None' = "
+        "None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
@@ -220,6 +230,7 @@ VALUES = {
     "LocalFile",
     "LoraMerge",
     "LoraSummary",
+    "Memory",
     "Mean",
     "ModuleRow",
     "Options",

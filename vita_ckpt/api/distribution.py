@@ -22,17 +22,17 @@ def distributions(
     """Read every value of a checkpoint, and return the distribution of each part that it has.
 
     Keys are the names of parts, as in :func:`~vita_ckpt.inspect`. Bytes that several names share
-    are read once. What lies on the hub is downloaded. ``on_progress`` is told how much has been
-    read: see :mod:`vita_ckpt.core.progress`. Raises InputError if the checkpoint cannot be read,
-    StaleInputError if a file changes meanwhile.
+    are read once. What lies on the hub is downloaded. ``on_progress`` is told what is being read,
+    and how far that is: see :mod:`vita_ckpt.core.progress`. Raises InputError if the checkpoint
+    cannot be read, StaleInputError if a file changes meanwhile.
     """
     stores = Stores() if stores is None else stores
     opened = downloaded(as_checkpoint(checkpoint, stores), stores)
     stored = opened.stored
     seen = {ref: Distribution() for tensor in stored.values() for ref in refs_of(tensor)}
     counted = [ref for ref in seen if is_counted(ref.dtype)]
-    progress = Tally(on_progress, "reading", sum(ref.span for ref in counted))
-    seen |= scan(counted, distribution_of, progress=progress)
+    step = Tally(on_progress, "reading", sum(ref.span for ref in counted))
+    seen |= scan(counted, distribution_of, progress=step)
     found: dict[str, Distribution] = {}
     for part, names in names_by_part(opened).items():
         total = Distribution()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from math import isfinite, prod
 from typing import Any, Final, TypedDict
 
@@ -16,7 +17,7 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.binding import bind
-from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Tensor, parameters, refs_of
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
 from vita_ckpt.core.kinds import (
@@ -30,6 +31,7 @@ from vita_ckpt.core.kinds import (
     part_as,
 )
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
+from vita_ckpt.core.memory import Memory, estimate
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import true_parameters
 from vita_ckpt.core.training.state import TrainingState
@@ -129,7 +131,8 @@ class Inspection(Displayed):
     the projector was drawn at random and not trained since. ``family`` is set for a model or a run
     of another family than VITA, ``quantisation`` names how weights are quantised; ``parameters``
     are then those that the codes stand for. ``config_file`` is the file that the config is from.
-    ``training`` describes a training state.
+    ``training`` describes a training state, ``memory`` what a whole model or a tower needs to run;
+    it is None for other kinds, and for quantised weights.
     """
 
     path: str
@@ -162,6 +165,7 @@ class Inspection(Displayed):
     quantisation: str | None = None
     config_file: str | None = None
     training: TrainingState | None = None
+    memory: Memory | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
@@ -223,8 +227,13 @@ def inspect_checkpoint(
     audio_directory: AudioDirectory | None = None,
     *,
     kind: str | None = None,
+    dtype: str | None = None,
+    batch: int = 1,
 ) -> Inspection:
-    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers."""
+    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers.
+
+    ``dtype`` and ``batch`` are those of the memory that is estimated.
+    """
     found = kind_of(checkpoint)
     if kind is not None and kind != found.name:
         checkpoint = part_as(checkpoint, kind)
@@ -232,7 +241,7 @@ def inspect_checkpoint(
     kind = found.name
     if kind == MULTIMODAL and (tower_directory or _NOWHERE).path == checkpoint.root:
         tower_directory = None  # the model's own config describes its tower
-    config = checkpoint.config or {}
+    config, sizes = checkpoint.config or {}, _bytes_by_dtype(checkpoint.tensors.values())
     facts = _Facts.of(checkpoint, tower_directory, audio_directory, found)
     is_tower = kind == TOWER
     lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in CONFIG_KEYS}
@@ -250,10 +259,10 @@ def inspect_checkpoint(
         else (),
         backbone=backbone.language_model if backbone else plain,
         loader_name=backbone.loader_name if backbone else None,
-        dtypes=_dtypes(checkpoint.tensors.values()),
+        dtypes=tuple(sizes),
         tensors=len(checkpoint.tensors),
         parameters=true_parameters(checkpoint),
-        bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        bytes=sum(sizes.values()),
         shards=_shards(checkpoint),
         parts=_parts(checkpoint, found),
         config=lines,
@@ -276,7 +285,18 @@ def inspect_checkpoint(
         quantisation=found.quantisation.method if found.quantisation is not None else None,
         config_file=checkpoint.config_file if checkpoint.config is not None else None,
         training=checkpoint.training,
+        memory=_memory(checkpoint, found, dtype, batch),
     )
+
+
+def _memory(checkpoint: Checkpoint, found: Kind, dtype: str | None, batch: int) -> Memory | None:
+    if found.name not in (VITA, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
+        return None
+    config = checkpoint.config or {}
+    scales = None
+    if config.get("use_s2") is True:
+        scales = towers.parse_s2_scales(str(config.get("s2_scales", towers.DEFAULT_S2_SCALES)))
+    return estimate(checkpoint, dtype=dtype, batch=batch, scales=scales or ())
 
 
 _NOWHERE: Final = TowerDirectory(None, None, None)
@@ -372,7 +392,7 @@ class _Facts:
         return cls(
             config=config,
             shapes=shapes,
-            dtypes=_dtypes(checkpoint.tensors.values()),
+            dtypes=tuple(_bytes_by_dtype(checkpoint.tensors.values())),
             has_language_model=any(name.startswith(parts.LAYERS_PREFIX) for name in shapes),
             tower=tower,
             directory=directory.tower if directory else None,
@@ -592,7 +612,10 @@ _COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]
 
 def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
     sources = ({ref.source for ref in refs_of(t)} for t in checkpoint.tensors.values())
-    counts = Counter(source for found in sources for source in found)
+    counts: Counter[File] = Counter()
+    # Mostly one file after the other: each is looked up once for many tensors.
+    for source, group in groupby(source for found in sources for source in found):
+        counts[source] += sum(1 for _ in group)
     return tuple(
         ShardSummary(shard.name, shard.format, shard.file.size, counts[shard.file])
         for shard in checkpoint.shards
@@ -685,10 +708,6 @@ def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
         if projector is None
         else files.get(refs_of(tensors[projector])[0].source),
     }
-
-
-def _dtypes(tensors: Iterable[Tensor]) -> tuple[str, ...]:
-    return tuple(_bytes_by_dtype(tensors))
 
 
 def _bytes_by_dtype(tensors: Iterable[Tensor]) -> dict[str, int]:

@@ -76,7 +76,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-output",),
-                "`--output` takes FORMAT=FILE; stdout is for `--format`",
+                "`--output` takes FORMAT=FILE, and `--html` a FILE; stdout is for `--format`",
             ),
             ErrorCodes(
                 ("option-needed",),
@@ -264,7 +264,11 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-revision",),
-                "`push --revision` without a name",
+                "`push --revision` or `--push ORG/NAME@` without a name",
+            ),
+            ErrorCodes(
+                ("base-not-on-hub",),
+                "a surgery with `--push` of a base on this machine: `--out`, then `push`",
             ),
             ErrorCodes(
                 ("repository-is-public",),

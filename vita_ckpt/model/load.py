@@ -58,8 +58,8 @@ def load_model(
     directory, needed if the config's path does not lead to it; ``audio_encoder`` that of the audio
     encoder, without which its tensors are not run. ``attn`` is the library's attention
     implementation. ``max_memory`` limits the memory for weights, in bytes or as ``"4GB"``, by GPU
-    number or ``"cpu"``. Its default is most of every GPU's free memory, and half a gigabyte on a
-    CPU. Weights are placed on one GPU if they fit, else on several GPUs if they fit on those
+    number or ``"cpu"``. Its default is most of what is free, and on a CPU at least half a gigabyte.
+    Weights are placed on one GPU if they fit, else on several GPUs if they fit on those
     together (only the GPUs in ``max_memory``, if it names any). Otherwise they stream from the
     checkpoint's own files, module by module.
 

@@ -248,7 +248,7 @@ class _Loads:
     def _stage(self) -> tuple[int, int] | None:
         return None if self.ranks is None else (self.ranks.rank, self.ranks.size)
 
-    def _free(self, index: int) -> int:
+    def _free(self, index: int | None) -> int:
         return free_memory(index) // (1 if self.ranks is None else self.ranks.sharers)
 
 

@@ -13,6 +13,7 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.plan import Plan, Record, SetConfig
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 
 _CHOICES = {
@@ -129,7 +130,9 @@ def _types(key: str) -> tuple[type, ...]:
             "unknown-config-key",
             key,
             expected=f"one of {', '.join(_KEYS)}",
-            hint="other keys describe the weights, which set does not touch",
+            hint=did_you_mean(
+                key, _KEYS, "other keys describe the weights, which set does not touch"
+            ),
         )
     return _KEYS[key]
 

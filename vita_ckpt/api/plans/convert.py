@@ -6,8 +6,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from vita_ckpt.api.locate import StrPath, open_checkpoint
-from vita_ckpt.api.plans.inputs import check_choice, dtype_code, have_same_bytes
+from vita_ckpt.api.plans.inputs import (
+    check_choice,
+    have_same_bytes,
+)
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.filenames import shards_in_all
 from vita_ckpt.core.options import (
     FORMATS,

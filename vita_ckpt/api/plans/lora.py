@@ -8,9 +8,12 @@ from typing import Any
 
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, whole
-from vita_ckpt.api.plans.inputs import dtype_code, refuse_swapped
+from vita_ckpt.api.plans.inputs import (
+    refuse_swapped,
+)
 from vita_ckpt.api.plans.values import with_values_checked
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.lora import settings_of_deltas
 from vita_ckpt.core.plan import (
     Plan,
@@ -96,7 +99,9 @@ def plan_merge_lora(
         "lora_alpha": lora_alpha,
         "use_rslora": use_rslora,
     }
-    return replace(plan, request=request)
+    return with_values_checked(
+        replace(plan, request=request), lora_surgery.trained_part(opened), allow_bad_values
+    )
 
 
 def _base_of_run(run: Checkpoint, stores: Stores) -> Checkpoint:

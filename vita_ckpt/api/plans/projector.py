@@ -9,7 +9,6 @@ from typing import Any
 from vita_ckpt.api.inspect import as_checkpoint, check_key
 from vita_ckpt.api.locate import StrPath
 from vita_ckpt.api.plans.inputs import (
-    dtype_code,
     noted,
     open_projector,
     path_for_config,
@@ -21,6 +20,7 @@ from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.parts import VISION_TOWER, part_of
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.plan import (
     Plan,
 )
@@ -80,7 +80,8 @@ def plan_merge_projector(
     ``config.json``, ``tower`` the vision tower, by default what that config names.
 
     What is taken of the adapter is read: NaN, infinities, matrices of zeros and integers are
-    refused unless ``allow_bad_values``. Of an adapter on the hub only headers are read here.
+    refused unless ``allow_bad_values``. Of an adapter on the hub only headers are read here, and
+    its values when the plan is applied.
 
     Raises InputError, AdapterError or CastError where these do not go together, and UsageError for
     an unknown dtype or an extra that is not there.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
 from vita_ckpt.api.plans.lora import plan_merge_lora
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import (
@@ -36,6 +36,7 @@ from vita_ckpt.cli.plan_options import (
 )
 @click.option(
     "--dtype",
+    shell_complete=completion.dtypes,
     metavar="DTYPE",
     help="Merge in f32, bf16 or f16, and write everything in it; f16 gives what upstream's loader "
     "holds.  [default: the base's]",
@@ -77,8 +78,6 @@ def command(
     refused by name. The model is never loaded: memory is bounded by the largest weight. The output
     is a new directory, which is complete or does not exist, or the checkpoint itself (--in-place).
     """
-    # Two threads write; more threads of numpy's products than processors would hinder each other.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max((os.cpu_count() or 1) // 2, 1)))
     if base is not None:
         begin(settings, base, run)
     plan = plan_merge_lora(
