@@ -76,7 +76,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-output",),
-                "`--output` takes FORMAT=FILE; stdout is for `--format`",
+                "`--output` takes FORMAT=FILE, and `--html` a FILE; stdout is for `--format`",
             ),
             ErrorCodes(
                 ("option-needed",),
