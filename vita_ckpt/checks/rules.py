@@ -1000,7 +1000,7 @@ _LOADERS: Final = (
     ),
     Rule(
         "no-index-metadata",
-        "warning",
+        "error",
         "an index without metadata",
         "transformers raises a KeyError over it, before and after version 5.",
     ),
