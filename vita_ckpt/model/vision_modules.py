@@ -126,6 +126,14 @@ class VisionModules(nn.Module):
             return merge_tiles(features, size, tiling, newline, side, tile)
         mode = str(self.config.get("mm_spatial_pool_mode"))
         position = str(self.config.get("mm_newline_position", "one_token"))
+        if self.config.get("add_faster_video") and position == "grid":
+            raise UsageError(
+                "tiles-do-not-merge",
+                "modalities",
+                expected="a video of one speed",
+                got="add_faster_video in the config",
+                hint="upstream raises a NameError too",
+            )
         return merge_frames(pool_frames(features, side, mode), position, tiling, newline)
 
     def initialize_vision_modules(self, model_args: object, delay_load: bool = False) -> None:
