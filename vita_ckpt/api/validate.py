@@ -33,6 +33,7 @@ from vita_ckpt.checks.values import (
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.checkpoint import Checkpoint, refs_of
 from vita_ckpt.core.filenames import (
@@ -116,10 +117,11 @@ def report_on(
     findings += check_weights(checkpoint.shards)
     subject, more = gather(checkpoint, stores, surveyed=surveyed, kind=kind, loader=loader)
     findings += more
+    family = subject.inspection.family
     if any(found.rule == "other-kind" for found in findings) or subject.kind not in kinds.KNOWN:
         if subject.kind == kinds.MULTIMODAL:
             findings += check_left_out(subject)
-        return Report(path, subject.kind, worst_first(findings))
+        return Report(path, subject.kind, worst_first(findings), family=family)
     subject = _with_unused_tower(subject, stores, everything=values)
     if checkpoint.tensors:
         findings += check_structure(subject)
@@ -135,7 +137,7 @@ def report_on(
     findings += check_left_out(subject)
     if deep:
         findings += _digests(downloaded(checkpoint, stores), stores)
-    return Report(path, subject.kind, worst_first(_said_once(findings)))
+    return Report(path, subject.kind, worst_first(_said_once(findings)), family=family)
 
 
 # A finding of the second rule says again what one of the first says of the same file.
@@ -239,11 +241,15 @@ def _with_unused_tower(subject: Subject, stores: Stores, *, everything: bool) ->
 
 
 def _run(subject: Subject) -> Iterator[Finding]:
-    """Check a LoRA run by the rules about them."""
+    """Check a run by the rules about them."""
     if subject.kind == kinds.LORA_RUN:
         from vita_ckpt.checks.lora import check_lora  # noqa: PLC0415 - of runs only
 
         yield from check_lora(subject)
+    if subject.family is not VITA:
+        from vita_ckpt.checks.runs import check_run  # noqa: PLC0415 - of some families only
+
+        yield from check_run(subject)
 
 
 def _adapter(subject: Subject) -> Iterator[Finding]:

@@ -232,11 +232,25 @@ def _path(subject: Subject, key: str, path: str, reachable: Any) -> Iterator[Fin
             key,
             f"expected a directory here, beside the checkpoint or in it, got nothing at {path!r}"
             + (": by its form a repository of the hub, which the loader fetches" if on_hub else ""),
-            f"where it lies here, {set_path(subject.checkpoint.root, key, 'PATH')} names it; the "
-            "loader chooses the tower's class by words of the path"
-            if key == "mm_vision_tower"
-            else f"where it lies here, {set_path(subject.checkpoint.root, key, 'PATH')} names it",
+            _where(subject, key),
         )
+
+
+def _where(subject: Subject, key: str) -> str:
+    """Say what to do about a path that leads nowhere here."""
+    named = f"where it lies here, {set_path(subject.checkpoint.root, key, 'PATH')} names it"
+    if key != "mm_vision_tower":
+        return named
+    by_path = tower_class(subject.config, subject.surroundings, subject.family)
+    if by_path is None or by_path.reason.outcome is not towers.Outcome.RULE:
+        return f"{named}; the loader chooses the tower's class by words of the path"
+    built = subject.family.dispatch(subject.config, lambda _: True).family
+    if built != by_path.family:
+        return (
+            "the name must stay: the loader would build another class from a path that exists; "
+            "download it into the hub's cache"
+        )
+    return named
 
 
 def _projector_type(subject: Subject) -> Iterator[Finding]:

@@ -656,6 +656,19 @@ _CONFIG: Final = (
 
 _LORA: Final = (
     Rule(
+        "run-not-loadable",
+        "error",
+        "a run that upstream's loader raises over, whatever base it is given with",
+        "VITA-1.5's loader has no code for most runs (explain); LLaVA's takes no projector run "
+        "with added tokens, LLaVA-NeXT's none on Qwen2, Bunny's none with a trained tower.",
+    ),
+    Rule(
+        "run-rows-absent",
+        "error",
+        "a run whose config counts more tokens than it or its base has rows for",
+        "LLaVA's loader replaces both tables by uninitialised memory then, without a word.",
+    ),
+    Rule(
         "lora-config-missing",
         "error",
         "LoRA deltas without adapter_config.json",

@@ -782,11 +782,6 @@ SECTIONS: Final = (
                 " names it",
             ),
             ErrorCodes(
-                ("run-not-loadable",),
-                "VITA-1.5's loader has no code that loads such a run (`explain`): merge it into"
-                " its base",
-            ),
-            ErrorCodes(
                 ("tower-path-misleads",),
                 "upstream would take the tower's path for another family: rename the directory,"
                 " or give the path with `--tower-path`",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vita_ckpt.core.address import SCHEME, looks_like_repository
+from vita_ckpt.core.anatomy.families import VITA, family_of
 from vita_ckpt.errors import printable
 
 _KEYS: Final = ("model_type", "mm_vision_tower", "mm_projector_type")
@@ -18,10 +19,13 @@ def hub_card(title: str, config: Mapping[str, Any], operations: Sequence[Any]) -
     """
     bases = sorted({name for entry in operations for name in _repositories(entry)})
     metadata = ["library_name: transformers", "pipeline_tag: image-text-to-text", "tags:"]
-    metadata += ["- vita", "- multimodal"]
+    metadata += [f"- {(family_of(config) or VITA).name}", "- multimodal"]
     metadata += ["base_model:", *(f"- {base}" for base in bases)] if bases else []
     facts = [f"{key} `{_text(config[key])}`" for key in _KEYS if isinstance(config.get(key), str)]
-    about = f"A VITA checkpoint: {', '.join(facts)}." if facts else "Weights for VITA."
+    family = family_of(config) or VITA
+    about = f"Weights for {family.label}."
+    if facts:
+        about = f"A {family.label} checkpoint: {', '.join(facts)}."
     return "\n".join(["---", *metadata, "---", "", f"# {title}", "", about, ""])
 
 

@@ -36,6 +36,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import refuse_codes
+from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.core.requirements import family_of_model, plain_language_model
 from vita_ckpt.core.serving import builds_tower
 from vita_ckpt.core.tensor_match import compare
@@ -164,7 +165,15 @@ def _family(base: Checkpoint, args: VisionModelArgs) -> ModelFamily:
         return family_of_model(base)
     if run is not None and run.layout in ("run", "lora"):
         refuse_relative(run, "a run")
-        return family_of(run.config) or VITA
+        family = family_of(run.config) or VITA
+        if family is not VITA and not args.run_config:
+            raise InputError(
+                "other-family",
+                run.root,
+                expected="a run of VITA, for a checkpoint of VITA",
+                got=f"one of {family.label}, whose config and trained tower a swap leaves out",
+                hint=merge_projector(base.root, run.root),
+            )
     return family_of(args.run_config) or VITA
 
 

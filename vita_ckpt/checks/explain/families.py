@@ -35,6 +35,7 @@ from vita_ckpt.core.binding import (
     tower_class,
 )
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJECTOR_RUN
+from vita_ckpt.core.runs import stop_of_run, unfilled_by_run
 
 
 def replay(family: ModelFamily) -> Callable[[Tracer, Lookup], None]:
@@ -188,12 +189,6 @@ def _load_run(tracer: Tracer, family: ModelFamily) -> None:
     names = set(tracer.files.names)
     lora: list[str] = next(([name] for name in LORA_FILES if name in names), [])
     lora += [NON_LORA] if NON_LORA in names else []
-    if family is LLAVA_NEXT and not lora and str(config.get("model_type")).startswith("llava_qwen"):
-        tracer.stop("run-not-loadable", "ValueError: a projector run on Qwen2 is not supported")
-    if family is BUNNY and not lora and config.get(family.unfreeze_key):
-        tracer.stop(
-            "run-not-loadable", f"AssertionError: {family.unfreeze_key} in the run's config"
-        )
     for name in lora or [PROJECTOR_RUN]:
         if name in tracer.files.files:
             file = tracer.read(tracer.files.files[name])
@@ -204,7 +199,7 @@ def _load_run(tracer: Tracer, family: ModelFamily) -> None:
     tracer.step(
         "builds", "the model by the run's config.json, and fills it with the base's weights"
     )
-    _trace_rows_of_run(tracer, config, family, is_lora=bool(lora))
+    stop_at(tracer, stop_of_run(config, tracer.sources, family, is_lora=bool(lora)))
     if lora:
         tracer.step("renames", "non_lora_trainables without base_model. and the model. after it")
         tracer.step("merges", "the LoRA deltas into the base; other tensors with strict=False")
@@ -212,22 +207,7 @@ def _load_run(tracer: Tracer, family: ModelFamily) -> None:
         tracer.step("loads", f"{PROJECTOR_RUN} with strict=False, under its full names")
     own = any(parts.part_of(name) == parts.VISION_TOWER for name in tracer.sources)
     tracer.tower = PartSource.CHECKPOINT if own else PartSource.TOWER_DIRECTORY
-    if family.has_newline(config) and not any(
-        parts.part_of(name) == parts.IMAGE_NEWLINE for name in tracer.sources
-    ):
-        tracer.missing.append(parts.NEWLINE)
-        tracer.step("lacks", f"{parts.NEWLINE}: uninitialised memory, unless the base has it")
-
-
-def _trace_rows_of_run(
-    tracer: Tracer, config: Mapping[str, Any], family: ModelFamily, *, is_lora: bool
-) -> None:
-    """Record what becomes of the rows of the tokens that the run added."""
-    if not family.added_tokens(config) or not config.get("mm_use_im_start_end"):
-        return
-    held = [n for n in tracer.sources if n.endswith((parts.EMBED_TOKENS, parts.LM_HEAD))]
-    if is_lora and not held:
-        tracer.missing += [parts.EMBED_TOKENS, parts.LM_HEAD]
-        tracer.step("lacks", "the rows of added tokens: both tables become uninitialised memory")
-    elif held and not is_lora:
-        tracer.stop("run-not-loadable", f"RuntimeError: {held[0]} has more rows than the base's")
+    unfilled = unfilled_by_run(config, tracer.sources, family, is_lora=bool(lora))
+    if unfilled:
+        tracer.missing += unfilled
+        tracer.step("lacks", f"{', '.join(unfilled)}: uninitialised memory, if the base has none")

@@ -7,6 +7,7 @@ from typing import Final
 from vita_ckpt.core.anatomy import projectors, towers
 from vita_ckpt.core.anatomy.backbones import Backbone
 from vita_ckpt.core.anatomy.families.family import (
+    SIDES,
     Config,
     Exists,
     Key,
@@ -74,12 +75,12 @@ BUNNY: Final = ModelFamily(
         "s2_scales": Key((str,), towers.DEFAULT_S2_SCALES),
         "unfreeze_vision_tower": Key((bool,), default=False),
         "continuous_training": Key((bool,), default=False),
-        "image_aspect_ratio": Key((str,)),
+        "image_aspect_ratio": Key((str,), choices=("square", "pad")),
         "tune_mm_mlp_adapter": Key((bool,)),
         "freeze_mm_mlp_adapter": Key((bool,)),
         "mm_projector_lr": Key(_NUMBER),
         "tokenizer_model_max_length": Key((int,)),
-        "tokenizer_padding_side": Key((str,)),
+        "tokenizer_padding_side": Key((str,), choices=SIDES),
     },
     loaders=("bunny",),
     unscaled=("Qwen2",),

@@ -60,16 +60,22 @@ class ImageCount(Enum):
     LAST_AGAIN = "images that are too many are left out, for one that is missing the last is taken"
 
 
+SIDES: Final = ("left", "right")
+
 # The default of a key without which upstream raises.
 REQUIRED: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of a family's config: the types of its value beside null, and its default."""
+    """A key of a family's config: the types of its value beside null, its default, its choices.
+
+    Without ``choices`` any value of its types may be one.
+    """
 
     types: tuple[type, ...]
     default: Any = None
+    choices: tuple[str, ...] = ()
 
 
 def _stored_whole(tower_family: str, config: Config) -> Config:

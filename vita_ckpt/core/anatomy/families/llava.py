@@ -8,6 +8,7 @@ from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.backbones import Backbone
 from vita_ckpt.core.anatomy.families.family import (
     REQUIRED,
+    SIDES,
     Config,
     Exists,
     Features,
@@ -27,7 +28,7 @@ PROJECTOR: Final = "linear"
 
 _NUMBER: Final = (int, float)
 
-# What the configs of both LLaVA and LLaVA-NeXT have.
+# What the configs of both LLaVA and LLaVA-NeXT have, which has more choices.
 KEYS: Final[dict[str, Key]] = {
     "mm_vision_tower": Key((str,)),
     "mm_hidden_size": Key((int,)),
@@ -47,7 +48,7 @@ KEYS: Final[dict[str, Key]] = {
     "freeze_mm_mlp_adapter": Key((bool,), default=False),
     "mm_projector_lr": Key(_NUMBER),
     "tokenizer_model_max_length": Key((int,)),
-    "tokenizer_padding_side": Key((str,)),
+    "tokenizer_padding_side": Key((str,), choices=SIDES),
 }
 
 
@@ -157,7 +158,12 @@ LLAVA: Final = ModelFamily(
     s2_key="s2",
     default_s2_scales=DEFAULT_S2_SCALES,
     s2_towers=(CLIP_FAMILY,),
-    keys=KEYS,
+    keys=KEYS
+    | {
+        "mm_vision_select_feature": Key((str,), "patch", tuple(CLASS_TOKEN)),
+        "mm_patch_merge_type": Key((str,), "flat", ("flat", "spatial", "spatial_unpad")),
+        "image_aspect_ratio": Key((str,), "square", ("square", "pad", "anyres")),
+    },
     loaders=("llava",),
     features=_features,
     tiling=_tiling,

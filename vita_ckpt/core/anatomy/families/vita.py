@@ -8,6 +8,7 @@ from vita_ckpt.core.anatomy import projectors, towers
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
 from vita_ckpt.core.anatomy.families.family import (
+    SIDES,
     Config,
     Exists,
     ImageCount,
@@ -22,6 +23,8 @@ _DEFAULTS: Final = {
     "use_s2": False,
     "s2_scales": towers.DEFAULT_S2_SCALES,
 }
+
+_CHOICES: Final = {"image_aspect_ratio": ("square", "pad"), "tokenizer_padding_side": SIDES}
 
 
 def dispatch(config: Config, exists: Exists) -> towers.Dispatch:
@@ -46,7 +49,10 @@ VITA: Final = ModelFamily(
     s2_key="use_s2",
     default_s2_scales=towers.DEFAULT_S2_SCALES,
     s2_towers=tuple(family.name for family in towers.WITH_S2),
-    keys={key: Key(types, _DEFAULTS.get(key)) for key, types in VISION_KEYS.items()},
+    keys={
+        key: Key(types, _DEFAULTS.get(key), _CHOICES.get(key, ()))
+        for key, types in VISION_KEYS.items()
+    },
     loaders=("vita-1.5", "vita-1.0"),
     image_count=ImageCount.EXACT,
     has_audio=True,
