@@ -10,6 +10,22 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from vita_ckpt import OnProgress
+
+
+def while_writing(step: Callable[[int], object]) -> OnProgress:
+    """Return what calls ``step`` with the bytes that were written since its last call."""
+    before = 0
+
+    def on_progress(what: str, done: int, _total: int) -> None:
+        nonlocal before
+        if what == "writing":
+            if done:
+                step(done - before)
+            before = done
+
+    return on_progress
+
 
 def as_bins(root: Path, *, shards: int = 1, legacy: bool = False) -> Path:
     """Turn the safetensors of a checkpoint into ``pytorch_model*.bin``."""

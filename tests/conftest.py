@@ -28,6 +28,10 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+# A shell lets what runs in the background ignore interrupts, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 _NEEDS_TORCH = re.compile(
     r"^ *(from|import) +(torch|transformers|PIL|safetensors\.torch"

@@ -90,13 +90,13 @@ import signal, sys, time
 from vita_ckpt import apply_in_place, plan_merge_projector
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 steps = 0
-def step(count):
+def step(what, done, total):
     global steps
-    steps += 1
+    steps += what == "writing" and done > 0
     if steps == int(sys.argv[3]):
         print("here", flush=True)
         time.sleep(60)
-apply_in_place(plan_merge_projector(sys.argv[1], sys.argv[2]), progress=step)
+apply_in_place(plan_merge_projector(sys.argv[1], sys.argv[2]), on_progress=step)
 """
 
 

@@ -17,12 +17,12 @@ from tests.conftest import GOLDEN
 SIGNATURES = {
     "apply": (
         "(plan: 'Plan', out: 'StrPath', *, options: 'Options' = Options(link='auto', "
-        "check=False, digest=False, model_card=False, carry=()), progress: 'Progress' = "
-        "no_progress, flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'str'"
+        "check=False, digest=False, model_card=False, carry=()), on_progress: 'OnProgress' = "
+        "unwatched, flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'str'"
     ),
     "apply_in_place": (
         "(plan: 'Plan', *, options: 'Options' = Options(link='auto', check=True, "
-        "digest=False, model_card=False, carry=()), progress: 'Progress' = no_progress, "
+        "digest=False, model_card=False, carry=()), on_progress: 'OnProgress' = unwatched, "
         "flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'str'"
     ),
     "clean": ("(path: 'StrPath', *, dry_run: 'bool' = False) -> 'list[tuple[Leftover, bool]]'"),
@@ -31,12 +31,13 @@ SIGNATURES = {
     "recover": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack | None'"),
     "undo": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack'"),
     "check_plan": (
-        "(plan: 'Plan', *, flushed: 'Flushed' = not_said, stores: 'Stores | None' = None) -> 'None'"
+        "(plan: 'Plan', *, on_progress: 'OnProgress' = unwatched, flushed: 'Flushed' = "
+        "not_said, stores: 'Stores | None' = None) -> 'None'"
     ),
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
-        "only: 'Sequence[str]' = (), fetch: 'bool' = False, stores: 'Stores | None' = None) "
-        "-> 'Difference'"
+        "only: 'Sequence[str]' = (), fetch: 'bool' = False, on_progress: 'OnProgress' = "
+        "unwatched, stores: 'Stores | None' = None) -> 'Difference'"
     ),
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
@@ -73,8 +74,8 @@ SIGNATURES = {
         "(state: 'Checkpoint | StrPath', out: 'StrPath', *, base: 'Checkpoint | StrPath | "
         "None' = None, config: 'Mapping[str, Any] | StrPath | None' = None, dtype: 'str | "
         "None' = None, weights: 'TrainedWeights' = 'masters', tag: 'str | None' = None, "
-        "check: 'bool' = False, progress: 'Progress' = no_progress, stores: 'Stores | None' "
-        "= None) -> 'str'"
+        "check: 'bool' = False, on_progress: 'OnProgress' = unwatched, stores: 'Stores | "
+        "None' = None) -> 'str'"
     ),
     "plan_consolidate": (
         "(state: 'Checkpoint | StrPath', *, base: 'Checkpoint | StrPath | None' = None, "
@@ -147,8 +148,9 @@ SIGNATURES = {
     ),
     "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
-        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: 'bool'"
-        " = False, loader: 'str | None' = None, stores: 'Stores | None' = None) -> 'Report'"
+        "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
+        "'bool' = False, loader: 'str | None' = None, key: 'str | None' = None, on_progress: "
+        "'OnProgress' = unwatched, stores: 'Stores | None' = None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
@@ -161,8 +163,8 @@ SIGNATURES = {
         "'str | None' = None, max_memory: 'MaxMemory | None' = None, against: 'Checkpoint | "
         "StrPath | None' = None, golden: 'StrPath | None' = None, save_golden: 'StrPath | "
         "None' = None, image: 'StrPath | None' = None, prompt: 'str | None' = None, "
-        "max_new_tokens: 'int | None' = None, stores: 'Stores | None' = None, ranks: 'Ranks "
-        "| None' = None) -> 'Verification'"
+        "max_new_tokens: 'int | None' = None, on_progress: 'OnProgress' = unwatched, stores: "
+        "'Stores | None' = None, ranks: 'Ranks | None' = None) -> 'Verification'"
     ),
     "join_ranks": (
         "(environment: 'Mapping[str, str]', *, timeout: 'float' = 300.0) -> 'Iterator[Ranks "
@@ -268,9 +270,9 @@ ALIASES = {
     "Link",
     "MaxMemory",
     "Names",
+    "OnProgress",
     "Part",
     "PlannedChange",
-    "Progress",
     "Severity",
     "StrPath",
     "Tensor",

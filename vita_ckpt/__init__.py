@@ -7,7 +7,6 @@ TYPE_CHECKING = False  # as that of typing, whose import would take longer than 
 if TYPE_CHECKING:  # for type checkers: the same names as in the table below, which a test compares
     from vita_ckpt.api.apply import (
         Flushed as Flushed,
-        Progress as Progress,
         apply as apply,
         apply_in_place as apply_in_place,
         check_plan as check_plan,
@@ -183,6 +182,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         SetConfig as SetConfig,
         WeightFiles as WeightFiles,
     )
+    from vita_ckpt.core.progress import OnProgress as OnProgress
     from vita_ckpt.core.report import (
         Finding as Finding,
         Report as Report,
@@ -244,7 +244,6 @@ __version__ = "0.1.0"
 _HOMES = {
     "vita_ckpt.api.apply": (
         "Flushed",
-        "Progress",
         "apply",
         "apply_in_place",
         "check_plan",
@@ -384,6 +383,7 @@ _HOMES = {
         "SetConfig",
         "WeightFiles",
     ),
+    "vita_ckpt.core.progress": ("OnProgress",),
     "vita_ckpt.core.report": (
         "Finding",
         "Report",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.builder import TowerSpec, mm_projector, write_adapter, write_checkpoint, write_tower
-from tests.builders import as_bins
+from tests.builders import as_bins, while_writing
 from tests.conftest import Cli, assert_one_error
 from vita_ckpt import (
     MalformedFileError,
@@ -236,7 +236,7 @@ def test_check_compares_what_was_written(base: Path, adapter: Path, tmp_path: Pa
             plan_merge_projector(base, adapter),
             out,
             options=Options(check=True),
-            progress=disturb,
+            on_progress=while_writing(disturb),
         )
     assert not out.exists()
     assert not list(tmp_path.glob(".vita-ckpt-*"))

@@ -1,9 +1,8 @@
-"""What every command has: usage, streams, a bar, --quiet, --debug, --version."""
+"""What every command has: usage, streams, --quiet, --debug, --version."""
 
 from __future__ import annotations
 
 import os
-import pty
 import shlex
 import subprocess
 import sys
@@ -110,30 +109,6 @@ def test_streams_that_lead_nowhere(base: Path, adapter: Path, tmp_path: Path, st
     code, said = run(*merge)
     assert (code, said.count("\n")) == (2, 1 if streams == ">&-" else 0)
     assert run("inspect", tmp_path / "nowhere")[0] == 3
-
-
-PROGRESS = """
-import sys
-from vita_ckpt.cli import render
-render._LONG_ENOUGH = 0
-from vita_ckpt.cli.main import main
-main()
-"""
-
-
-def test_a_bar_on_a_terminal(base: Path, adapter: Path, tmp_path: Path) -> None:
-    master, slave = pty.openpty()
-    arguments = ["merge-projector", "--base", base, "--adapter", adapter, "--out", tmp_path / "out"]
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRESS, *map(str, arguments)], stdout=subprocess.PIPE, stderr=slave
-    ) as process:
-        process.communicate()
-    os.close(slave)
-    shown = os.read(master, 100_000).decode()
-    os.close(master)
-    assert process.returncode == 0
-    assert "writing" in shown
-    assert "100%" in shown
 
 
 def test_quiet_and_debug(cli: Cli, base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -25,9 +25,11 @@ from fixtures.builder import (
 from tests.families import CLIP, FAMILIES, SPEC, TOWER, WITH_TOWER, vita_like
 from vita_ckpt import (
     InputError,
+    VitaCkptError,
     apply,
     explain,
     inspect,
+    plan_extract_projector,
     plan_extract_tower,
     plan_merge_projector,
     plan_swap_tower,
@@ -58,6 +60,24 @@ def test_validate_asks_which_part_is_meant(tmp_path: Path, name: str) -> None:
     (found,) = report.findings
     assert "--kind" in found.hint
     assert "swap-tower" not in str(report)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_hint_names_the_commands_that_work(tmp_path: Path, name: str) -> None:
+    root = at(tmp_path / "model", name)
+    (found,) = validate(root).findings
+    config = None if "vision_config" in FAMILIES[name].config else _tower(tmp_path, name)
+    plans: dict[str, Callable[[], object]] = {
+        "extract-tower": lambda: plan_extract_tower(root, tower_config=config),
+        "extract-projector": lambda: plan_extract_projector(root),
+    }
+    for command, plan in plans.items():
+        refused: VitaCkptError | None = None
+        try:
+            plan()
+        except VitaCkptError as error:
+            refused = error
+        assert (command in found.hint) == (refused is None), (refused, found.hint)
 
 
 @pytest.mark.parametrize("name", WITH_TOWER)

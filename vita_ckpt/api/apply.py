@@ -34,6 +34,7 @@ from vita_ckpt.core.plan import (
     saved_plan,
     subject_of,
 )
+from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.provenance import Written, encode, lineage, needs_alignment
 from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.relocation import remote_refs
@@ -52,7 +53,7 @@ from vita_ckpt.storage.reading.model_card import read_model_card
 from vita_ckpt.storage.reading.paths import Stores, read_json
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.compare import are_equal
-from vita_ckpt.storage.tensors.stream import no_progress, not_said
+from vita_ckpt.storage.tensors.stream import not_said
 from vita_ckpt.storage.writing import commit
 from vita_ckpt.storage.writing.atomic_file import write_new
 from vita_ckpt.storage.writing.layout import (
@@ -67,9 +68,6 @@ from vita_ckpt.storage.writing.layout import (
 )
 from vita_ckpt.storage.writing.manifest import current_manifest, manifest_of
 from vita_ckpt.storage.writing.outputs import Finish
-
-# Is called with the bytes that were written since the last call.
-Progress = Callable[[int], None]
 
 _WEIGHT_FILES = (".safetensors", ".bin")
 
@@ -90,14 +88,15 @@ def apply(
     out: StrPath,
     *,
     options: Options = Options(),
-    progress: Progress = no_progress,
+    on_progress: OnProgress = unwatched,
     flushed: Flushed = not_said,
     stores: Stores | None = None,
 ) -> str:
     """Write what ``plan`` makes to ``out``, whole and synced to disk, or nothing at all.
 
     ``out`` must not exist: a directory for a surgery, a ``.safetensors`` or ``.bin`` file for an
-    extraction. ``progress`` is called with the bytes of each step. Returns the absolute path.
+    extraction. ``on_progress`` is told what is being done, and how far it is: see
+    :mod:`vita_ckpt.core.progress`. Returns the absolute path.
     Raises UsageError for an output that may not be written, StaleInputError if an input changed
     since the plan was computed, CastError where a conversion would lose a value, OutputError if
     the disk fails. ``flushed`` is called with a tensor's name and how many of its values become
@@ -107,19 +106,27 @@ def apply(
     path = check_output(plan, out)
     if makes_a_file(plan):
         with fetched_tensors(plan, os.path.dirname(path), stores) as here:
-            commit.write_file(here, path, check=options.check, progress=progress)
+            commit.write_file(here, path, check=options.check, on_progress=on_progress)
         return path
     with fetched_files(plan, os.path.dirname(path), stores, options.carry) as here:
-        _write_directory(here, path, options, progress, flushed, stores)
+        write_result(here, path, options, on_progress, flushed, stores)
     return path
 
 
-def _write_directory(
-    plan: Plan, path: str, options: Options, progress: Progress, flushed: Flushed, stores: Stores
+def write_result(
+    plan: Plan,
+    path: str,
+    options: Options,
+    on_progress: OnProgress,
+    flushed: Flushed,
+    stores: Stores,
 ) -> None:
-    layout = _layout(plan, options)
+    """Write the directory that ``plan`` makes to ``path``; all that it reads is on the disk."""
+    layout = lay_out(plan, options)
     untouched = [file.name for file in layout.carried]
-    finish = _finish(plan, untouched, layout.shards, layout.texts, options, _now(), stores)
+    finish = _finish(
+        plan, untouched, layout.shards, layout.texts, options, _now(), on_progress, stores
+    )
     commit.write_directory(
         plan,
         layout,
@@ -127,7 +134,7 @@ def _write_directory(
         finish,
         link=options.link,
         check=options.check,
-        progress=progress,
+        on_progress=on_progress,
         flushed=flushed,
     )
 
@@ -136,7 +143,7 @@ def apply_in_place(
     plan: Plan,
     *,
     options: Options = Options(check=True),
-    progress: Progress = no_progress,
+    on_progress: OnProgress = unwatched,
     flushed: Flushed = not_said,
     stores: Stores | None = None,
 ) -> str:
@@ -149,7 +156,7 @@ def apply_in_place(
     computed, InputError if another surgery of the base is under way, CastError where a conversion
     would lose a value, OutputError if the disk fails.
     """
-    change_in_place(plan, options=options, progress=progress, flushed=flushed, stores=stores)
+    change_in_place(plan, options=options, on_progress=on_progress, flushed=flushed, stores=stores)
     return plan.base.root
 
 
@@ -157,7 +164,7 @@ def change_in_place(
     plan: Plan,
     *,
     options: Options = Options(check=True),
-    progress: Progress = no_progress,
+    on_progress: OnProgress = unwatched,
     flushed: Flushed = not_said,
     stores: Stores | None = None,
 ) -> bool:
@@ -165,11 +172,11 @@ def change_in_place(
     stores = Stores() if stores is None else stores
     _check_here(plan)
     with fetched_tensors(plan, plan.base.root, stores) as here:
-        return _change_in_place(here, options, progress, flushed, stores)
+        return _change_in_place(here, options, on_progress, flushed, stores)
 
 
 def _change_in_place(
-    plan: Plan, options: Options, progress: Progress, flushed: Flushed, stores: Stores
+    plan: Plan, options: Options, on_progress: OnProgress, flushed: Flushed, stores: Stores
 ) -> bool:
     if os.path.isdir(plan.base.root):
         sweep(os.path.realpath(plan.base.root))  # second names of weights among it
@@ -186,11 +193,11 @@ def _change_in_place(
     write_in_place(
         plan,
         layout,
-        _finish(plan, untouched, shards, layout.texts, options, now, stores),
+        _finish(plan, untouched, shards, layout.texts, options, now, on_progress, stores),
         time=now,
         check=options.check,
         known=known.files if known is not None else None,
-        progress=progress,
+        on_progress=on_progress,
         flushed=flushed,
     )
     return True
@@ -246,12 +253,20 @@ def _is_text_there(edit: PutFile, base: Checkpoint) -> bool:
         return source.file.size == len(data) and source.read(len(data), 0) == data
 
 
-def _layout(plan: Plan, options: Options) -> DirectoryLayout:
+def lay_out(plan: Plan, options: Options) -> DirectoryLayout:
     """Lay out every file of the output but the lineage, the model card and the manifest."""
     layout = plan_layout(plan, options.carry)
     written = _lineage_files(plan, options)
     carried = tuple(file for file in layout.carried if file.name not in written)
     return replace(layout, carried=carried)
+
+
+def unmeasured(plan: Plan, options: Options, stores: Stores) -> set[str]:
+    """Return the files that are carried and must be read whole, for the digests of a manifest."""
+    if plan.record is None or not _keeps_manifest(plan, options):
+        return set()
+    known = current_manifest(plan.base, stores)
+    return {f.name for f in lay_out(plan, options).carried} - {*(known.files if known else ())}
 
 
 def _lineage_files(plan: Plan, options: Options) -> tuple[str, ...]:
@@ -321,6 +336,7 @@ def _finish(
     texts: Sequence[WrittenText],
     options: Options,
     now: str,
+    on_progress: OnProgress,
     stores: Stores,
 ) -> Finish:
     """Return what makes lineage, model card and manifest once digests are known."""
@@ -337,7 +353,9 @@ def _finish(
         if card is not None:
             more.append(WrittenText(MODEL_CARD, with_lineage(card, content)))
         if keeps:
-            manifest = manifest_of(plan, known, untouched, shards, [*texts, *more], digests)
+            manifest = manifest_of(
+                plan, known, untouched, shards, [*texts, *more], digests, on_progress
+            )
             more.append(WrittenText(MANIFEST, encode_manifest(manifest)))
         return tuple(more)
 
@@ -373,10 +391,16 @@ def check_output(plan: Plan, out: StrPath) -> str:
     return path
 
 
-def check_plan(plan: Plan, *, flushed: Flushed = not_said, stores: Stores | None = None) -> None:
+def check_plan(
+    plan: Plan,
+    *,
+    on_progress: OnProgress = unwatched,
+    flushed: Flushed = not_said,
+    stores: Stores | None = None,
+) -> None:
     """Raise what :func:`apply` would raise for the values: a conversion that overflows."""
     with fetched_casts(plan, Stores() if stores is None else stores) as here:
-        commit.check_casts(here, flushed)
+        commit.check_casts(here, on_progress, flushed)
 
 
 def check_plan_path(plan: Plan, path: StrPath) -> None:
@@ -488,7 +512,7 @@ def summarize(
             rewritten=_sizes(changes.shards) + _text_sizes(changes.texts),
             bytes_to_write=changes.bytes_written,
         )
-    layout = _layout(plan, options)
+    layout = lay_out(plan, options)
     pickles = dict.fromkeys(pickles_left_out(target, options.carry), LeftOut.PICKLE)
     return replace(
         summary,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vita_ckpt.api.apply import Progress, apply
+from vita_ckpt.api.apply import apply
 from vita_ckpt.api.fetch import fetched
 from vita_ckpt.api.locate import StrPath
 from vita_ckpt.api.plans.consolidate import plan_consolidate
@@ -14,10 +14,10 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
 from vita_ckpt.core.options import Options, TrainedWeights
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.training.copies import check_copies
-from vita_ckpt.storage.tensors.stream import no_progress
 
 
 def consolidate(
@@ -30,7 +30,7 @@ def consolidate(
     weights: TrainedWeights = "masters",
     tag: str | None = None,
     check: bool = False,
-    progress: Progress = no_progress,
+    on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
 ) -> str:
     """Write what a training state becomes to ``out``, and return its absolute path.
@@ -51,11 +51,13 @@ def consolidate(
         stores=stores,
     )
     if check:
-        check_masters(plan, stores=stores)
-    return apply(plan, out, options=Options(check=check), progress=progress, stores=stores)
+        check_masters(plan, on_progress=on_progress, stores=stores)
+    return apply(plan, out, options=Options(check=check), on_progress=on_progress, stores=stores)
 
 
-def check_masters(plan: Plan, *, stores: Stores | None = None) -> None:
+def check_masters(
+    plan: Plan, *, on_progress: OnProgress = unwatched, stores: Stores | None = None
+) -> None:
     """Compare all float32 masters of the training states that ``plan`` reads with their copies.
 
     Raises MalformedFileError for the first tensor whose masters do not round to them.
@@ -67,4 +69,4 @@ def check_masters(plan: Plan, *, stores: Stores | None = None) -> None:
         copies = donor.training.copies
         masters = {name: tensor for name, tensor in donor.tensors.items() if name in copies}
         with fetched(remote_refs(masters) | remote_refs(copies), stores) as here:
-            check_copies(here.checkpoint(donor))
+            check_copies(here.checkpoint(donor), on_progress)

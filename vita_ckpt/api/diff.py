@@ -12,6 +12,7 @@ from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, TensorRef, parameters
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import PACKED
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.storage.hub.content_hash import same_content
 from vita_ckpt.storage.reading.paths import Stores
@@ -27,6 +28,7 @@ def diff(
     values: bool = False,
     only: Sequence[str] = (),
     fetch: bool = False,
+    on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
 ) -> Difference:
     """Compare ``b`` with ``a``: config keys, files, and tensors, byte by byte.
@@ -40,7 +42,8 @@ def diff(
 
     Of what is on the hub headers and configs are read, which with the hub's digests often say that
     tensors are the same; the others are ``unread`` in the result. ``fetch`` and ``only`` fetch
-    them, ``values`` downloads both sides.
+    them, ``values`` downloads both sides. ``on_progress`` is told what is being compared, and how
+    far that is: see :mod:`vita_ckpt.core.progress`.
     """
     stores = Stores() if stores is None else stores
     first, second = as_checkpoint(a, stores), as_checkpoint(b, stores)
@@ -53,21 +56,23 @@ def diff(
         if (old.dtype, old.shape) == (new.dtype, new.shape)
     }
     fetch = fetch or bool(only)
-    other_tensors, unread_tensors = _differing(alike, fetch, stores)
-    other_files, unread_files = _other_files(first, second, fetch, stores)
+    other_tensors, unread_tensors = _differing(alike, fetch, on_progress, stores)
+    other_files, unread_files = _other_files(first, second, fetch, on_progress, stores)
     changed = other_tensors | (shared.keys() - alike.keys())
     return compare_checkpoints(
         first,
         second,
         other_tensors=other_tensors,
         other_files=other_files,
-        distances=_distances(shared, changed) if values else None,
+        distances=_distances(shared, changed, on_progress) if values else None,
         only=(only,) if isinstance(only, str) else only,
         unread=tuple(sorted(unread_tensors | unread_files)),
     )
 
 
-def _differing(pairs: Pairs, fetch: bool, stores: Stores) -> tuple[frozenset[str], frozenset[str]]:
+def _differing(
+    pairs: Pairs, fetch: bool, on_progress: OnProgress, stores: Stores
+) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the pairs that differ, and of those that only ``fetch`` could decide."""
     far = {name: pair for name, pair in pairs.items() if remote_refs(_sides(pair))}
     near = {name: pair for name, pair in pairs.items() if name not in far}
@@ -75,11 +80,19 @@ def _differing(pairs: Pairs, fetch: bool, stores: Stores) -> tuple[frozenset[str
     differ = frozenset(name for name, same in known.items() if same is False)
     unknown = frozenset(name for name, same in known.items() if same is None)
     if not fetch or not unknown:
-        return differ | compare.differing(near), unknown
+        return differ | _compared(near, on_progress), unknown
     refs = frozenset().union(*(remote_refs(_sides(pairs[name])) for name in unknown))
     with fetched(refs, stores) as here:
         near |= {n: (here.tensor(pairs[n][0]), here.tensor(pairs[n][1])) for n in unknown}
-        return differ | compare.differing(near), frozenset()
+        return differ | _compared(near, on_progress), frozenset()
+
+
+def _compared(pairs: Pairs, on_progress: OnProgress) -> frozenset[str]:
+    return compare.differing(pairs, progress=Tally(on_progress, "comparing", _size(pairs)))
+
+
+def _size(pairs: Pairs) -> int:
+    return sum(before.nbytes for before, _ in pairs.values())
 
 
 def _sides(pair: compare.Pair) -> dict[str, Tensor]:
@@ -103,7 +116,9 @@ def _same(before: Tensor, after: Tensor) -> bool | None:
     return (same_content(a, b) or None) if places[0] == places[1] else None
 
 
-def _distances(shared: Pairs, changed: frozenset[str]) -> dict[str, Distance]:
+def _distances(
+    shared: Pairs, changed: frozenset[str], on_progress: OnProgress
+) -> dict[str, Distance]:
     """Measure all pairs of one shape; equal ones are read only for the norm of their part."""
     pairs = {
         name: (old, new)
@@ -117,11 +132,12 @@ def _distances(shared: Pairs, changed: frozenset[str]) -> dict[str, Distance]:
         if part_of(name) in changed_parts
     }
     unread = {name: Distance(elements=parameters(old)) for name, (old, _) in pairs.items()}
-    return unread | compare.distances(measured)
+    step = Tally(on_progress, "measuring", _size(measured))
+    return unread | compare.distances(measured, progress=step)
 
 
 def _other_files(
-    a: Checkpoint, b: Checkpoint, fetch: bool, stores: Stores
+    a: Checkpoint, b: Checkpoint, fetch: bool, on_progress: OnProgress, stores: Stores
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the files of both that differ, and of those that were not compared.
 
@@ -139,7 +155,7 @@ def _other_files(
             found |= {name}
         else:
             pairs[name] = _bytes_of(before), _bytes_of(after)
-    differ, unread = _differing(pairs, fetch, stores)
+    differ, unread = _differing(pairs, fetch, on_progress, stores)
     return found | differ, unread
 
 

@@ -16,26 +16,34 @@ from vita_ckpt.storage.system.owner import stage_name
 
 @contextmanager
 def fetched_files(
-    plan: Plan, beside: str, stores: Stores, carry: Collection[str] = ()
+    plan: Plan,
+    beside: str,
+    stores: Stores,
+    carry: Collection[str] = (),
+    outlined: Collection[RemoteFile] = (),
 ) -> Iterator[Plan]:
     """Yield ``plan``, which makes a directory, with everything it reads from the hub on the disk.
 
     Files of the base that are carried or rewritten are downloaded to the cache. Of adapters and
-    towers only the tensors are fetched, to a folder in ``beside`` that is removed at the end.
+    towers only the tensors are fetched, to a folder in ``beside`` that is removed at the end. Of
+    ``outlined``, weight files that nothing but the result needs, there are headers in files of
+    their length, in ``beside``.
     """
     if not _is_remote(plan):
         yield plan
         return
-    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
+    from vita_ckpt.storage.reading.fetch import download, outline  # noqa: PLC0415 - only for what is remote
     from vita_ckpt.storage.writing.layout import plan_layout  # noqa: PLC0415
 
     layout = plan_layout(plan, carry)
     refs = frozenset().union(*(remote_refs(dict(shard.entries)) for shard in layout.shards))
     of_base = {f for f in plan.base.fingerprint if isinstance(f, RemoteFile)}
     whole = {f.source for f in layout.carried if isinstance(f.source, RemoteFile)}
-    whole |= {ref.source for ref in refs if ref.source in of_base}
-    files = download(stores.hub, whole)
+    needed = {ref.source for ref in refs if ref.source in of_base}
+    outlined = frozenset(outlined) - needed
+    files = download(stores.hub, (whole | needed) - outlined)
     with fetched(frozenset(ref for ref in refs if ref.source not in files), stores, beside) as here:
+        files |= outline(stores.hub, outlined, beside) if outlined else {}
         yield replace(here, files=files).plan(plan)
 
 

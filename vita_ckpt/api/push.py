@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from vita_ckpt.api.locate import StrPath, local
 from vita_ckpt.api.validate import report_on
 from vita_ckpt.core.address import is_inside, looks_like_repository
-from vita_ckpt.core.checkpoint import Checkpoint, File
+from vita_ckpt.core.checkpoint import Checkpoint, File, RemoteFile
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, MODEL_CARD, counts_as_weights, index_of
 from vita_ckpt.core.hub_card import hub_card
 from vita_ckpt.core.left_out import LeftOut
@@ -55,24 +56,62 @@ def push(
     InputError if it holds no checkpoint or is in the middle of a surgery, StaleInputError if it
     changes, HubError if the hub refuses or cannot be reached.
     """
+    check_destination(repository, revision)
+    stores = Stores() if stores is None else stores
+    return push_directory(
+        _directory(path),
+        repository,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        force=force,
+        message=message,
+        stores=stores,
+    )
+
+
+def check_destination(repository: str, revision: str | None) -> None:
+    """Raise UsageError for what is no name of a repository, or of a branch."""
     if not looks_like_repository(repository):
         raise UsageError("invalid-repository", repository, expected="org/name")
     if revision == "" or not is_inside(revision or ""):
         got = revision or "no name"
         raise UsageError("invalid-revision", "--revision", expected="a branch", got=got)
-    root = _directory(path)
-    stores = Stores() if stores is None else stores
+
+
+def push_directory(
+    root: str,
+    repository: str,
+    *,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    force: bool,
+    message: str | None,
+    stores: Stores,
+    copies: Mapping[str, RemoteFile] = MappingProxyType({}),
+    outlined: Collection[str] = (),
+) -> Push:
+    """Do what :func:`push` does. ``copies`` are the files that the hub has as they are.
+
+    Those among them that hold headers only are ``outlined``, by their paths.
+    """
     surveyed = survey(root, stores)
     checkpoint = surveyed.checkpoint
-    report = report_on(surveyed, stores)
+    report = report_on(surveyed, stores, outlined=outlined)
     files, left_out = _sorted_out(surveyed)
     if has_errors(report.findings) and not force:
         return Push(report, None, tuple(files), left_out)
     from vita_ckpt.storage.hub.upload import upload  # noqa: PLC0415 - only for what is remote
+    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
 
     def check() -> None:
         check_whole(LOCAL, root)
         check_unchanged(files.values())
+
+    def fetch(wanted: Mapping[str, RemoteFile]) -> dict[str, str]:
+        found = download(stores.hub, wanted.values())
+        return {name: found[file].path for name, file in wanted.items()}
 
     check_whole(LOCAL, root)
     known = operations(checkpoint)
@@ -85,14 +124,16 @@ def push(
     done = upload(
         stores.hub.session,
         repository,
-        contents,
+        {name: content for name, content in contents.items() if name not in copies},
         check,
+        copies={name: file for name, file in copies.items() if name in files},
+        fetch=fetch,
         private=private,
         revision=revision,
         create_pr=create_pr,
         message=message or f"Upload {os.path.basename(root)} with vita-ckpt",
     )
-    return Push(report, done.url, tuple(sorted(contents)), left_out, done.removed)
+    return Push(report, done.url, tuple(sorted(contents)), left_out, done.removed, done.copied)
 
 
 def _directory(path: StrPath) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
+from vita_ckpt.api.inspect import check_key
 from vita_ckpt.api.locate import StrPath, locate
 from vita_ckpt.api.subject import file_of, gather
 from vita_ckpt.checks.config import check_config
@@ -35,7 +36,7 @@ from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.binding import LOADER_NAMES
-from vita_ckpt.core.checkpoint import Checkpoint, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, Tensor, refs_of, source_of
 from vita_ckpt.core.filenames import (
     CONFIG,
     SINGLE_FILES,
@@ -43,6 +44,7 @@ from vita_ckpt.core.filenames import (
     STEPS,
     index_of,
 )
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
@@ -73,6 +75,8 @@ def validate(
     values: bool = False,
     deep: bool = False,
     loader: str | None = None,
+    key: str | None = None,
+    on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
 ) -> Report:
     """Check what lies at ``path`` by every rule, without loading it: headers, configs, small parts.
@@ -83,10 +87,12 @@ def validate(
     of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``,
     ``language-model``, ``projector``, ``lora-run``, ``vision-tower``, ``audio-adapter``), by
     default what it looks like. ``loader`` is whose binding is judged, by its name in
-    :func:`~vita_ckpt.explain`, by default the loader of the model's family. What is wrong are
+    :func:`~vita_ckpt.explain`, by default the loader of the model's family. ``key`` is the path of
+    the state dict to read in files of ``torch.save`` that hold several. ``on_progress`` is told
+    what is being read, and how far that is: see :mod:`vita_ckpt.core.progress`. What is wrong are
     findings; raises InputError only if nothing is there, or nothing of a known kind, HubError if
     the hub does not give what is asked for, StaleInputError if a file changes meanwhile, UsageError
-    for an unknown kind or loader.
+    for an unknown kind or loader, or for a ``key`` without such a file.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
@@ -94,8 +100,16 @@ def validate(
         raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
     stores = Stores() if stores is None else stores
     place = locate(path, stores)
+    surveyed = survey(place, stores, key or "")
+    check_key(key, surveyed.checkpoint)
     report = report_on(
-        survey(place, stores), stores, kind=kind, values=values, deep=deep, loader=loader
+        surveyed,
+        stores,
+        kind=kind,
+        values=values,
+        deep=deep,
+        loader=loader,
+        on_progress=on_progress,
     )
     return replace(report, path=place)
 
@@ -108,8 +122,13 @@ def report_on(
     values: bool = False,
     deep: bool = False,
     loader: str | None = None,
+    on_progress: OnProgress = unwatched,
+    outlined: Collection[str] = (),
 ) -> Report:
-    """Validate what was surveyed already; the options are those of :func:`validate`."""
+    """Validate what was surveyed already; the options are those of :func:`validate`.
+
+    ``outlined`` are weight files that hold headers only: no values of theirs are read.
+    """
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
     findings = [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
@@ -128,7 +147,7 @@ def report_on(
         findings += _run(subject)
         findings += check_training(subject)
         findings += _adapter(subject)
-        findings += _values(subject, stores, everything=values)
+        findings += _values(subject, stores, on_progress, everything=values, outlined=outlined)
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += unsaid(subject, findings)
@@ -136,7 +155,7 @@ def report_on(
         findings += check_loaders(checkpoint)
     findings += check_left_out(subject)
     if deep:
-        findings += _digests(downloaded(checkpoint, stores), stores)
+        findings += _digests(downloaded(checkpoint, stores), on_progress, stores)
     return Report(path, subject.kind, worst_first(_said_once(findings)), family=family)
 
 
@@ -268,7 +287,14 @@ def _adapter(subject: Subject) -> Iterator[Finding]:
             yield finding_of_error(error, file_of(error))
 
 
-def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Finding]:
+def _values(
+    subject: Subject,
+    stores: Stores,
+    on_progress: OnProgress,
+    *,
+    everything: bool,
+    outlined: Collection[str],
+) -> list[Finding]:
     """Check the values of the small parts, or of all."""
     refs = subject.checkpoint.stored
     if is_remote(subject.checkpoint.root) and not everything:  # headers only
@@ -276,12 +302,25 @@ def _values(subject: Subject, stores: Stores, *, everything: bool) -> list[Findi
     small = subject.kind in (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)
     if everything or small:
         with fetched(remote_refs(subject.checkpoint.tensors), stores) as here:
-            return check_values(here.checkpoint(subject.checkpoint))
-    names = frozenset(name for name in refs if name.startswith(parts.PROJECTOR_PREFIX))
-    return check_values(subject.checkpoint, names) if names else []
+            there = here.checkpoint(subject.checkpoint)
+            return check_values(there, progress=_reading(there.stored.values(), on_progress))
+    names = frozenset(
+        name
+        for name, tensor in refs.items()
+        if name.startswith(parts.PROJECTOR_PREFIX) and source_of(tensor) not in outlined
+    )
+    if not names:
+        return []
+    step = _reading((refs[name] for name in names), on_progress)
+    return check_values(subject.checkpoint, names, progress=step)
 
 
-def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
+def _reading(tensors: Iterable[Tensor], on_progress: OnProgress) -> Tally:
+    parts_read = {part for tensor in tensors for part in refs_of(tensor)}
+    return Tally(on_progress, "reading", sum(part.span for part in parts_read))
+
+
+def _digests(checkpoint: Checkpoint, on_progress: OnProgress, stores: Stores) -> Iterator[Finding]:
     """Check bytes against the digests that were taken of them."""
     from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests  # noqa: PLC0415 - only when asked for
     from vita_ckpt.storage.writing.manifest import measure, read_manifest  # noqa: PLC0415 - only when asked for
@@ -295,13 +334,16 @@ def _digests(checkpoint: Checkpoint, stores: Stores) -> Iterator[Finding]:
         manifest = None
         yield finding_of_error(error, file_of(error))
     if manifest is not None:
-        found = measure(checkpoint)
+        found = measure(checkpoint, on_progress=on_progress)
         for known in check_manifest(manifest, found):
             yield replace(known, file=os.path.join(checkpoint.root, known.file))
     else:
         refs = {n: ref for n, ref in checkpoint.refs.items() if n in written.tensors}
-        yield from check_written(written.tensors, tensor_digests(refs), what="tensor")
-        files = file_digests({n: checkpoint.files[n].path for n in written.files})
+        files_there = {n: checkpoint.files[n] for n in written.files}
+        size = sum(one.nbytes for one in refs.values())
+        step = Tally(on_progress, "digesting", size + sum(f.size for f in files_there.values()))
+        yield from check_written(written.tensors, tensor_digests(refs, step), what="tensor")
+        files = file_digests({n: file.path for n, file in files_there.items()}, step)
         hashes = {name: file.sha256 for name, file in files.items()}
         yield from check_written(written.files, hashes, what="file")
     yield from _undo_data(checkpoint.root)

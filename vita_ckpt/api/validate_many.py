@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.locate import StrPath, locate, open_checkpoint
 from vita_ckpt.api.validate import validate
 from vita_ckpt.core import kinds
+from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
@@ -23,9 +24,11 @@ def validate_all(
     values: bool = False,
     deep: bool = False,
     loader: str | None = None,
+    key: str | None = None,
     verify: bool = False,
     golden: StrPath | None = None,
     jobs: int = 1,
+    on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
 ) -> Iterator[Report | VitaCkptError]:
     """Yield the report of each path, or the error that prevented it, in order; ``jobs`` at once."""
@@ -35,24 +38,33 @@ def validate_all(
         values=values,
         deep=deep,
         loader=loader,
+        key=key,
         verify=verify,
         golden=golden,
     )
     stores = Stores() if stores is None else stores
     if jobs == 1 or len(paths) == 1:
-        for path in paths:
-            yield one(path, stores=stores)
+        for number, path in enumerate(paths, 1):
+            yield one(path, on_progress=_of(number, len(paths), on_progress), stores=stores)
         return
     # Whether to say what is looked for on the hub is known in this process only.
     located = [_located(path, stores) for path in paths]
     results = _by_processes(one, [p for p in located if isinstance(p, str)], jobs)
-    for place in located:
+    for number, place in enumerate(located, 1):
+        on_progress(f"checkpoint {number} of {len(paths)}", 0, 0)
         if isinstance(place, str):
             report, nbytes = next(results)
             stores.count_downloaded(nbytes)
             yield report
         else:
             yield place
+
+
+def _of(number: int, count: int, on_progress: OnProgress) -> OnProgress:
+    """Return ``on_progress``, which is told too which of several checkpoints it is about."""
+    if count == 1:
+        return on_progress
+    return lambda what, *sizes: on_progress(f"{number} of {count}: {what}", *sizes)
 
 
 def _by_processes(
@@ -117,17 +129,29 @@ def _report_or_error(
     values: bool,
     deep: bool,
     loader: str | None,
+    key: str | None,
     verify: bool,
     golden: StrPath | None,
+    on_progress: OnProgress = unwatched,
     stores: Stores,
 ) -> Report | VitaCkptError:
     """Return the report on one path, or the error that kept it from being made."""
     try:
-        report = validate(path, kind=kind, values=values, deep=deep, loader=loader, stores=stores)
+        report = validate(
+            path,
+            kind=kind,
+            values=values,
+            deep=deep,
+            loader=loader,
+            key=key,
+            on_progress=on_progress,
+            stores=stores,
+        )
         if verify and report.kind in kinds.WHOLE and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 
-            found = run(path, golden=golden, stores=stores).findings
+            chosen = path if key is None else open_checkpoint(path, key=key, stores=stores)
+            found = run(chosen, golden=golden, on_progress=on_progress, stores=stores).findings
             known = {(f.rule, f.subject) for f in report.findings}
             more = [f for f in found if (f.rule, f.subject) not in known]
             report = replace(report, findings=worst_first([*report.findings, *more]))

@@ -18,6 +18,7 @@ from vita_ckpt.api.locate import StrPath, local, locate
 from vita_ckpt.api.subject import gather
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import VITA
+from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.remedies import install_model
 from vita_ckpt.core.requirements import require_runnable
 from vita_ckpt.core.verification import Verification
@@ -110,6 +111,7 @@ def verify(
     image: StrPath | None = None,
     prompt: str | None = None,
     max_new_tokens: int | None = None,
+    on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
     ranks: Ranks | None = None,
 ) -> Verification:
@@ -121,6 +123,8 @@ def verify(
     or of its tower. With ``prompt`` the greedy answer is generated, about the image if there is
     one, of at most ``max_new_tokens`` (by default 16), and without sampling: ``answer`` of the
     result. The tokenizer is the checkpoint's own; code that comes with it is never run.
+    ``on_progress`` is told what is being loaded, and how far that is: see
+    :mod:`vita_ckpt.core.progress`.
 
     The other options and the errors are those of :func:`load_model`; a tokenizer, a processor or
     an image that cannot be read is an InputError.
@@ -137,6 +141,7 @@ def verify(
         "attn": attn,
         "max_memory": max_memory,
         "against": against,
+        "on_progress": on_progress,
     }
     asked: dict[str, Any] = {
         "golden": golden,
@@ -170,6 +175,7 @@ def _verify(
     attn: str | None,
     max_memory: MaxMemory | None,
     against: Checkpoint | StrPath | None,
+    on_progress: OnProgress,
     golden: StrPath | None = None,
     save_golden: StrPath | None = None,
     image: StrPath | None = None,
@@ -207,6 +213,7 @@ def _verify(
         )
     if ranks is not None:
         ranks.agree([_identity(one) for one in (checkpoint, base) if one], checkpoint.root)
+    on_progress("starting torch", 0, 0)
     with _tokenizer_process(prompt) as tokenizer, _memory_errors(checkpoint.root):
         from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
 
@@ -224,6 +231,7 @@ def _verify(
             prompt=prompt,
             tokenizer=tokenizer,
             max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens,
+            on_progress=on_progress,
             ranks=ranks,
         )
     if save_golden is not None and verification is not None and verification.golden is not None:

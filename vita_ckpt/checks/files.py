@@ -28,7 +28,13 @@ from vita_ckpt.core.filenames import (
 )
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.quantisation import describe
-from vita_ckpt.core.remedies import consolidate, merge_lora, merge_projector, merge_unmerged
+from vita_ckpt.core.remedies import (
+    consolidate,
+    merge_lora,
+    merge_projector,
+    merge_unmerged,
+    take_out,
+)
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import InputError, VitaCkptError
@@ -90,7 +96,7 @@ def check_kind(checkpoint: Checkpoint, kind: str) -> Iterator[Finding]:
             f"expected a model of {kinds.listed_families()}, got {found.relative.label}"
             + _model_type_of(checkpoint.config),
             hint="--kind vision-tower, projector or language-model says which part of it is meant; "
-            "extract-tower and extract-projector take these out of it",
+            + take_out(found.relative, checkpoint.tensors),
             file=root,
         )
     elif kind == kinds.PEFT_MODEL:

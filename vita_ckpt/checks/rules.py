@@ -119,8 +119,8 @@ _FILES: Final = (
         "other-family",
         "error",
         "a whole multimodal model that no known loader reads",
-        "No loader of VITA reads it. Its tower and its projector can be taken out of it, and "
-        "validate --kind looks at one part of it.",
+        "No loader of a known family reads it. Its tower can be taken out of it, and its projector "
+        "if a family has that type. validate --kind looks at one part of it.",
     ),
     Rule(
         "unmerged-peft",

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import sys
+from threading import Lock
 from typing import Final, TextIO
 
 # GitHub and Azure look for ``::`` at the beginning of a line; for ``##[`` errors.escaped looks.
@@ -26,6 +27,9 @@ _ASCII: Final = {
     "“": '"',
     "”": '"',
 }
+# Whether a line of :func:`status` is on the terminal, and who may write there.
+_shown = False
+_terminal: Final = Lock()
 _FALLBACK: Final = "vita-ckpt-fallback"
 # What is coloured, with the number of its colour: verdicts at the beginning and the end of a line.
 _COLOURS: Final = (
@@ -71,8 +75,21 @@ def _takes_colour(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
+def status(text: str) -> None:
+    """Show one line on stderr, a terminal, in place of the last one; empty to remove it.
+
+    Whatever else is printed removes it first.
+    """
+    global _shown  # noqa: PLW0603 - there is one terminal
+    with _terminal, contextlib.suppress(OSError, ValueError):
+        if _shown or text:
+            _shown = bool(text)
+            _print(f"\r{text}\x1b[K", sys.stderr)
+
+
 def write(text: str) -> None:
     """Write a whole report to stdout as it is, for formats that have escaped what they contain."""
+    status("")
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -95,6 +112,7 @@ def say_done(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print lines on stderr; ignore a stderr that is closed."""
+    status("")
     with contextlib.suppress(OSError, ValueError):
         _print(coloured(f"{harmless(text)}\n", sys.stderr), sys.stderr)
 

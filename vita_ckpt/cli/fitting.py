@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
 _GAP: Final = 2  # spaces between two columns
 _WORD: Final = re.compile(r"\S+\s*")
@@ -14,13 +14,16 @@ _WORD: Final = re.compile(r"\S+\s*")
 _PART: Final = re.compile(r"[^./,]*[./,]+|[^./,]+")
 
 
-def terminal_width() -> int | None:
-    """Return the width to fit: ``COLUMNS``, or that of the terminal that stdout is, else None."""
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Return the width to fit: ``COLUMNS``, or that of the terminal ``stream`` is, else None.
+
+    ``stream`` is stdout by default.
+    """
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns) > 0:
         return int(columns)
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+        return os.get_terminal_size((stream or sys.stdout).fileno()).columns or None
     except (OSError, ValueError, AttributeError):  # no terminal, or no file at all
         return None
 

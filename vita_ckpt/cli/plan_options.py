@@ -12,14 +12,19 @@ import click
 
 from vita_ckpt.api import apply as api
 from vita_ckpt.api import lifecycle
+from vita_ckpt.api.push import check_destination
+from vita_ckpt.api.push_plan import check_pushable, push_plan
 from vita_ckpt.api.verify import verify
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.progress import shown_progress
+from vita_ckpt.cli.pushed import notes_on, pushed_line, say_refused
 from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Tensor
 from vita_ckpt.core.options import LINKS, Link, Options
+from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.core.strict_json import json_text
@@ -91,6 +96,14 @@ def surgery_options(command: _Command) -> _Command:
             "brings back what was there.",
         ),
         click.option(
+            "--push",
+            metavar="ORG/NAME[@BRANCH]",
+            help="Push the result instead of writing it here, for a base on the hub: unchanged "
+            "weight files are copied there.",
+        ),
+        click.option("--private", is_flag=True, help="With --push: create it private."),
+        click.option("--create-pr", is_flag=True, help="With --push: open a pull request instead."),
+        click.option(
             "--link",
             type=click.Choice(LINKS),
             default="auto",
@@ -152,6 +165,9 @@ def run_plan(
     digest: bool = False,
     model_card: bool = False,
     carry: tuple[str, ...] = (),
+    push: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
     verify_first: bool = False,
 ) -> int:
     """Save, show and run a plan as its options say; return the exit code.
@@ -159,10 +175,11 @@ def run_plan(
     With ``verify_first`` its target is verified by a forward pass before anything is written.
     """
     options = Options(link, in_place if check is None else check, digest, model_card, carry)
-    _check_options(options, out=out, plan_out=plan_out, dry_run=dry_run, in_place=in_place)
+    _check_options(options, out, plan_out, push, dry_run=dry_run, in_place=in_place)
+    _check_push(options, plan, out, push, in_place=in_place, private=private, create_pr=create_pr)
     summary = api.summarize(plan, in_place=in_place, options=options, stores=settings.stores)
     earlier = _earlier_surgery(plan.base.root) if in_place else None
-    written = None
+    written = pushed = None
     if plan_out is not None:
         api.check_plan_path(plan, plan_out)
     if out is not None and not dry_run:
@@ -170,30 +187,23 @@ def run_plan(
     if verify_first and not _works(settings, plan):
         return 1
     flushed: Counter[str] = Counter()
-    if dry_run or (out is None and not in_place):
-        api.check_plan(plan, flushed=_adding_to(flushed), stores=settings.stores)
-    else:
-        with render.progress(summary.bytes_to_write, settings.quiet) as step:
-            if in_place:
-                is_changed = api.change_in_place(
-                    plan,
-                    options=options,
-                    progress=step,
-                    flushed=_adding_to(flushed),
-                    stores=settings.stores,
-                )
-                written = plan.base.root
-                summary = summary if is_changed else api.unchanged(summary)
-            else:
-                assert out is not None  # noqa: S101 - one of the two, or a dry run
-                written = api.apply(
-                    plan,
-                    out,
-                    options=options,
-                    progress=step,
-                    flushed=_adding_to(flushed),
-                    stores=settings.stores,
-                )
+    with shown_progress(settings.quiet) as on_progress:
+        shared: dict[str, Any] = {
+            "on_progress": on_progress,
+            "flushed": _adding_to(flushed),
+            "stores": settings.stores,
+        }
+        if dry_run or (out is None and push is None and not in_place):
+            api.check_plan(plan, **shared)
+        elif push is not None:
+            shared["options"] = options
+            pushed = _push(plan, push, private=private, create_pr=create_pr, **shared)
+        else:
+            shared["options"] = options
+            summary, written = _write(plan, out, summary, **shared)
+    if pushed is not None and pushed.url is None:
+        say_refused(pushed, "write it with --out, then vita-ckpt push --force uploads it")
+        return 1
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
@@ -202,14 +212,38 @@ def run_plan(
         settings.note(note)
     if plan_out is not None:
         settings.note(f"plan saved: vita-ckpt apply {shlex.quote(plan_out)} --out PATH")
+    for note in notes_on(pushed):
+        settings.note(note)
     # The work is done: what it wrote is there, whether or not stdout takes the lines about it.
     say = console.say if dry_run else console.say_done
-    if as_json:
-        say(json_text({**summary.to_dict(), "out": written}))
-    else:
-        lines = _in_place_lines if in_place else _lines
-        say("\n".join(lines(summary, written)))
+    say(_result(summary, written, pushed, in_place=in_place, as_json=as_json))
     return 0
+
+
+def _result(
+    summary: Summary, written: str | None, pushed: Push | None, *, in_place: bool, as_json: bool
+) -> str:
+    """Render what a plan changes, and where the result is."""
+    if as_json:
+        told = None if pushed is None else pushed.to_dict()
+        return json_text({**summary.to_dict(), "out": written, "pushed": told})
+    if pushed is not None:
+        return "\n".join((*_changed_files(summary), printable(pushed_line(pushed))))
+    return "\n".join((_in_place_lines if in_place else _lines)(summary, written))
+
+
+def _write(plan: Plan, out: str | None, summary: Summary, **options: Any) -> tuple[Summary, str]:
+    """Write what a plan makes to ``out``, or in place; return what was done, and where."""
+    if out is not None:
+        return summary, api.apply(plan, out, **options)
+    is_changed = api.change_in_place(plan, **options)
+    return summary if is_changed else api.unchanged(summary), plan.base.root
+
+
+def _push(plan: Plan, push: str, **options: Any) -> Push:
+    """Push what a plan makes to the repository, and the branch, that ``--push`` names."""
+    repository, branch = _destination(push)
+    return push_plan(plan, repository, revision=branch, **options)
 
 
 def _adding_to(flushed: Counter[str]) -> Callable[[str, int], None]:
@@ -229,8 +263,53 @@ def _notes_on_zeros(flushed: Counter[str]) -> Iterator[str]:
         )
 
 
+def _check_push(
+    options: Options,
+    plan: Plan,
+    out: str | None,
+    push: str | None,
+    *,
+    in_place: bool,
+    private: bool,
+    create_pr: bool,
+) -> None:
+    """Raise UsageError for options that do not go with --push, or only with it."""
+    if push is None:
+        if private or create_pr:
+            raise UsageError(
+                "options-exclude-each-other",
+                "--private" if private else "--create-pr",
+                expected="--push, which it is about",
+            )
+        return
+    link = options.link if options.link != "auto" else None
+    given = {"--out": out, "--in-place": in_place or None, "--link": link}
+    for option, value in {**given, "--check": options.check or None}.items():
+        if value is not None:
+            raise UsageError(
+                "options-exclude-each-other",
+                "--push",
+                expected="either --push or an output on this machine",
+                got=option,
+            )
+    check_destination(*_destination(push))
+    check_pushable(plan)
+
+
+def _destination(push: str) -> tuple[str, str | None]:
+    """Return the repository and the branch that ``--push`` names."""
+    repository, at, branch = push.partition("@")
+    return repository, branch if at else None
+
+
 def _check_options(
-    options: Options, *, out: str | None, plan_out: str | None, dry_run: bool, in_place: bool
+    options: Options,
+    out: str | None,
+    plan_out: str | None,
+    push: str | None,
+    *,
+    dry_run: bool,
+    in_place: bool,
 ) -> None:
     """Raise UsageError for options that do not go together."""
     if in_place:
@@ -244,12 +323,14 @@ def _check_options(
                     expected="either --in-place or another output",
                     got=option,
                 )
+    elif push is not None:
+        return
     elif out is None and not dry_run and plan_out is None:
         raise UsageError(
             "no-output",
             "--out",
             expected="a path to write",
-            hint="or use --in-place, --dry-run or --plan-out, where the command has it",
+            hint="or use --in-place, --push, --dry-run or --plan-out, where the command has it",
         )
     elif out is None and not dry_run and options != Options():
         raise UsageError(
@@ -276,7 +357,8 @@ def _note_leftovers(settings: Settings, out: str) -> None:
 
 def _works(settings: Settings, plan: Plan) -> bool:
     """Verify the target of a plan by a forward pass; what is wrong goes to stderr."""
-    verification = verify(plan.target(), stores=settings.stores)
+    with shown_progress(settings.quiet) as on_progress:
+        verification = verify(plan.target(), on_progress=on_progress, stores=settings.stores)
     _base, *said = verification_lines(verification)
     for line in ("the result, which is not written yet", *said):
         settings.note(line)

@@ -1,16 +1,12 @@
-"""Format numbers, tables and progress for people."""
+"""Format numbers and tables for people."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
-
-import click
 
 from vita_ckpt.cli import console
 from vita_ckpt.cli.fitting import fit, terminal_width
@@ -21,7 +17,6 @@ from vita_ckpt.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LONG_ENOUGH: Final = 0.5  # seconds of work before a progress bar appears
 _THOUSAND: Final = 1000
 
 
@@ -87,36 +82,6 @@ def _tabulate() -> Callable[..., str]:
 def echo_json(value: Any) -> None:
     """JSON to stdout, in ASCII: whatever a name contains is escaped."""
     console.say(json_text(value))
-
-
-@contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr if it is a terminal and the work takes longer than 0.5 s.
-
-    Yields a function that takes the bytes written since its last call.
-    """
-    if quiet or not sys.stderr.isatty():
-        yield lambda _count: None
-        return
-    started = time.monotonic()
-    done = 0
-    bar = click.progressbar(length=total, file=sys.stderr, label="writing")
-    shown = False
-
-    def step(nbytes: int) -> None:
-        nonlocal done, shown
-        done += nbytes
-        if not shown and time.monotonic() - started > _LONG_ENOUGH:
-            shown = True
-            bar.update(done)
-        elif shown:
-            bar.update(nbytes)
-
-    try:
-        yield step
-    finally:
-        if shown:
-            bar.render_finish()
 
 
 def _scaled(number: int, units: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.dtype import BITS, nbytes
@@ -14,6 +14,8 @@ from vita_ckpt.core.left_out import LeftOut
 
 if TYPE_CHECKING:
     from vita_ckpt.core.training.state import TrainingState
+
+_SHA256_DIGITS: Final = 64
 
 Shape = tuple[int, ...]
 Layout = Literal["safetensors", "torch", "lora", "run", "file", "state", "none"]
@@ -54,6 +56,11 @@ class RemoteFile:
     def path(self) -> str:
         """The full address, as messages show it and as it can be opened again."""
         return f"hf://{self.repository}@{self.commit}/{self.name}"
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the hub stores it apart from git, by its SHA-256."""
+        return len(self.etag) == _SHA256_DIGITS
 
 
 # The identity of a file when it was opened.

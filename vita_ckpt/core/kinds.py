@@ -15,6 +15,7 @@ from vita_ckpt.core.anatomy.relatives import Relative, relative_of
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA, shards_in_all
 from vita_ckpt.core.quantisation import Quantisation, quantisation_of
+from vita_ckpt.core.remedies import take_out
 from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import InputError
 
@@ -111,8 +112,7 @@ def refuse_relative(checkpoint: Checkpoint, what: str) -> None:
             checkpoint.root,
             expected=f"{what} of {listed_families()}",
             got=f"{relative.label}{_model_type(checkpoint.config)}",
-            hint="its tower and its projector can be taken out of it with extract-tower and "
-            "extract-projector; nothing is put into it",
+            hint=f"{take_out(relative, checkpoint.tensors)}; nothing can be put into it",
         )
 
 

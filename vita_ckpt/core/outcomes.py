@@ -88,7 +88,7 @@ class Push(Displayed):
 
     ``files`` are the names of the uploaded files, ``left_out`` maps everything else to the reason
     why it was not uploaded, ``removed`` are the weights of earlier pushes that were deleted from
-    the repository.
+    the repository, ``copied`` those among ``files`` that the hub copied itself.
     """
 
     report: Report
@@ -96,6 +96,7 @@ class Push(Displayed):
     files: tuple[str, ...]
     left_out: dict[str, LeftOut]
     removed: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON values, the report in its own JSON form."""
@@ -105,6 +106,7 @@ class Push(Displayed):
             "files": list(self.files),
             "left_out": left_out_to_json(self.left_out),
             "removed": list(self.removed),
+            "copied": list(self.copied),
         }
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
@@ -113,4 +115,5 @@ class Push(Displayed):
         yield "files", self.files
         yield "left out", self.left_out
         yield "removed", self.removed
+        yield "copied on the hub", self.copied
         yield from self.report.display_rows()

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Final
+
+from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy.relatives import Relative
+
+# The names by which extract-projector finds a projector.
+_PROJECTORS: Final = ("mm_projector.", "multi_modal_projector.")
+
 
 def ignore_index(root: str) -> str:
     """Return the command that takes the shards that are there, whatever a stale index says."""
@@ -31,6 +40,24 @@ def consolidate(state: str) -> str:
 def set_path(root: str, key: str, path: str) -> str:
     """Return the command that gives a config another path."""
     return f"vita-ckpt set {root} {key}={path} --out OUT"
+
+
+def take_out(relative: Relative, names: Collection[str]) -> str:
+    """Return which parts of a model of another family can be taken out, and how.
+
+    ``names`` are those of its tensors.
+    """
+    own = [name for name in names if relative.part_of(name) == parts.MM_PROJECTOR]
+    understood = any(form in name for name in own for form in _PROJECTORS)
+    if not any(relative.part_of(name) == parts.VISION_TOWER for name in names):
+        if understood:
+            return "extract-projector takes its projector out"
+        return "no part of it can be taken out for VITA"
+    if understood:
+        return "extract-tower takes its tower out, extract-projector its projector"
+    return "extract-tower takes its tower out" + (
+        "; VITA has no projector type like its own" if own else ""
+    )
 
 
 def install_model() -> str:

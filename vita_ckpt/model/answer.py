@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -41,9 +41,17 @@ class Question:
     root: str
     tokenizer: TokenizerProcess
 
-    def answer(self, model: VitaModel, image: Picture | None, *, max_new_tokens: int) -> str:
+    def answer(
+        self,
+        model: VitaModel,
+        image: Picture | None,
+        *,
+        max_new_tokens: int,
+        on_token: Callable[[int], None] = lambda _number: None,
+    ) -> str:
         """The model's greedy answer, as text, about ``image`` if there is one.
 
+        ``on_token`` is called with the number of each token, from 1, before it is computed.
         Raises InputError ``tokenizer-does-not-fit`` for ids that the model has no embedding of.
         """
         rows, largest = model.language_model.config.vocab_size, int(self.input_ids.max())
@@ -62,6 +70,7 @@ class Question:
             {} if image is None else image.options,
             max_new_tokens=max_new_tokens,
             stop=self.stop,
+            on_token=on_token,
         )
         return self.tokenizer.decode(ids)
 
@@ -114,12 +123,14 @@ def greedy(
     *,
     max_new_tokens: int,
     stop: Container[int] = (),
+    on_token: Callable[[int], None] = lambda _number: None,
 ) -> list[int]:
     """The most likely token after ``input_ids`` [T], and so on; ends before one of ``stop``.
 
     ``pixel_values`` are [N, 3, H, W], one image for each placeholder, or with ``options`` their
     tiles. What came before is kept as keys and values, so that each token costs a forward pass of
-    one position.
+    one position. ``on_token`` is called with the number of each token, from 1, before it is
+    computed.
     """
     ids = input_ids[None]
     embeds = (
@@ -129,7 +140,8 @@ def greedy(
     )
     cache = DynamicCache()
     answer: list[int] = []
-    for _ in range(max_new_tokens):
+    for number in range(1, max_new_tokens + 1):
+        on_token(number)
         token = int(model.logits_of(embeds, cache)[0, -1].argmax())
         if token in stop:
             break

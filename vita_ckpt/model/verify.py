@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite, isnan, prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -23,6 +24,7 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, projectors
 from vita_ckpt.core.binding import Binding
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding, has_errors, worst_first
 from vita_ckpt.core.verification import RankReport, Verification
@@ -83,6 +85,7 @@ def verify_checkpoint(
     prompt: str | None = None,
     tokenizer: TokenizerProcess | None = None,
     max_new_tokens: int = 1,
+    on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
     ranks: Ranks | None = None,
 ) -> Verification | None:
@@ -116,7 +119,7 @@ def verify_checkpoint(
     check_values(checkpoint, subject.surroundings, bound, stores)
     if needs_alignment(checkpoint):
         findings.append(_untrained())
-    watch = _Watch(bound.renamed.get(name, name) for name in checkpoint.tensors)
+    watch = _Watch(_sizes(checkpoint, bound.renamed), on_progress)
     loads = _Loads(
         subject,
         bound,
@@ -127,6 +130,7 @@ def verify_checkpoint(
         attn=attn,
         max_memory=max_memory or {},
         stores=stores,
+        on_progress=on_progress,
         ranks=ranks,
     )
     if ranks is not None and ranks.rank:
@@ -144,8 +148,15 @@ def verify_checkpoint(
     passed = time.perf_counter()
     answer = None
     if question is not None and not any(f.rule == "logits-not-finite" for f in findings):
-        answer = question.answer(model, picture, max_new_tokens=max_new_tokens)
+        answer = question.answer(
+            model,
+            picture,
+            max_new_tokens=max_new_tokens,
+            on_token=lambda number: watch.expect(f"token {number} of {max_new_tokens}"),
+        )
     skipped = 0 if model.audio_encoder is not None else _audio_tensors(checkpoint)
+    if against is not None:
+        watch.expect("text alone")
     alone = rows["text"] if against is None else _text_alone(model, len(rows["text"]))
     model.end()
     shares = _shares(model, watch, ranks, 0, _devices(model))
@@ -154,7 +165,7 @@ def verify_checkpoint(
     del model
     _free_memory()
     if on_gpu:
-        findings += _check_float16(loads.checkpoint(torch.float16), batch)
+        findings += _check_float16(loads.in_float16(), batch)
     if against is not None:
         findings += _check_against(against.root, loads.base(), alone)
     if golden is not None:
@@ -189,12 +200,18 @@ class _Loads:
     tower: StrPath | None
     attn: str | None
     max_memory: Mapping[Any, int | str]
+    on_progress: OnProgress
     stores: Stores
     ranks: Ranks | None
 
     def checkpoint(self, kind: torch.dtype, observe: Observer | None = None) -> VitaModel:
         """Load the checkpoint that is verified."""
         return load_stage(self.ranks, partial(self._checkpoint, kind, observe))
+
+    def in_float16(self) -> VitaModel:
+        """Load it once more, as upstream runs it."""
+        watch = _Loading(_sizes(self.subject.checkpoint), self.on_progress, "float16")
+        return self.checkpoint(torch.float16, watch)
 
     def base(self) -> VitaModel:
         """Load the checkpoint that it is compared with."""
@@ -222,6 +239,7 @@ class _Loads:
             tower=self.tower,
             attn=self.attn,
             max_memory=self.max_memory,
+            observe=_Loading(_sizes(self.against), self.on_progress),
             stores=self.stores,
             stage=self._stage,
         )
@@ -316,11 +334,43 @@ def _untrained() -> Finding:
     )
 
 
+class _Loading:
+    """Tells of every weight that goes by which layer it belongs to, and how many bytes are left."""
+
+    def __init__(
+        self, sizes: Mapping[str, int], on_progress: OnProgress, purpose: str = ""
+    ) -> None:
+        self._what = f"{purpose}, loading" if purpose else "loading"
+        layers = [layer for name in sizes if (layer := _layer(name)) is not None]
+        self._layers = max(layers, default=-1) + 1
+        self._step = Tally(on_progress, self._what, sum(sizes.values()))
+
+    def __call__(self, stored: str, tensor: Tensor) -> None:
+        """A weight on its way into its module."""
+        layer = _layer(stored)
+        of = "" if layer is None else f" layer {layer + 1} of {self._layers}"
+        self._step.what = self._what + of
+        self._step(tensor.nbytes)
+
+
+def _sizes(
+    checkpoint: Checkpoint, renamed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, int]:
+    return {renamed.get(name, name): t.nbytes for name, t in checkpoint.tensors.items()}
+
+
+def _layer(name: str) -> int | None:
+    number = name.removeprefix(parts.LAYERS_PREFIX).partition(".")[0]
+    return int(number) if name.startswith(parts.LAYERS_PREFIX) and number.isdecimal() else None
+
+
 class _Watch:
     """Sees every weight and every module's output go by, and remembers what float16 cannot hold."""
 
-    def __init__(self, order: Iterable[str]) -> None:
-        self._order = tuple(order)
+    def __init__(self, sizes: Mapping[str, int], on_progress: OnProgress) -> None:
+        self._sizes = sizes
+        self._on_progress = on_progress
+        self.expect("")
         self._weights: dict[str, float] = {}
         self._activations: dict[str, float] = {}
         self._stopped = False
@@ -340,11 +390,16 @@ class _Watch:
     def __call__(self, stored: str, tensor: Tensor) -> None:
         """A weight on its way into its module."""
         self.bytes_read += tensor.nbytes
+        self._loading(stored, tensor)
         if self._stopped:
             return
         largest = _largest(tensor)
         if not largest <= FLOAT16_MAX:
             self._weights.setdefault(stored, largest)  # a large matrix comes in parts
+
+    def expect(self, purpose: str) -> None:
+        """Tell from now on how far another pass over the weights is."""
+        self._loading = _Loading(self._sizes, self._on_progress, purpose)
 
     def follow(self, model: VitaModel) -> None:
         """Look at the output of every module that has weights of its own."""
@@ -359,7 +414,7 @@ class _Watch:
 
     def findings(self) -> list[Finding]:
         """What was seen: weights in the order of the files, activations in that of the run."""
-        weights = {name: self._weights[name] for name in self._order if name in self._weights}
+        weights = {name: self._weights[name] for name in self._sizes if name in self._weights}
         found: list[Finding] = []
         for kind, seen, hint in (
             ("weight", weights, "upstream's loader makes it infinite"),

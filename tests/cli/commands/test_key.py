@@ -76,6 +76,23 @@ def test_inspect_and_validate(cli: Cli, trained: Path) -> None:
     assert "several-state-dicts" in report
 
 
+def test_validate_looks_at_the_state_dict_that_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    ema = {f"model.mm_projector.{n}": torch.full(s, float("nan")) for n, s in MLP.items()}
+    model = {name: torch.ones_like(tensor) for name, tensor in ema.items()}
+    torch.save({"model": model, "ema": ema}, tmp_path / "last.pt")
+    path = tmp_path / "last.pt"
+    assert cli("validate", path).code == 0
+    chosen = cli("validate", path, "--key", "ema")
+    assert (chosen.code, "ema, which was read" in chosen.out) == (1, True)
+    assert "nan" in chosen.out.lower()
+    assert cli("validate", path, "--key", "model").code == 0
+
+
+def test_validate_refuses_a_key_that_leads_nowhere(cli: Cli, base: Path, trained: Path) -> None:
+    assert_one_error(cli("validate", trained, "--key", "emma"), 3, "key-not-found", "model, ema")
+    assert_one_error(cli("validate", base, "--key", "ema"), 2, "key-without-torch-file", "ema")
+
+
 def test_swap_tower_takes_one_for_its_donors(
     cli: Cli, base: Path, trained: Path, tmp_path: Path
 ) -> None:

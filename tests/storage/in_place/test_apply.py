@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fixtures.builder import TowerSpec, read_tensors, write_adapter, write_checkpoint, write_tower
-from tests.builders import as_bins
+from tests.builders import as_bins, while_writing
 from tests.in_place import (
     MLP,
     PLANS,
@@ -220,7 +220,7 @@ def test_an_adapter_that_changes_while_it_is_merged_is_refused(base: Path, adapt
         steps.append(count)
 
     with pytest.raises(StaleInputError, match=r"adapter\.safetensors"):
-        apply_in_place(merge(base, adapter), progress=touch)
+        apply_in_place(merge(base, adapter), on_progress=while_writing(touch))
     assert files_of(base) == before
     assert not (base / ".vita-ckpt").exists()
 
@@ -261,10 +261,12 @@ def test_what_the_check_finds_is_rolled_back(base: Path, adapter: Path) -> None:
             file.write(b"\xff")
 
     with pytest.raises(OutputError, match="check-failed"):
-        apply_in_place(merge(base, adapter), progress=disturb)
+        apply_in_place(merge(base, adapter), on_progress=while_writing(disturb))
     assert files_of(base) == before
     assert not (base / ".vita-ckpt").exists()
-    apply_in_place(merge(base, adapter), options=Options(check=False), progress=disturb)
+    apply_in_place(
+        merge(base, adapter), options=Options(check=False), on_progress=while_writing(disturb)
+    )
     assert files_of(base) != before
 
 
@@ -283,11 +285,11 @@ def test_two_surgeons_one_winner(base: Path, adapter: Path) -> None:
             done.append(apply_in_place(rival_plan))
 
     with pytest.raises(StaleInputError):  # what it has saved is no longer what is there
-        apply_in_place(merge(base, adapter), progress=rival)
+        apply_in_place(merge(base, adapter), on_progress=while_writing(rival))
     assert done
     assert not refused
     assert [o["operation"] for o in history(base).operations] == ["set"]
-    apply_in_place(merge(base, adapter), progress=rival)
+    apply_in_place(merge(base, adapter), on_progress=while_writing(rival))
     assert refused
     assert [o["operation"] for o in history(base).operations] == ["set", "merge-projector"]
     assert read_tensors(adapter).items() <= read_tensors(base).items()

@@ -17,7 +17,7 @@ from fixtures.builder import (
     write_checkpoint,
     write_tower,
 )
-from tests.builders import as_bins
+from tests.builders import as_bins, while_writing
 from vita_ckpt import (
     Options,
     OutputError,
@@ -102,7 +102,9 @@ def test_an_output_is_as_closed_as_its_base(
         for stage in tmp_path.glob(".vita-ckpt-*.tmp"):
             seen.update({mode(stage) & ~directory, *(mode(f) & ~file for f in stage.iterdir())})
 
-    out = Path(apply(planned, tmp_path / "out", options=EVERYTHING, progress=look))
+    out = Path(
+        apply(planned, tmp_path / "out", options=EVERYTHING, on_progress=while_writing(look))
+    )
     assert seen == {0}
     assert mode(out) == directory
     assert {path.name: mode(path) for path in out.iterdir() if mode(path) & ~file} == {}
@@ -170,7 +172,7 @@ def test_in_place_modes_stay(
     def look(_count: int) -> None:
         seen.update(mode(path) & 0o077 for path in (base / ".vita-ckpt").rglob("*"))
 
-    apply_in_place(plan(base, adapter), options=EVERYTHING, progress=look)
+    apply_in_place(plan(base, adapter), options=EVERYTHING, on_progress=while_writing(look))
     assert seen <= {0}
     files = [path for path in base.rglob("*") if path.is_file()]
     assert {mode(path) for path in files} == {0o600}

@@ -28,7 +28,7 @@ from fixtures.builder import (
     write_checkpoint,
     write_safetensors,
 )
-from tests.builders import as_bins
+from tests.builders import as_bins, while_writing
 from vita_ckpt import (
     CastError,
     InputError,
@@ -248,7 +248,7 @@ def test_a_base_that_changes_while_it_is_read_is_refused(
         steps.append(count)
 
     with pytest.raises(StaleInputError, match=shard.name):
-        apply(plan, tmp_path / "out", progress=touch)
+        apply(plan, tmp_path / "out", on_progress=while_writing(touch))
     assert not (tmp_path / "out").exists()
     assert not leftovers(tmp_path)
 
@@ -267,7 +267,13 @@ def test_an_overflowing_cast_leaves_nothing(tmp_path: Path) -> None:
 
 def test_progress_adds_up(base: Path, adapter: Path, tmp_path: Path) -> None:
     steps: list[int] = []
-    out = Path(apply(plan_merge_projector(base, adapter), tmp_path / "out", progress=steps.append))
+    out = Path(
+        apply(
+            plan_merge_projector(base, adapter),
+            tmp_path / "out",
+            on_progress=while_writing(steps.append),
+        )
+    )
     assert sum(steps) == sum(path.stat().st_size for path in out.iterdir())
 
 
@@ -318,13 +324,13 @@ import sys, time
 from vita_ckpt import apply, plan_merge_projector
 plan = plan_merge_projector(sys.argv[1], sys.argv[2])
 steps = 0
-def step(count):
+def step(what, done, total):
     global steps
-    steps += 1
+    steps += what == "writing" and done > 0
     if steps == int(sys.argv[4]):
         print("here", flush=True)
         time.sleep(60)
-apply(plan, sys.argv[3], progress=step)
+apply(plan, sys.argv[3], on_progress=step)
 """
 
 
@@ -388,7 +394,7 @@ def test_two_writers_one_winner(base: Path, adapter: Path, tmp_path: Path) -> No
             shutil.copytree(base, out)
 
     with pytest.raises(UsageError, match="output-exists"):
-        apply(plan, out, progress=rival)
+        apply(plan, out, on_progress=while_writing(rival))
     assert read_tensors(out) == read_tensors(base)
     assert not leftovers(tmp_path)
 

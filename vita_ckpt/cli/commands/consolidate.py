@@ -11,6 +11,7 @@ from vita_ckpt.api.plans.consolidate import plan_consolidate
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import plan_options, run_plan
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.options import TRAINED_WEIGHTS, TrainedWeights
 
 
@@ -79,5 +80,6 @@ def command(
         stores=settings.stores,
     )
     if run["check"]:
-        check_masters(plan, stores=settings.stores)
+        with shown_progress(settings.quiet) as on_progress:
+            check_masters(plan, on_progress=on_progress, stores=settings.stores)
     return run_plan(settings, plan, **run)

@@ -21,6 +21,7 @@ from vita_ckpt.cli import render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.strict_json import json_text
@@ -85,7 +86,16 @@ def command(
             got="both",
         )
     check_outputs(outputs, (a, b))
-    found = diff(a, b, values=values, only=only, fetch=fetch, stores=settings.stores)
+    with shown_progress(settings.quiet) as on_progress:
+        found = diff(
+            a,
+            b,
+            values=values,
+            only=only,
+            fetch=fetch,
+            on_progress=on_progress,
+            stores=settings.stores,
+        )
     if found.tensors_only:
         settings.note("config and files are not compared: one side is a lone weight file")
     if found.left_out:

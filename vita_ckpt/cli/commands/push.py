@@ -5,11 +5,10 @@ from __future__ import annotations
 import click
 
 from vita_ckpt.api.push import push
-from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import console, render
+from vita_ckpt.cli import console
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.outputs import deliver
 from vita_ckpt.cli.paths import LOCAL
+from vita_ckpt.cli.pushed import notes_on, pushed_line, say_refused
 from vita_ckpt.errors import escaped
 
 
@@ -52,13 +51,9 @@ def command(
         stores=settings.stores,
     )
     if done.url is None:
-        deliver((done.report,), RULES, "text", ())
-        console.warn("error: not-sound: nothing was uploaded (--force uploads it)")
+        say_refused(done, "--force uploads it")
         return 1
-    for name, reason in sorted(done.left_out.items()):
-        settings.note(f"not uploaded: {name}: {reason}")
-    for name in done.removed:
-        settings.note(f"removed from the repository: {name}")
-    files = render.counted(len(done.files), "file")
-    console.say_done(escaped(f"pushed {files}: {done.url}"))
+    for note in notes_on(done):
+        settings.note(note)
+    console.say_done(escaped(pushed_line(done)))
     return 0

@@ -16,8 +16,9 @@ from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli import console
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
-from vita_ckpt.cli.paths import ANYWHERE, LOCAL
+from vita_ckpt.cli.paths import ANYWHERE, LOCAL, key_option
 from vita_ckpt.cli.policy import read_policy
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
@@ -45,6 +46,7 @@ from vita_ckpt.errors import VitaCkptError, printable
 @click.option(
     "--golden", type=LOCAL, metavar="FILE", help="Compare with a golden of verify; runs it."
 )
+@key_option
 @click.option("--select", multiple=True, metavar="RULE", help="Look at these rules only; a glob.")
 @click.option("--ignore", multiple=True, metavar="RULE", help="Leave these rules out; a glob.")
 @click.option("--strict/--no-strict", default=None, help="Warnings fail too.")
@@ -67,6 +69,7 @@ def command(
     loader: str | None,
     verify: bool,
     golden: str | None,
+    key: str | None,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     strict: bool | None,
@@ -92,17 +95,22 @@ def command(
     check_outputs(outputs, chosen)
     reports: list[Report] = []
     unread: list[VitaCkptError] = []
-    results = validate_all(
-        chosen,
-        kind=kind,
-        values=values,
-        deep=deep,
-        loader=loader,
-        verify=verify or golden is not None,
-        golden=golden,
-        jobs=jobs,
-        stores=settings.stores,
-    )
+    with shown_progress(settings.quiet) as on_progress:
+        results = list(
+            validate_all(
+                chosen,
+                kind=kind,
+                values=values,
+                deep=deep,
+                loader=loader,
+                key=key,
+                verify=verify or golden is not None,
+                golden=golden,
+                jobs=jobs,
+                on_progress=on_progress,
+                stores=settings.stores,
+            )
+        )
     for path, result in zip(chosen, results, strict=True):
         if isinstance(result, Report):
             reports.append(policy.applied(result))

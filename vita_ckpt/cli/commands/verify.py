@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import nullcontext
 
 import click
 
@@ -12,7 +13,9 @@ from vita_ckpt.api import verify as api
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.cli.verification_text import verification_lines
+from vita_ckpt.core.progress import unwatched
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import UsageError, VitaCkptError
@@ -120,24 +123,28 @@ def command(
     with ranks.join_ranks(environment, timeout=rank_timeout) as joined:
         if joined is not None:
             _end_at_once()
+        # A launcher mixes what its processes print.
+        watch = shown_progress(settings.quiet) if joined is None else nullcontext(unwatched)
         try:
-            verification = api.verify(
-                checkpoint,
-                device=device,
-                dtype=dtype,
-                tower=tower,
-                audio_encoder=audio_encoder,
-                attn=attn,
-                max_memory=_max_memory(max_memory),
-                against=against,
-                golden=golden,
-                save_golden=save_golden,
-                image=image,
-                prompt=prompt,
-                max_new_tokens=max_new_tokens,
-                stores=settings.stores,
-                ranks=joined,
-            )
+            with watch as on_progress:
+                verification = api.verify(
+                    checkpoint,
+                    device=device,
+                    dtype=dtype,
+                    tower=tower,
+                    audio_encoder=audio_encoder,
+                    attn=attn,
+                    max_memory=_max_memory(max_memory),
+                    against=against,
+                    golden=golden,
+                    save_golden=save_golden,
+                    image=image,
+                    prompt=prompt,
+                    max_new_tokens=max_new_tokens,
+                    on_progress=on_progress,
+                    stores=settings.stores,
+                    ranks=joined,
+                )
         except VitaCkptError as error:
             if joined is None:
                 raise

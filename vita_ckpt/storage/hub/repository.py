@@ -87,6 +87,11 @@ class Repository:
                 blocks.insert(place, data)
         return data
 
+    def read_so_far(self, file: RemoteFile) -> list[tuple[int, bytes]]:
+        """Return what was read of a file: offsets and bytes, in order; some may overlap."""
+        with self._lock:
+            return list(zip(*self._blocks.get(file.name, ([], [])), strict=True))
+
     def _known(self, file: RemoteFile, size: int, offset: int) -> bytes:
         """Return the first of ``size`` bytes, as many of them as were read without a gap."""
         known = b""

@@ -88,6 +88,10 @@ class HubStore:
             raise error
         yield _RemoteFile(repository, repository.files[below])
 
+    def read_so_far(self, file: RemoteFile) -> list[tuple[int, bytes]]:
+        """Return what was read of a file: offsets and bytes, in order; some may overlap."""
+        return self._find(file.repository, file.commit).read_so_far(file)
+
     def prefetch(self, paths: Collection[str], read: Callable[[str], object]) -> None:
         """Call ``read`` with each of ``paths`` now, several at a time.
 

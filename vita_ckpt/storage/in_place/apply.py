@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Tensor, refs_of
 from vita_ckpt.core.journal import Journal, PatchedFile, ReplacedFile, SavedRange
 from vita_ckpt.core.manifest import FileDigest
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import digested
 from vita_ckpt.errors import InputError, OutputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
@@ -46,7 +47,6 @@ from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
 from vita_ckpt.storage.tensors.stream import (
     Flushed,
     Inputs,
-    Progress,
     Writer,
     no_progress,
     not_said,
@@ -93,7 +93,7 @@ def write_in_place(
     time: str,
     check: bool = True,
     known: Mapping[str, FileDigest] | None = None,
-    progress: Progress = no_progress,
+    on_progress: OnProgress = unwatched,
     flushed: Flushed = not_said,
 ) -> None:
     """Make the base of ``plan`` its target, or leave it as it was.
@@ -109,7 +109,7 @@ def write_in_place(
     check_whole(LOCAL, root)
     key = signing_key()
     sweep(root)
-    surgery = _Surgery(plan, layout, root, dict(known or {}), key, progress, flushed)
+    surgery = _Surgery(plan, layout, root, dict(known or {}), key, on_progress, flushed)
     with _said(plan.base.root, "the checkpoint is as it was"):
         check_unchanged(plan.preconditions)
         stage = surgery.prepare(finish, time, check)
@@ -118,7 +118,7 @@ def write_in_place(
                 surgery.activate(stage)
             surgery.write()
             if check:
-                check_patched(layout.patched, surgery.digests)
+                check_patched(layout.patched, surgery.digests, on_progress)
             with deferred_interrupts():
                 surgery.commit()
         except BaseException as error:
@@ -138,7 +138,7 @@ class _Surgery:
     root: str
     known: dict[str, FileDigest]
     key: bytes
-    progress: Progress
+    on_progress: OnProgress
     flushed: Flushed
     names: tuple[str, ...] = ()  # of the files that are replaced, in the journal's order
     digests: Mapping[str, str] = field(default_factory=dict)  # of the tensors that are patched
@@ -165,7 +165,7 @@ class _Surgery:
         wanted = {name: t for shard in patched_shards for _, name, t in shard.entries}
         moved = {name for shard in patched_shards for name in shard.names} & digested(self.plan)
         wanted |= {e.name: e.tensor for e in self.plan.tensor_edits if e.name in moved}
-        self.digests = digests = tensor_digests(wanted)
+        self.digests = digests = tensor_digests(wanted, self._step("digesting", wanted))
         patched = self._save_ranges(stage, digests)
         replaced = self._stage_files(stage, finish, digests, check)
         self._save_files(stage, replaced)
@@ -186,7 +186,8 @@ class _Surgery:
         # Whoever may not read the weights may not read what was saved of them.
         with journals.new_descriptor(os.path.join(stage, RANGES)) as target:
             keep(target, self._owners(Access(0o600, 0, 0)))
-            writer = Writer(target, no_progress)
+            size = sum(shard.nbytes for shard in self.layout.patched)
+            writer = Writer(target, Tally(self.on_progress, "saving", size))
             for shard in self.layout.patched:
                 ranges: list[SavedRange] = []
                 with opened(shard.file.path) as (source, _):
@@ -213,7 +214,12 @@ class _Surgery:
         shards = [replace(s, name=str(i)) for i, s in enumerate(layout.shards)]
         with (
             Inputs(self.flushed) as inputs,
-            Outputs(new, self.progress, layout.bytes_written, digested=named) as outputs,
+            Outputs(
+                new,
+                Tally(self.on_progress, "writing", sum(s.nbytes for s in shards)),
+                layout.bytes_written,
+                digested=named,
+            ) as outputs,
         ):
             for shard in shards:
                 outputs.write_shard(shard, inputs)
@@ -230,7 +236,7 @@ class _Surgery:
             self._keep_access(stage, len(shards) + len(staged))
             outputs.sync()
         if check:
-            check_staged(new, shards, staged)
+            check_staged(new, shards, staged, on_progress=self.on_progress)
         after = [self._digest_of_shard(new, s, outputs.digests) for s in shards]
         after += [FileDigest(len(t.data), hashlib.sha256(t.data).hexdigest()) for t in texts]
         afters = (*after, *(None for _ in layout.removed))
@@ -328,9 +334,11 @@ class _Surgery:
 
     def write(self) -> None:
         """Patch and replace what changes, and sync it."""
+        patched = {n: t for shard in self.layout.patched for _, n, t in shard.entries}
+        step = self._step("writing", patched)
         with Inputs(self.flushed) as inputs:
             for shard in self.layout.patched:
-                self._patch(shard, inputs)
+                self._patch(shard, inputs, step)
         # All that is read has been read; the base may be read by a second name, as a donor.
         own = self.plan.base.fingerprint
         check_unchanged(file for file in self.plan.preconditions if file not in own)
@@ -375,7 +383,10 @@ class _Surgery:
             with suppress(OSError):
                 retire(self.root, earlier)
 
-    def _patch(self, shard: PatchedShard, inputs: Inputs) -> None:
+    def _step(self, what: str, tensors: Mapping[str, Tensor]) -> Tally:
+        return Tally(self.on_progress, what, sum(tensor.nbytes for tensor in tensors.values()))
+
+    def _patch(self, shard: PatchedShard, inputs: Inputs, step: Tally) -> None:
         for ref in (ref for *_, tensor in shard.entries for ref in refs_of(tensor)):
             inputs.descriptor(ref.source)  # checked before the file itself is written into
         with exclusively(shard.file.path, shard.file.size) as target:
@@ -386,7 +397,7 @@ class _Surgery:
                 for data in tensor_bytes(tensor, inputs, name):
                     write_at(target, data, offset)
                     offset += len(data)
-                    self.progress(len(data))
+                    step(len(data))
             sync(target)
 
 

@@ -92,22 +92,28 @@ class Survey:
     taken: frozenset[str] = frozenset()
 
 
-def survey(path: str | os.PathLike[str], stores: Stores) -> Survey:
+def survey(path: str | os.PathLike[str], stores: Stores, key: str = "") -> Survey:
     """Read what there is at ``path``: headers only, one problem for each thing that is wrong.
 
-    Raises InputError if nothing is there, or no weights of any known kind, HubError if the hub does
-    not give what is asked for, StaleInputError for a file that changes meanwhile.
+    ``key`` is the path of the state dict to read in files of ``torch.save``, empty for the
+    likeliest. Raises InputError if nothing is there, or no weights of any known kind, or no state
+    dict at ``key``, HubError if the hub does not give what is asked for, StaleInputError for a file
+    that changes meanwhile.
     """
     store = stores.store_of(os.fspath(path))
     root, entry = find(store, path)
-    surveyor = _Surveyor(store, root)
-    return surveyor.directory() if entry.is_directory else surveyor.file()
+    surveyor = _Surveyor(store, root, key)
+    found = surveyor.directory() if entry.is_directory else surveyor.file()
+    if key and any(shard.format == "torch" for shard in found.checkpoint.shards):
+        found = replace(found, checkpoint=replace(found.checkpoint, key=key))
+    return found
 
 
 @dataclass(slots=True)
 class _Surveyor:
     store: Store
     root: str
+    key: str = ""
     problems: list[Problem] = field(default_factory=list)
     shards: list[Shard] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
@@ -120,7 +126,7 @@ class _Surveyor:
         """A lone weight file."""
         folder = self.store.folder_of(self.root)
         self._passes(self.root, lambda: check_whole(self.store, folder))
-        opened = self._attempt(self.root, lambda: open_file(self.store, self.root))
+        opened = self._attempt(self.root, lambda: open_file(self.store, self.root, self.key))
         if (of := shards_in_all(os.path.basename(self.root))) > 1:
             error = InputError(
                 "lone-shard",
@@ -296,7 +302,8 @@ class _Surveyor:
     def _weights(self, name: str, *, is_lora: bool = False) -> Mapping[str, TensorRef] | None:
         self.chosen.add(name)
         read = self._attempt(
-            os.path.join(self.root, name), lambda: read_shard(self.store, self.root, name)
+            os.path.join(self.root, name),
+            lambda: read_shard(self.store, self.root, name, self.key),
         )
         if read is None:
             return None
@@ -408,6 +415,8 @@ class _Surveyor:
         except INCONCLUSIVE:
             raise
         except InputError as error:
+            if error.code == "key-not-found":  # wrong is what was asked for, not what is there
+                raise
             self._note(file, error)
             return None
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vita_ckpt.core.checkpoint import Pieces, Tensor, TensorRef, parts_of
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.storage.tensors.cast import BecomesInfiniteError, convert
-from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
+from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
 
 # A sample is the first and the last elements of a tensor: a wrong layout shifts one of them.
 _SAMPLED: Final = 512
@@ -46,13 +46,19 @@ def differing_in_sample(
     return found
 
 
-def differing_copies(pairs: Mapping[str, tuple[Tensor, TensorRef]]) -> dict[str, int]:
-    """Return what :func:`differing_in_sample` does, from all elements of tensors on this disk."""
+def differing_copies(
+    pairs: Mapping[str, tuple[Tensor, TensorRef]], progress: Progress = no_progress
+) -> dict[str, int]:
+    """Return what :func:`differing_in_sample` does, from all elements of tensors on this disk.
+
+    ``progress`` is called with the bytes of the masters as they are compared.
+    """
     found: dict[str, int] = {}
     with Inputs() as inputs:
         for name, (master, copy) in pairs.items():
             for start, one, other in _blocks(name, master, copy, inputs):
                 first = _first_difference(one, other, master.dtype, copy.dtype)
+                progress(len(one))
                 if first is not None:
                     found[name] = start + first
                     break

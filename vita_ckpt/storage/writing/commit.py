@@ -12,6 +12,7 @@ from typing import IO
 from vita_ckpt.core.checkpoint import Checkpoint, converts
 from vita_ckpt.core.options import Link
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import digested
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.formats.torch_writer import check_writable, write_state_dict
@@ -24,8 +25,6 @@ from vita_ckpt.storage.system.syscalls import rename_new, sync, sync_directory
 from vita_ckpt.storage.tensors.stream import (
     Flushed,
     Inputs,
-    Progress,
-    no_progress,
     not_said,
     tensor_bytes,
 )
@@ -80,7 +79,7 @@ def write_directory(
     *,
     link: Link = "auto",
     check: bool = False,
-    progress: Progress = no_progress,
+    on_progress: OnProgress = unwatched,
     flushed: Flushed = not_said,
 ) -> None:
     """Make the directory ``out`` hold the target of ``plan``, complete and synced, or not exist.
@@ -100,7 +99,13 @@ def write_directory(
         left = layout.bytes_carried + layout.bytes_written
         with (
             Inputs(flushed) as inputs,
-            Outputs(stage, progress, left, digested=edited, limits=limits) as outputs,
+            Outputs(
+                stage,
+                Tally(on_progress, "writing", left),
+                left,
+                digested=edited,
+                limits=limits,
+            ) as outputs,
         ):
             outputs.require(layout.bytes_written)
             jobs: list[tuple[int, Job]] = [
@@ -116,13 +121,14 @@ def write_directory(
             texts = (*layout.texts, *finish(outputs.digests))
             for text in texts:
                 outputs.write(text.name, [text.data])
+            on_progress("waiting for the disk", 0, 0)
             outputs.sync()
         if check:
-            check_staged(stage, layout.shards, texts, layout.carried)
+            check_staged(stage, layout.shards, texts, layout.carried, on_progress)
 
 
 def write_file(
-    plan: Plan, out: str, *, check: bool = False, progress: Progress = no_progress
+    plan: Plan, out: str, *, check: bool = False, on_progress: OnProgress = unwatched
 ) -> None:
     """Make the file ``out``, ``.safetensors`` or ``.bin``, hold the tensors of the plan's target.
 
@@ -134,12 +140,17 @@ def write_file(
         with _staged(out, plan) as stage:
             with (
                 Inputs() as inputs,
-                Outputs(stage, progress, shard.nbytes, limits=Limits(plan)) as outputs,
+                Outputs(
+                    stage,
+                    Tally(on_progress, "writing", shard.nbytes),
+                    shard.nbytes,
+                    limits=Limits(plan),
+                ) as outputs,
             ):
                 outputs.write_shard(shard, inputs)
                 outputs.sync()
             if check:
-                check_staged(stage, [shard], [])
+                check_staged(stage, [shard], [], on_progress=on_progress)
         return
     entries = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     check_writable(entries, out)
@@ -148,26 +159,31 @@ def write_file(
         with Inputs() as inputs, open(stage, "xb", opener=_private) as handle:
             limit(handle.fileno(), access)
 
+            step = Tally(on_progress, "writing", sum(t.nbytes for t in tensors.values()))
+
             def write(index: int, sink: IO[bytes]) -> None:
                 name = entries[index][0]
                 for data in tensor_bytes(tensors[name], inputs, name):
                     sink.write(data)
-                    progress(len(data))
+                    step(len(data))
 
             write_state_dict(handle, entries, write)
             handle.flush()
             sync(handle.fileno())
         if check:
-            check_saved(stage, tensors)
+            check_saved(stage, tensors, on_progress)
 
 
-def check_casts(plan: Plan, flushed: Flushed = not_said) -> None:
+def check_casts(
+    plan: Plan, on_progress: OnProgress = unwatched, flushed: Flushed = not_said
+) -> None:
     """Raise CastError if running ``plan`` would: reads what is converted, writes nothing."""
+    casts = {name: t for name, t in plan.target().tensors.items() if converts(t)}
+    step = Tally(on_progress, "computing", sum(tensor.nbytes for tensor in casts.values()))
     with Inputs(flushed) as inputs:
-        for name, tensor in plan.target().tensors.items():
-            if converts(tensor):
-                for _ in tensor_bytes(tensor, inputs, name):
-                    pass
+        for name, tensor in casts.items():
+            for data in tensor_bytes(tensor, inputs, name):
+                step(len(data))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from vita_ckpt.core.digest import digest
 from vita_ckpt.core.filenames import MANIFEST
 from vita_ckpt.core.manifest import FileDigest, Manifest, decode
 from vita_ckpt.core.plan import Plan
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.errors import MalformedFileError, StaleInputError
 from vita_ckpt.storage.formats.safetensors import encode_header
 from vita_ckpt.storage.reading.paths import Stores
@@ -68,7 +69,11 @@ def current_manifest(checkpoint: Checkpoint, stores: Stores) -> Manifest | None:
     return manifest
 
 
-def measure(checkpoint: Checkpoint, names: Collection[str] | None = None) -> Manifest:
+def measure(
+    checkpoint: Checkpoint,
+    names: Collection[str] | None = None,
+    on_progress: OnProgress = unwatched,
+) -> Manifest:
     """Compute the present digests of a checkpoint's files, all of them or those in ``names``.
 
     Every byte of them is read. Raises InputError as :func:`file_digests` and :func:`tensor_digests`
@@ -83,12 +88,16 @@ def measure(checkpoint: Checkpoint, names: Collection[str] | None = None) -> Man
     whole |= {s.name: s.file.path for s in shards if s.format != "safetensors"}
     safetensors = {s.file: s.name for s in shards if s.format == "safetensors"}
     refs = {n: ref for n, ref in checkpoint.refs.items() if ref.source in safetensors}
-    found = tensor_digests(refs)
+    size = sum(ref.nbytes for ref in refs.values())
+    size += sum(file.size for name, file in checkpoint.files.items() if name in whole)
+    size += sum(shard.file.size for shard in shards if shard.name in whole)
+    step = Tally(on_progress, "digesting", size)
+    found = tensor_digests(refs, step)
     files: dict[str, FileDigest] = {}
     for file, shard in safetensors.items():
         held = {name: found[name] for name, ref in refs.items() if ref.source == file}
         files[shard] = FileDigest(file.size, file.digest, held)
-    return Manifest({**files, **file_digests(whole)})
+    return Manifest({**files, **file_digests(whole, step)})
 
 
 def manifest_of(
@@ -98,6 +107,7 @@ def manifest_of(
     shards: Iterable[WrittenShard | PatchedShard],
     texts: Iterable[WrittenText],
     written: Mapping[str, str],
+    on_progress: OnProgress = unwatched,
 ) -> Manifest:
     """Return the manifest of a plan's result: known digests are reused, others are computed.
 
@@ -110,10 +120,12 @@ def manifest_of(
     before_it = known.tensors if known is not None else {}
     digests = {n: d for n, d in before_it.items() if n not in edited} | dict(written)
     files = {name: before[name] for name in untouched if name in before}
-    files |= measure(base, [name for name in untouched if name not in before]).files
+    files |= measure(base, [n for n in untouched if n not in before], on_progress).files
     for shard in shards:
         size, header, names = _described(shard)
-        digests |= tensor_digests({n: target.tensors[n] for n in names if n not in digests})
+        missing = {n: target.tensors[n] for n in names if n not in digests}
+        step = Tally(on_progress, "digesting", sum(tensor.nbytes for tensor in missing.values()))
+        digests |= tensor_digests(missing, step)
         files[shard.name] = FileDigest(size, header, {n: digests[n] for n in names})
     files |= {text.name: FileDigest(len(text.data), digest(text.data)) for text in texts}
     return Manifest(files)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from vita_ckpt.core.checkpoint import File, Tensor, TensorRef
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.errors import InputError, OutputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.stores.local import LOCAL, identify, opened, read_at
@@ -20,6 +21,7 @@ def check_staged(
     shards: Iterable[WrittenShard],
     texts: Iterable[WrittenText],
     carried: Iterable[CarriedFile] = (),
+    on_progress: OnProgress = unwatched,
 ) -> None:
     """Raise OutputError unless the files below ``root`` are, byte for byte, as planned.
 
@@ -42,21 +44,29 @@ def check_staged(
         with opened(path) as (descriptor, seen):
             if seen.size != len(text.data) or read_at(descriptor, seen.size, 0, path) != text.data:
                 raise _failed(path, "other bytes")
-    _compare(pairs)
+    _compare(pairs, on_progress)
 
 
-def check_saved(path: str, tensors: Mapping[str, Tensor]) -> None:
+def check_saved(
+    path: str, tensors: Mapping[str, Tensor], on_progress: OnProgress = unwatched
+) -> None:
     """Raise OutputError unless a ``.bin`` file holds exactly these tensors."""
     _forget(path)
-    _compare(_pairs(path, tensors, _read_torch(path)))
+    _compare(_pairs(path, tensors, _read_torch(path)), on_progress)
 
 
-def check_patched(patched: Iterable[PatchedShard], digests: Mapping[str, str]) -> None:
+def check_patched(
+    patched: Collection[PatchedShard],
+    digests: Mapping[str, str],
+    on_progress: OnProgress = unwatched,
+) -> None:
     """Raise OutputError unless patched files hold the planned tensors.
 
     ``digests`` are those of the tensors, in hex, as they were computed before anything was written:
     what a tensor was made of may have been overwritten by it.
     """
+    size = sum(tensor.nbytes for shard in patched for _, _, tensor in shard.entries)
+    step = Tally(on_progress, "checking", size)
     for shard in patched:
         path = shard.file.path
         _forget(path)
@@ -66,7 +76,7 @@ def check_patched(patched: Iterable[PatchedShard], digests: Mapping[str, str]) -
             raise _failed(f"{path}: {name}", "no such tensor" if name in there else "one too many")
         found = {name: ref for name, ref in there.items() if name in wanted}
         _pairs(path, wanted, found)
-        for name, digest in tensor_digests(found).items():
+        for name, digest in tensor_digests(found, step).items():
             if digest != digests[name]:
                 raise _failed(f"{path}: {name}", "other bytes")
 
@@ -101,8 +111,10 @@ def _read_torch(path: str) -> Mapping[str, TensorRef]:
         raise _failed(path, error.code) from error
 
 
-def _compare(pairs: dict[str, Pair]) -> None:
-    wrong = differing({name: pair for name, pair in pairs.items() if pair[0].nbytes})
+def _compare(pairs: dict[str, Pair], on_progress: OnProgress) -> None:
+    size = sum(wanted.nbytes for wanted, _ in pairs.values())
+    step = Tally(on_progress, "checking", size)
+    wrong = differing({name: pair for name, pair in pairs.items() if pair[0].nbytes}, progress=step)
     if wrong:
         raise _failed(min(wrong), "other bytes")
 

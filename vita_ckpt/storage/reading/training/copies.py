@@ -13,9 +13,11 @@ from vita_ckpt.core.checkpoint import (
     source_of,
 )
 from vita_ckpt.core.dtype import CAST_TARGETS
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.errors import MalformedFileError
 from vita_ckpt.storage.reading.training.found import Found
 from vita_ckpt.storage.stores.base import Source, Store
+from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
 # Tensors whose masters are compared with their copies: on this disk, and on the hub.
 _SAMPLED: Final = 256
@@ -24,10 +26,12 @@ _SAMPLED: Final = 256
 _SAMPLED_FAR: Final = 8
 
 
-def check_copies(state: Checkpoint) -> None:
+def check_copies(state: Checkpoint, on_progress: OnProgress = unwatched) -> None:
     """Raise MalformedFileError unless all masters of a state on this disk round to their copies."""
     copies = state.training.copies if state.training is not None else {}
-    _compare(state.tensors, _pairs(state.tensors, copies))
+    pairs = _pairs(state.tensors, copies)
+    size = sum(master.nbytes for master, _ in pairs.values())
+    _compare(state.tensors, pairs, progress=Tally(on_progress, "checking", size))
 
 
 def check_sample(store: Store, found: Found) -> None:
@@ -53,13 +57,16 @@ def _compare(
     tensors: Mapping[str, Tensor],
     pairs: Mapping[str, tuple[Tensor, TensorRef]],
     read: Callable[[TensorRef], bytes] | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Compare masters with copies: all elements, or the first and last ones that ``read`` reads."""
     if not pairs:
         return
     from vita_ckpt.storage.tensors.copies import differing_copies, differing_in_sample  # noqa: PLC0415 - numpy
 
-    differing = differing_copies(pairs) if read is None else differing_in_sample(pairs, read)
+    differing = (
+        differing_copies(pairs, progress) if read is None else differing_in_sample(pairs, read)
+    )
     for name, place in differing.items():
         raise MalformedFileError(
             "masters-differ",
