@@ -23,7 +23,11 @@ from vita_ckpt.core.anatomy.audio.tensors import (
     wanted_tensors,
 )
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
-from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_sizes
+from vita_ckpt.core.anatomy.config_values import (
+    wrong_language_values,
+    wrong_sizes,
+    wrong_vision_values,
+)
 from vita_ckpt.core.anatomy.families import (
     FAMILIES,
     VITA,
@@ -406,7 +410,10 @@ def stop_of_model(config: Mapping[str, Any], family: ModelFamily | None = VITA) 
     sizes = wrong_sizes(language.name, config)
     if sizes:
         return Stop("config-type", f"{sizes[0]} is {config.get(sizes[0])!r}, no size")
-    for wrong in wrong_language_values(language.name, config) if family is not None else ():
+    if family is None:
+        return None
+    beyond = (*wrong_language_values(language.name, config), *wrong_vision_values(family, config))
+    for wrong in beyond:
         return Stop("config-type", f"{wrong.key} is {wrong.got}, not {wrong.expected}")
     return None
 

@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.anatomy.families import FAMILIES, ModelFamily, family_of
+from vita_ckpt.core.anatomy.families import (
+    FAMILIES,
+    Load,
+    ModelFamily,
+    TowerSource,
+    family_of,
+)
 from vita_ckpt.core.anatomy.families import VITA as VITA_FAMILY
 from vita_ckpt.core.anatomy.relatives import Relative, relative_of
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
@@ -153,7 +159,8 @@ def _name(  # noqa: PLR0911 - one for each
         return LORA_RUN
     # In a training state PEFT's names are as they must be.
     is_state = checkpoint.layout == "state"
-    if not is_state and file not in (*LORA_FILES, NON_LORA) and is_unmerged(names):
+    read = _read_names(checkpoint, family)
+    if not is_state and file not in (*LORA_FILES, NON_LORA) and is_unmerged(read):
         return PEFT_MODEL
     if found[parts.LORA]:
         return LORA_RUN
@@ -175,6 +182,14 @@ def _name(  # noqa: PLR0911 - one for each
     if not found[parts.MM_PROJECTOR] and wrapper_of(names) is None and _has_tower(checkpoint):
         return TOWER
     return whole_model if has_vision else UNKNOWN
+
+
+def _read_names(checkpoint: Checkpoint, family: ModelFamily | None) -> Mapping[str, Tensor]:
+    """Return the tensors without those of a tower that the family's loader does not read."""
+    config, names = checkpoint.config or {}, checkpoint.tensors
+    if family is None or family.tower_source(config, Load(True)) is not TowerSource.DIRECTORY:
+        return names
+    return {n: tensor for n, tensor in names.items() if not n.startswith(parts.TOWER_MODULE)}
 
 
 def wrapper_of(names: Iterable[str]) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.anatomy.families import BUNNY, LLAVA_NEXT, ModelFamily
+from vita_ckpt.core.anatomy.families import ModelFamily
 from vita_ckpt.core.binding import Stop
 
 _TABLES: Final = (parts.EMBED_TOKENS, parts.LM_HEAD)
@@ -27,10 +27,9 @@ def stop_of_run(
     """
     if is_lora:
         return None
-    if family is LLAVA_NEXT and str(config.get("model_type")).startswith("llava_qwen"):
-        return Stop("run-not-loadable", "ValueError: a projector run on Qwen2 is not supported")
-    if family is BUNNY and config.get(family.unfreeze_key):
-        return Stop("run-not-loadable", f"AssertionError: {family.unfreeze_key} in its config")
+    refused = family.refused_run(config)
+    if refused is not None:
+        return Stop("run-not-loadable", refused)
     held = _tables_of(names)
     if held and _adds_rows(config, family, rows):
         detail = f"RuntimeError: {held[0]} has more rows than the base's; training alone takes it"

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from vita_ckpt.core.anatomy.config_values import ROPE_KEYS, wrong_language_values
+from vita_ckpt.core.anatomy.config_values import (
+    ROPE_KEYS,
+    wrong_language_values,
+    wrong_vision_values,
+)
 from vita_ckpt.core.anatomy.families import FAMILIES, family_of
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
 from vita_ckpt.errors import InputError, UsageError
@@ -97,7 +101,8 @@ def check_language_values(config: Mapping[str, Any]) -> str:
             got=name,
             hint="every command but verify works on it",
         )
-    for wrong in wrong_language_values(name, config):
+    wrong_vision = wrong_vision_values(family, config) if family is not None else ()
+    for wrong in (*wrong_language_values(name, config), *wrong_vision):
         raise InputError(
             "unsupported-config",
             wrong.key,

@@ -23,7 +23,14 @@ from vita_ckpt.checks.explain.tower_files import (
 )
 from vita_ckpt.checks.explain.trace import Tracer
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.anatomy.families import BUNNY, LLAVA, LLAVA_NEXT, ModelFamily
+from vita_ckpt.core.anatomy.families import (
+    BUNNY,
+    LLAVA,
+    LLAVA_NEXT,
+    Load,
+    ModelFamily,
+    TowerSource,
+)
 from vita_ckpt.core.binding import (
     Binding,
     PartSource,
@@ -63,7 +70,7 @@ def _load_model(tracer: Tracer, lookup: Lookup, family: ModelFamily) -> None:
 
     def build() -> None:
         tracer.model_class, tracer.dtype = backbone.architecture, "float16"
-        tracer.step("builds", f"{backbone.architecture}: {_CHOSEN_BY[family.name](lookup.name)}")
+        tracer.step("builds", f"{backbone.architecture}: {_chosen_by(family, lookup.name)}")
         built.extend(_build_tower(tracer, lookup, config, family))
 
     read = file_resolution.from_pretrained(tracer, old=True, build=build)
@@ -105,6 +112,9 @@ def _by_name(*words: tuple[str, str], otherwise: str) -> Callable[[str], str]:
     return chosen
 
 
+# What a loader raises over that reads a trained tower again, from safetensors files alone.
+_IN_PICKLES: Final = Load(stored=True, safetensors=False)
+
 # How each family's loader chooses its class.
 _CHOSEN_BY: Final[Mapping[str, Callable[[str], str]]] = {
     LLAVA.name: _by_name(
@@ -123,6 +133,11 @@ _CHOSEN_BY: Final[Mapping[str, Callable[[str], str]]] = {
     ),
     BUNNY.name: lambda _: "by the model_type that the loader is given, whatever the config's says",
 }
+
+
+def _chosen_by(family: ModelFamily, name: str) -> str:
+    chosen = _CHOSEN_BY.get(family.name)
+    return chosen(name) if chosen is not None else "by the config's model_type"
 
 
 def _build_tower(
@@ -172,7 +187,7 @@ def _finish_tower(
         tracer.step("tower", f"{own} tensors of the checkpoint over the directory's")
     else:
         tracer.step("tower", "none in the checkpoint: uninitialised memory")
-    if family is BUNNY and config.get(family.unfreeze_key):
+    if family.tower_source(config, _IN_PICKLES) is TowerSource.RAISES:
         read_tower_again(tracer, part.wanted)
 
 

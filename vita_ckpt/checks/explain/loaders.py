@@ -16,10 +16,7 @@ from vita_ckpt.checks.explain.trace import LoaderTrace, Tracer
 from vita_ckpt.checks.explain.transformers import transformers_4_41, transformers_5_6
 from vita_ckpt.checks.explain.vita import vita_1_0, vita_1_5
 from vita_ckpt.core.anatomy.families import (
-    BUNNY,
     FAMILIES,
-    LLAVA,
-    LLAVA_NEXT,
     VITA,
     family_of,
 )
@@ -41,9 +38,12 @@ LOADERS: Final[dict[str, tuple[str, Replay]]] = {
     VITA_1_0: ("VITA-1.0's loader, transformers 4.41.1", vita_1_0),
     TRANSFORMERS_4_41: ("plain transformers 4.41, from_pretrained", transformers_4_41),
     TRANSFORMERS_5_6: ("plain transformers 5.6 and later, from_pretrained", transformers_5_6),
-    "llava": ("LLaVA's builder.py, transformers 4.37.2", replay(LLAVA)),
-    "llava-next": ("LLaVA-NeXT's builder.py, transformers 4.40", replay(LLAVA_NEXT)),
-    "bunny": ("Bunny's builder.py, transformers 4.38", replay(BUNNY)),
+    **{
+        name: (f"{family.label}'s builder.py, {family.library}", replay(family))
+        for family in FAMILIES.values()
+        if family is not VITA
+        for name in family.loaders
+    },
     HUB_MODEL: ("huggingface_hub's load_torch_model", hub_model),
     HUB_METADATA: ("huggingface_hub's safetensors metadata", hub_metadata),
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers.families import family_of_config, inner_config
 
@@ -205,6 +206,21 @@ def wrong_language_values(family: str, config: Mapping[str, Any]) -> tuple[Wrong
         *_wrong_language_values(family, config, _LANGUAGE_MODEL),
         *_beyond(keys, _VITA),
         *_wrong_rope(family, config),
+    )
+
+
+def wrong_vision_values(family: ModelFamily, config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
+    """Return the keys of a relative's vision config whose value is of another type.
+
+    VITA's own are bounded with those of its language model.
+    """
+    if family is VITA:
+        return ()
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+    return tuple(
+        WrongValue(name, " or ".join(names.get(t, "a list") for t in key.types), repr(config[name]))
+        for name, key in family.keys.items()
+        if config.get(name) is not None and type(config[name]) not in key.types
     )
 
 

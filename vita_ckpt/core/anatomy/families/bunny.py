@@ -41,6 +41,11 @@ def _tower_source(config: Config, load: Load) -> TowerSource:
     return TowerSource.DIRECTORY
 
 
+def _refused_run(config: Config) -> str | None:
+    trained = config.get("unfreeze_vision_tower")
+    return "AssertionError: unfreeze_vision_tower in its config" if trained else None
+
+
 BUNNY: Final = ModelFamily(
     name="bunny",
     label="Bunny",
@@ -83,5 +88,7 @@ BUNNY: Final = ModelFamily(
         "tokenizer_padding_side": Key((str,), choices=SIDES),
     },
     loaders=("bunny",),
+    library="transformers 4.38",
+    refused_run=_refused_run,
     unscaled=("Qwen2",),
 )

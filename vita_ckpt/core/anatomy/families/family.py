@@ -131,8 +131,9 @@ class ModelFamily:
     ``dropped`` are prefixes of tensors that the loader drops, or that never reach the output, where
     nothing else binds them. ``fault`` returns why keys that do not go together make the first image
     fail, empty if they do. ``tiles`` says how a picture becomes several tiles, None if it does not.
-    ``loaders`` are the names of its loaders in ``explain``, the one that judges first.
-    ``has_audio`` says whether there are audio modules.
+    ``loaders`` are the names of its loaders in ``explain``, the one that judges first, and
+    ``library`` is what they run on. ``refused_run`` says why the loader raises over a projector run
+    of a config, None if it does not. ``has_audio`` says whether there are audio modules.
     """
 
     name: str
@@ -148,6 +149,7 @@ class ModelFamily:
     s2_towers: tuple[str, ...]
     keys: Mapping[str, Key]
     loaders: tuple[str, ...]
+    library: str
     features: Callable[[Config, str, int], Features | None] | None = None
     own_keys: tuple[str, ...] = ()
     own_value: Callable[[Config], str | None] = _nothing
@@ -160,6 +162,7 @@ class ModelFamily:
     unscaled: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     fault: Callable[[Config, Features], str] = _no_fault
+    refused_run: Callable[[Config], str | None] = _nothing
     tiles: Callable[[Config], str | None] = _nothing
     has_audio: bool = False
 

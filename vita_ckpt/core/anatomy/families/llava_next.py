@@ -161,6 +161,11 @@ def _tiling(config: Config) -> Tiling:
     return Tiling.of(config, extended=True)
 
 
+def _refused_run(config: Config) -> str | None:
+    is_qwen = str(config.get("model_type")).startswith("llava_qwen")
+    return "ValueError: a projector run on Qwen2 is not supported" if is_qwen else None
+
+
 LLAVA_NEXT: Final = ModelFamily(
     name="llava-next",
     label="LLaVA-NeXT",
@@ -184,6 +189,8 @@ LLAVA_NEXT: Final = ModelFamily(
     s2_towers=(CLIP_FAMILY,),
     keys=KEYS | _OWN_KEYS,
     loaders=("llava-next",),
+    library="transformers 4.40",
+    refused_run=_refused_run,
     features=_features,
     tiling=_tiling,
     image_count=ImageCount.LAST_AGAIN,
