@@ -1,6 +1,7 @@
 """merge-lora at VITA-1.5's shapes, rank 128 on every linear, against peft's merge and save.
 
-Usage: python benchmarks/lora.py [--dir DIR] [--runs N] [--layers N] [--rank N] [--tiny]. Values are
+Usage: python benchmarks/lora.py [--dir DIR] [--runs N] [--layers N] [--vocab N] [--rank N]
+[--tiny]. Values are
 random, in bf16. The peer loads the language model with transformers, merges with peft's
 ``merge_and_unload`` and saves with ``save_pretrained``; it leaves the tower out, which is in its
 favour. ``cp -r`` with ``sync`` of the base is what writing it takes at least. What is merged is
@@ -50,10 +51,12 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, default=None)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--layers", type=int, default=FULL.layers)
+    parser.add_argument("--vocab", type=int, default=FULL.vocab)
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--tiny", action="store_true", help="a rehearsal: small shapes, no claims")
     arguments = parser.parse_args()
-    spec = Spec() if arguments.tiny else dataclasses.replace(FULL, layers=arguments.layers)
+    sizes = {"layers": arguments.layers, "vocab": arguments.vocab}
+    spec = Spec() if arguments.tiny else dataclasses.replace(FULL, **sizes)
     rank = 4 if arguments.tiny else arguments.rank
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="vita-ckpt-bench-") as name:
         kept = measure(Path(name), spec, rank, arguments.runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,10 @@ from statistics import median
 
 @dataclass
 class Runs:
-    """Seconds of every run and the largest resident set, in bytes."""
+    """Seconds of every run, of processors too, and the largest resident set, in bytes."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     peak: int = 0
 
     @property
@@ -35,11 +37,14 @@ def in_turn(
     results = {name: Runs() for name in commands}
     for turn in range(runs + 1):
         for name, command in commands.items():
+            before = _cpu_of_children()
             seconds, peak = run(command)
+            cpu = _cpu_of_children() - before
             if between is not None:
                 between(name)
             if turn:
                 results[name].seconds.append(seconds)
+                results[name].cpu.append(cpu)
                 results[name].peak = max(results[name].peak, peak)
     return results
 
@@ -59,6 +64,12 @@ def run(command: Sequence[str], may_find: bool = False) -> tuple[float, int]:
     return seconds, usage.ru_maxrss * 1024
 
 
+def _cpu_of_children() -> float:
+    """Seconds of processors that all ended children took."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def machine() -> str:
     """Where and with what this was measured."""
     packages = ("click", "tabulate", "numpy", "safetensors", "torch", "transformers", "accelerate")
@@ -75,7 +86,7 @@ def show(results: Mapping[str, Runs]) -> None:
         spread = f"{min(runs.seconds):.3f}–{max(runs.seconds):.3f}"
         print(
             f"  {name:<34} {runs.middle:8.3f} s  ({spread}, n={len(runs.seconds)})"
-            f"  peak {runs.peak / 1e6:7.1f} MB"
+            f"  CPU {median(runs.cpu):7.2f} s  peak {runs.peak / 1e6:7.1f} MB"
         )
 
 

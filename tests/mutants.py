@@ -231,6 +231,17 @@ def errors(found: Callable[[], Report | Verification]) -> set[str]:
         return {error.code}
 
 
+def judge(base: Path) -> dict[str, set[str]]:
+    """What each of the three has against a checkpoint; nothing if it is sound."""
+    loader = judge_of(json.loads((base / "config.json").read_text()))
+    (trace,) = (t for t in explain(base).traces if t.loader == loader)
+    return {
+        "validate": errors(lambda: validate(base)),
+        "explain": set() if trace.outcome == "complete" else {trace.stopped_by or trace.outcome},
+        "verify": errors(lambda: verify(base, device="cpu")),
+    }
+
+
 def holds(
     case: str,
     seed: int,
@@ -240,14 +251,7 @@ def holds(
 ) -> None:
     base = mutant(case, seed, root, mutations)
     monkeypatch.chdir(root)  # the tower's path is relative
-    config = json.loads((base / "config.json").read_text())
-    loader = judge_of(config)
-    (trace,) = (t for t in explain(base).traces if t.loader == loader)
-    judged = {
-        "validate": errors(lambda: validate(base)),
-        "explain": set() if trace.outcome == "complete" else {trace.stopped_by or trace.outcome},
-        "verify": errors(lambda: verify(base, device="cpu")),
-    }
+    judged = judge(base)
     sound = {who for who, rules in judged.items() if not rules}
     what = mutations[seed % len(mutations)].__name__
     assert len(sound) in (0, 3), (what, {who: sorted(rules) for who, rules in judged.items()})

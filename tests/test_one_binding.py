@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
-from tests.mutants import CONFIG_MUTATIONS, DTYPE_MUTATIONS, MUTATIONS, holds, mutant
+from tests.mutants import CONFIG_MUTATIONS, DTYPE_MUTATIONS, MUTATIONS, holds, judge, mutant
 
 
 @pytest.mark.parametrize("seed", range(len(MUTATIONS)))
@@ -52,3 +54,20 @@ def test_a_tower_without_its_table_of_positions(
 ) -> None:
     """Its image size is unknown then: the directory's config still decides."""
     holds("A1", 111, tmp_path / "case", monkeypatch)
+
+
+def test_a_second_set_of_weights_beside_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader takes the single file, whole as it is: which one is meant is not known."""
+    base = mutant("A3", 0, tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    shard = "model-00001-of-00001.safetensors"
+    names = dict.fromkeys(load_file(base / "model.safetensors"), shard)
+    shutil.copy(base / "model.safetensors", base / shard)
+    index = {"metadata": {}, "weight_map": names}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    judged = judge(base)
+    assert judged["validate"] == {"ambiguous-weights", "stale-weights"}
+    assert judged["explain"] == {"partial"}
+    assert judged["verify"] == {"ambiguous-weights"}

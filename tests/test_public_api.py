@@ -37,7 +37,12 @@ SIGNATURES = {
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
         "only: 'Sequence[str]' = (), fetch: 'bool' = False, on_progress: 'OnProgress' = "
-        "unwatched, stores: 'Stores | None' = None) -> 'Difference'"
+        "unwatched, stores: 'Stores | None' = None, ranks: 'Ranks | None' = None) -> "
+        "'Difference'"
+    ),
+    "distributions": (
+        "(checkpoint: 'Checkpoint | StrPath', *, on_progress: 'OnProgress' = unwatched, "
+        "stores: 'Stores | None' = None) -> 'dict[str, Distribution]'"
     ),
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
@@ -150,7 +155,8 @@ SIGNATURES = {
     "validate": (
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
         "'bool' = False, loader: 'str | None' = None, key: 'str | None' = None, on_progress: "
-        "'OnProgress' = unwatched, stores: 'Stores | None' = None) -> 'Report'"
+        "'OnProgress' = unwatched, stores: 'Stores | None' = None, ranks: 'Ranks | None' = "
+        "None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
@@ -200,6 +206,7 @@ VALUES = {
     "Difference",
     "Dispatch",
     "Distance",
+    "Distribution",
     "Divergence",
     "DropFile",
     "DropTensor",

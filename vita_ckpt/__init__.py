@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.api.diff import (
         diff as diff,
     )
+    from vita_ckpt.api.distribution import (
+        distributions as distributions,
+    )
     from vita_ckpt.api.explain import (
         explain as explain,
     )
@@ -92,6 +95,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         FileDifference as FileDifference,
         PartDifference as PartDifference,
         TensorDifference as TensorDifference,
+    )
+    from vita_ckpt.checks.distribution import (
+        Distribution as Distribution,
     )
     from vita_ckpt.checks.explain.disagreements import (
         Divergence as Divergence,
@@ -253,6 +259,7 @@ _HOMES = {
     ),
     "vita_ckpt.api.consolidate": ("consolidate",),
     "vita_ckpt.api.diff": ("diff",),
+    "vita_ckpt.api.distribution": ("distributions",),
     "vita_ckpt.api.explain": ("explain",),
     "vita_ckpt.api.inspect": (
         "inspect",
@@ -306,6 +313,7 @@ _HOMES = {
         "PartDifference",
         "TensorDifference",
     ),
+    "vita_ckpt.checks.distribution": ("Distribution",),
     "vita_ckpt.checks.explain.disagreements": ("Divergence",),
     "vita_ckpt.checks.explain.explanation": ("Explanation",),
     "vita_ckpt.checks.explain.trace": (

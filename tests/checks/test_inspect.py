@@ -48,7 +48,7 @@ EXPECTED = {
 
 
 def report(path: Path) -> dict[str, Any]:
-    data = {**inspect(path).to_dict(), "tensor_list": None, "modules": None}
+    data = {**inspect(path).to_dict(), "tensor_list": None, "modules": None, "values": None}
     VALIDATOR.validate(data)
     assert json.loads(json.dumps(data)) == data
     return data

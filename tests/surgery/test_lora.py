@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -289,6 +290,20 @@ def test_deltas_that_were_saved_unmerged(case: Path, prefix: str) -> None:
     shutil.copy(file, root)
     apply_in_place(plan_merge_lora(root))
     assert same(loaded(root), expected) == []
+
+
+def test_deltas_saved_unmerged_are_not_merged_with_bad_values(case: Path) -> None:
+    root = unmerged(case)
+    edit_file = root / "model.safetensors"
+    tensors = load_file(edit_file)
+    name = next(name for name in tensors if ".lora_B." in name)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, edit_file, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=f"bad-adapter-values: .*{re.escape(name)}.*NaN"):
+        plan_merge_lora(root, lora_alpha=7)
+    plan = plan_merge_lora(root, lora_alpha=7, allow_bad_values=True)
+    save_plan(plan, case / "plan.json")
+    assert load_plan(case / "plan.json").edits == plan.edits
 
 
 def without(part: str) -> Callable[[Tensors], Tensors]:

@@ -98,7 +98,10 @@ def settings_of_runs(draw: st.DrawFn) -> dict[str, Any]:
         dora = False
         targets = ["q_proj", "v_proj"]
         chosen["lora_bias"] = True
-    patterns = st.dictionaries(st.sampled_from(_PATTERNS), st.integers(1, 7), max_size=3)
+    # In the order that adapter_config.json has them in: peft sorts the keys when it saves.
+    patterns = st.dictionaries(st.sampled_from(_PATTERNS), st.integers(1, 7), max_size=3).map(
+        lambda table: dict(sorted(table.items()))
+    )
     return {
         "r": draw(st.integers(1, 6)),
         "lora_alpha": draw(st.integers(1, 33)),
@@ -191,6 +194,6 @@ def test_it_is_what_peft_merges(chosen: dict[str, Any], dtype: str, seed: int) -
         got = found[name]
         assert got.dtype == tensor.dtype, name
         if dtype == "F32":
-            assert _units(got, tensor) <= (8 if chosen["use_dora"] else 2), name
+            assert _units(got, tensor) <= 2, name
         else:
             assert torch.equal(got, tensor), name

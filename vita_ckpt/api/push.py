@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from vita_ckpt.api.locate import StrPath, local
-from vita_ckpt.api.validate import report_on
 from vita_ckpt.core.address import is_inside, looks_like_repository
 from vita_ckpt.core.checkpoint import Checkpoint, File, RemoteFile
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, MODEL_CARD, counts_as_weights, index_of
@@ -96,6 +95,8 @@ def push_directory(
 
     Those among them that hold headers only are ``outlined``, by their paths.
     """
+    from vita_ckpt.api.validate import report_on  # noqa: PLC0415 - numpy
+
     surveyed = survey(root, stores)
     checkpoint = surveyed.checkpoint
     report = report_on(surveyed, stores, outlined=outlined)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
 from vita_ckpt.api.inspect import check_key
 from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.ranks import agree_on, told_to_all
 from vita_ckpt.api.subject import file_of, gather
 from vita_ckpt.checks.config import check_config
 from vita_ckpt.checks.digests import check_manifest, check_written
@@ -58,6 +59,9 @@ from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
+
 KINDS = (
     *kinds.WHOLE,
     kinds.LANGUAGE_MODEL,
@@ -78,6 +82,7 @@ def validate(
     key: str | None = None,
     on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Check what lies at ``path`` by every rule, without loading it: headers, configs, small parts.
 
@@ -93,25 +98,35 @@ def validate(
     findings; raises InputError only if nothing is there, or nothing of a known kind, HubError if
     the hub does not give what is asked for, StaleInputError if a file changes meanwhile, UsageError
     for an unknown kind or loader, or for a ``key`` without such a file.
+
+    With the ``ranks`` of :func:`join_ranks` every process of a launcher makes the same call. They
+    share the bytes that are to be read, and all return the same report or raise the same error;
+    each tells how far its own share is.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
     if loader is not None and loader not in LOADER_NAMES:
         raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
     stores = Stores() if stores is None else stores
-    place = locate(path, stores)
-    surveyed = survey(place, stores, key or "")
-    check_key(key, surveyed.checkpoint)
-    report = report_on(
-        surveyed,
-        stores,
-        kind=kind,
-        values=values,
-        deep=deep,
-        loader=loader,
-        on_progress=on_progress,
-    )
-    return replace(report, path=place)
+    team = ALONE if ranks is None else ranks
+    with told_to_all(ranks):
+        with team.agreement():
+            place = locate(path, stores)
+            surveyed = survey(place, stores, key or "")
+            check_key(key, surveyed.checkpoint)
+        agree_on(ranks, surveyed.checkpoint)
+        report = report_on(
+            surveyed,
+            stores,
+            kind=kind,
+            values=values,
+            deep=deep,
+            loader=loader,
+            on_progress=on_progress,
+            team=team,
+        )
+        report = replace(report, path=place)
+        return report if ranks is None else ranks.share(report)
 
 
 def report_on(
@@ -124,10 +139,12 @@ def report_on(
     loader: str | None = None,
     on_progress: OnProgress = unwatched,
     outlined: Collection[str] = (),
+    team: Team = ALONE,
 ) -> Report:
     """Validate what was surveyed already; the options are those of :func:`validate`.
 
-    ``outlined`` are weight files that hold headers only: no values of theirs are read.
+    ``outlined`` are weight files that hold headers only: no values of theirs are read. ``team``
+    shares what is to be read; what is kept for an undo its first process reads.
     """
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
@@ -147,7 +164,9 @@ def report_on(
         findings += _run(subject)
         findings += check_training(subject)
         findings += _adapter(subject)
-        findings += _values(subject, stores, on_progress, everything=values, outlined=outlined)
+        findings += _values(
+            subject, stores, on_progress, everything=values, outlined=outlined, team=team
+        )
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += unsaid(subject, findings)
@@ -155,7 +174,7 @@ def report_on(
         findings += check_loaders(checkpoint)
     findings += check_left_out(subject)
     if deep:
-        findings += _digests(downloaded(checkpoint, stores), on_progress, stores)
+        findings += _digests(downloaded(checkpoint, stores), on_progress, stores, team)
     return Report(path, subject.kind, worst_first(_said_once(findings)), family=family)
 
 
@@ -294,6 +313,7 @@ def _values(
     *,
     everything: bool,
     outlined: Collection[str],
+    team: Team,
 ) -> list[Finding]:
     """Check the values of the small parts, or of all."""
     refs = subject.checkpoint.stored
@@ -303,7 +323,8 @@ def _values(
     if everything or small:
         with fetched(remote_refs(subject.checkpoint.tensors), stores) as here:
             there = here.checkpoint(subject.checkpoint)
-            return check_values(there, progress=_reading(there.stored.values(), on_progress))
+            step = _reading(there.stored.values(), on_progress, team)
+            return check_values(there, team=team, progress=step)
     names = frozenset(
         name
         for name, tensor in refs.items()
@@ -311,16 +332,18 @@ def _values(
     )
     if not names:
         return []
-    step = _reading((refs[name] for name in names), on_progress)
-    return check_values(subject.checkpoint, names, progress=step)
+    step = _reading((refs[name] for name in names), on_progress, team)
+    return check_values(subject.checkpoint, names, team=team, progress=step)
 
 
-def _reading(tensors: Iterable[Tensor], on_progress: OnProgress) -> Tally:
+def _reading(tensors: Iterable[Tensor], on_progress: OnProgress, team: Team) -> Tally:
     parts_read = {part for tensor in tensors for part in refs_of(tensor)}
-    return Tally(on_progress, "reading", sum(part.span for part in parts_read))
+    return Tally(on_progress, "reading", sum(part.span for part in parts_read) // team.size)
 
 
-def _digests(checkpoint: Checkpoint, on_progress: OnProgress, stores: Stores) -> Iterator[Finding]:
+def _digests(
+    checkpoint: Checkpoint, on_progress: OnProgress, stores: Stores, team: Team
+) -> Iterator[Finding]:
     """Check bytes against the digests that were taken of them."""
     from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests  # noqa: PLC0415 - only when asked for
     from vita_ckpt.storage.writing.manifest import measure, read_manifest  # noqa: PLC0415 - only when asked for
@@ -334,19 +357,23 @@ def _digests(checkpoint: Checkpoint, on_progress: OnProgress, stores: Stores) ->
         manifest = None
         yield finding_of_error(error, file_of(error))
     if manifest is not None:
-        found = measure(checkpoint, on_progress=on_progress)
+        found = measure(checkpoint, on_progress=on_progress, team=team)
         for known in check_manifest(manifest, found):
             yield replace(known, file=os.path.join(checkpoint.root, known.file))
     else:
         refs = {n: ref for n, ref in checkpoint.refs.items() if n in written.tensors}
         files_there = {n: checkpoint.files[n] for n in written.files}
         size = sum(one.nbytes for one in refs.values())
-        step = Tally(on_progress, "digesting", size + sum(f.size for f in files_there.values()))
-        yield from check_written(written.tensors, tensor_digests(refs, step), what="tensor")
-        files = file_digests({n: file.path for n, file in files_there.items()}, step)
+        size += sum(file.size for file in files_there.values())
+        step = Tally(on_progress, "digesting", size // team.size)
+        hashes = tensor_digests(refs, step, team=team)
+        yield from check_written(written.tensors, hashes, what="tensor")
+        paths = {name: file.path for name, file in files_there.items()}
+        files = file_digests(paths, step, team=team)
         hashes = {name: file.sha256 for name, file in files.items()}
         yield from check_written(written.files, hashes, what="file")
-    yield from _undo_data(checkpoint.root)
+    if team.rank == 0:
+        yield from _undo_data(checkpoint.root)
 
 
 def _undo_data(root: str) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from math import isfinite, prod
 from typing import Any, Final, TypedDict
 
@@ -24,7 +25,7 @@ from vita_ckpt.core.anatomy.families import (
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.binding import Surroundings, bind, features_of, is_tied, tower_class
-from vita_ckpt.core.checkpoint import Checkpoint, Shape, Tensor, parameters, refs_of
+from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Tensor, parameters, refs_of
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
 from vita_ckpt.core.kinds import (
@@ -64,13 +65,17 @@ def config_keys(family: ModelFamily) -> dict[str, Types]:
 
 @dataclass(frozen=True, slots=True)
 class PartSummary:
-    """One part: its tensors, parameters (elements), bytes, and dtypes, the commonest first."""
+    """One part: its tensors, parameters (elements), bytes, and dtypes, the commonest first.
+
+    ``bytes_by_dtype`` has the bytes of each of ``dtypes``, in the same order.
+    """
 
     name: str
     tensors: int
     parameters: int
     bytes: int
     dtypes: tuple[str, ...]
+    bytes_by_dtype: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +252,7 @@ def inspect_checkpoint(
     kind = found.name
     if kind == MULTIMODAL and (tower_directory or _NOWHERE).path == checkpoint.root:
         tower_directory = None  # the model's own config describes its tower
-    config = checkpoint.config or {}
+    config, sizes = checkpoint.config or {}, _bytes_by_dtype(checkpoint.tensors.values())
     facts = _Facts.of(checkpoint, tower_directory, audio_directory, found)
     is_tower = kind == TOWER
     lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in facts.keys}
@@ -266,10 +271,10 @@ def inspect_checkpoint(
         else (),
         backbone=backbone.language_model if backbone else plain.name if plain else None,
         loader_name=backbone.loader_name if backbone else None,
-        dtypes=_dtypes(checkpoint.tensors.values()),
+        dtypes=tuple(sizes),
         tensors=len(checkpoint.tensors),
         parameters=true_parameters(checkpoint),
-        bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        bytes=sum(sizes.values()),
         shards=_shards(checkpoint),
         parts=_parts(checkpoint, found),
         config=lines,
@@ -403,7 +408,7 @@ class _Facts:
         return cls(
             config=config,
             shapes=shapes,
-            dtypes=_dtypes(checkpoint.tensors.values()),
+            dtypes=tuple(_bytes_by_dtype(checkpoint.tensors.values())),
             has_language_model=any(name.startswith(parts.LAYERS_PREFIX) for name in shapes),
             tower=tower,
             directory=directory.tower if directory else None,
@@ -676,38 +681,52 @@ _COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]
 
 def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
     sources = ({ref.source for ref in refs_of(t)} for t in checkpoint.tensors.values())
-    counts = Counter(source for found in sources for source in found)
+    counts: Counter[File] = Counter()
+    # Mostly one file after the other: each is looked up once for many tensors.
+    for source, group in groupby(source for found in sources for source in found):
+        counts[source] += sum(1 for _ in group)
     return tuple(
         ShardSummary(shard.name, shard.format, shard.file.size, counts[shard.file])
         for shard in checkpoint.shards
     )
 
 
-def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
-    is_tower, codes = kind.name == TOWER, kind.quantisation
+def names_by_part(checkpoint: Checkpoint, kind: Kind | None = None) -> dict[str, list[str]]:
+    """Return the names of the tensors of each part, empty for a part that is not there."""
+    kind = kind_of(checkpoint) if kind is None else kind
+    is_tower = kind.name == TOWER
     groups: dict[str, list[str]] = {label: [] for label in parts.LABELS}
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     prefix = towers.tower_prefix(shapes) if is_tower else parts.TOWER_PREFIX
     for name in checkpoint.tensors:
         below = is_tower and name.startswith(prefix)
         groups[parts.VISION_TOWER if below else kind.part_of(name)].append(name)
+    return groups
+
+
+def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
+    codes, tensors = kind.quantisation, checkpoint.tensors
     always = (parts.LANGUAGE_MODEL, parts.MM_PROJECTOR, parts.VISION_TOWER)
-    return tuple(
-        PartSummary(
-            name=part,
-            tensors=len(names),
-            parameters=sum(
-                parameters(checkpoint.tensors[name])
-                if codes is None
-                else codes.parameters(name, checkpoint.tensors[name])
-                for name in names
-            ),
-            bytes=sum(checkpoint.tensors[name].nbytes for name in names),
-            dtypes=_dtypes(checkpoint.tensors[name] for name in names),
+    found = []
+    for part, names in names_by_part(checkpoint, kind).items():
+        if not names and part not in always:
+            continue
+        sizes = _bytes_by_dtype(tensors[name] for name in names)
+        elements = (
+            parameters(tensors[name]) if codes is None else codes.parameters(name, tensors[name])
+            for name in names
         )
-        for part, names in groups.items()
-        if names or part in always
-    )
+        found.append(
+            PartSummary(
+                name=part,
+                tensors=len(names),
+                parameters=sum(elements),
+                bytes=sum(sizes.values()),
+                dtypes=tuple(sizes),
+                bytes_by_dtype=tuple(sizes.values()),
+            )
+        )
+    return tuple(found)
 
 
 def _lora(checkpoint: Checkpoint) -> LoraSummary | None:
@@ -760,11 +779,12 @@ def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _dtypes(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+def _bytes_by_dtype(tensors: Iterable[Tensor]) -> dict[str, int]:
+    """Return the bytes of each dtype, the largest first."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts[tensor.dtype] += tensor.nbytes
-    return tuple(dtype for dtype, _ in counts.most_common())
+    return dict(counts.most_common())
 
 
 def _text(value: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
@@ -333,15 +333,17 @@ def _not_floating(subject: Subject) -> Iterator[Finding]:
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
-    by_part: dict[str, Counter[str]] = {}
+    by_part: defaultdict[str, Counter[str]] = defaultdict(Counter)
     example: dict[tuple[str, str], str] = {}
     if checkpoint.training is not None:  # float32 masters beside frozen copies
         return
     for name, tensor in checkpoint.tensors.items():
         if tensor.dtype in _FLOATS and name.removeprefix(AUDIO_PREFIX) not in CMVN:
             part = parts.part_of(name)
-            by_part.setdefault(part, Counter())[tensor.dtype] += 1
-            example.setdefault((part, tensor.dtype), name)
+            counts = by_part[part]
+            if not counts[tensor.dtype]:
+                example[part, tensor.dtype] = name
+            counts[tensor.dtype] += 1
     for part, counts in by_part.items():
         if len(counts) > 1:
             least = counts.most_common()[-1][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 BITS: dict[str, int] = {
     "BOOL": 8,
@@ -67,6 +68,9 @@ def nbytes(dtype: str, shape: Sequence[int]) -> int:
     Raises OverflowError where a 64-bit reader would overflow, even if a later dimension is zero,
     and ValueError where a sub-byte tensor does not end on a byte boundary.
     """
+    bits = prod(shape) * BITS[dtype]
+    if 0 < bits < _U64 and not bits % 8:  # so is what is computed on the way
+        return bits // 8
     elements = 1
     for size in shape:
         elements *= size

@@ -25,7 +25,7 @@ _DELTA: Final = re.compile(
     r"(\.(?P<adapter>(?!(weight|bias)$)[^.]+))?(\.(?P<leaf>weight|bias))?",
     re.ASCII,
 )
-_BASE_LAYER: Final = ".base_layer."
+BASE_LAYER: Final = ".base_layer."
 _SAVED: Final = ".modules_to_save."
 _ORIGINAL: Final = ".original_module."
 _LM_HEAD_MODULE: Final = parts.LM_HEAD.removesuffix(".weight")
@@ -97,7 +97,7 @@ def _bare(name: str) -> str:
 
 def _place(name: str, adapters: set[str]) -> str:
     """Return the name that a tensor has in the model without peft's wrappers."""
-    name = name.replace(_BASE_LAYER, ".")
+    name = name.replace(BASE_LAYER, ".")
     before, saved, after = name.partition(_SAVED)
     if not saved:
         return name
@@ -202,7 +202,7 @@ class _Merger:
             trained=tuple(trained),
             untrained=tuple(untrained),
             ignored=tuple(ignored),
-            wrapped=tuple(n for n in names.wrapped if _BASE_LAYER in names.trained[n]),
+            wrapped=tuple(n for n in names.wrapped if BASE_LAYER in names.trained[n]),
             rescued=tuple(n for n in names.wrapped if _SAVED in names.trained[n]),
             is_untied=is_untied,
         )

@@ -69,9 +69,9 @@ def load_model(
     not lead to it; its weights are run where the loader of the checkpoint's family takes those.
     ``audio_encoder`` is the audio encoder's, without which its tensors are not run. ``max_memory``
     limits the memory for weights, in bytes or as ``"4GB"``, by GPU number or ``"cpu"``. Its default
-    is most of every GPU's free memory, and half a gigabyte on a CPU. Weights are placed on one GPU
-    if they fit, else on several GPUs if they fit on those together (only the GPUs in
-    ``max_memory``, if it names any). Otherwise they stream from the files, module by module.
+    is most of what is free, and on a CPU at least half a gigabyte. Weights are placed on one GPU if
+    they fit, else on several GPUs if they fit on those together (only the GPUs in ``max_memory``,
+    if it names any). Otherwise they stream from the files, module by module.
 
     ``observe`` is called with every stored name and tensor that a module receives; while streaming,
     ``model.observe_rest()`` calls it with the others. ``stores`` resolves paths. ``stage`` is a

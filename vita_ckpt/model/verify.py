@@ -129,8 +129,8 @@ def verify_checkpoint(
         tower=tower,
         attn=attn,
         max_memory=max_memory or {},
-        stores=stores,
         on_progress=on_progress,
+        stores=stores,
         ranks=ranks,
     )
     if ranks is not None and ranks.rank:
@@ -248,7 +248,7 @@ class _Loads:
     def _stage(self) -> tuple[int, int] | None:
         return None if self.ranks is None else (self.ranks.rank, self.ranks.size)
 
-    def _free(self, index: int) -> int:
+    def _free(self, index: int | None) -> int:
         return free_memory(index) // (1 if self.ranks is None else self.ranks.sharers)
 
 

@@ -14,7 +14,7 @@ from vita_ckpt.core.binding import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, cast, uncast
 from vita_ckpt.core.dtype import can_cast
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA
-from vita_ckpt.core.lora import Merged, merge_run, read_names
+from vita_ckpt.core.lora import BASE_LAYER, Merged, merge_run, read_names
 from vita_ckpt.core.lora_config import LoraConfig, Problem, read_lora_config
 from vita_ckpt.core.plan import (
     AddTensor,
@@ -229,6 +229,20 @@ def plan_merge_unmerged(
         ),
     )
     return require_binding(plan)
+
+
+def trained_part(base: Checkpoint) -> Checkpoint:
+    """Return what was trained of a checkpoint that was saved with its deltas unmerged."""
+    names = read_names(base.tensors)
+    wrapped = {names.trained[name] for name in names.wrapped}
+    return replace(
+        base,
+        tensors={
+            name: tensor
+            for name, tensor in base.tensors.items()
+            if parts.part_of(name) == parts.LORA or (name in wrapped and BASE_LAYER not in name)
+        },
+    )
 
 
 def _config_of(run: Checkpoint) -> LoraConfig:

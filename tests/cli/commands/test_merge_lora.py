@@ -81,3 +81,23 @@ def test_what_it_does_not_take(cli: Cli, tmp_path: Path, base: Path) -> None:
     ):
         assert_one_error(cli("merge-lora", *more), code, word)
     assert not (tmp_path / "out").exists()
+
+
+def test_it_is_verified_before_it_is_written(cli: Cli, tmp_path: Path, base: Path) -> None:
+    pytest.importorskip("torch")
+    shutil.copytree(CASE / "tower-internvit", tmp_path / "tower-internvit")
+    run = Path(shutil.copytree(CASE / "lora", tmp_path / "lora"))
+    out = tmp_path / "out"
+    arguments = ("merge-lora", "--base", base, "--adapter", run, "--out", out, "--verify")
+    result = cli(*arguments)
+    assert result.code == 0, result
+    assert "it works" in result.err
+    assert read_tensors(out) == read_tensors(CASE / "merged_by_upstream")
+    shutil.rmtree(out)
+    settings = json.loads((run / "adapter_config.json").read_text())
+    settings["lora_alpha"] = 1e30  # the logits overflow, and no value is infinite before
+    (run / "adapter_config.json").write_text(json.dumps(settings))
+    result = cli(*arguments)
+    assert result.code == 1, result
+    assert result.err.splitlines()[-1] == "error: verification-failed: nothing was written"
+    assert not out.exists()

@@ -42,6 +42,7 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         "adapter_config": _OPTIONAL_TEXT,
         "lora_alpha": (int, float, NoneType),
         "use_rslora": (bool,),
+        ALLOW: (bool,),
     },
     "swap-tower": {
         "tower_path": (str,),

@@ -99,7 +99,9 @@ def plan_merge_lora(
         "lora_alpha": lora_alpha,
         "use_rslora": use_rslora,
     }
-    return replace(plan, request=request)
+    return with_values_checked(
+        replace(plan, request=request), lora_surgery.trained_part(opened), allow_bad_values
+    )
 
 
 def plan_merge_run(

@@ -69,6 +69,7 @@ def from_pretrained(tracer: Tracer, *, old: bool, build: Callable[[], None] | No
     if name is None:
         tracer.stop("not-a-checkpoint", f"none of {', '.join(FROM_PRETRAINED_ORDER)}")
     if name not in tracer.files.indexes:
+        _say_second_set(tracer, name)
         return _single(tracer, name, old=old, build=build)
     index = _index(tracer, name)
     if index.metadata is None:
@@ -137,6 +138,16 @@ def _choose(tracer: Tracer, order: tuple[str, ...]) -> str | None:
     over = f", over {', '.join(present[1:])}" if present[1:] else ""
     _chosen(tracer, present[0], f"the first of {len(order)} names that exists{over}")
     return present[0]
+
+
+def _say_second_set(tracer: Tracer, single: str) -> None:
+    """Record the files of an index that a single file is chosen over, if it is none of them."""
+    name = SAFETENSORS_INDEX if single == SAFETENSORS else TORCH_INDEX
+    index = tracer.files.indexes.get(name)
+    if index is None or index.trouble is not None or single in index.weight_map.values():
+        return
+    tracer.passed_over.append(index.name)
+    tracer.step("leaves out", f"the files of {index.name}: a second set of weights, meant or not")
 
 
 def _chosen(tracer: Tracer, name: str, why: str) -> None:

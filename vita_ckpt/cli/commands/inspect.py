@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,14 +12,20 @@ from vita_ckpt.checks.audio_summary import AudioSummary
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.outputs import Output, check_outputs, html_option, write_output
 from vita_ckpt.cli.paths import ANYWHERE, key_option
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import FAMILIES
+from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.kinds import CHECKPOINTS
 from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import printable
+
+if TYPE_CHECKING:
+    from vita_ckpt.checks.distribution import Distribution
 
 _KINDS = {
     **{kind: f"{FAMILIES[name].label} checkpoint" for name, kind in CHECKPOINTS.items()},
@@ -50,6 +56,8 @@ _KINDS = {
 @click.option(
     "--depth", type=click.IntRange(1, 64), metavar="N", help="A module tree, N name parts deep."
 )
+@click.option("--values", is_flag=True, help="Read every byte: how large values are, by part.")
+@html_option
 @key_option
 @click.pass_obj
 def command(
@@ -59,6 +67,8 @@ def command(
     as_json: bool,
     pattern: str | None,
     depth: int | None,
+    values: bool,
+    page: Output | None,
     key: str | None,
 ) -> int:
     """Show what a checkpoint is, without loading it.
@@ -69,6 +79,8 @@ def command(
     if config.json is missing, or the adapter_config.json of a LoRA run.
     """
     stores = settings.stores
+    if page is not None:
+        check_outputs((page,), (checkpoint,))
     opened = as_checkpoint(checkpoint, stores, key)
     check_key(key, opened)
     for note in reading_notes(opened):
@@ -76,15 +88,43 @@ def command(
     inspection = inspect(opened, stores=stores)
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None
+    found = _distributions(opened, settings) if values else None
+    if page is not None:
+        write_output(page, _page(inspection, opened, found))
     if as_json:
-        render.echo_json({**inspection.to_dict(), "tensor_list": tensors, "modules": modules})
+        said = None if found is None else {part: one.to_dict() for part, one in found.items()}
+        lists = {"tensor_list": tensors, "modules": modules, "values": said}
+        render.echo_json({**inspection.to_dict(), **lists})
     elif tensors is None and modules is None:
-        console.say("\n".join(_screen(inspection)))
+        console.say("\n".join((*_screen(inspection), *_value_lines(found or {}))))
     else:
         tables = [_tensor_table(tensors)] if tensors is not None else []
         tables += [_module_table(modules)] if modules is not None else []
+        tables += [*_value_lines(found or {})][1:]
         console.say("\n\n".join(tables))
     return 1 if inspection.missing else 0
+
+
+def _distributions(opened: Checkpoint, settings: Settings) -> dict[str, Distribution]:
+    from vita_ckpt.api.distribution import distributions  # noqa: PLC0415 - numpy
+
+    with shown_progress(settings.quiet) as on_progress:
+        return distributions(opened, on_progress=on_progress, stores=settings.stores)
+
+
+def _page(
+    inspection: Inspection, opened: Checkpoint, values: Mapping[str, Distribution] | None
+) -> str:
+    from vita_ckpt.cli.html.inspection import inspection_page  # noqa: PLC0415 - start-up
+
+    return inspection_page(
+        inspection,
+        opened,
+        _headline(inspection),
+        _config_rows(inspection),
+        list(_facts(inspection)),
+        values,
+    )
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:
@@ -104,11 +144,7 @@ def _screen(inspection: Inspection) -> Iterable[str]:
     total = render.count(inspection.parameters), render.size(inspection.bytes)
     rows.append(("total", inspection.tensors, *total, ", ".join(inspection.dtypes) or "–"))
     yield render.table(rows, ("part", "tensors", "params", "bytes", "dtype"), " rrr ")
-    lines = [
-        (key, _value(line), _as_text(line.weights), _verdict(line))
-        for key, line in inspection.config.items()
-        if line.present or line.weights is not None
-    ]
+    lines = _config_rows(inspection)
     if lines:
         yield ""
         yield render.table(lines, ("config", "value", "weights say", "agree"))
@@ -122,6 +158,32 @@ def _screen(inspection: Inspection) -> Iterable[str]:
         yield printable(f"! {sentence}")
     for name, reason in inspection.left_out.items():
         yield printable(f"· {name}: {reason}")
+
+
+def _config_rows(inspection: Inspection) -> list[tuple[str, str, str, str]]:
+    return [
+        (key, _value(line), _as_text(line.weights), _verdict(line))
+        for key, line in inspection.config.items()
+        if line.present or line.weights is not None
+    ]
+
+
+def _value_lines(values: Mapping[str, Distribution]) -> Iterable[str]:
+    if not values:
+        return
+    rows = [
+        (
+            parts.LABELS[part],
+            f"{one.elements:,}",
+            *(f"{number:,}" for number in (one.zeros, one.nan, one.infinite)),
+            "–" if one.typical is None else f"{one.typical:.3g}",
+            f"{one.largest:.3g}" if one.elements else "–",
+        )
+        for part, one in values.items()
+    ]
+    headers = ("part", "values", "zero", "NaN", "infinite", "median |x| from", "largest |x|")
+    yield ""
+    yield render.table(rows, headers, " rrrrrr")
 
 
 def _headline(inspection: Inspection) -> str:

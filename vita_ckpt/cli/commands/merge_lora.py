@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -85,8 +84,6 @@ def command(
     refused by name. The model is never loaded: memory is bounded by the largest weight. The output
     is a new directory, which is complete or does not exist, or the checkpoint itself (--in-place).
     """
-    # Two threads write; more threads of numpy's products than processors would hinder each other.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max((os.cpu_count() or 1) // 2, 1)))
     if base is not None:
         begin(settings, base, run)
     plan = plan_merge_lora(

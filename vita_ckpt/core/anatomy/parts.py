@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 VISION_TOWER: Final = "vision_tower"
@@ -68,6 +69,7 @@ _LORA_COMPONENTS: Final = frozenset(
 )
 
 
+@lru_cache(1 << 17)
 def part_of(name: str) -> str:
     """Return the part that a tensor belongs to, by its on-disk name; PEFT's prefix is ignored."""
     if _LORA_WORD in name and not _LORA_COMPONENTS.isdisjoint(name.split(".")):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
@@ -60,3 +61,23 @@ def run_all(
         for thread in started:
             thread.join(None if latest is None else max(0, latest - time.monotonic()))
     return [future.result() for future in futures]
+
+
+def in_order(calls: Iterable[Callable[[], _T]], threads: int) -> Iterator[_T]:
+    """Yield the results of ``calls`` in their order, while up to ``threads`` more are computed.
+
+    No more results than that wait for being taken. After an error, or when the caller stops, no
+    further call starts, and those in progress are waited for.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - not at every start
+
+    left = iter(calls)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting = deque(pool.submit(call) for call in islice(left, threads))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(call) for call in islice(left, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)

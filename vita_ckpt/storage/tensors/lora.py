@@ -7,13 +7,16 @@ With W the base and s the scale, all in the dtype D of the result (LORA §3 of u
     BF16  D(W + D(D(B @ A) · s))       three roundings
 
 Products are accumulated in float32. With a magnitude m (DoRA) and V = D(W + delta), the result is
-D(D(m / n) · V), where n are the L2 norms of V's rows, rounded to D.
+D(D(m / n) · V), where n are the L2 norms of V's rows, rounded to D; in float32 they are summed in
+torch's order.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from math import prod
+from functools import partial
+from math import frexp, prod
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +24,9 @@ import numpy.typing as npt
 
 from vita_ckpt.core.checkpoint import LoraMerge, Stored, source_of
 from vita_ckpt.errors import CastError
+from vita_ckpt.storage.system.threads import in_order
 from vita_ckpt.storage.tensors.cast import BecomesInfiniteError, convert
+from vita_ckpt.storage.tensors.rounding import F16, F32, Bf16, Rounding
 
 Array = npt.NDArray[Any]
 
@@ -32,20 +37,33 @@ Read = Callable[[Stored, int, int], bytes]
 _BLOCK: Final = 1 << 20
 # Elements that are rounded and added at a time, which stay in the processor's cache.
 _CHUNK: Final = 1 << 16
+# Two shards are written at a time.
+_WRITERS: Final = 2
+_MOST_THREADS: Final = 8
+
+_LANES: Final = 8
+
+_STORED: Final = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
+_ROUNDINGS: Final[dict[str, Callable[[int], Rounding]]] = {"BF16": Bf16, "F16": F16, "F32": F32}
 
 
 def merged_bytes(tensor: LoraMerge, read: Read, name: str) -> Iterator[bytes]:
     """Yield the little-endian bytes of ``tensor`` in pieces, whole rows each.
 
-    Raises CastError where a conversion or a sum makes a finite value infinite.
+    The next pieces are computed in threads, which call ``read``; a product should take no more
+    threads. Raises CastError where a conversion or a sum makes a finite value infinite.
     """
     if 0 in tensor.shape:
         return
     merge = _Merge(tensor, read, name)
     rows = tensor.shape[0]
     step = max(_BLOCK // prod(tensor.shape[1:]), 1)
-    for start in range(0, rows, step):
-        yield merge.rows(start, min(start + step, rows))
+    spans = ((start, min(start + step, rows)) for start in range(0, rows, step))
+    if rows <= step:
+        yield merge.rows(0, rows)
+        return
+    threads = max(1, min((os.cpu_count() or 1) // _WRITERS, _MOST_THREADS))
+    yield from in_order((partial(merge.rows, *span) for span in spans), threads)
 
 
 class _Merge:
@@ -57,27 +75,75 @@ class _Merge:
         self._name = name
         self._width = prod(tensor.shape[1:])
         self._scale = np.float32(tensor.scale)
+        # Doubling a rounded value rounds nothing.
+        self._scales_exactly = tensor.scale >= 1 and frexp(tensor.scale)[0] == 0.5
         self._b = self._factor(tensor.b)
         self._a = None if tensor.a is None else self._factor(tensor.a)
         self._magnitude = None if tensor.magnitude is None else self._factor(tensor.magnitude)
-        self._round = {"BF16": _round_to_bf16, "F16": _round_to_f16, "F32": _keep}[tensor.dtype]
 
     def rows(self, start: int, stop: int) -> bytes:
         """Return the bytes of rows ``start`` to ``stop``."""
-        base = self._elements(self._tensor.base, start * self._width, stop * self._width)
+        base = self._stored(self._tensor.base, start * self._width, stop * self._width)
+        rounding = _ROUNDINGS[self._tensor.dtype](min(base.size, _CHUNK))
         with np.errstate(all="ignore"):
             values = self._product(start, stop)
             flat = values.reshape(-1)
-            for at in range(0, flat.size, _CHUNK):
-                self._add(flat[at : at + _CHUNK], base[at : at + _CHUNK])
-            if self._magnitude is not None:
-                self._renorm(values, self._magnitude[start:stop])
-            if not np.isfinite(flat).all():
-                self._check(flat, base, start * self._width)
-                return convert(flat.tobytes(), "F32", self._tensor.dtype)
-        if self._tensor.dtype == "BF16":
-            return (flat.view("<u4") >> 16).astype("<u2").tobytes()
-        return flat.astype("<f2" if self._tensor.dtype == "F16" else "<f4").tobytes()
+            result = flat if self._tensor.dtype == "F32" else np.empty_like(base)
+            has_magnitude = self._magnitude is not None
+            finite = all(
+                self._add(flat[at], base[at], rounding)
+                and (has_magnitude or rounding.narrow(flat[at], result[at]))
+                for at in _chunks(flat.size)
+            )
+            if finite and self._magnitude is not None:
+                finite = self._renorm(values, self._magnitude[start:stop], rounding) and all(
+                    rounding.narrow(flat[at], result[at]) for at in _chunks(flat.size)
+                )
+            return result.tobytes() if finite else self._rows_with_infinities(start, stop, base)
+
+    def _add(self, product: Array, base: Array, rounding: Rounding) -> bool:
+        """Turn a product into the sum with the base, in place; return False where not finite."""
+        finite = self._tensor.dtype != "BF16" or rounding.round(product)
+        product *= self._scale
+        if not self._scales_exactly or self._tensor.dtype == "F16":
+            finite = finite and rounding.round(product)
+        product += rounding.widen(base)
+        return finite and (self._magnitude is None or rounding.round(product))
+
+    def _renorm(self, values: Array, magnitude: Array, rounding: Rounding) -> bool:
+        """Scale each row to its magnitude, in place; return False where not finite."""
+        norms = _norms(values)
+        finite = all(rounding.round(norms[at]) for at in _chunks(norms.size))
+        factors = magnitude / norms
+        finite = finite and all(rounding.round(factors[at]) for at in _chunks(factors.size))
+        values *= factors[:, None]
+        return finite
+
+    def _rows_with_infinities(self, start: int, stop: int, stored: Array) -> bytes:
+        """Return the bytes of rows in which not every value is finite, step by step."""
+        dtype = self._tensor.dtype
+        base = np.frombuffer(convert(stored.tobytes(), dtype, "F32"), "<f4")
+
+        def rounded(values: Array) -> Array:
+            if dtype == "F32":
+                return values
+            if dtype == "F16":
+                return values.astype("<f2").astype("<f4")
+            bits = values.view("<u4").astype("<u8")
+            bits += 0x7FFF + (bits >> 16 & 1)
+            bits &= 0xFFFF0000
+            return bits.astype("<u4").view("<f4")
+
+        values = self._product(start, stop).reshape(-1)
+        if dtype == "BF16":
+            values = rounded(values)
+        values = rounded(rounded(values * self._scale) + base)
+        if self._magnitude is not None:
+            rows = values.reshape(stop - start, -1)
+            factors = rounded(self._magnitude[start:stop] / rounded(_norms(rows)))
+            values = rounded((rows * factors[:, None]).reshape(-1))
+        self._check(values, base, start * self._width)
+        return convert(values.tobytes(), "F32", dtype)
 
     def _product(self, start: int, stop: int) -> Array:
         """Return these rows of B @ A in float32, as a new contiguous array."""
@@ -89,38 +155,20 @@ class _Merge:
             product = self._b[start:stop] @ self._a
         return product
 
-    def _add(self, product: Array, base: Array) -> None:
-        """Turn a product into the sum with the base, in place."""
-        if self._tensor.dtype == "BF16":
-            _round_to_bf16(product)
-        product *= self._scale
-        self._round(product)
-        product += base
-        self._round(product)
-
-    def _renorm(self, values: Array, magnitude: Array) -> None:
-        """Scale each row to its magnitude, in place."""
-        norms = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
-        norms = norms.astype("<f4")
-        self._round(norms)
-        factors = magnitude / norms
-        self._round(factors)
-        values *= factors[:, None]
-        for at in range(0, values.size, _CHUNK):
-            self._round(values.reshape(-1)[at : at + _CHUNK])
-
     def _factor(self, ref: Stored) -> Array:
-        return self._elements(ref, 0, prod(ref.shape)).reshape(ref.shape)
+        stored = self._stored(ref, 0, prod(ref.shape))
+        wide = convert(stored.tobytes(), self._tensor.dtype, "F32")
+        return np.frombuffer(wide, "<f4").reshape(ref.shape)
 
-    def _elements(self, ref: Stored, start: int, stop: int) -> Array:
-        """Return elements of a tensor, converted to the dtype of the result, in float32."""
+    def _stored(self, ref: Stored, start: int, stop: int) -> Array:
+        """Return elements of a tensor as they are stored in the dtype of the result."""
         dtype = self._tensor.dtype
         data = self._read(ref, start, stop)
         try:
             data = convert(data, ref.dtype, dtype)
         except BecomesInfiniteError as error:
             raise self._overflow(ref, start + error.index, error.value) from error
-        return np.frombuffer(convert(data, dtype, "F32"), "<f4")
+        return np.frombuffer(data, _STORED[dtype])
 
     def _check(self, values: Array, base: Array, position: int) -> None:
         """Raise CastError if a value became infinite that was finite in the base."""
@@ -139,22 +187,22 @@ class _Merge:
         )
 
 
-def _round_to_bf16(values: Array) -> None:
-    """Round float32 values to the nearest of BF16, ties to even, in place.
+def _norms(values: Array) -> Array:
+    """Return the L2 norms of rows, summed as torch does on a CPU.
 
-    A NaN must have come of BF16 values: its low bits are zero, so that it stays one.
+    It has a sum for each of eight columns, adds these from the first on, and then the columns left.
     """
-    bits = values.view("<u4")
-    odd = bits >> 16
-    odd &= 1
-    odd += 0x7FFF
-    bits += odd
-    bits &= 0xFFFF0000
+    squares = values * values
+    rows, width = squares.shape
+    whole = width - width % _LANES
+    sums = np.zeros(rows, "<f4")
+    for lane in squares[:, :whole].reshape(rows, -1, _LANES).sum(1).T:
+        sums += lane
+    for column in squares[:, whole:].T:
+        sums += column
+    return np.sqrt(sums)
 
 
-def _round_to_f16(values: Array) -> None:
-    values[...] = values.astype("<f2")
-
-
-def _keep(_values: Array) -> None:
-    """Round float32 to itself."""
+def _chunks(size: int) -> Iterator[slice]:
+    for start in range(0, size, _CHUNK):
+        yield slice(start, min(start + _CHUNK, size))

@@ -27,6 +27,7 @@ from vita_ckpt.core.checkpoint import (
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.errors import CastError
 from vita_ckpt.storage.stores.local import check_same, opened, read_at
+from vita_ckpt.storage.system.blas import one_thread
 from vita_ckpt.storage.system.syscalls import copy_range, start_writeback
 
 Progress = Callable[[int], None]
@@ -62,6 +63,7 @@ class Inputs(AbstractContextManager["Inputs"]):
         self._lock = Lock()
         self._flushed = flushed
         self._descriptors: dict[LocalFile, int] = {}
+        self._multiplies = False
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -69,6 +71,13 @@ class Inputs(AbstractContextManager["Inputs"]):
     def close(self) -> None:
         """Close every descriptor."""
         self._stack.close()
+
+    def begin_products(self) -> None:
+        """Let each product of matrices run in one thread, until these inputs are closed."""
+        with self._lock:
+            if not self._multiplies:
+                self._multiplies = True
+                self._stack.enter_context(one_thread())
 
     def note_flushed(self, name: str, count: int) -> None:
         """Pass on that ``count`` values of a tensor became zero in a conversion."""
@@ -182,6 +191,7 @@ def _part_bytes(part: Part, inputs: Inputs, name: str, step: int) -> Iterator[by
     elif isinstance(part, LoraMerge):
         from vita_ckpt.storage.tensors.lora import merged_bytes  # noqa: PLC0415 - numpy
 
+        inputs.begin_products()
         yield from merged_bytes(part, partial(_read_range, inputs), name)
     else:
         yield from _cast_bytes(part, inputs, name, min(step, _CAST_STEP))
