@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPAT := .venv-compat
 BARE := .venv-bare
+SITE := .venv-site
 TEST_TOOLS := hatchling hypothesis jsonschema pytest-xdist junitparser markdown-it-py pytest PyYAML \
 	sarif-pydantic
 # One process more than there are processors: some tests wait for what is slow on purpose.
 PROCESSES := $(shell expr $$(nproc) + 1)
 
-.PHONY: demo test test-compat test-bare lock torture check lint format docs bench clean
+.PHONY: demo test test-compat test-bare lock torture pages picture browser site check lint format docs bench clean
 
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -33,10 +34,24 @@ test-bare: $(BARE)/.installed
 lock: $(STAMP)
 	$(BIN)/python .ci/lock.py
 
-# Every system call killed and failed, every power cut, sixteen rivals, long fuzzing: minutes.
-torture: $(STAMP)
+# Every system call killed and failed, every power cut, sixteen rivals, long fuzzing, pages in a
+# browser: minutes.
+torture: $(STAMP) browser
 	command -v strace >/dev/null || apt-get install -y strace || sudo apt-get install -y strace
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist load -m torture tests/torture tests/fuzz
+
+# The pages of reports in a browser: contrast, keyboard, small screens, hostile names.
+pages: $(STAMP) browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m torture tests/torture/test_pages.py
+
+# The picture in the README.
+picture: $(STAMP) browser
+	$(BIN)/python -m docs.picture
+
+browser:
+	@command -v chromium-headless-shell chromium >/dev/null || \
+		apt-get install -y chromium-headless-shell fonts-dejavu-core || \
+		sudo apt-get install -y chromium-headless-shell fonts-dejavu-core
 
 check: lint test
 
@@ -45,6 +60,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.words
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -53,11 +69,15 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate
 
+# The documentation as a site in build/site: strict, and offline once its tools are installed.
+site: $(SITE)/.installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/foundation.py
 
 clean:
-	rm -rf $(VENV) $(COMPAT) $(BARE) demo-out
+	rm -rf $(VENV) $(COMPAT) $(BARE) $(SITE) build demo-out
 
 # Every version is pinned by constraints.txt, the build's too: pip passes it on to its build environment.
 $(STAMP): pyproject.toml constraints.txt
@@ -75,4 +95,10 @@ $(BARE)/.installed: pyproject.toml constraints-compat.txt
 	test -x $(BARE)/bin/python || $(PYTHON) -m venv $(BARE)
 	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 		$(BARE)/bin/pip install -q -e . $(TEST_TOOLS)
+	@touch $@
+
+$(SITE)/.installed: constraints-site.txt
+	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	PIP_CONSTRAINT=constraints-site.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		$(SITE)/bin/pip install -q mkdocs-material
 	@touch $@

@@ -47,6 +47,7 @@ def pipeline(base: Path, dtype: str, size: int, device: str) -> list[bool]:
         reports = []
         for processes, golden in zip((1, size), goldens, strict=True):
             command = [*verify(base, dtype), "--device", device, "--json"]
+            command += ["--max-memory", "cpu=512MB"] if device == "cpu" else []
             reports.append(launched([*command, "--save-golden", str(golden)], processes))
         same = goldens[0].read_bytes() == goldens[1].read_bytes()
     one, report = reports

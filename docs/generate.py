@@ -6,6 +6,8 @@ Usage: python -m docs.generate. A test compares the files with what this would w
 from __future__ import annotations
 
 import ast
+import inspect
+import json
 import os
 import re
 import subprocess
@@ -14,9 +16,12 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
+import vita_ckpt
+from docs.api import EXAMPLES, NOT_RUN
 from vita_ckpt.checks.rules import GROUPS
 from vita_ckpt.cli.main import cli
 from vita_ckpt.core.error_codes import SECTIONS
@@ -24,6 +29,9 @@ from vita_ckpt.core.error_codes import SECTIONS
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "cli.md"
 RULES_PAGE = ROOT / "docs" / "rules.md"
+API_PAGE = ROOT / "docs" / "api.md"
+SCHEMAS_PAGE = ROOT / "docs" / "schemas.md"
+SCHEMAS = ROOT / "vita_ckpt" / "schemas"
 ERRORS_PAGE = ROOT / "docs" / "errors.md"
 README = ROOT / "README.md"
 DEMO = ROOT / "docs" / "demo.md"
@@ -35,6 +43,7 @@ FOLDERS = (
     "cli",
     "cli/commands",
     "cli/formats",
+    "cli/html",
     "api",
     "api/plans",
     "model",
@@ -56,6 +65,7 @@ FOLDERS = (
     "core",
     "core/anatomy",
     "core/anatomy/audio",
+    "core/anatomy/families",
     "core/anatomy/towers",
     "core/anatomy/towers/families",
     "core/training",
@@ -82,7 +92,8 @@ def rules_page() -> str:
         text += f"\n## {group[0].upper()}{group[1:]}\n\n"
         text += "| rule | severity | what | why |\n|---|---|---|---|\n"
         for rule in rules:
-            text += f"| `{rule.id}` | {rule.severity} | {rule.title} | {rule.why} |\n"
+            name = f'<a id="{rule.id}"></a>`{rule.id}`'
+            text += f"| {name} | {rule.severity} | {rule.title} | {rule.why} |\n"
     return text
 
 
@@ -97,6 +108,65 @@ def errors_page() -> str:
         if section.remark:
             text += f"\n{textwrap.fill(section.remark, 120)}\n"
     return text
+
+
+def api_page() -> str:
+    """Return the page of every public function: signature, what it does, an example."""
+    text = (
+        "# Python API\n\nWritten by `docs/generate.py` from the functions themselves, with the "
+        "examples of `docs/api.py`,\nwhich a test runs. [From Python](python.md) is the guide, "
+        "with the methods of a live model.\n"
+    )
+    for group, examples in EXAMPLES.items():
+        text += f"\n## {group}\n"
+        text += "".join(_function(name, f"pycon\n{one.strip()}") for name, one in examples.items())
+    text += "\n## Upload\n"
+    return text + "".join(_function(name, f"python\n{one}") for name, one in NOT_RUN.items())
+
+
+def _function(name: str, example: str) -> str:
+    function = getattr(vita_ckpt, name)
+    signature = re.sub(r"<function (\w+) at 0x\w+>", r"\1", str(inspect.signature(function)))
+    said = inspect.cleandoc(function.__doc__)
+    said = re.sub(r":\w+:`~?(?:vita_ckpt\.)?([\w.]+)`", r"`\1`", said).replace("``", "`")
+    call = name + re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)
+    shown = "\n".join(textwrap.wrap(call, 100, subsequent_indent="    ", break_on_hyphens=False))
+    return f"\n### `{name}`\n\n```python\n{shown}\n```\n\n{said}\n\n```{example}\n```\n"
+
+
+def schemas_page() -> str:
+    """Return the page of the JSON reports: what prints each, and its keys."""
+    text = (
+        "# JSON reports\n\nWritten by `docs/generate.py` from the schemas in the package. A "
+        "version keeps every key and\nevery value of an enumeration; more may be added.\n"
+    )
+    for path in sorted(SCHEMAS.glob("*.json")):
+        schema = json.loads(path.read_text())
+        text += f"\n## {path.stem}\n\n{schema['title']}: {schema['description']}\n\n"
+        text += f"[{path.name}](../vita_ckpt/schemas/{path.name})\n\n"
+        text += "| key | what it is |\n|---|---|\n"
+        for key, value in schema["properties"].items():
+            text += f"| `{key}` | {_type(value, schema)} |\n"
+    return text
+
+
+def _type(value: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Return in words what a value of a schema may be."""
+    if "$ref" in value:
+        return _type(schema["$defs"][value["$ref"].rpartition("/")[2]], schema)
+    if "const" in value:
+        return f"`{json.dumps(value['const'])}`"
+    if "enum" in value:
+        return ", ".join(f"`{json.dumps(one)}`" for one in value["enum"])
+    for several in ("anyOf", "oneOf"):
+        if several in value:
+            return " or ".join(dict.fromkeys(_type(one, schema) for one in value[several]))
+    kinds = value.get("type", "any")
+    said = " or ".join([kinds] if isinstance(kinds, str) else kinds)
+    if "items" in value and isinstance(value["items"], dict):
+        said += f" of {_type(value['items'], schema)}"
+    described = value.get("description")
+    return f"{said}: {described}" if described else said
 
 
 def readme(printed: str) -> str:
@@ -189,6 +259,8 @@ if __name__ == "__main__":
     REFERENCE.write_text(reference())
     RULES_PAGE.write_text(rules_page())
     ERRORS_PAGE.write_text(errors_page())
+    API_PAGE.write_text(api_page())
+    SCHEMAS_PAGE.write_text(schemas_page())
     DESIGN.write_text(design())
     printed = demo()
     for page, text in ((README, readme(printed)), (DEMO, demo_page(printed))):

@@ -126,7 +126,7 @@ def test_links_lead_somewhere() -> None:
     for page in (
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
         ROOT / "benchmarks" / "README.md",
     ):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -31,6 +31,15 @@ def test_all_three_judge_a_config_alike(
     holds(case, seed, tmp_path / "case", monkeypatch, CONFIG_MUTATIONS)
 
 
+@pytest.mark.parametrize("seed", range(len(MUTATIONS)))
+@pytest.mark.parametrize("case", ["F12", "F13", "F16"])
+def test_all_three_judge_a_relative_alike(
+    case: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bunny and LLaVA with the directory's tower, LLaVA-NeXT with its own."""
+    holds(case, seed, tmp_path / "case", monkeypatch)
+
+
 @pytest.mark.parametrize("seed", range(len(DTYPE_MUTATIONS)))
 def test_all_three_judge_dtypes_alike(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

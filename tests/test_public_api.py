@@ -37,12 +37,18 @@ SIGNATURES = {
     "diff": (
         "(a: 'Checkpoint | StrPath', b: 'Checkpoint | StrPath', *, values: 'bool' = False, "
         "only: 'Sequence[str]' = (), fetch: 'bool' = False, on_progress: 'OnProgress' = "
-        "unwatched, stores: 'Stores | None' = None) -> 'Difference'"
+        "unwatched, stores: 'Stores | None' = None, ranks: 'Ranks | None' = None) -> "
+        "'Difference'"
+    ),
+    "distributions": (
+        "(checkpoint: 'Checkpoint | StrPath', *, on_progress: 'OnProgress' = unwatched, "
+        "stores: 'Stores | None' = None) -> 'dict[str, Distribution]'"
     ),
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
     "inspect": (
-        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> 'Inspection'"
+        "(checkpoint: 'Checkpoint | StrPath', *, dtype: 'str | None' = None, batch: 'int' = "
+        "1, stores: 'Stores | None' = None) -> 'Inspection'"
     ),
     "load_model": (
         "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', dtype: "
@@ -100,8 +106,9 @@ SIGNATURES = {
         "seed: 'int' = 0, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_projector": (
-        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, key: 'str | None' = "
-        "None, stores: 'Stores | None' = None) -> 'Plan'"
+        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, extras: "
+        "'Collection[str]' = (), key: 'str | None' = None, stores: 'Stores | None' = None) "
+        "-> 'Plan'"
     ),
     "plan_merge_projector": (
         "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, dtype: 'str | "
@@ -111,9 +118,10 @@ SIGNATURES = {
     ),
     "plan_merge_lora": (
         "(base: 'Checkpoint | StrPath | None' = None, adapter: 'Checkpoint | StrPath | None' "
-        "= None, *, dtype: 'str | None' = None, adapter_config: 'StrPath | None' = None, "
-        "lora_alpha: 'float | None' = None, use_rslora: 'bool' = False, allow_bad_values: "
-        "'bool' = False, stores: 'Stores | None' = None) -> 'Plan'"
+        "= None, *, dtype: 'str | None' = None, tower: 'Checkpoint | StrPath | None' = None, "
+        "adapter_config: 'StrPath | None' = None, lora_alpha: 'float | None' = None, "
+        "use_rslora: 'bool' = False, allow_bad_values: 'bool' = False, stores: 'Stores | "
+        "None' = None) -> 'Plan'"
     ),
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
@@ -140,6 +148,13 @@ SIGNATURES = {
         "None' = None, create_pr: 'bool' = False, force: 'bool' = False, message: 'str | "
         "None' = None, stores: 'Stores | None' = None) -> 'Push'"
     ),
+    "push_plan": (
+        "(plan: 'Plan', repository: 'str', *, options: 'Options' = Options(link='auto', "
+        "check=False, digest=False, model_card=False, carry=()), private: 'bool' = False, "
+        "revision: 'str | None' = None, create_pr: 'bool' = False, message: 'str | None' = "
+        "None, on_progress: 'OnProgress' = unwatched, flushed: 'Flushed' = not_said, stores: "
+        "'Stores | None' = None) -> 'Push'"
+    ),
     "initialize_vision_modules": (
         "(base: 'Checkpoint', args: 'VisionModelArgs', *, operation: 'str' = 'swap-tower') "
         "-> 'Plan'"
@@ -147,8 +162,9 @@ SIGNATURES = {
     "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
-        "'bool' = False, loader: 'str' = 'vita-1.5', key: 'str | None' = None, on_progress: "
-        "'OnProgress' = unwatched, stores: 'Stores | None' = None) -> 'Report'"
+        "'bool' = False, loader: 'str | None' = None, key: 'str | None' = None, on_progress: "
+        "'OnProgress' = unwatched, stores: 'Stores | None' = None, ranks: 'Ranks | None' = "
+        "None) -> 'Report'"
     ),
     "summarize": (
         "(plan: 'Plan', *, in_place: 'bool' = False, options: 'Options' = "
@@ -198,6 +214,7 @@ VALUES = {
     "Difference",
     "Dispatch",
     "Distance",
+    "Distribution",
     "Divergence",
     "DropFile",
     "DropTensor",
@@ -215,6 +232,7 @@ VALUES = {
     "LocalFile",
     "LoraMerge",
     "LoraSummary",
+    "Memory",
     "Mean",
     "ModuleRow",
     "Options",

@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.api.diff import (
         diff as diff,
     )
+    from vita_ckpt.api.distribution import (
+        distributions as distributions,
+    )
     from vita_ckpt.api.explain import (
         explain as explain,
     )
@@ -71,6 +74,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.api.push import (
         push as push,
     )
+    from vita_ckpt.api.push_plan import (
+        push_plan as push_plan,
+    )
     from vita_ckpt.api.ranks import (
         join_ranks as join_ranks,
     )
@@ -92,6 +98,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         FileDifference as FileDifference,
         PartDifference as PartDifference,
         TensorDifference as TensorDifference,
+    )
+    from vita_ckpt.checks.distribution import (
+        Distribution as Distribution,
     )
     from vita_ckpt.checks.explain.disagreements import (
         Divergence as Divergence,
@@ -155,6 +164,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.core.left_out import (
         LeftOut as LeftOut,
     )
+    from vita_ckpt.core.memory import Memory as Memory
     from vita_ckpt.core.options import (
         Format as Format,
         Link as Link,
@@ -253,6 +263,7 @@ _HOMES = {
     ),
     "vita_ckpt.api.consolidate": ("consolidate",),
     "vita_ckpt.api.diff": ("diff",),
+    "vita_ckpt.api.distribution": ("distributions",),
     "vita_ckpt.api.explain": ("explain",),
     "vita_ckpt.api.inspect": (
         "inspect",
@@ -290,6 +301,7 @@ _HOMES = {
         "plan_swap_tower",
     ),
     "vita_ckpt.api.push": ("push",),
+    "vita_ckpt.api.push_plan": ("push_plan",),
     "vita_ckpt.api.ranks": ("join_ranks",),
     "vita_ckpt.api.validate": ("validate",),
     "vita_ckpt.api.verify": (
@@ -306,6 +318,7 @@ _HOMES = {
         "PartDifference",
         "TensorDifference",
     ),
+    "vita_ckpt.checks.distribution": ("Distribution",),
     "vita_ckpt.checks.explain.disagreements": ("Divergence",),
     "vita_ckpt.checks.explain.explanation": ("Explanation",),
     "vita_ckpt.checks.explain.trace": (
@@ -356,6 +369,7 @@ _HOMES = {
     ),
     "vita_ckpt.core.distance": ("Distance",),
     "vita_ckpt.core.left_out": ("LeftOut",),
+    "vita_ckpt.core.memory": ("Memory",),
     "vita_ckpt.core.options": (
         "Format",
         "Link",

@@ -38,13 +38,14 @@ GPUS = [torch.device("cuda", index) for index in range(4)]
 
 
 def test_devices_and_what_weights_may_take_there() -> None:
-    free = {0: 10 * GB, 1: 20 * GB}
+    free: dict[int | None, int] = {None: 50 * GB, 0: 10 * GB, 1: 20 * GB}
 
     def found(device: Any, memory: Any = None, count: int = 2) -> list[tuple[str, int]]:
         return [(str(d), n) for d, n in offered(device, memory or {}, count, free.__getitem__)]
 
     assert found("auto") == found("cuda") == [("cuda:0", 9 * GB), ("cuda:1", 18 * GB)]
-    assert found("auto", count=0) == found("cpu") == [("cpu", GB // 2)]
+    assert found("auto", count=0) == found("cpu") == [("cpu", 40 * GB)]
+    assert list(offered("cpu", {}, 0, lambda _: 0)) == [(torch.device("cpu"), GB // 2)]
     assert found("cpu", {"cpu": "4GiB", 0: "1GB"}) == [("cpu", 4 * GB)]
     assert found("cuda:1") == found(torch.device("cuda", 1)) == [("cuda:1", 18 * GB)]
     assert found("cuda:1", {0: 5}) == [("cuda:1", 18 * GB)]

@@ -1,19 +1,34 @@
-"""verify on three and four ranks, and on ranks that die, fail and hang."""
+"""Commands on three and four ranks, and on ranks that die, fail and hang."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tokenizer, write_tower
+from fixtures.builder import (
+    Spec,
+    TowerSpec,
+    write_checkpoint,
+    write_tokenizer,
+    write_tower,
+)
 from tests.conftest import GOLDEN
-from tests.launched import Process, alone, launched, results, started, wait_for_weights
+from tests.launched import (
+    Process,
+    alone,
+    assert_alike,
+    launched,
+    results,
+    started,
+    wait_for_weights,
+)
 
 pytestmark = pytest.mark.torture
 
@@ -117,3 +132,41 @@ def test_a_rendezvous_that_nobody_joins(talkative: Path) -> None:
     assert done.code == 3
     assert done.err.startswith("error: rendezvous-failed: 127.0.0.1:")
     assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_scans_as_one_process(tmp_path: Path, size: int) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        write_checkpoint(tmp_path / name, Spec(hidden=512, vocab=60_000), seed=seed, shards=3)
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert_alike(size, "validate", a, b, "--values", "--deep", "--json")
+    assert_alike(size, "diff", a, b, "--values", "--json")
+    assert_alike(size, "diff", a, a)
+
+
+def test_a_rank_that_is_killed_in_a_scan(tmp_path: Path) -> None:
+    base = tmp_path / "large.safetensors"
+    size = 64 << 30  # of which nothing is on the disk
+    entry = {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}
+    header = json.dumps({"w": entry}).encode()
+    base.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(base, 8 + len(header) + size)
+    with started(3, base, "--values", command="validate") as processes:
+        deadline = time.monotonic() + 180
+        while str(base) not in open_files(processes[1]):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        processes[1].kill()
+        done = results(processes, 20)
+    assert [result.code for result in done] == [3, -signal.SIGKILL, 3]
+    assert done[0].err == "error: rank-lost: rank 1: got it ended\n"
+    assert (done[0].out, done[2].out, done[2].err) == ("", "", "")
+
+
+def open_files(process: Process) -> set[str]:
+    folder = Path(f"/proc/{process.pid}/fd")
+    found = set()
+    for entry in folder.iterdir():
+        with suppress(OSError):
+            found.add(os.readlink(entry))
+    return found

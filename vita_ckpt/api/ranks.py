@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from vita_ckpt.api.verify import need_the_extra
-from vita_ckpt.core.launch import launch_of
+from vita_ckpt import __version__
+from vita_ckpt.api.extra import need_the_extra
+from vita_ckpt.core.digest import digest
+from vita_ckpt.core.launch import RANK_TIMEOUT, launch_of
 from vita_ckpt.errors import UsageError
 
 if TYPE_CHECKING:
+    from vita_ckpt.core.checkpoint import Checkpoint
     from vita_ckpt.model.ranks import Ranks
-
-# How long nothing may move on any rank, in seconds.
-RANK_TIMEOUT: Final = 300.0
 
 
 @contextmanager
@@ -25,8 +25,9 @@ def join_ranks(
     """Join the processes of a launch for as long as the context lasts; None without a launcher.
 
     The launcher is torchrun, or whatever sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-    MASTER_PORT in ``environment``. What the context gives goes to
-    :func:`~vita_ckpt.api.verify.verify` on every process. If one of them ends or fails, or nothing
+    MASTER_PORT in ``environment``. What the context gives goes, on every process, to
+    :func:`~vita_ckpt.api.verify.verify`, :func:`~vita_ckpt.api.validate.validate` or
+    :func:`~vita_ckpt.api.diff.diff`. If one of them ends or fails, or nothing
     moves on any for ``timeout`` seconds once the weights are loaded, all end: one says why on
     stderr, and processes that wait for another one exit at once.
 
@@ -51,3 +52,28 @@ def join_ranks(
         yield ranks
     finally:
         ranks.leave()
+
+
+@contextmanager
+def told_to_all(ranks: Ranks | None) -> Iterator[None]:
+    """Let an error of the body end all ranks, and raise the one with which they end."""
+    try:
+        yield
+    except Exception as error:
+        if ranks is None:
+            raise
+        told = ranks.failed(error)
+        if told is error:
+            raise
+        raise told from error
+
+
+def agree_on(ranks: Ranks | None, *checkpoints: Checkpoint) -> None:
+    """Raise InputError ``ranks-disagree`` unless all ranks have opened the same files."""
+    if ranks is None:
+        return
+    for checkpoint in checkpoints:
+        files = [(os.path.basename(f.path), f.size, f.digest) for f in checkpoint.fingerprint]
+        tensors = [(name, t.dtype, t.shape) for name, t in checkpoint.tensors.items()]
+        identity = repr((__version__, files, tensors))
+        ranks.agree(digest(identity.encode()), checkpoint.root)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
 from vita_ckpt.api.inspect import check_key
 from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.ranks import agree_on, told_to_all
 from vita_ckpt.api.subject import file_of, gather
 from vita_ckpt.checks.config import check_config
 from vita_ckpt.checks.digests import check_manifest, check_written
@@ -34,7 +35,8 @@ from vita_ckpt.checks.values import (
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
+from vita_ckpt.core.anatomy.families import VITA
+from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor, refs_of, source_of
 from vita_ckpt.core.filenames import (
     CONFIG,
@@ -47,6 +49,7 @@ from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.core.training_state import foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
@@ -57,8 +60,11 @@ from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
+
 KINDS = (
-    kinds.VITA,
+    *kinds.WHOLE,
     kinds.LANGUAGE_MODEL,
     kinds.PROJECTOR,
     kinds.LORA_RUN,
@@ -73,10 +79,11 @@ def validate(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
     key: str | None = None,
     on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Check what lies at ``path`` by every rule, without loading it: headers, configs, small parts.
 
@@ -86,31 +93,48 @@ def validate(
     of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``,
     ``language-model``, ``projector``, ``lora-run``, ``vision-tower``, ``audio-adapter``), by
     default what it looks like. ``loader`` is whose binding is judged, by its name in
-    :func:`~vita_ckpt.explain`. ``key`` is the path of the state dict to read in files of
-    ``torch.save`` that hold several. ``on_progress`` is told what is being read, and how far that
-    is: see :mod:`vita_ckpt.core.progress`. What is wrong are findings; raises InputError only if
-    nothing is there, or nothing of a known kind, HubError if the hub does not give what is asked
-    for, StaleInputError if a file changes meanwhile, UsageError for an unknown kind or loader, or
-    for a ``key`` without such a file.
+    :func:`~vita_ckpt.explain`, by default the loader of the model's family. ``key`` is the path of
+    the state dict to read in files of ``torch.save`` that hold several. ``on_progress`` is told
+    what is being read, and how far that is: see :mod:`vita_ckpt.core.progress`. What is wrong are
+    findings; raises InputError only if nothing is there, or nothing of a known kind, HubError if
+    the hub does not give what is asked for, StaleInputError if a file changes meanwhile, UsageError
+    for an unknown kind or loader, or for a ``key`` without such a file.
+
+    With the ``ranks`` of :func:`join_ranks` every process of a launcher makes the same call. They
+    share the bytes that are to be read, and all return the same report or raise the same error;
+    each tells how far its own share is.
     """
     if kind is not None and kind not in KINDS:
-        raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
-    if loader not in LOADER_NAMES:
-        raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
+        raise UsageError(
+            "unknown-kind", kind, expected=", ".join(KINDS), hint=did_you_mean(kind, KINDS)
+        )
+    if loader is not None and loader not in LOADER_NAMES:
+        raise UsageError(
+            "unknown-loader",
+            loader,
+            expected=", ".join(LOADER_NAMES),
+            hint=did_you_mean(loader, LOADER_NAMES),
+        )
     stores = Stores() if stores is None else stores
-    place = locate(path, stores)
-    surveyed = survey(place, stores, key or "")
-    check_key(key, surveyed.checkpoint)
-    report = report_on(
-        surveyed,
-        stores,
-        kind=kind,
-        values=values,
-        deep=deep,
-        loader=loader,
-        on_progress=on_progress,
-    )
-    return replace(report, path=place)
+    team = ALONE if ranks is None else ranks
+    with told_to_all(ranks):
+        with team.agreement():
+            place = locate(path, stores)
+            surveyed = survey(place, stores, key or "")
+            check_key(key, surveyed.checkpoint)
+        agree_on(ranks, surveyed.checkpoint)
+        report = report_on(
+            surveyed,
+            stores,
+            kind=kind,
+            values=values,
+            deep=deep,
+            loader=loader,
+            on_progress=on_progress,
+            team=team,
+        )
+        report = replace(report, path=place)
+        return report if ranks is None else ranks.share(report)
 
 
 def report_on(
@@ -120,13 +144,15 @@ def report_on(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
     on_progress: OnProgress = unwatched,
     outlined: Collection[str] = (),
+    team: Team = ALONE,
 ) -> Report:
     """Validate what was surveyed already; the options are those of :func:`validate`.
 
-    ``outlined`` are weight files that hold headers only: no values of theirs are read.
+    ``outlined`` are weight files that hold headers only: no values of theirs are read. ``team``
+    shares what is to be read; what is kept for an undo its first process reads.
     """
     checkpoint = surveyed.checkpoint
     path = checkpoint.root
@@ -135,25 +161,29 @@ def report_on(
     findings += check_weights(checkpoint.shards)
     subject, more = gather(checkpoint, stores, surveyed=surveyed, kind=kind, loader=loader)
     findings += more
+    family = subject.inspection.family
     if any(found.rule == "other-kind" for found in findings) or subject.kind not in kinds.KNOWN:
         if subject.kind == kinds.MULTIMODAL:
             findings += check_left_out(subject)
-        return Report(path, subject.kind, worst_first(findings))
+        return Report(path, subject.kind, worst_first(findings), family=family)
+    subject = _with_unused_tower(subject, stores, everything=values)
     if checkpoint.tensors:
         findings += check_structure(subject)
         findings += _run(subject)
         findings += check_training(subject)
         findings += _adapter(subject)
-        findings += _values(subject, stores, on_progress, everything=values, outlined=outlined)
+        findings += _values(
+            subject, stores, on_progress, everything=values, outlined=outlined, team=team
+        )
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += unsaid(subject, findings)
-    if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER):
+    if subject.kind in (*kinds.WHOLE, kinds.LANGUAGE_MODEL, kinds.TOWER):
         findings += check_loaders(checkpoint)
     findings += check_left_out(subject)
     if deep:
-        findings += _digests(downloaded(checkpoint, stores), on_progress, stores)
-    return Report(path, subject.kind, worst_first(_said_once(findings)))
+        findings += _digests(downloaded(checkpoint, stores), on_progress, stores, team)
+    return Report(path, subject.kind, worst_first(_said_once(findings)), family=family)
 
 
 # A finding of the second rule says again what one of the first says of the same file.
@@ -249,12 +279,29 @@ def _why_not(path: str) -> str | None:
     return None
 
 
+def _with_unused_tower(subject: Subject, stores: Stores, *, everything: bool) -> Subject:
+    """Return the subject with what distinguishes a stored tower from the one that is taken."""
+    directory = subject.tower_directory
+    if not subject.reads_directory or directory is None or directory.path is None:
+        return subject
+    from vita_ckpt.storage.reading.unused_tower import difference_from_directory  # noqa: PLC0415 - of some families only
+
+    found = difference_from_directory(
+        subject.checkpoint, directory.path, stores, everything=everything
+    )
+    return replace(subject, unused_tower=found)
+
+
 def _run(subject: Subject) -> Iterator[Finding]:
-    """Check a LoRA run by the rules about them."""
+    """Check a run by the rules about them."""
     if subject.kind == kinds.LORA_RUN:
         from vita_ckpt.checks.lora import check_lora  # noqa: PLC0415 - of runs only
 
         yield from check_lora(subject)
+    if subject.family is not VITA:
+        from vita_ckpt.checks.runs import check_run  # noqa: PLC0415 - of some families only
+
+        yield from check_run(subject)
 
 
 def _adapter(subject: Subject) -> Iterator[Finding]:
@@ -280,6 +327,7 @@ def _values(
     *,
     everything: bool,
     outlined: Collection[str],
+    team: Team,
 ) -> list[Finding]:
     """Check the values of the small parts, or of all."""
     refs = subject.checkpoint.stored
@@ -289,7 +337,8 @@ def _values(
     if everything or small:
         with fetched(remote_refs(subject.checkpoint.tensors), stores) as here:
             there = here.checkpoint(subject.checkpoint)
-            return check_values(there, progress=_reading(there.stored.values(), on_progress))
+            step = _reading(there.stored.values(), on_progress, team)
+            return check_values(there, team=team, progress=step)
     names = frozenset(
         name
         for name, tensor in refs.items()
@@ -297,16 +346,18 @@ def _values(
     )
     if not names:
         return []
-    step = _reading((refs[name] for name in names), on_progress)
-    return check_values(subject.checkpoint, names, progress=step)
+    step = _reading((refs[name] for name in names), on_progress, team)
+    return check_values(subject.checkpoint, names, team=team, progress=step)
 
 
-def _reading(tensors: Iterable[Tensor], on_progress: OnProgress) -> Tally:
+def _reading(tensors: Iterable[Tensor], on_progress: OnProgress, team: Team) -> Tally:
     parts_read = {part for tensor in tensors for part in refs_of(tensor)}
-    return Tally(on_progress, "reading", sum(part.span for part in parts_read))
+    return Tally(on_progress, "reading", sum(part.span for part in parts_read) // team.size)
 
 
-def _digests(checkpoint: Checkpoint, on_progress: OnProgress, stores: Stores) -> Iterator[Finding]:
+def _digests(
+    checkpoint: Checkpoint, on_progress: OnProgress, stores: Stores, team: Team
+) -> Iterator[Finding]:
     """Check bytes against the digests that were taken of them."""
     from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests  # noqa: PLC0415 - only when asked for
     from vita_ckpt.storage.writing.manifest import measure, read_manifest  # noqa: PLC0415 - only when asked for
@@ -320,19 +371,23 @@ def _digests(checkpoint: Checkpoint, on_progress: OnProgress, stores: Stores) ->
         manifest = None
         yield finding_of_error(error, file_of(error))
     if manifest is not None:
-        found = measure(checkpoint, on_progress=on_progress)
+        found = measure(checkpoint, on_progress=on_progress, team=team)
         for known in check_manifest(manifest, found):
             yield replace(known, file=os.path.join(checkpoint.root, known.file))
     else:
         refs = {n: ref for n, ref in checkpoint.refs.items() if n in written.tensors}
         files_there = {n: checkpoint.files[n] for n in written.files}
         size = sum(one.nbytes for one in refs.values())
-        step = Tally(on_progress, "digesting", size + sum(f.size for f in files_there.values()))
-        yield from check_written(written.tensors, tensor_digests(refs, step), what="tensor")
-        files = file_digests({n: file.path for n, file in files_there.items()}, step)
+        size += sum(file.size for file in files_there.values())
+        step = Tally(on_progress, "digesting", size // team.size)
+        hashes = tensor_digests(refs, step, team=team)
+        yield from check_written(written.tensors, hashes, what="tensor")
+        paths = {name: file.path for name, file in files_there.items()}
+        files = file_digests(paths, step, team=team)
         hashes = {name: file.sha256 for name, file in files.items()}
         yield from check_written(written.files, hashes, what="file")
-    yield from _undo_data(checkpoint.root)
+    if team.rank == 0:
+        yield from _undo_data(checkpoint.root)
 
 
 def _undo_data(root: str) -> Iterator[Finding]:

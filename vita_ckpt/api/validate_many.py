@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from vita_ckpt.api.locate import StrPath, locate, open_checkpoint
+from vita_ckpt.api.ranks import told_to_all
 from vita_ckpt.api.validate import validate
 from vita_ckpt.core import kinds
-from vita_ckpt.core.binding import VITA_1_5
 from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.report import Report, has_errors, worst_first
+from vita_ckpt.core.team import ALONE
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
 
 _One = Callable[..., Report | VitaCkptError]
 
@@ -24,15 +29,19 @@ def validate_all(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
     key: str | None = None,
     verify: bool = False,
     golden: StrPath | None = None,
     jobs: int = 1,
     on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Report | VitaCkptError]:
-    """Yield the report of each path, or the error that prevented it, in order; ``jobs`` at once."""
+    """Yield the report of each path, or the error that prevented it, in order; ``jobs`` at once.
+
+    ``ranks``, of which each makes the same call, share the bytes of one path after the other.
+    """
     one = partial(
         _report_or_error,
         kind=kind,
@@ -44,9 +53,10 @@ def validate_all(
         golden=golden,
     )
     stores = Stores() if stores is None else stores
-    if jobs == 1 or len(paths) == 1:
+    if jobs == 1 or len(paths) == 1 or ranks is not None:
         for number, path in enumerate(paths, 1):
-            yield one(path, on_progress=_of(number, len(paths), on_progress), stores=stores)
+            watch = _of(number, len(paths), on_progress)
+            yield one(path, on_progress=watch, stores=stores, ranks=ranks)
         return
     # Whether to say what is looked for on the hub is known in this process only.
     located = [_located(path, stores) for path in paths]
@@ -129,12 +139,13 @@ def _report_or_error(
     kind: str | None,
     values: bool,
     deep: bool,
-    loader: str,
+    loader: str | None,
     key: str | None,
     verify: bool,
     golden: StrPath | None,
     on_progress: OnProgress = unwatched,
     stores: Stores,
+    ranks: Ranks | None = None,
 ) -> Report | VitaCkptError:
     """Return the report on one path, or the error that kept it from being made."""
     try:
@@ -147,15 +158,21 @@ def _report_or_error(
             key=key,
             on_progress=on_progress,
             stores=stores,
+            ranks=ranks,
         )
-        if verify and report.kind == kinds.VITA and not has_errors(report.findings):
+        if verify and report.kind in kinds.WHOLE and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 
-            chosen = path if key is None else open_checkpoint(path, key=key, stores=stores)
-            found = run(chosen, golden=golden, on_progress=on_progress, stores=stores).findings
+            with told_to_all(ranks), (ALONE if ranks is None else ranks).agreement():
+                chosen = path if key is None else open_checkpoint(path, key=key, stores=stores)
+            found = run(
+                chosen, golden=golden, on_progress=on_progress, stores=stores, ranks=ranks
+            ).findings
             known = {(f.rule, f.subject) for f in report.findings}
             more = [f for f in found if (f.rule, f.subject) not in known]
             report = replace(report, findings=worst_first([*report.findings, *more]))
     except VitaCkptError as error:
+        if ranks is not None and ranks.ended:
+            raise
         return error
     return report

@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from vita_ckpt import __version__
+from vita_ckpt.api.extra import need_the_extra
 from vita_ckpt.api.fetch import downloaded
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, local, locate
+from vita_ckpt.api.ranks import told_to_all
 from vita_ckpt.api.subject import gather
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import VITA
 from vita_ckpt.core.progress import OnProgress, unwatched
-from vita_ckpt.core.remedies import install_model
 from vita_ckpt.core.requirements import require_runnable
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
@@ -40,9 +40,6 @@ MaxMemory = Mapping[Any, int | str]
 # Enough to see whether an answer makes sense: while streaming, each token reads all the weights.
 NEW_TOKENS: Final = 16
 
-# What the extra ``model`` installs, by the names of import.
-_EXTRA: Final = ("torch", "transformers", "accelerate", "PIL")
-
 
 def load_model(
     path: Checkpoint | StrPath,
@@ -55,24 +52,28 @@ def load_model(
     max_memory: MaxMemory | None = None,
     stores: Stores | None = None,
 ) -> VitaModel:
-    """Load the model of a VITA checkpoint, ready to run.
+    """Load the model of a checkpoint, ready to run.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
-    ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
-    directory, where the config's path does not lead to it; ``audio_encoder`` that of the audio
-    encoder, whose tensors are not run without it; ``attn`` the library's attention implementation.
-    ``max_memory`` is what weights may take: bytes or ``"4GB"``, by GPU number or ``"cpu"``; by
-    default most of every GPU's free memory, half a gigabyte of a CPU's. Weights lie on one GPU if
-    they fit there, on several if they fit on those together (only ``max_memory``'s, where it names
-    some), and otherwise stream from the checkpoint's own files, module by module.
+    ``dtype`` a torch dtype or its name, by default the checkpoint's; ``attn`` the library's
+    attention implementation. ``tower`` is the tower's directory, where the config's path does not
+    lead to it; its weights are run where the loader of the checkpoint's family takes those.
+    ``audio_encoder`` is the audio encoder's, whose tensors are not run without it. ``max_memory``
+    is what weights may take: bytes or ``"4GB"``, by GPU number or ``"cpu"``; by default most of
+    what is free, of a CPU at least half a gigabyte. Weights lie on one GPU if they fit there, on
+    several if they fit on those together (only ``max_memory``'s, where it names some), and
+    otherwise stream from the checkpoint's own files, module by module.
 
     The model has ``vision_tower(pixel_values)`` [N, 3, H, W] → [N, tokens, mm_hidden_size],
-    ``encode_images(pixel_values)`` → [N, tokens', hidden], ``encode_audio(audio_features,
-    audio_lengths)`` [M, F, mel bins], [M] → [M, T'', hidden], ``embed_multimodal(input_ids,
-    pixel_values, audio_features, audio_lengths)`` [B, T] → [B, T', hidden], and ``model(…).logits``
-    of the same arguments [B, T', vocab]. Raises InputError if the checkpoint cannot be read or its
-    tensors are not exactly those of the model, UsageError for a device that is not there or without
-    torch.
+    ``encode_images(pixel_values)`` → [N, tokens', hidden], ``image_tokens(pixel_values,
+    tiles_per_image, image_sizes, modalities)`` → the tokens [T, hidden] of each image,
+    ``encode_audio(audio_features, audio_lengths)`` [M, F, mel bins], [M] → [M, T'', hidden],
+    ``embed_multimodal(input_ids, pixel_values, …)`` [B, T] → [B, T', hidden], and
+    ``model(…).logits`` of the same arguments [B, T', vocab]; they take those of ``image_tokens``
+    and ``encode_audio`` by their names.
+
+    Raises InputError if the checkpoint cannot be read or its tensors are not exactly those of the
+    model, UsageError for a device that is not there or without torch.
     """
     need_the_extra()
     from vita_ckpt.model import load  # noqa: PLC0415 - torch
@@ -149,14 +150,9 @@ def verify(
     stores = Stores() if stores is None else stores
     if ranks is None:
         return _verify(path, stores, None, **options, **asked)
-    try:
+    with told_to_all(ranks):
         # Only rank 0 asks: the files need not lie on every machine.
         return _verify(path, stores, ranks, **options, **({} if ranks.rank else asked))
-    except Exception as error:
-        told = ranks.failed(error)
-        if told is error:
-            raise
-        raise told from error
 
 
 def _verify(
@@ -306,15 +302,3 @@ def _are_rows(rows: Any) -> bool:
         and all(0 <= value < 1 << 31 for line in row["ids"] for value in line)
         for row in rows.values()
     )
-
-
-def need_the_extra() -> None:
-    """Raise UsageError unless what the extra ``model`` installs is there."""
-    for package in _EXTRA:
-        if find_spec(package) is None:
-            raise UsageError(
-                "model-extra-missing",
-                package,
-                expected="torch, transformers, accelerate and PIL (Pillow)",
-                hint=install_model(),
-            )

@@ -122,9 +122,9 @@ def values_of(tensor: TensorRef, data: memoryview, position: int) -> Values:
         return Values()
     bits = np.frombuffer(data, f"<u{kind.width}")
     lanes = 2 if tensor.dtype == "C64" else 1
-    places = _places(tensor, position, len(bits) // lanes)
-    if places is not None:
-        bits = bits.reshape(-1, lanes)[places].reshape(-1)
+    own = places(tensor, position, len(bits) // lanes)
+    if own is not None:
+        bits = bits.reshape(-1, lanes)[own].reshape(-1)
     count = len(bits) // lanes
     if not count:
         return Values()
@@ -142,7 +142,7 @@ def values_of(tensor: TensorRef, data: memoryview, position: int) -> Values:
         if not (number := int(np.count_nonzero(found))):
             return _NONE
         first = int(np.argmax(found))
-        at = position + (first if places is None else int(places[first]))
+        at = position + (first if own is None else int(own[first]))
         return Tally(number, at, int(sizes[first].max()))
 
     return Values(
@@ -244,7 +244,7 @@ def _where(tensor: TensorRef, tally: Tally) -> str:
     return f"in {count} of {prod(tensor.shape)} elements, the first at {index}"
 
 
-def _places(tensor: TensorRef, position: int, count: int) -> Array | None:
+def places(tensor: TensorRef, position: int, count: int) -> Array | None:
     """Return the indices of the tensor's elements among ``count`` in the file; None for all.
 
     The result is exact unless strides reach an element in two ways, which no slice, transposition

@@ -13,9 +13,10 @@ import click
 from vita_ckpt.api.locate import local
 from vita_ckpt.api.reports import write_report
 from vita_ckpt.checks.rules import Rule
-from vita_ckpt.cli import console
+from vita_ckpt.cli import completion, console
 from vita_ckpt.cli.formats import FORMATS, renderer
 from vita_ckpt.core.report import Report, Selection, condensed, worst_first
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError
 
 _Command = Callable[..., Any]
@@ -29,10 +30,24 @@ _MOST_LINKS: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A report that goes to a file: the format, and the path as it was given."""
+    """A report that goes to a file: the format, and the path as it was given.
+
+    ``given_as`` is the option in words, where it was not ``--output``.
+    """
 
     format: str
     path: str
+    given_as: str = ""
+
+    @property
+    def option(self) -> str:
+        """The option that asked for it."""
+        return self.given_as or f"--output {self.format}={self.path}"
+
+    @property
+    def alternative(self) -> str:
+        """What to do where the path is no place for a report."""
+        return "name another path" if self.given_as else "--format prints to stdout"
 
 
 def report_options(command: _Command) -> _Command:
@@ -43,6 +58,7 @@ def report_options(command: _Command) -> _Command:
             "outputs",
             multiple=True,
             metavar="FORMAT=FILE",
+            shell_complete=completion.one_of(FORMATS, end="="),
             callback=lambda _context, _option, values: tuple(_output(value) for value in values),
             help="Write the report to a file too, over an older one; may be given several times.",
         ),
@@ -52,12 +68,25 @@ def report_options(command: _Command) -> _Command:
             default="text",
             show_default=True,
             metavar="FORMAT",
+            shell_complete=completion.one_of(FORMATS),
             callback=lambda _context, _option, value: _known(value, "--format"),
             help=f"What to print: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
         ),
     ):
         command = option(command)
     return command
+
+
+def html_option(command: _Command) -> _Command:
+    """``--html``, as the parameter ``page``: an Output, or None."""
+    option = click.option(
+        "--html",
+        "page",
+        metavar="FILE",
+        callback=lambda _context, _option, value: None if value is None else _page(value),
+        help="Write a page for a browser too: one file, which runs and loads nothing.",
+    )
+    return option(command)
 
 
 def check_outputs(outputs: Iterable[Output], checkpoints: Iterable[str]) -> None:
@@ -71,13 +100,13 @@ def check_outputs(outputs: Iterable[Output], checkpoints: Iterable[str]) -> None
     taken: set[str] = set()
     for output in outputs:
         path = _target(output)
-        subject = f"--output {output.format}={output.path}"
+        subject = output.option
         if os.path.lexists(path) and not os.path.isfile(path):
             raise UsageError(
                 "not-a-regular-file",
                 subject,
                 expected="a file, or a path that does not exist yet",
-                hint="name a file in it" if os.path.isdir(path) else "--format prints to stdout",
+                hint="name a file in it" if os.path.isdir(path) else output.alternative,
             )
         if not os.path.isdir(os.path.dirname(path)):
             raise UsageError(
@@ -127,11 +156,7 @@ def deliver(
         return renderer(name)(shown if short else reports, rules, selection)
 
     for output in outputs:
-        write_report(
-            _target(output),
-            rendered(output.format),
-            append=output.path == os.environ.get(_JOB_SUMMARY),
-        )
+        write_output(output, rendered(output.format))
     if report_format is None:
         return
     text = rendered(report_format)
@@ -141,6 +166,12 @@ def deliver(
         console.write(console.coloured(text, sys.stdout) if report_format == "text" else text)
     except BrokenPipeError:
         console.forget_stdout()
+
+
+def write_output(output: Output, text: str) -> None:
+    """Write a report where it goes. Raises OutputError if the disk refuses."""
+    append = output.path == os.environ.get(_JOB_SUMMARY)
+    write_report(_target(output), text, append=append)
 
 
 def _target(output: Output) -> str:
@@ -167,7 +198,7 @@ def _target(output: Output) -> str:
             if hops > _MOST_LINKS or _may_be_planted(step, is_last=is_last):
                 raise UsageError(
                     "output-is-a-link",
-                    f"--output {output.format}={output.path}",
+                    output.option,
                     expected="a path without links that others could have put there",
                     got=f"a link at {step}",
                     hint="remove the link, or name the file that it leads to",
@@ -197,9 +228,20 @@ def _output(value: str) -> Output:
     return Output(_known(name, f"--output {value}"), local(path))
 
 
+def _page(path: str) -> Output:
+    option = f"--html {path}"
+    if path in ("", "-"):
+        raise UsageError("invalid-output", option, expected="a file", hint="such as report.html")
+    return Output("html", local(path), option)
+
+
 def _known(name: str, subject: str) -> str:
     if name not in FORMATS:
         raise UsageError(
-            "unknown-format", subject, expected=", ".join(FORMATS), got=name or "no format"
+            "unknown-format",
+            subject,
+            expected=", ".join(FORMATS),
+            got=name or "no format",
+            hint=did_you_mean(name, FORMATS),
         )
     return name

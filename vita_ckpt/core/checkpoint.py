@@ -235,6 +235,8 @@ def converts(tensor: Tensor) -> bool:
 
 def refs_of(tensor: Tensor) -> tuple[TensorRef, ...]:
     """Return the stored tensors that the values of a tensor come from."""
+    if isinstance(tensor, TensorRef):  # as most are
+        return (tensor,)
     return tuple(ref for part in parts_of(tensor) for ref in _refs_of_part(part))
 
 

@@ -8,6 +8,9 @@ from typing import Final
 
 from vita_ckpt.errors import UsageError
 
+# How long nothing may move on any rank, in seconds.
+RANK_TIMEOUT: Final = 300.0
+
 # What torchrun sets, and what srun's jobs export for torch's ``env://``. All of them, or no launch.
 _NEEDED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

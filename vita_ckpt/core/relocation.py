@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from vita_ckpt.core.checkpoint import (
@@ -89,3 +89,9 @@ def remote_refs(tensors: Mapping[str, Tensor]) -> frozenset[TensorRef]:
     """Return the locations of the tensors, including converted ones, that are in remote files."""
     refs = (ref for tensor in tensors.values() for ref in refs_of(tensor))
     return frozenset(ref for ref in refs if isinstance(ref.source, RemoteFile))
+
+
+def are_remote(tensors: Iterable[Tensor]) -> bool:
+    """Return whether any of the tensors is, in whole or in part, in a remote file."""
+    refs = (ref for tensor in tensors for ref in refs_of(tensor))
+    return any(isinstance(ref.source, RemoteFile) for ref in refs)

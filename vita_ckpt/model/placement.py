@@ -13,11 +13,14 @@ from accelerate.utils import convert_file_size_to_int
 from vita_ckpt.errors import UsageError
 from vita_ckpt.model.vita import VitaModel
 from vita_ckpt.model.weights import DeviceMap, device_of
+from vita_ckpt.storage.system import memory
 
-# On the CPU a model of up to this many bytes is kept in memory; a larger one streams.
-_RESIDENT_ON_CPU: Final = 512 << 20
-# The share of a GPU's free memory that weights may take; the rest is for activations.
+# The share of the free memory that weights may take; the rest is for activations, and on the CPU
+# for whatever else runs there.
 _GPU_SHARE: Final = 0.9
+_CPU_SHARE: Final = 0.8
+# On the CPU this many bytes are taken in any case.
+_RESIDENT_ON_CPU: Final = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,15 @@ def offered(
     device: str | torch.device,
     max_memory: Mapping[Any, int | str],
     count: int,
-    free: Callable[[int], int],
+    free: Callable[[int | None], int],
 ) -> Iterator[tuple[torch.device, int]]:
     """Return the devices that ``device`` names, with the bytes that weights may take there.
 
     ``"auto"`` and ``"cuda"`` are the GPUs that ``max_memory`` names, by default all ``count`` of
-    them; ``"auto"`` is the CPU if there are no GPUs. ``free`` returns the free bytes of a GPU. It
-    is called only when a device is drawn from the iterator, because the call itself takes GPU
-    memory. Raises UsageError for a device that is not available and for invalid limits.
+    them; ``"auto"`` is the CPU if there are no GPUs. ``free`` returns the free bytes of a GPU, or
+    with None those of the CPU. It is called only when a device is drawn from the iterator, because
+    the call itself takes GPU memory. Raises UsageError for a device that is not available and for
+    invalid limits.
     """
     limits = {key: _bytes(key, size) for key, size in max_memory.items()}
     name = str(device)
@@ -88,7 +92,10 @@ def offered(
     except RuntimeError as error:
         raise _unknown(device) from error
     if where.type == "cpu":
-        return iter([(where, limits.get("cpu", _RESIDENT_ON_CPU))])
+        room = limits.get("cpu")
+        if room is None:
+            room = max(_RESIDENT_ON_CPU, int(free(None) * _CPU_SHARE))
+        return iter([(where, room)])
     if where.type != "cuda":
         raise _unknown(device)
     named = [key for key in limits if isinstance(key, int)] or list(range(max(count, 1)))
@@ -111,9 +118,9 @@ def offered(
     )
 
 
-def free_memory(index: int) -> int:
-    """Return the free bytes of a GPU."""
-    return torch.cuda.mem_get_info(index)[0]
+def free_memory(index: int | None) -> int:
+    """Return the free bytes of a GPU, or with None those of the CPU."""
+    return memory.free_memory() if index is None else torch.cuda.mem_get_info(index)[0]
 
 
 def dispatch(model: VitaModel, device_map: DeviceMap) -> None:

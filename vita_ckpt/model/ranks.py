@@ -29,13 +29,15 @@ class Ranks:
     """The processes of one run, seen from one of them: ``rank`` of ``size``.
 
     ``speaks`` says whether this is the rank that prints the outcome. Every method that talks to
-    the others raises InputError ``rank-lost`` if one of them is gone.
+    the others raises InputError ``rank-lost`` if one of them is gone. ``neighbours`` is how many
+    of them are on this machine.
     """
 
     def __init__(self, launch: Launch, monitor: Monitor) -> None:
         self.rank = launch.rank
         self.size = launch.size
         self.speaks = launch.rank == 0
+        self.neighbours = 1
         self.monitor = monitor
         self._local_rank = launch.local_rank
         self._agreed: BaseException | None = None
@@ -85,12 +87,20 @@ class Ranks:
             world_size=launch.size,
             timeout=_NO_LIMIT,
         )
-        return cls(launch, monitor)
+        ranks = cls(launch, monitor)
+        host = socket.gethostname()
+        ranks.neighbours = ranks.gather(host).count(host)
+        return ranks
 
     @property
     def is_last(self) -> bool:
         """Whether this rank has the last stage."""
         return self.rank == self.size - 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run ends with an error."""
+        return self._failure is not None
 
     def place(self, device: str) -> str:
         """Return the device of this rank where ``device`` was asked for; every rank calls it.

@@ -52,9 +52,24 @@ def test_one_screen_says_what_it_is(cli: Cli, case: str) -> None:
 
 
 def test_json_keeps_its_schema(cli: Cli) -> None:
-    for arguments in ([], ["--tensors"], ["--tensors", "*norm*"], ["--depth", "3"]):
+    for arguments in ([], ["--tensors"], ["--tensors", "*norm*"], ["--depth", "3"], ["--values"]):
         result = cli("inspect", GOLDEN / "A1" / "base", "--json", *arguments)
         jsonschema.validate(json.loads(result.out), SCHEMA)
+
+
+def test_values_are_counted_by_part(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    data = torch.tensor([[0.0, float("nan"), float("inf"), 3.0]] * 8)
+    torch.save({"model.mm_projector.weight": data}, run / "mm_projector.bin")
+    table = cli("inspect", run, "--values").out.splitlines()[-2:]
+    assert table[0].split()[:5] == ["part", "values", "zero", "NaN", "infinite"]
+    assert table[1].split() == ["projector", "32", "8", "8", "8", "–", "3"]
+    found = json.loads(cli("inspect", run, "--values", "--json").out)["values"]["mm_projector"]
+    assert (found["elements"], found["exponents"]) == (32, [[1, 8]])
+    both = cli("inspect", run, "--values", "--tensors").out
+    assert "model.mm_projector.weight" in both
+    assert "largest |x|" in both
 
 
 def test_tensors_and_glob(cli: Cli) -> None:

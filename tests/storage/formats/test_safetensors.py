@@ -238,3 +238,32 @@ def test_what_is_encoded_is_read_back(
     assert {n: (t.dtype, t.shape) for n, t in opened.tensors.items()} == tensors
     assert opened.metadata == metadata
     assert library_reads(path) == set(tensors)
+
+
+PLAIN = encode_header([("model.a", "F32", (1, 2)), ("b-1", "BF16", (4,))], {"format": "pt"})[0][8:]
+PIECES = [b"-0", b"0", b"[", b"]", b"{}", b"1.0", b"true", b"\\u0061", b'"b-1"', b'"__metadata__"']
+
+
+@given(
+    at=st.integers(0, len(PLAIN)),
+    cut=st.integers(0, 12),
+    put=st.one_of(st.binary(max_size=3), st.sampled_from([*PIECES, *PLAIN.split(b",")])),
+)
+def test_a_plain_header_is_read_by_the_same_rules(
+    tmp_path_factory: pytest.TempPathFactory, at: int, cut: int, put: bytes
+) -> None:
+    """What the fast way takes, the whole rules take too, and read the same."""
+    path = tmp_path_factory.mktemp("header") / "a.safetensors"
+    write(path, PLAIN[:at] + put + PLAIN[at + cut :], bytes(16))
+
+    def outcome() -> object:
+        try:
+            found = read_safetensors(path)
+        except MalformedFileError as error:
+            return str(error)
+        return found.tensors, found.metadata
+
+    with pytest.MonkeyPatch.context() as patch:
+        first = outcome()
+        patch.setattr("vita_ckpt.storage.formats.safetensors._read_plain", lambda *_: None)
+        assert outcome() == first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,15 +18,19 @@ from vita_ckpt.checks.diff import (
     figures,
 )
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import render
+from vita_ckpt.cli import completion, render
+from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
-from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
+from vita_ckpt.cli.outputs import Output, check_outputs, deliver, html_option, report_options
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
 
 _FIGURES = ("max |Δ|", "relative L2", "cosine")
 
@@ -36,6 +41,7 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
 @click.option("--values", is_flag=True, help="Say how far the values of tensors are apart.")
 @click.option(
     "--only",
+    shell_complete=completion.tensors,
     multiple=True,
     metavar="GLOB",
     help="A contract: exit 1 if anything else changed, or none of it did. A glob of tensor names, "
@@ -55,7 +61,9 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
     metavar="N",
     help="Show at most N lines of each kind.",
 )
+@rank_options
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json (schema diff-v1).")
+@html_option
 @report_options
 @click.pass_obj
 def command(
@@ -67,7 +75,10 @@ def command(
     fetch: bool,
     exit_code: bool,
     limit: int,
+    single: bool,
+    rank_timeout: float,
     as_json: bool,
+    page: Output | None,
     report_format: str,
     outputs: tuple[Output, ...],
 ) -> int:
@@ -77,6 +88,9 @@ def command(
     file holds a tensor, in which order, or in which format. On the hub, headers, configs and
     digests are compared, and the report says what they leave open. The exit code is 0 with or
     without differences, unless you give --exit-code or --only.
+
+    Under torchrun, or srun with torch's variables, each process reads its share of the bytes, and
+    the first one reports: torchrun --nproc-per-node 8 -m vita_ckpt diff A B --values.
     """
     if only and exit_code:
         raise UsageError(
@@ -85,17 +99,35 @@ def command(
             expected="either --only, which wants a change, or --exit-code, which wants none",
             got="both",
         )
+    outputs = outputs if page is None else (*outputs, page)
+
+    def run(ranks: Ranks | None) -> int:
+        with shown_progress(settings.quiet or not speaks(ranks)) as on_progress:
+            found = diff(
+                a,
+                b,
+                values=values,
+                only=only,
+                fetch=fetch,
+                on_progress=on_progress,
+                stores=settings.stores,
+                ranks=ranks,
+            )
+        if speaks(ranks):
+            _report(found, limit, settings, "json" if as_json else report_format, outputs)
+        return 1 if found.breaches or (exit_code and not found.identical) else 0
+
     check_outputs(outputs, (a, b))
-    with shown_progress(settings.quiet) as on_progress:
-        found = diff(
-            a,
-            b,
-            values=values,
-            only=only,
-            fetch=fetch,
-            on_progress=on_progress,
-            stores=settings.stores,
-        )
+    return run_in_ranks(run, single=single, rank_timeout=rank_timeout)
+
+
+def _report(
+    found: Difference,
+    limit: int,
+    settings: Settings,
+    report_format: str,
+    outputs: tuple[Output, ...],
+) -> None:
     if found.tensors_only:
         settings.note("config and files are not compared: one side is a lone weight file")
     if found.left_out:
@@ -104,14 +136,20 @@ def command(
     deliver(
         (difference_report(found),),
         RULES,
-        "json" if as_json else report_format,
+        report_format,
         outputs,
         {
             "text": lambda: "".join(f"{line}\n" for line in _screen(found, limit)),
             "json": lambda: json_text(found.to_dict()) + "\n",
+            "html": lambda: _page(found),
         },
     )
-    return 1 if found.breaches or (exit_code and not found.identical) else 0
+
+
+def _page(found: Difference) -> str:
+    from vita_ckpt.cli.html.difference import difference_page  # noqa: PLC0415 - start-up
+
+    return difference_page(found)
 
 
 def _screen(found: Difference, limit: int) -> Iterator[str]:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vita_ckpt.api.inspect import as_checkpoint, check_key, inspect, list_tensors, module_tree
 from vita_ckpt.checks.audio_summary import AudioSummary
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
-from vita_ckpt.cli import console, render
+from vita_ckpt.cli import completion, console, render
 from vita_ckpt.cli.main import Settings
+from vita_ckpt.cli.outputs import Output, check_outputs, html_option, write_output
 from vita_ckpt.cli.paths import ANYWHERE, key_option
+from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy.families import FAMILIES
+from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
+from vita_ckpt.core.kinds import CHECKPOINTS
+from vita_ckpt.core.memory import Memory
 from vita_ckpt.core.reading_notes import reading_notes
+from vita_ckpt.core.spelling import did_you_mean_tensor
 from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import printable
 
+if TYPE_CHECKING:
+    from vita_ckpt.checks.distribution import Distribution
+
 _KINDS = {
-    "vita-checkpoint": "VITA checkpoint",
+    **{kind: f"{FAMILIES[name].label} checkpoint" for name, kind in CHECKPOINTS.items()},
     "language-model": "plain language model, no vision modules",
     "projector": "projector adapter",
     "lora-run": "LoRA run",
@@ -42,11 +52,28 @@ _KINDS = {
     "pattern",
     is_flag=False,
     flag_value="*",
+    shell_complete=completion.tensors,
     metavar="[GLOB]",
     help="List the tensors, or those whose names match GLOB.",
 )
 @click.option(
     "--depth", type=click.IntRange(1, 64), metavar="N", help="A module tree, N name parts deep."
+)
+@click.option("--values", is_flag=True, help="Read every byte: how large values are, by part.")
+@html_option
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    shell_complete=completion.dtypes,
+    help="Estimate the memory in f32, bf16 or f16.  [default: the commonest of the weights]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1 << 20),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Estimate the memory for N inputs at once.",
 )
 @key_option
 @click.pass_obj
@@ -57,6 +84,10 @@ def command(
     as_json: bool,
     pattern: str | None,
     depth: int | None,
+    values: bool,
+    page: Output | None,
+    dtype: str | None,
+    batch: int,
     key: str | None,
 ) -> int:
     """Show what a checkpoint is, without loading it.
@@ -67,22 +98,59 @@ def command(
     if config.json is missing, or the adapter_config.json of a LoRA run.
     """
     stores = settings.stores
+    if page is not None:
+        check_outputs((page,), (checkpoint,))
     opened = as_checkpoint(checkpoint, stores, key)
     check_key(key, opened)
     for note in reading_notes(opened):
         settings.note(note)
-    inspection = inspect(opened, stores=stores)
+    inspection = inspect(opened, dtype=dtype, batch=batch, stores=stores)
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None
+    found = _distributions(opened, settings) if values else None
+    if page is not None:
+        write_output(page, _page(inspection, opened, found))
+    if tensors == [] and pattern is not None:
+        settings.note(_no_tensor(pattern, opened))
     if as_json:
-        render.echo_json({**inspection.to_dict(), "tensor_list": tensors, "modules": modules})
+        said = None if found is None else {part: one.to_dict() for part, one in found.items()}
+        lists = {"tensor_list": tensors, "modules": modules, "values": said}
+        render.echo_json({**inspection.to_dict(), **lists})
     elif tensors is None and modules is None:
-        console.say("\n".join(_screen(inspection)))
+        console.say("\n".join((*_screen(inspection), *_value_lines(found or {}))))
     else:
         tables = [_tensor_table(tensors)] if tensors is not None else []
         tables += [_module_table(modules)] if modules is not None else []
+        tables += [*_value_lines(found or {})][1:]
         console.say("\n\n".join(tables))
     return 1 if inspection.missing else 0
+
+
+def _distributions(opened: Checkpoint, settings: Settings) -> dict[str, Distribution]:
+    from vita_ckpt.api.distribution import distributions  # noqa: PLC0415 - numpy
+
+    with shown_progress(settings.quiet) as on_progress:
+        return distributions(opened, on_progress=on_progress, stores=settings.stores)
+
+
+def _page(
+    inspection: Inspection, opened: Checkpoint, values: Mapping[str, Distribution] | None
+) -> str:
+    from vita_ckpt.cli.html.inspection import inspection_page  # noqa: PLC0415 - start-up
+
+    return inspection_page(
+        inspection,
+        opened,
+        _headline(inspection),
+        _config_rows(inspection),
+        list(_facts(inspection)),
+        values,
+    )
+
+
+def _no_tensor(pattern: str, opened: Checkpoint) -> str:
+    hint = did_you_mean_tensor(pattern, opened.tensors)
+    return f"no tensor is called {pattern}" + (f" ({hint})" if hint else "")
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:
@@ -102,11 +170,7 @@ def _screen(inspection: Inspection) -> Iterable[str]:
     total = render.count(inspection.parameters), render.size(inspection.bytes)
     rows.append(("total", inspection.tensors, *total, ", ".join(inspection.dtypes) or "–"))
     yield render.table(rows, ("part", "tensors", "params", "bytes", "dtype"), " rrr ")
-    lines = [
-        (key, _value(line), _as_text(line.weights), _verdict(line))
-        for key, line in inspection.config.items()
-        if line.present or line.weights is not None
-    ]
+    lines = _config_rows(inspection)
     if lines:
         yield ""
         yield render.table(lines, ("config", "value", "weights say", "agree"))
@@ -122,9 +186,35 @@ def _screen(inspection: Inspection) -> Iterable[str]:
         yield printable(f"· {name}: {reason}")
 
 
+def _config_rows(inspection: Inspection) -> list[tuple[str, str, str, str]]:
+    return [
+        (key, _value(line), _as_text(line.weights), _verdict(line))
+        for key, line in inspection.config.items()
+        if line.present or line.weights is not None
+    ]
+
+
+def _value_lines(values: Mapping[str, Distribution]) -> Iterable[str]:
+    if not values:
+        return
+    rows = [
+        (
+            parts.LABELS[part],
+            f"{one.elements:,}",
+            *(f"{number:,}" for number in (one.zeros, one.nan, one.infinite)),
+            "–" if one.typical is None else f"{one.typical:.3g}",
+            f"{one.largest:.3g}" if one.elements else "–",
+        )
+        for part, one in values.items()
+    ]
+    headers = ("part", "values", "zero", "NaN", "infinite", "median |x| from", "largest |x|")
+    yield ""
+    yield render.table(rows, headers, " rrrrrr")
+
+
 def _headline(inspection: Inspection) -> str:
     words = [_KINDS[inspection.kind]]
-    if inspection.family is not None:
+    if inspection.family is not None and inspection.kind not in CHECKPOINTS.values():
         words[0] = f"{words[0]}: {inspection.family}"
     if inspection.quantisation is not None:
         words.append(f"quantised: {inspection.quantisation}")
@@ -144,6 +234,7 @@ def _headline(inspection: Inspection) -> str:
 def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     if inspection.config_file not in (None, CONFIG):
         yield "config", f"{inspection.config_file}; {CONFIG} is a server's, such as vLLM's"
+    yield from _family_facts(inspection)
     if inspection.dispatch is not None:
         built = inspection.dispatch.tower_class or "nothing"
         yield "upstream builds", f"{built}: {inspection.dispatch.reason}"
@@ -175,7 +266,44 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
             where = f", projector in {lora.projector_file}" if lora.projector_file else ""
             yield "trained beside", f"{lora.trained} tensors{where}"
     if inspection.tokens_per_image is not None:
-        yield "tokens per image", str(inspection.tokens_per_image)
+        yield (
+            "tokens per image",
+            str(inspection.tokens_per_image)
+            + (" for each tile" if inspection.tiles is not None else ""),
+        )
+    if inspection.tiles is not None:
+        yield "tiles", inspection.tiles
+    if inspection.memory is not None:
+        yield from _memory(inspection.memory)
+
+
+def _memory(memory: Memory) -> Iterable[tuple[str, str]]:
+    sizes: dict[int, list[str]] = {}
+    for dtype, size in memory.weights_as.items():
+        if dtype != memory.dtype:
+            sizes.setdefault(size, []).append(dtype)
+    others = (f"{render.size(size)} in {' or '.join(dtypes)}" for size, dtypes in sizes.items())
+    needs = [f"weights {render.size(memory.weights)} in {memory.dtype} ({', '.join(others)})"]
+    if memory.kv_cache_per_1000_tokens is not None:
+        needs.append(f"KV cache {render.size(memory.kv_cache_per_1000_tokens)} for 1,000 tokens")
+    if memory.tower_activations is not None:
+        needs.append(f"tower {render.size(memory.tower_activations)} for one image")
+    if memory.batch > 1:
+        needs.append(f"tokens and image of each of {memory.batch} inputs")
+    yield "memory", "; ".join(needs)
+
+
+def _family_facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
+    """Yield what distinguishes a family: which tower its loader takes, and what of it."""
+    if inspection.family_evidence is None:
+        return
+    yield "family", f"{inspection.family}, by {inspection.family_evidence}"
+    facts = {
+        "tower from": inspection.tower_source,
+        "features": inspection.features,
+        "tiles": inspection.tiles,
+    }
+    yield from ((label, fact) for label, fact in facts.items() if fact is not None)
 
 
 def _training(state: TrainingState) -> Iterable[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.plans.lora import plan_merge_lora
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import (
@@ -35,9 +36,17 @@ from vita_ckpt.cli.plan_options import (
 )
 @click.option(
     "--dtype",
+    shell_complete=completion.dtypes,
     metavar="DTYPE",
     help="Merge in f32, bf16 or f16, and write everything in it; f16 gives what upstream's loader "
     "holds.  [default: the base's]",
+)
+@click.option(
+    "--tower",
+    type=ANYWHERE,
+    metavar="DIR",
+    help="The vision tower, where the base is a plain language model.  [default: what the run's "
+    "config.json names]",
 )
 @click.option(
     "--adapter-config",
@@ -62,6 +71,7 @@ def command(
     base: str | None,
     adapter: str | None,
     dtype: str | None,
+    tower: str | None,
     adapter_config: str | None,
     lora_alpha: float | None,
     rslora: bool,
@@ -82,6 +92,7 @@ def command(
         base,
         adapter,
         dtype=dtype,
+        tower=tower,
         adapter_config=adapter_config,
         lora_alpha=lora_alpha,
         use_rslora=rslora,

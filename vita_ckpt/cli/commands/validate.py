@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,16 +14,20 @@ from vita_ckpt.api.validate import KINDS, holds_checkpoints
 from vita_ckpt.api.validate_many import validate_all
 from vita_ckpt.checks.files import finding_of_error
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import console
+from vita_ckpt.cli import completion, console
+from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL, key_option
 from vita_ckpt.cli.policy import read_policy
 from vita_ckpt.cli.progress import shown_progress
-from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
+from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import VitaCkptError, printable
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
 
 
 @click.command("validate")
@@ -39,17 +44,28 @@ from vita_ckpt.errors import VitaCkptError, printable
 @click.option(
     "--loader",
     type=click.Choice(LOADER_NAMES),
-    default=VITA_1_5,
-    show_default=True,
-    help="The loader that must bind every tensor, as explain names them.",
+    help="The loader that must bind every tensor, as explain names them; by default the one of the "
+    "model's family.",
 )
 @click.option("--verify", is_flag=True, help="Run the model once too (extra model).")
 @click.option(
     "--golden", type=LOCAL, metavar="FILE", help="Compare with a golden of verify; runs it."
 )
 @key_option
-@click.option("--select", multiple=True, metavar="RULE", help="Look at these rules only; a glob.")
-@click.option("--ignore", multiple=True, metavar="RULE", help="Leave these rules out; a glob.")
+@click.option(
+    "--select",
+    multiple=True,
+    shell_complete=completion.one_of(RULES),
+    metavar="RULE",
+    help="Look at these rules only; a glob.",
+)
+@click.option(
+    "--ignore",
+    multiple=True,
+    shell_complete=completion.one_of(RULES),
+    metavar="RULE",
+    help="Leave these rules out; a glob.",
+)
 @click.option("--strict/--no-strict", default=None, help="Warnings fail too.")
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
@@ -57,6 +73,7 @@ from vita_ckpt.errors import VitaCkptError, printable
 @click.option(
     "--all", "every", is_flag=True, help="Name every tensor, also where many have one fault."
 )
+@rank_options
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @report_options
 @click.pass_obj
@@ -67,7 +84,7 @@ def command(
     kind: str | None,
     values: bool,
     deep: bool,
-    loader: str,
+    loader: str | None,
     verify: bool,
     golden: str | None,
     key: str | None,
@@ -76,6 +93,8 @@ def command(
     strict: bool | None,
     jobs: int,
     every: bool,
+    single: bool,
+    rank_timeout: float,
     as_json: bool,
     report_format: str,
     outputs: tuple[Output, ...],
@@ -87,48 +106,58 @@ def command(
     are not given come from vita-ckpt.toml, or from [tool.vita-ckpt] in pyproject.toml, in the
     working directory, unless that file is part of what is validated. Exit 0 without errors, 1 with
     errors, 3 if something could not be read at all.
+
+    Under torchrun, or srun with torch's variables, each process reads its share of the bytes, and
+    the first one reports: torchrun --nproc-per-node 8 -m vita_ckpt validate CHECKPOINT --values.
     """
     report_format = "json" if as_json else report_format
     chosen = list(_expanded(paths))
     policy = read_policy(select, ignore, strict, validated=[*_globbed(paths), *chosen])
-    for sentence in policy.sentences() if policy.file or policy.disregarded else ():
-        settings.note(sentence)
     check_outputs(outputs, chosen)
-    reports: list[Report] = []
-    unread: list[VitaCkptError] = []
-    with shown_progress(settings.quiet) as on_progress:
-        results = list(
-            validate_all(
-                chosen,
-                kind=kind,
-                values=values,
-                deep=deep,
-                loader=loader,
-                key=key,
-                verify=verify or golden is not None,
-                golden=golden,
-                jobs=jobs,
-                on_progress=on_progress,
-                stores=settings.stores,
+
+    def run(ranks: Ranks | None) -> int:
+        for sentence in policy.sentences() if policy.file or policy.disregarded else ():
+            if speaks(ranks):
+                settings.note(sentence)
+        reports: list[Report] = []
+        unread: list[VitaCkptError] = []
+        with shown_progress(settings.quiet or not speaks(ranks)) as on_progress:
+            results = list(
+                validate_all(
+                    chosen,
+                    kind=kind,
+                    values=values,
+                    deep=deep,
+                    loader=loader,
+                    key=key,
+                    verify=verify or golden is not None,
+                    golden=golden,
+                    jobs=jobs,
+                    on_progress=on_progress,
+                    stores=settings.stores,
+                    ranks=ranks,
+                )
             )
-        )
-    for path, result in zip(chosen, results, strict=True):
-        if isinstance(result, Report):
-            reports.append(policy.applied(result))
-        else:
-            unread.append(result)
-            # What no rule may leave out: nothing was looked at there.
-            why = replace(finding_of_error(result, ""), severity="error")
-            reports.append(Report(path, UNKNOWN, (why,), read=False))
-    for error in unread:
-        console.warn(f"error: {printable(error)}")
-    # For a person the lines above say it all, if there is nothing else to say.
-    silent = len(unread) == len(reports) and report_format == "text"
-    shown = None if silent else report_format
-    deliver(reports, RULES, shown, outputs, selection=policy, every=every)
-    if unread:
-        return max(error.exit_code for error in unread)
-    return 1 if policy.fails(reports) else 0
+        for path, result in zip(chosen, results, strict=True):
+            if isinstance(result, Report):
+                reports.append(policy.applied(result))
+            else:
+                unread.append(result)
+                # What no rule may leave out: nothing was looked at there.
+                why = replace(finding_of_error(result, ""), severity="error")
+                reports.append(Report(path, UNKNOWN, (why,), read=False))
+        if speaks(ranks):
+            for error in unread:
+                console.warn(f"error: {printable(error)}")
+            # For a person the lines above say it all, if there is nothing else to say.
+            silent = len(unread) == len(reports) and report_format == "text"
+            shown = None if silent else report_format
+            deliver(reports, RULES, shown, outputs, selection=policy, every=every)
+        if unread:
+            return max(error.exit_code for error in unread)
+        return 1 if policy.fails(reports) else 0
+
+    return run_in_ranks(run, single=single, rank_timeout=rank_timeout)
 
 
 def _globbed(paths: tuple[str, ...]) -> Iterator[str]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import click
 
-from vita_ckpt.api import ranks
 from vita_ckpt.api import verify as api
-from vita_ckpt.cli import console, render
+from vita_ckpt.cli import completion, console, render
+from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
 from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.cli.verification_text import verification_lines
-from vita_ckpt.core.progress import unwatched
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.core.verification import Verification
-from vita_ckpt.errors import UsageError, VitaCkptError
+from vita_ckpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
 
 
 @click.command("verify")
@@ -26,6 +26,7 @@ from vita_ckpt.errors import UsageError, VitaCkptError
 @click.option("--device", default="auto", metavar="auto|cuda|cuda:N|cpu", help="Where to run.")
 @click.option(
     "--dtype",
+    shell_complete=completion.torch_dtypes,
     metavar="DTYPE",
     help="float32, bfloat16 …; float32 is faster on CPUs without bfloat16.  [default: the "
     "checkpoint's]",
@@ -36,10 +37,14 @@ from vita_ckpt.errors import UsageError, VitaCkptError
     multiple=True,
     metavar="DEVICE=SIZE",
     help="What weights may take, such as cpu=4GB, or 0=20GB and 1=20GB for several GPUs; a larger "
-    "model streams from its files.",
+    "model streams from its files.  [default: most of what is free]",
 )
 @click.option(
-    "--tower", type=ANYWHERE, metavar="DIR", help="The tower's directory, for its config."
+    "--tower",
+    type=ANYWHERE,
+    metavar="DIR",
+    help="The tower's directory, for its config; also for its weights, where its family's loader "
+    "takes those.",
 )
 @click.option(
     "--audio-encoder",
@@ -69,17 +74,7 @@ from vita_ckpt.errors import UsageError, VitaCkptError
     help=f"The longest answer; a streamed model is read once for each token.  [default: "
     f"{api.NEW_TOKENS}]",
 )
-@click.option(
-    "--single", is_flag=True, help="Run in this process alone, even if a launcher started several."
-)
-@click.option(
-    "--rank-timeout",
-    type=float,
-    default=ranks.RANK_TIMEOUT,
-    show_default=True,
-    metavar="SECONDS",
-    help="Under a launcher: end if nothing moves on any rank for so long.",
-)
+@rank_options
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema verify-v1).")
 @click.pass_obj
 def command(
@@ -110,54 +105,37 @@ def command(
 
     --prompt uses the checkpoint's own tokenizer and chat template. The image comes before the text,
     or where the text says <image>. It is prepared by the preprocessor_config.json of --tower, of
-    the checkpoint, or of the tower's directory.
+    the checkpoint, or of the tower's directory, and cut into tiles where the config says so.
 
     Under torchrun, or srun with torch's variables, each process reads and runs some of the layers,
     and the first one reports: torchrun --nproc-per-node 8 -m vita_ckpt verify CHECKPOINT.
     """
-    environment = {} if single else os.environ
-    with ranks.join_ranks(environment, timeout=rank_timeout) as joined:
-        if joined is not None:
-            _end_at_once()
-        # A launcher mixes what its processes print.
-        watch = shown_progress(settings.quiet) if joined is None else nullcontext(unwatched)
-        try:
-            with watch as on_progress:
-                verification = api.verify(
-                    checkpoint,
-                    device=device,
-                    dtype=dtype,
-                    tower=tower,
-                    audio_encoder=audio_encoder,
-                    attn=attn,
-                    max_memory=_max_memory(max_memory),
-                    against=against,
-                    golden=golden,
-                    save_golden=save_golden,
-                    image=image,
-                    prompt=prompt,
-                    max_new_tokens=max_new_tokens,
-                    on_progress=on_progress,
-                    stores=settings.stores,
-                    ranks=joined,
-                )
-        except VitaCkptError as error:
-            if joined is None:
-                raise
-            # It is said before the ranks part: a launcher kills who is left.
-            if joined.speaks:
-                console.warn(f"error: {error}")
-            return error.exit_code
-        if joined is None or joined.speaks:
+
+    def run(ranks: Ranks | None) -> int:
+        with shown_progress(settings.quiet or not speaks(ranks)) as on_progress:
+            verification = api.verify(
+                checkpoint,
+                device=device,
+                dtype=dtype,
+                tower=tower,
+                audio_encoder=audio_encoder,
+                attn=attn,
+                max_memory=_max_memory(max_memory),
+                against=against,
+                golden=golden,
+                save_golden=save_golden,
+                image=image,
+                prompt=prompt,
+                max_new_tokens=max_new_tokens,
+                on_progress=on_progress,
+                stores=settings.stores,
+                ranks=ranks,
+            )
+        if speaks(ranks):
             _report(verification, settings, as_json)
-    return 1 if has_errors(verification.findings) else 0
+        return 1 if has_errors(verification.findings) else 0
 
-
-def _end_at_once() -> None:
-    """Let a signal end this process, also while it waits for another rank in torch."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    return run_in_ranks(run, single=single, rank_timeout=rank_timeout)
 
 
 def _report(verification: Verification, settings: Settings, as_json: bool) -> None:

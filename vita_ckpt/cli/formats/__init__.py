@@ -23,7 +23,7 @@ class Render(Protocol):
         ...
 
 
-FORMATS: Final = ("text", "json", "junit", "sarif", "github", "markdown")
+FORMATS: Final = ("text", "json", "junit", "sarif", "github", "markdown", "html")
 
 
 def renderer(name: str) -> Render:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
@@ -14,6 +15,7 @@ from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import hint_of_answer, raise_lfs_pointer
 from vita_ckpt.storage.stores.base import Source
+from vita_ckpt.storage.system.collection import paused_collection
 
 # What most headers fit into: read at once from afar, it saves a request for the length.
 _FIRST = 1 << 16
@@ -22,6 +24,10 @@ LARGEST_HEADER = 100_000_000
 _DEEPEST_IGNORED = 64
 _METADATA = "__metadata__"
 _U64 = 1 << 64
+_FIELDS = ("dtype", "shape", "data_offsets")
+_INTEGERS = {int}
+# A negative number, or something like it in a text. To the format -0 is no integer.
+_SIGNED = re.compile(rb"[\[:,\s]-")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -73,20 +79,24 @@ def read_safetensors(source: Source) -> SafetensorsFile:
         )
     raw = source.read(length, 8)
     file = replace(seen, digest=digest(raw))
-    header = _parse(raw, path)
-    metadata = _metadata(header.pop(_METADATA, None), path)
-    refs = {name: _entry(name, entry, file, 8 + length) for name, entry in header.items()}
-    _check_coverage(refs, 8 + length, file)
-    return SafetensorsFile(file, refs, metadata)
+    with paused_collection():
+        plain = _read_plain(raw, file)
+        if plain is not None:
+            return plain
+        header = _parse(raw, path)
+        metadata = _metadata(header.pop(_METADATA, None), path)
+        refs = {name: _entry(name, entry, file, 8 + length) for name, entry in header.items()}
+        _check_coverage(refs, 8 + length, file)
+        return SafetensorsFile(file, refs, metadata)
 
 
 def encode_header(
-    entries: Iterable[tuple[str, str, Shape]], metadata: Mapping[str, str]
+    entries: Iterable[tuple[str, str, Shape]], metadata: Mapping[str, str], spaces: int = 0
 ) -> tuple[bytes, int]:
     """Header bytes for tensors stored one after another, and the bytes of their data.
 
     ``entries`` are (name, dtype, shape) in storage order. The header is padded with spaces so that
-    the data starts at a multiple of 8, as the library writes it.
+    the data starts at a multiple of 8, as the library writes it, and with as many ``spaces`` more.
     """
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
@@ -102,8 +112,53 @@ def encode_header(
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-len(raw) % 8 + spaces)
     return len(raw).to_bytes(8, "little") + raw, offset
+
+
+def _read_plain(raw: bytes, file: File) -> SafetensorsFile | None:
+    """Read a header as the library writes it: tensors in the order of their bytes, ASCII names.
+
+    None for any other one, be it sound or not: the rules are those of the functions below, of which
+    this takes a tenth of the time. Numbers that the format does not call integers are none here.
+    """
+    if not raw.startswith(b"{") or not raw.isascii() or b"\\" in raw:
+        return None
+    if b"-" in raw and _SIGNED.search(raw):
+        return None
+    try:
+        # An object is a tuple of its pairs, which an array never is: no pair is lost.
+        header = json.loads(raw.decode("ascii"), object_pairs_hook=tuple)
+        metadata: tuple[tuple[str, Any], ...] = ()
+        if header and header[0][0] == _METADATA:
+            metadata, header = header[0][1], header[1:]
+        refs: dict[str, TensorRef] = {}
+        start = position = 8 + len(raw)
+        for name, entry in header:
+            (first, dtype), (second, shape), (third, (begin, end)) = entry
+            if (
+                type(entry) is not tuple
+                or (first, second, third) != _FIELDS
+                or type(shape) is not list
+                or {type(begin), type(end), *map(type, shape)} != _INTEGERS
+                or start + begin != position
+                or not 0 < (bits := prod(shape) * BITS[dtype]) < _U64
+                or bits != (end - begin) * 8
+            ):
+                return None
+            refs[name] = TensorRef(file, position, dtype, tuple(shape))
+            position = start + end
+        is_plain = (
+            position == file.size
+            and len(refs) == len(header)
+            and _METADATA not in refs
+            and type(metadata) is tuple
+            and all(type(text) is str for _, text in metadata)
+            and len(dict(metadata)) == len(metadata)
+        )
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    return SafetensorsFile(file, refs, dict(metadata)) if is_plain else None
 
 
 class _BadHeaderError(ValueError):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers import Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
@@ -89,11 +90,15 @@ def read_tower_config(
 
 
 def tower_config_of(
-    checkpoint: Checkpoint, carried: Mapping[str, Any] | None, directory: TowerDirectory | None
+    checkpoint: Checkpoint,
+    carried: Mapping[str, Any] | None,
+    directory: TowerDirectory | None,
+    family: ModelFamily = VITA,
 ) -> Mapping[str, Any] | None:
-    """Return the config of the tower in a VITA checkpoint, as :func:`read_tower_config` does.
+    """Return the config of the tower in a checkpoint, as :func:`read_tower_config` does.
 
-    ``carried`` is one that comes with the checkpoint or is given for it.
+    ``carried`` is one that comes with the checkpoint or is given for it, ``family`` is that of the
+    checkpoint. Of a tower that the family stores without a part of it, it is the whole one's.
     """
     own = _own_tower(checkpoint)
     if not own:
@@ -103,7 +108,7 @@ def tower_config_of(
                 checkpoint.root,
                 expected="the vision tower's tensors, since its config names one",
                 got="none",
-                hint="VITA-1.5's loader would leave the tower uninitialised",
+                hint=f"{family.label}'s loader would leave the tower uninitialised",
             )
         return None
     if has_lone_file(checkpoint):
@@ -112,7 +117,7 @@ def tower_config_of(
         return carried
     if directory is not None and directory.config is not None:
         return directory.config
-    return _sizes_of_shapes(checkpoint, own)
+    return family.whole_tower(own) or _sizes_of_shapes(checkpoint, own)
 
 
 def _own_tower(checkpoint: Checkpoint) -> towers.Shapes:

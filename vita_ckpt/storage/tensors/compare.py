@@ -15,6 +15,7 @@ from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.team import ALONE, PORTION, Team, portions
 from vita_ckpt.errors import MalformedFileError
 from vita_ckpt.storage.stores.local import PAGE, check_same, opened, read_into
+from vita_ckpt.storage.system.collection import paused_collection
 from vita_ckpt.storage.system.workers import evaluate, evaluate_apart
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
 
@@ -50,9 +51,12 @@ def differing(
     read; ``progress`` is called with the bytes of one side. Raises StaleInputError for a file that
     changed since it was opened.
     """
-    with team.agreement():
+    with team.agreement(), paused_collection():
         spans = list(_byte_spans(pairs))
-    cut = portions(spans, _nbytes)
+        cut = portions(spans, _nbytes)
+    # What need not be read is done.
+    unread = sum(before.nbytes for before, _ in pairs.values()) - sum(map(_nbytes, spans))
+    progress(unread // team.size)
     found = evaluate(
         _differing,
         cut,
@@ -111,8 +115,10 @@ def _byte_spans(pairs: Mapping[str, Pair]) -> Iterator[_Span]:
     """Yield what must be read to know whether pairs differ, in the order of the files."""
     same_file = _SameFile()
     for name, pair in _on_disk_order(pairs):
-        before, after, _ = _squeezed(pair)
-        if before == after or same_file.same_place(before, after):
+        before, after = pair
+        if not (_is_plain(before) and _is_plain(after)):
+            before, after, _ = _squeezed(pair)
+        if same_file.same_place(before, after) or before == after:
             continue
         _check_size(name, before, after)
         for start, stop in _spans(before, after, before.nbytes, PORTION):
@@ -200,21 +206,20 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
 
 def _measured(spans: Sequence[_Span]) -> list[Distance]:
     """Return the distance of each of some ranges of elements."""
-    from vita_ckpt.storage.tensors.distance import Meter  # noqa: PLC0415 - numpy
+    from vita_ckpt.storage.tensors.distance import BLOCK, Meter  # noqa: PLC0415 - numpy
 
     meter = Meter()
     with Inputs() as inputs:
-        return [_distance(span, meter, inputs) for span in spans]
+        return [_distance(span, meter, BLOCK, inputs) for span in spans]
 
 
-def _distance(span: _Span, meter: Meter, inputs: Inputs) -> Distance:
-    from vita_ckpt.storage.tensors.distance import BLOCK  # noqa: PLC0415 - numpy
-
+def _distance(span: _Span, meter: Meter, step: int, inputs: Inputs) -> Distance:
+    """Return the distance of a range of elements, ``step`` of them at a time."""
     dtypes = span.before.dtype, span.after.dtype
     widths = [BITS[dtype] // 8 for dtype in dtypes]
     total = Distance()
     before, after = (
-        _blocks(tensor, inputs, span.name, span.start * width, span.stop * width, BLOCK * width)
+        _blocks(tensor, inputs, span.name, span.start * width, span.stop * width, step * width)
         for tensor, width in zip((span.before, span.after), widths, strict=True)
     )
     if span.before == span.after:
@@ -320,6 +325,8 @@ class _SameFile:
 
     def __init__(self) -> None:
         self._nodes: dict[LocalFile, tuple[int, int]] = {}
+        # By the object itself, which the tensors of a file share.
+        self._known: dict[int, tuple[File, tuple[int, int]]] = {}
 
     def same_place(self, before: Tensor, after: Tensor) -> bool:
         """Return whether both are the same range of one file."""
@@ -332,7 +339,12 @@ class _SameFile:
         )
 
     def _node(self, file: File) -> tuple[int, int]:
-        file = on_disk(file)
+        known = self._known.get(id(file))
+        if known is None:
+            known = self._known[id(file)] = file, self._node_of(on_disk(file))
+        return known[1]
+
+    def _node_of(self, file: LocalFile) -> tuple[int, int]:
         if file not in self._nodes:
             with opened(file.path) as (descriptor, seen):
                 check_same(file, seen)

@@ -3,47 +3,62 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-from vita_ckpt.core.checkpoint import Tensor
+from vita_ckpt.core.checkpoint import Tensor, refs_of
 from vita_ckpt.core.manifest import FileDigest
-from vita_ckpt.storage.stores.local import opened, read_at
-from vita_ckpt.storage.system.threads import run_all
-from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
+from vita_ckpt.core.team import ALONE, Team, portions
+from vita_ckpt.storage.stores.local import identify, opened, read_at
+from vita_ckpt.storage.system.workers import Progress, evaluate, no_progress
+from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
-_THREADS: Final = 2
 _STEP: Final = 4 << 20
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 def tensor_digests(
-    tensors: Mapping[str, Tensor], progress: Progress = no_progress
+    tensors: Mapping[str, Tensor], progress: Progress = no_progress, *, team: Team = ALONE
 ) -> dict[str, str]:
     """Return the SHA-256, in hex, of the contiguous bytes of each tensor.
 
-    ``progress`` is called with the bytes of each step.
-    Raises CastError where a conversion loses a value, InputError for a file that cannot be read and
+    ``team`` shares the tensors; ``progress`` is called with the bytes of each step. Raises
+    CastError where a conversion loses a value, InputError for a file that cannot be read and
     StaleInputError for one that has changed.
     """
-    with Inputs() as inputs:
-        jobs = {n: partial(_tensor_digest, t, inputs, n, progress) for n, t in tensors.items()}
-        return _all(jobs)
+    ordered = sorted(tensors.items(), key=lambda item: _place(item[1]))
+    cut = portions(ordered, lambda item: item[1].nbytes)
+    sizes = [sum(tensor.nbytes for _, tensor in portion) for portion in cut]
+    found = evaluate(partial(_tensor_digests, progress), cut, sizes, team=team)
+    digests = dict(pair for pairs in found for pair in pairs)
+    return {name: digests[name] for name in tensors}
 
 
 def file_digests(
-    paths: Mapping[str, str], progress: Progress = no_progress
+    paths: Mapping[str, str], progress: Progress = no_progress, *, team: Team = ALONE
 ) -> dict[str, FileDigest]:
     """Return size and SHA-256 of whole files, by the names that map to their paths.
 
-    ``progress`` is called with the bytes of each step. Raises InputError for a file that cannot be
-    read.
+    ``team`` shares the files; ``progress`` is called with the bytes of each step. Raises InputError
+    for a file that cannot be read.
     """
-    return _all({name: partial(_file_digest, path, progress) for name, path in paths.items()})
+    with team.agreement():
+        sizes = [identify(path).size for path in paths.values()]
+    found = evaluate(partial(_file_digest, progress), list(paths.values()), sizes, team=team)
+    return dict(zip(paths, found, strict=True))
+
+
+def _place(tensor: Tensor) -> tuple[str, int]:
+    """Return where the bytes of a tensor begin: files are read in order."""
+    ref = next(iter(refs_of(tensor)), None)
+    return (ref.source.path, ref.offset) if ref else ("", 0)
+
+
+def _tensor_digests(
+    progress: Progress, tensors: Sequence[tuple[str, Tensor]]
+) -> list[tuple[str, str]]:
+    with Inputs() as inputs:
+        return [(name, _tensor_digest(tensor, inputs, name, progress)) for name, tensor in tensors]
 
 
 def _tensor_digest(tensor: Tensor, inputs: Inputs, name: str, progress: Progress) -> str:
@@ -54,7 +69,7 @@ def _tensor_digest(tensor: Tensor, inputs: Inputs, name: str, progress: Progress
     return found.hexdigest()
 
 
-def _file_digest(path: str, progress: Progress) -> FileDigest:
+def _file_digest(progress: Progress, path: str) -> FileDigest:
     found, offset = hashlib.sha256(), 0
     with opened(path) as (descriptor, file):
         while offset < file.size:
@@ -63,8 +78,3 @@ def _file_digest(path: str, progress: Progress) -> FileDigest:
             offset += len(data)
             progress(len(data))
     return FileDigest(file.size, found.hexdigest())
-
-
-def _all(jobs: Mapping[_Key, Callable[[], _Value]]) -> dict[_Key, _Value]:
-    results = run_all(jobs.values(), min(_THREADS, os.cpu_count() or 1))
-    return dict(zip(jobs, results, strict=True))

@@ -11,8 +11,8 @@ from vita_ckpt.core.filenames import MANIFEST
 from vita_ckpt.core.manifest import FileDigest, Manifest, decode
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.progress import OnProgress, Tally, unwatched
+from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.errors import MalformedFileError, StaleInputError
-from vita_ckpt.storage.formats.safetensors import encode_header
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
 from vita_ckpt.storage.writing.layout import PatchedShard, WrittenShard, WrittenText
@@ -73,11 +73,13 @@ def measure(
     checkpoint: Checkpoint,
     names: Collection[str] | None = None,
     on_progress: OnProgress = unwatched,
+    *,
+    team: Team = ALONE,
 ) -> Manifest:
     """Compute the present digests of a checkpoint's files, all of them or those in ``names``.
 
-    Every byte of them is read. Raises InputError as :func:`file_digests` and :func:`tensor_digests`
-    do.
+    Every byte of them is read, each by one of ``team``. Raises InputError as :func:`file_digests`
+    and :func:`tensor_digests` do.
     """
 
     def wanted(name: str) -> bool:
@@ -91,13 +93,13 @@ def measure(
     size = sum(ref.nbytes for ref in refs.values())
     size += sum(file.size for name, file in checkpoint.files.items() if name in whole)
     size += sum(shard.file.size for shard in shards if shard.name in whole)
-    step = Tally(on_progress, "digesting", size)
-    found = tensor_digests(refs, step)
+    step = Tally(on_progress, "digesting", size // team.size)
+    found = tensor_digests(refs, step, team=team)
     files: dict[str, FileDigest] = {}
     for file, shard in safetensors.items():
         held = {name: found[name] for name, ref in refs.items() if ref.source == file}
         files[shard] = FileDigest(file.size, file.digest, held)
-    return Manifest({**files, **file_digests(whole, step)})
+    return Manifest({**files, **file_digests(whole, step, team=team)})
 
 
 def manifest_of(
@@ -136,6 +138,5 @@ def _described(shard: WrittenShard | PatchedShard) -> tuple[int, str, Iterable[s
     if isinstance(shard, PatchedShard):
         header = digest(shard.header[8:]) if shard.header else shard.file.digest
         return shard.file.size, header, shard.names
-    entries = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
-    encoded, size = encode_header(entries, shard.metadata)
+    encoded, size = shard.header()
     return len(encoded) + size, digest(encoded[8:]), [name for name, _ in shard.entries]
