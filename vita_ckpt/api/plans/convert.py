@@ -55,7 +55,7 @@ def plan_convert(
     makes it a tensor of its own. ``ignore_index`` takes the weight files for what they are.
 
     Raises InputError where the result is not what that loader binds or two tensors would get one
-    name, and UsageError for an option that is none.
+    name, and UsageError for an invalid option.
     """
     stores = Stores() if stores is None else stores
     if isinstance(checkpoint, Checkpoint):
