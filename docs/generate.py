@@ -65,6 +65,7 @@ FOLDERS = (
     "core",
     "core/anatomy",
     "core/anatomy/audio",
+    "core/anatomy/families",
     "core/anatomy/towers",
     "core/anatomy/towers/families",
     "core/training",

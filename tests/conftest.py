@@ -17,6 +17,8 @@ from vita_ckpt.cli.main import main
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 BASES = tuple(f"A{number}" for number in range(1, 9))
+# More cases, where the directory beside the repository has them.
+_MORE_GOLDEN = Path(__file__).parent.parent.parent / "shared" / "golden"
 
 settings.register_profile(
     "default",
@@ -43,6 +45,13 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if collection_path.suffix != ".py" or find_spec("torch") is not None:
         return None
     return True if _NEEDS_TORCH.search(collection_path.read_text("utf-8")) else None
+
+
+def golden_cases(*names: str) -> list[Path]:
+    """Return the directories of golden cases, as far as they are here."""
+    places = [(GOLDEN / name, _MORE_GOLDEN / name) for name in names]
+    found = (next((place for place in pair if place.is_dir()), None) for pair in places)
+    return [place for place in found if place is not None]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tiny models of other families as they are published: names, shapes and configs."""
+"""Tiny models of families that no loader reads, as published: names, shapes and configs."""
 
 from __future__ import annotations
 
@@ -119,18 +119,6 @@ FAMILIES: dict[str, Family] = {
         nested_config("tinyllava", "TinyLlavaForConditionalGeneration", CLIP),
         (len(LANGUAGE), 4, len(TOWER)),
     ),
-    "llava": Family("LLaVA", _VITA, vita_like("llava_mistral", "LlavaMistralForCausalLM"), _COUNTS),
-    "llava-run-name": Family("LLaVA", _VITA, vita_like("llava_llama", "LlamaForCausalLM"), _COUNTS),
-    "llava-next": Family(
-        "LLaVA-NeXT", _VITA, vita_like("llava_qwen", "LlavaQwenForCausalLM"), _COUNTS
-    ),
-    "llava-next-by-its-keys": Family(
-        "LLaVA-NeXT",
-        _VITA,
-        vita_like("llava_llama", "LlavaLlamaForCausalLM", mm_tunable_parts="mm_mlp_adapter"),
-        _COUNTS,
-    ),
-    "bunny": Family("Bunny", _VITA, vita_like("bunny-qwen2", "BunnyQwen2ForCausalLM"), _COUNTS),
     "long-vita": Family(
         "Long-VITA",
         LANGUAGE

@@ -106,8 +106,9 @@ SIGNATURES = {
         "seed: 'int' = 0, stores: 'Stores | None' = None) -> 'Plan'"
     ),
     "plan_extract_projector": (
-        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, key: 'str | None' = "
-        "None, stores: 'Stores | None' = None) -> 'Plan'"
+        "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, extras: "
+        "'Collection[str]' = (), key: 'str | None' = None, stores: 'Stores | None' = None) "
+        "-> 'Plan'"
     ),
     "plan_merge_projector": (
         "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, dtype: 'str | "
@@ -117,9 +118,10 @@ SIGNATURES = {
     ),
     "plan_merge_lora": (
         "(base: 'Checkpoint | StrPath | None' = None, adapter: 'Checkpoint | StrPath | None' "
-        "= None, *, dtype: 'str | None' = None, adapter_config: 'StrPath | None' = None, "
-        "lora_alpha: 'float | None' = None, use_rslora: 'bool' = False, allow_bad_values: "
-        "'bool' = False, stores: 'Stores | None' = None) -> 'Plan'"
+        "= None, *, dtype: 'str | None' = None, tower: 'Checkpoint | StrPath | None' = None, "
+        "adapter_config: 'StrPath | None' = None, lora_alpha: 'float | None' = None, "
+        "use_rslora: 'bool' = False, allow_bad_values: 'bool' = False, stores: 'Stores | "
+        "None' = None) -> 'Plan'"
     ),
     "plan_extract_tower": (
         "(checkpoint: 'Checkpoint | StrPath', *, tower_config: 'StrPath | None' = None, "
@@ -160,7 +162,7 @@ SIGNATURES = {
     "save_plan": ("(plan: 'Plan', path: 'StrPath') -> 'None'"),
     "validate": (
         "(path: 'StrPath', *, kind: 'str | None' = None, values: 'bool' = False, deep: "
-        "'bool' = False, loader: 'str' = 'vita-1.5', key: 'str | None' = None, on_progress: "
+        "'bool' = False, loader: 'str | None' = None, key: 'str | None' = None, on_progress: "
         "'OnProgress' = unwatched, stores: 'Stores | None' = None, ranks: 'Ranks | None' = "
         "None) -> 'Report'"
     ),

@@ -26,19 +26,10 @@ LATIN_1 = {
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of what is committed and of what is changed, with a program ``vita-ckpt``."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("no clone to clone")
+    """A copy of the files that git has or would take, with a program ``vita-ckpt``."""
     home = tmp_path_factory.mktemp("stranger")
-    git = ["git", "-C", str(ROOT)]
-    listed = subprocess.run(
-        [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
     place = home / "vita-ckpt"
-    for name in filter(None, listed.stdout.split("\0")):
+    for name in _files():
         if (ROOT / name).is_file():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, place / name)
@@ -47,6 +38,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vita_ckpt "$@"\n')
     program.chmod(0o755)
     return place
+
+
+def _files() -> list[str]:
+    """Return the names of the files of a clone; of an unpacked archive, all of them."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    if shutil.which("git") is not None and (ROOT / ".git").exists():
+        listed = subprocess.run(git, check=True, capture_output=True, text=True)
+        return [name for name in listed.stdout.split("\0") if name]
+    walked = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return [str(name) for name in walked if not name.parts[0].startswith(".venv")]
 
 
 def typed(clone: Path, line: str, **environment: str) -> subprocess.CompletedProcess[str]:

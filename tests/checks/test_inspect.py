@@ -28,7 +28,8 @@ from fixtures.builder import (
 )
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import inspect
-from vita_ckpt.checks.inspect import CONFIG_KEYS
+from vita_ckpt.checks.inspect import config_keys
+from vita_ckpt.core.anatomy.families import VITA
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "inspect-v1.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -67,7 +68,7 @@ def test_golden_bases_agree_with_themselves(case: str) -> None:
     assert found["projector"]["in_width"] == width
     assert found["config"]["mm_hidden_size"]["weights"] == width
     assert projector in found["config"]["mm_projector_type"]["weights"]
-    for key in CONFIG_KEYS:
+    for key in config_keys(VITA):
         line = found["config"][key]
         assert line["present"] == (key in config)
         assert line["value"] == config.get(key)
@@ -334,7 +335,7 @@ def test_a_config_full_of_nonsense_is_no_crash(tmp_path: Path) -> None:
     for value in values:
         root = write_checkpoint(tmp_path / f"c{len(list(tmp_path.iterdir()))}")
         config = dict.fromkeys(
-            (*CONFIG_KEYS, "model_type", "architectures", "vision_config"), value
+            (*config_keys(VITA), "model_type", "architectures", "vision_config"), value
         )
         (root / "config.json").write_text(json.dumps(config))
         report(root)
@@ -368,7 +369,10 @@ def mutations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
 
 
 # Where a report may say a text or nothing.
-_TEXTS = ("weights", "value", "path", "base_model", "family", "quantisation", "config_file")
+_TEXTS = (
+    *("weights", "value", "path", "base_model", "family", "quantisation", "config_file"),
+    *("family_evidence", "tower_source", "features", "tiles"),
+)
 
 
 @pytest.mark.parametrize("path", ["A1/base", "A7/mm_projector_fp32", "A6/tower-eva", "A5/base"])

@@ -23,7 +23,8 @@ from vita_ckpt import (
     plan_swap_tower,
     validate,
 )
-from vita_ckpt.core.binding import LOADER_NAMES, PartSource, bind
+from vita_ckpt.checks.explain.loaders import loaders_of
+from vita_ckpt.core.binding import PartSource, bind
 
 Tensors = dict[str, np.ndarray]
 TOWER = "model.vision_tower.vision_tower."
@@ -127,7 +128,7 @@ def test_the_value(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("loader", LOADER_NAMES)
+@pytest.mark.parametrize("loader", loaders_of(None))
 def test_validate_and_explain_judge_alike_for_every_loader(
     loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

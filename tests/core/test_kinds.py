@@ -15,7 +15,6 @@ from fixtures.builder import (
     TowerSpec,
     checkpoint_config,
     checkpoint_shapes,
-    language_model,
     mm_projector,
     typed,
     write_adapter,
@@ -23,7 +22,7 @@ from fixtures.builder import (
     write_model,
     write_tower,
 )
-from tests.families import CLIP, FAMILIES, SPEC, TOWER, WITH_TOWER, plain_config, vita_like
+from tests.families import CLIP, FAMILIES, SPEC, TOWER, WITH_TOWER, vita_like
 from vita_ckpt import (
     InputError,
     VitaCkptError,
@@ -96,7 +95,7 @@ def _tower(tmp_path: Path, name: str) -> Path:
     return write_tower(tmp_path / f"config-{family}", TowerSpec(family))
 
 
-@pytest.mark.parametrize("name", ["llava-hf", "llava-hf-new", "internvl", "tinyllava", "bunny"])
+@pytest.mark.parametrize("name", ["llava-hf", "llava-hf-new", "internvl", "tinyllava"])
 def test_the_language_model_of_another_family_is_validated(tmp_path: Path, name: str) -> None:
     assert validate(at(tmp_path / "model", name), kind="language-model").findings == ()
 
@@ -131,26 +130,21 @@ def test_nothing_is_put_into_another_family(tmp_path: Path, name: str) -> None:
         assert FAMILIES[name].label in str(error.value)
 
 
-@pytest.mark.parametrize("model_type", ["bunny-qwen2", "llava_qwen", "llava_llama"])
-def test_a_run_of_another_family_makes_no_vita_checkpoint(tmp_path: Path, model_type: str) -> None:
-    base = write_model(tmp_path / "base", typed(language_model(SPEC)), plain_config(SPEC))
-    tower = write_tower(tmp_path / "clip", CLIP)
-    run = tmp_path / "run"
-    run.mkdir()
-    write_adapter(run / "mm_projector.safetensors", mm_projector("mlp2x_gelu", 8, 16))
-    config = vita_like(model_type, "Qwen2ForCausalLM")
-    (run / "config.json").write_text(json.dumps(config))
-    assert (inspect(run).kind, inspect(run).family is not None) == ("projector", True)
-    plans: tuple[Callable[[], object], ...] = (
-        lambda: plan_merge_projector(base, run, tower=tower),
-        lambda: plan_swap_tower(base, tower, projector=run),
-    )
-    for plan in plans:
-        with pytest.raises(InputError, match="other-family"):
-            plan()
-    (run / "config.json").write_text(json.dumps({**config, "model_type": "vita-Qwen2"}))
-    made = plan_merge_projector(base, run, tower=tower).target().config or {}
-    assert made["model_type"] == "vita-Qwen2"
+@pytest.mark.parametrize(
+    ("model_type", "kind", "label"),
+    [
+        ("bunny-qwen2", "bunny-checkpoint", "Bunny"),
+        ("llava_qwen", "llava-next-checkpoint", "LLaVA-NeXT"),
+        ("llava_mistral", "llava-checkpoint", "LLaVA"),
+    ],
+)
+def test_a_relative_is_of_a_kind_of_its_own(
+    tmp_path: Path, model_type: str, kind: str, label: str
+) -> None:
+    config = vita_like(model_type, "SomeForCausalLM")
+    found = inspect(write_model(tmp_path / "m", typed(checkpoint_shapes(SPEC)), config))
+    assert (found.kind, found.family) == (kind, label)
+    assert model_type in str(found.family_evidence)
 
 
 def test_the_projector_of_a_run_of_another_family_is_a_donor(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from PIL import __version__ as PILLOW
+from safetensors.torch import load_file
 
 from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, golden_cases
 from vita_ckpt import InputError, UsageError, open_checkpoint
-from vita_ckpt.model.image import Processor, processor_of, read_image
+from vita_ckpt.model.image import Processor, prepare_image, processor_of, read_image
 
 CONFIGS: tuple[dict[str, Any], ...] = (
     {},
@@ -218,3 +220,63 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         read_image(tmp_path / "nowhere.png")
     with pytest.raises(InputError, match="not-a-regular-file"):
         read_image(tmp_path)
+
+
+# A level of grey, as CLIP's and SigLIP's processors spread them: older versions of Pillow round
+# some pixels otherwise when they resize.
+LEVEL = 0.016
+IS_NEW = int(PILLOW.split(".")[0]) >= 11
+
+
+@pytest.mark.parametrize("case", golden_cases("F3", "F13"), ids=lambda case: case.name)
+def test_tiles_are_upstreams_bit_for_bit(case: Path, tmp_path: Path) -> None:
+    inputs = load_file(case / "inputs.safetensors")
+    counts = inputs["tiles_per_image"].tolist()
+    tower = case / (case / "tower").read_text().strip()
+    pictures = [name for name in inputs if name.startswith("image_") and name != "image_sizes"]
+    assert pictures
+    for name in pictures:
+        number = int(name.removeprefix("image_"))
+        file = tmp_path / f"{name}.png"
+        Image.fromarray(inputs[name].numpy()).save(file)
+        found = prepare_image(open_checkpoint(case / "base"), file, tower)
+        expected = torch.split(inputs["pixel_values"], counts)[number]
+        assert list(found.size or ()) == inputs["image_sizes"][number].tolist()
+        assert found.pixels.shape == expected.shape
+        assert (found.pixels - expected).abs().max() <= (0 if IS_NEW else LEVEL)
+        assert found.options == {"tiles_per_image": [counts[number]], "image_sizes": [found.size]}
+
+
+def next_checkpoint(root: Path, tower: str, **config: Any) -> Path:
+    """A checkpoint of LLaVA-NeXT, as far as it decides how images are prepared."""
+    checkpoint = write_checkpoint(root / "c", Spec(tower=TowerSpec(tower, image_size=28)))
+    file = checkpoint / "config.json"
+    own = {
+        "model_type": "llava_qwen",
+        "architectures": ["LlavaQwenForCausalLM"],
+        "mm_vision_select_layer": -2,
+        "delay_load": False,
+        "mm_vision_tower": f"tower-{tower}",
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | own | config))
+    write_tower(root / f"tower-{tower}", TowerSpec(tower, image_size=28))
+    return checkpoint
+
+
+def test_a_way_of_cutting_that_is_not_known(tmp_path: Path) -> None:
+    root = next_checkpoint(tmp_path, "clip", image_aspect_ratio="crop_split")
+    file = tmp_path / "image.png"
+    noise(30, 20).save(file)
+    with pytest.raises(InputError, match=r"unsupported-image-aspect-ratio.*crop_split"):
+        prepare_image(open_checkpoint(root), file)
+
+
+def test_siglip_of_next_is_prepared_by_constants(tmp_path: Path) -> None:
+    """Its class never looks at what lies in the tower's directory."""
+    (case,) = golden_cases("F13")
+    tower = tmp_path / "tower-siglip"
+    shutil.copytree(case / "tower-siglip", tower)
+    other = {"image_mean": [0.1, 0.2, 0.3], "resample": 0, "size": {"height": 14, "width": 14}}
+    (tower / "preprocessor_config.json").write_text(json.dumps(other))
+    found = processor_of(open_checkpoint(case / "base"), tower)
+    assert found == Processor.of("siglip", {"size": {"height": 28, "width": 28}})

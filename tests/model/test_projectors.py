@@ -28,6 +28,9 @@ TYPES = [
     "vanilla",
     "minigpt",
     "identity",
+    "mlp1x_res1x_gelu",
+    "mlp2x_res3x_gelu",
+    "pooler",
 ]
 
 # checkpoint or adapter, type, widths, tensor of the tower's features, tensor of the expected ones
@@ -95,7 +98,9 @@ def test_tokens_width_and_dtype(kind: str, side: int, dtype: torch.dtype) -> Non
     assert got.dtype == dtype
 
 
-@pytest.mark.parametrize(("kind", "tokens"), [("sppv1", 4), ("sppv2", 4), ("sppv3", 4), ("ldp", 9)])
+@pytest.mark.parametrize(
+    ("kind", "tokens"), [("sppv1", 4), ("sppv2", 4), ("sppv3", 4), ("ldp", 9), ("pooler", 4)]
+)
 def test_odd_grids(kind: str, tokens: int) -> None:
     """The pool drops the last row and column, the stride-2 convolution keeps them."""
     got = random_projector(kind, 8, 16)(torch.randn(2, 25, 8))
@@ -113,6 +118,44 @@ def test_mlp_is_linear_and_exact_gelu_in_turns() -> None:
             hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
         hidden = hidden @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
     assert torch.allclose(module(x), hidden, atol=1e-5)
+
+
+def test_residual_blocks_follow_an_mlp() -> None:
+    module = random_projector("mlp2x_res2x_gelu", 4, 6)
+    weights = module.state_dict()
+
+    def linear(tokens: Tensor, at: str) -> Tensor:
+        return functional.linear(tokens, weights[f"{at}.weight"], weights[f"{at}.bias"])
+
+    def gelu(tokens: Tensor) -> Tensor:
+        return 0.5 * tokens * (1 + torch.erf(tokens / math.sqrt(2)))
+
+    x = torch.randn(2, 3, 4)
+    hidden = linear(gelu(linear(x, "0")), "2")
+    for block in ("3", "4"):
+        centred = hidden - hidden.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        at = f"{block}.pre_norm"
+        normed = scaled * weights[f"{at}.weight"] + weights[f"{at}.bias"]
+        hidden = normed + linear(gelu(linear(normed, f"{block}.proj.0")), f"{block}.proj.2")
+    assert torch.allclose(module(x), hidden, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_pooler_joins_two_by_two_tokens(side: int) -> None:
+    module = random_projector("pooler", 3, 5)
+    weights = module.state_dict()
+    x = torch.randn(2, side * side, 3)
+    half = side // 2
+    rows = x.reshape(2, side, side, 3)
+    pooled = weights["conv_pool.bias"].expand(2, half, half, 5)
+    for i in (0, 1):
+        for j in (0, 1):
+            quarter = rows[:, i : 2 * half : 2, j : 2 * half : 2]
+            pooled = pooled + quarter @ weights["conv_pool.weight"][:, :, i, j].T
+    hidden = functional.gelu(pooled.reshape(2, half * half, 5))
+    expected = hidden @ weights["proj.1.weight"].T + weights["proj.1.bias"]
+    assert torch.allclose(module(x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
@@ -220,7 +263,15 @@ def test_unknown_types(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "tokens"),
-    [("sppv1", 6), ("sppv2", 8), ("sppv3", 3), ("ldp", 12), ("vanilla", 9), ("minigpt", 6)],
+    [
+        ("sppv1", 6),
+        ("sppv2", 8),
+        ("sppv3", 3),
+        ("ldp", 12),
+        ("vanilla", 9),
+        ("minigpt", 6),
+        ("pooler", 6),
+    ],
 )
 def test_tokens_that_do_not_fit(kind: str, tokens: int) -> None:
     assert tokens_out(kind, tokens) is None

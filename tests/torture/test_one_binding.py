@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import CASES, CONFIG_MUTATIONS, DTYPE_MUTATIONS, MUTATIONS, holds
+from tests.mutants import (
+    CASES,
+    CONFIG_MUTATIONS,
+    DTYPE_MUTATIONS,
+    MUTATIONS,
+    RELATIVES,
+    holds,
+)
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *RELATIVES])
 def test_all_three_judge_alike_at_length(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import explain_loaders
 from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.anatomy.families import VITA, recognise
 from vita_ckpt.core.checkpoint import Checkpoint, Layout
 from vita_ckpt.core.file_listing import WeightFiles
 from vita_ckpt.core.filenames import (
@@ -20,6 +21,8 @@ from vita_ckpt.core.filenames import (
     CARRIED_CONFIG,
     CONFIG,
     ORIGIN_CONFIG,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
     TOKENIZER,
     VOCABULARY,
 )
@@ -56,6 +59,9 @@ def _remarks(files: WeightFiles) -> Iterator[str]:
     kind = kind_of(checkpoint)
     if kind.relative is not None:
         yield f"another family's: {kind.relative.label}"
+    told = recognise(files.config, tensors)
+    if told is not None and told.family is not VITA:
+        yield f"{told.family.label}, by {told.evidence}" + (f"; {told.doubt}" * bool(told.doubt))
     if kind.quantisation is not None:
         yield f"quantised: {describe(checkpoint, kind.quantisation)}"
     if files.serving_config is not None:
@@ -66,7 +72,10 @@ def _look_up(files: WeightFiles, stores: Stores) -> Lookup:
     """Look up what the config names: the tower, the audio encoder, and the tokenizer."""
     config: Mapping[str, Any] = files.config or {}
     beside = _beside(files, stores)
+    is_indexed = SAFETENSORS_INDEX in files.names or SAFETENSORS in files.names
     found = Lookup(
+        name=os.path.basename(files.root),
+        safetensors=is_indexed,
         carried=_attempt(lambda: read_carried_config(beside, stores)),
         audio=find_audio_encoder(beside, stores),
         tokens=_attempt(lambda: count_tokens(beside, stores)),

@@ -118,7 +118,7 @@ def push_directory(
     known = operations(checkpoint)
     card = read_model_card(checkpoint, stores) if MODEL_CARD in files else b""
     if card.strip():
-        card = with_metadata(card, known)
+        card = with_metadata(card, known, checkpoint.config or {})
     else:
         card = hub_card(repository, checkpoint.config or {}, known).encode()
     if known:

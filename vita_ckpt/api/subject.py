@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from vita_ckpt.checks.files import check_kind, finding_of_error, intended_kind
@@ -11,7 +12,7 @@ from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.binding import VITA_1_5, Surroundings, bind, builds_audio
+from vita_ckpt.core.binding import Surroundings, bind, builds_audio
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import part_as
 from vita_ckpt.core.report import Finding
@@ -37,7 +38,7 @@ def gather(
     surveyed: Survey | None = None,
     tower: str | None = None,
     audio_encoder: str | None = None,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
 ) -> tuple[Subject, list[Finding]]:
     """Gather the checkpoint and what it refers to; findings for what of it cannot be read.
 
@@ -72,10 +73,18 @@ def gather(
     else:
         carried = attempt(lambda: read_carried_config(checkpoint, stores))
     config = checkpoint.config or {}
+    own_config = carried or (directory.config if directory is not None else None)
+    around = Surroundings(
+        directory,
+        own_config,
+        audio,
+        path_exists=given.path_exists if given is not None else None,
+        safetensors=all(shard.format == "safetensors" for shard in checkpoint.shards),
+        name=os.path.basename(checkpoint.root),
+    )
     bound = None
-    if taken_for in (kinds.VITA, kinds.LANGUAGE_MODEL) and checkpoint.tensors:
-        around = Surroundings(directory, carried, audio)
-        bound = bind(config, checkpoint.tensors, around, loader)
+    if taken_for in (*kinds.WHOLE, kinds.LANGUAGE_MODEL) and checkpoint.tensors:
+        bound = bind(config, checkpoint.tensors, replace(around, carried=carried), loader)
     subject = Subject(
         checkpoint=checkpoint,
         inspection=inspected,
@@ -83,12 +92,13 @@ def gather(
         rivals=surveyed.rivals if surveyed is not None else {},
         taken=surveyed.taken if surveyed is not None else frozenset(),
         tower_directory=directory,
-        tower_config=carried or (directory.config if directory is not None else None),
+        tower_config=own_config,
         processor=attempt(lambda: read_processor(checkpoint, stores)),
         tokens=attempt(lambda: count_tokens(checkpoint, stores)),
         audio_directory=audio,
         base=find_base(checkpoint, stores) if taken_for == kinds.LORA_RUN else None,
         binding=bound,
+        surroundings=around,
     )
     return subject, findings
 

@@ -35,7 +35,8 @@ from vita_ckpt.checks.values import (
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
+from vita_ckpt.core.anatomy.families import VITA
+from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor, refs_of, source_of
 from vita_ckpt.core.filenames import (
     CONFIG,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from vita_ckpt.model.ranks import Ranks
 
 KINDS = (
-    kinds.VITA,
+    *kinds.WHOLE,
     kinds.LANGUAGE_MODEL,
     kinds.PROJECTOR,
     kinds.LORA_RUN,
@@ -78,7 +79,7 @@ def validate(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
     key: str | None = None,
     on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
@@ -92,12 +93,12 @@ def validate(
     of what is kept for an undo. ``kind`` says what to take it for (``vita-checkpoint``,
     ``language-model``, ``projector``, ``lora-run``, ``vision-tower``, ``audio-adapter``), by
     default what it looks like. ``loader`` is whose binding is judged, by its name in
-    :func:`~vita_ckpt.explain`. ``key`` is the path of the state dict to read in files of
-    ``torch.save`` that hold several. ``on_progress`` is told what is being read, and how far that
-    is: see :mod:`vita_ckpt.core.progress`. What is wrong are findings; raises InputError only if
-    nothing is there, or nothing of a known kind, HubError if the hub does not give what is asked
-    for, StaleInputError if a file changes meanwhile, UsageError for an unknown kind or loader, or
-    for a ``key`` without such a file.
+    :func:`~vita_ckpt.explain`, by default the loader of the model's family. ``key`` is the path of
+    the state dict to read in files of ``torch.save`` that hold several. ``on_progress`` is told
+    what is being read, and how far that is: see :mod:`vita_ckpt.core.progress`. What is wrong are
+    findings; raises InputError only if nothing is there, or nothing of a known kind, HubError if
+    the hub does not give what is asked for, StaleInputError if a file changes meanwhile, UsageError
+    for an unknown kind or loader, or for a ``key`` without such a file.
 
     With the ``ranks`` of :func:`join_ranks` every process of a launcher makes the same call. They
     share the bytes that are to be read, and all return the same report or raise the same error;
@@ -107,7 +108,7 @@ def validate(
         raise UsageError(
             "unknown-kind", kind, expected=", ".join(KINDS), hint=did_you_mean(kind, KINDS)
         )
-    if loader not in LOADER_NAMES:
+    if loader is not None and loader not in LOADER_NAMES:
         raise UsageError(
             "unknown-loader",
             loader,
@@ -143,7 +144,7 @@ def report_on(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
     on_progress: OnProgress = unwatched,
     outlined: Collection[str] = (),
     team: Team = ALONE,
@@ -160,10 +161,12 @@ def report_on(
     findings += check_weights(checkpoint.shards)
     subject, more = gather(checkpoint, stores, surveyed=surveyed, kind=kind, loader=loader)
     findings += more
+    family = subject.inspection.family
     if any(found.rule == "other-kind" for found in findings) or subject.kind not in kinds.KNOWN:
         if subject.kind == kinds.MULTIMODAL:
             findings += check_left_out(subject)
-        return Report(path, subject.kind, worst_first(findings))
+        return Report(path, subject.kind, worst_first(findings), family=family)
+    subject = _with_unused_tower(subject, stores, everything=values)
     if checkpoint.tensors:
         findings += check_structure(subject)
         findings += _run(subject)
@@ -175,12 +178,12 @@ def report_on(
     if checkpoint.tensors or checkpoint.config is not None:
         findings += check_config(subject)
     findings += unsaid(subject, findings)
-    if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.TOWER):
+    if subject.kind in (*kinds.WHOLE, kinds.LANGUAGE_MODEL, kinds.TOWER):
         findings += check_loaders(checkpoint)
     findings += check_left_out(subject)
     if deep:
         findings += _digests(downloaded(checkpoint, stores), on_progress, stores, team)
-    return Report(path, subject.kind, worst_first(_said_once(findings)))
+    return Report(path, subject.kind, worst_first(_said_once(findings)), family=family)
 
 
 # A finding of the second rule says again what one of the first says of the same file.
@@ -270,12 +273,29 @@ def _why_not(path: str) -> str | None:
     return None
 
 
+def _with_unused_tower(subject: Subject, stores: Stores, *, everything: bool) -> Subject:
+    """Return the subject with what distinguishes a stored tower from the one that is taken."""
+    directory = subject.tower_directory
+    if not subject.reads_directory or directory is None or directory.path is None:
+        return subject
+    from vita_ckpt.storage.reading.unused_tower import difference_from_directory  # noqa: PLC0415 - of some families only
+
+    found = difference_from_directory(
+        subject.checkpoint, directory.path, stores, everything=everything
+    )
+    return replace(subject, unused_tower=found)
+
+
 def _run(subject: Subject) -> Iterator[Finding]:
-    """Check a LoRA run by the rules about them."""
+    """Check a run by the rules about them."""
     if subject.kind == kinds.LORA_RUN:
         from vita_ckpt.checks.lora import check_lora  # noqa: PLC0415 - of runs only
 
         yield from check_lora(subject)
+    if subject.family is not VITA:
+        from vita_ckpt.checks.runs import check_run  # noqa: PLC0415 - of some families only
+
+        yield from check_run(subject)
 
 
 def _adapter(subject: Subject) -> Iterator[Finding]:

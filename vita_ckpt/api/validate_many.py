@@ -11,7 +11,6 @@ from vita_ckpt.api.locate import StrPath, locate, open_checkpoint
 from vita_ckpt.api.ranks import told_to_all
 from vita_ckpt.api.validate import validate
 from vita_ckpt.core import kinds
-from vita_ckpt.core.binding import VITA_1_5
 from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.core.team import ALONE
@@ -30,7 +29,7 @@ def validate_all(
     kind: str | None = None,
     values: bool = False,
     deep: bool = False,
-    loader: str = VITA_1_5,
+    loader: str | None = None,
     key: str | None = None,
     verify: bool = False,
     golden: StrPath | None = None,
@@ -140,7 +139,7 @@ def _report_or_error(
     kind: str | None,
     values: bool,
     deep: bool,
-    loader: str,
+    loader: str | None,
     key: str | None,
     verify: bool,
     golden: StrPath | None,
@@ -161,7 +160,7 @@ def _report_or_error(
             stores=stores,
             ranks=ranks,
         )
-        if verify and report.kind == kinds.VITA and not has_errors(report.findings):
+        if verify and report.kind in kinds.WHOLE and not has_errors(report.findings):
             from vita_ckpt.api.verify import verify as run  # noqa: PLC0415 - only when asked for
 
             with told_to_all(ranks), (ALONE if ranks is None else ranks).agreement():

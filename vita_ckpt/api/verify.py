@@ -52,24 +52,28 @@ def load_model(
     max_memory: MaxMemory | None = None,
     stores: Stores | None = None,
 ) -> VitaModel:
-    """Load the model of a VITA checkpoint, ready to run.
+    """Load the model of a checkpoint, ready to run.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``;
-    ``dtype`` a torch dtype or its name, by default the checkpoint's; ``tower`` the tower's
-    directory, where the config's path does not lead to it; ``audio_encoder`` that of the audio
-    encoder, whose tensors are not run without it; ``attn`` the library's attention implementation.
-    ``max_memory`` is what weights may take: bytes or ``"4GB"``, by GPU number or ``"cpu"``; by
-    default most of what is free, of a CPU at least half a gigabyte. Weights lie on one GPU if they
-    fit there, on several if they fit on those together (only ``max_memory``'s, where it names
-    some), and otherwise stream from the checkpoint's own files, module by module.
+    ``dtype`` a torch dtype or its name, by default the checkpoint's; ``attn`` the library's
+    attention implementation. ``tower`` is the tower's directory, where the config's path does not
+    lead to it; its weights are run where the loader of the checkpoint's family takes those.
+    ``audio_encoder`` is the audio encoder's, whose tensors are not run without it. ``max_memory``
+    is what weights may take: bytes or ``"4GB"``, by GPU number or ``"cpu"``; by default most of
+    what is free, of a CPU at least half a gigabyte. Weights lie on one GPU if they fit there, on
+    several if they fit on those together (only ``max_memory``'s, where it names some), and
+    otherwise stream from the checkpoint's own files, module by module.
 
     The model has ``vision_tower(pixel_values)`` [N, 3, H, W] → [N, tokens, mm_hidden_size],
-    ``encode_images(pixel_values)`` → [N, tokens', hidden], ``encode_audio(audio_features,
-    audio_lengths)`` [M, F, mel bins], [M] → [M, T'', hidden], ``embed_multimodal(input_ids,
-    pixel_values, audio_features, audio_lengths)`` [B, T] → [B, T', hidden], and ``model(…).logits``
-    of the same arguments [B, T', vocab]. Raises InputError if the checkpoint cannot be read or its
-    tensors are not exactly those of the model, UsageError for a device that is not there or without
-    torch.
+    ``encode_images(pixel_values)`` → [N, tokens', hidden], ``image_tokens(pixel_values,
+    tiles_per_image, image_sizes, modalities)`` → the tokens [T, hidden] of each image,
+    ``encode_audio(audio_features, audio_lengths)`` [M, F, mel bins], [M] → [M, T'', hidden],
+    ``embed_multimodal(input_ids, pixel_values, …)`` [B, T] → [B, T', hidden], and
+    ``model(…).logits`` of the same arguments [B, T', vocab]; they take those of ``image_tokens``
+    and ``encode_audio`` by their names.
+
+    Raises InputError if the checkpoint cannot be read or its tensors are not exactly those of the
+    model, UsageError for a device that is not there or without torch.
     """
     need_the_extra()
     from vita_ckpt.model import load  # noqa: PLC0415 - torch

@@ -11,9 +11,11 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import parts, projectors, towers
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_tower_values
+from vita_ckpt.core.anatomy.families import REQUIRED
+from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers.tower import Tower
+from vita_ckpt.core.binding import features_of, language_model_of, tower_class
 from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.remedies import set_path
@@ -23,8 +25,8 @@ from vita_ckpt.core.report import Finding
 _STALE: Final = ("torch_dtype", "use_mm_proj")
 
 # Keys with a rule of their own, or whose errors show as tensors that do not fit.
-_ELSEWHERE: Final = ("mm_vision_tower", "mm_hidden_size", "tie_word_embeddings", "use_s2")
-_WITH_CONFIG: Final = (kinds.VITA, kinds.LANGUAGE_MODEL, kinds.PROJECTOR)
+_ELSEWHERE: Final = ("mm_vision_tower", "mm_hidden_size", "tie_word_embeddings", "use_s2", "s2")
+_WITH_CONFIG: Final = (*kinds.WHOLE, kinds.LANGUAGE_MODEL, kinds.PROJECTOR)
 
 
 def check_config(subject: Subject) -> Iterator[Finding]:
@@ -34,11 +36,11 @@ def check_config(subject: Subject) -> Iterator[Finding]:
         return
     if subject.kind in _WITH_CONFIG:
         yield from _keys(subject)
-    if subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL):
+    if subject.kind in (*kinds.WHOLE, kinds.LANGUAGE_MODEL):
         yield from _model_type(subject)
         yield from _values(subject)
-        yield from _embeddings(subject)
-    if subject.kind == kinds.VITA:
+        yield from check_rows(subject)
+    if subject.kind in kinds.WHOLE:
         yield from _paths(subject)
         yield from _projector_type(subject)
         yield from _s2(subject)
@@ -72,7 +74,7 @@ def _keys(subject: Subject) -> Iterator[Finding]:
         elif line.agrees is False and key not in _ELSEWHERE:
             rule = "config-stale" if key in _STALE else "config-weights-mismatch"
             if key == "mm_projector_type" and not projectors.is_known(
-                str(line.value or projectors.DEFAULT_TYPE)
+                str(line.value or subject.family.default_projector), subject.family.projector_types
             ):
                 continue  # reported by its own rule
             if key in ("mm_projector_type", "use_mm_proj") and not has_projector:
@@ -92,8 +94,9 @@ def _hidden_size(subject: Subject) -> Iterator[Finding]:
     tower, projector = subject.inspection.tower, subject.inspection.projector
     widths: dict[str, Any] = {"in the config": value}
     if tower is not None:
-        width = tower.output_width(towers.number_of_scales(subject.config))
-        widths["out of the tower"] = width
+        features = features_of(subject.config, tower, subject.family)
+        width = tower.output_width(subject.family.number_of_scales(subject.config))
+        widths["out of the tower"] = width * len(features.layers if features is not None else (0,))
     if projector is not None:
         widths["into the projector"] = projector.in_width
     is_projector = subject.kind == kinds.PROJECTOR
@@ -112,13 +115,13 @@ def _disagreement(line: ConfigLine) -> str:
 
 
 def _model_type(subject: Subject) -> Iterator[Finding]:
-    config = subject.config
+    config, family = subject.config, subject.family
     model_type = config.get("model_type")
-    backbone = BACKBONES.get(str(model_type))
+    backbone = family.backbone(config)
     if backbone is None and not (
-        subject.kind == kinds.LANGUAGE_MODEL and str(model_type) in PLAIN_LANGUAGE_MODELS
+        subject.kind == kinds.LANGUAGE_MODEL and of_plain_type(model_type) is not None
     ):
-        known = ", ".join(BACKBONES)
+        known = ", ".join(family.by_type)
         yield _of(
             subject, "unknown-model-type", "model_type", f"expected {known}, got {model_type!r}"
         )
@@ -135,19 +138,22 @@ def _model_type(subject: Subject) -> Iterator[Finding]:
 
 def _values(subject: Subject) -> Iterator[Finding]:
     """Check the keys that the loader reads."""
-    model_type = str(subject.config.get("model_type"))
-    backbone = BACKBONES.get(model_type)
-    family = backbone.language_model if backbone else PLAIN_LANGUAGE_MODELS.get(model_type)
-    if family is None:
+    language = language_model_of(subject.config)
+    if language is None:
         return
-    for wrong in wrong_language_values(family, subject.config):
+    for wrong in wrong_language_values(language.name, subject.config):
         line = subject.inspection.config.get(wrong.key)
         if line is None or line.problem is None:  # which has been said
             message = f"expected {wrong.expected}, got {wrong.got}"
             yield _of(subject, "config-type", wrong.key, message)
+    for key, value in subject.family.keys.items():
+        if value.default is REQUIRED and key not in subject.config and subject.kind in kinds.WHOLE:
+            message = "expected a value: the loader has no default, and raises AttributeError"
+            yield _of(subject, "config-type", key, message)
 
 
-def _embeddings(subject: Subject) -> Iterator[Finding]:
+def check_rows(subject: Subject) -> Iterator[Finding]:
+    """Check the rows of the embeddings against the tokens of the tokenizer."""
     embed = subject.checkpoint.tensors.get(parts.EMBED_TOKENS)
     if embed is None or subject.tokens is None or len(embed.shape) != 2:
         return
@@ -171,10 +177,13 @@ def _paths(subject: Subject) -> Iterator[Finding]:
     config, tower = subject.config, subject.inspection.tower
     path = config.get("mm_vision_tower")
     directory = subject.tower_directory
-    if isinstance(path, str) and path:
-        by_path = towers.dispatch(path, config.get("use_s2") is True)
+    by_path = tower_class(config, subject.surroundings, subject.family)
+    if isinstance(path, str) and by_path is not None:
         known = tower or (directory.tower if directory else None)
-        if known is not None and by_path.family != known.family and not _s2_raises(config, path):
+        if directory is not None and directory.tower is not None and subject.reads_directory:
+            known = directory.tower
+        no_s2 = by_path.reason.outcome is towers.Outcome.NO_S2
+        if known is not None and by_path.family != known.family and not no_s2:
             yield _of(
                 subject,
                 "tower-path-misleads",
@@ -183,7 +192,7 @@ def _paths(subject: Subject) -> Iterator[Finding]:
                 f"{path!r}: {by_path.tower_class or 'nothing'} ({by_path.reason})",
                 "vita-ckpt set gives it another path",
             )
-        elif known is None and by_path.family is None and not _s2_raises(config, path):
+        elif known is None and by_path.family is None and not no_s2:
             message = f"expected a path that upstream knows, got {path!r}: {by_path.reason}"
             yield _of(subject, "tower-path-misleads", "mm_vision_tower", message)
         yield from _path(subject, "mm_vision_tower", path, directory is not None and directory.path)
@@ -207,11 +216,6 @@ def _paths(subject: Subject) -> Iterator[Finding]:
         yield from _path(subject, "mm_audio_encoder", audio, found is not None and found.path)
 
 
-def _s2_raises(config: Mapping[str, Any], path: str) -> bool:
-    """Return whether the path is right and upstream fails because of S2, which has its own rule."""
-    return config.get("use_s2") is True and towers.dispatch(path, False).family is not None
-
-
 def _path(subject: Subject, key: str, path: str, reachable: Any) -> Iterator[Finding]:
     if path.startswith(("/", "~")) or path[1:3] in (":\\", ":/"):
         yield _of(
@@ -229,38 +233,54 @@ def _path(subject: Subject, key: str, path: str, reachable: Any) -> Iterator[Fin
             key,
             f"expected a directory here, beside the checkpoint or in it, got nothing at {path!r}"
             + (": by its form a repository of the hub, which the loader fetches" if on_hub else ""),
-            f"where it lies here, {set_path(subject.checkpoint.root, key, 'PATH')} names it; the "
-            "loader chooses the tower's class by words of the path"
-            if key == "mm_vision_tower"
-            else f"where it lies here, {set_path(subject.checkpoint.root, key, 'PATH')} names it",
+            _where(subject, key),
         )
 
 
+def _where(subject: Subject, key: str) -> str:
+    """Say what to do about a path that leads nowhere here."""
+    named = f"where it lies here, {set_path(subject.checkpoint.root, key, 'PATH')} names it"
+    if key != "mm_vision_tower":
+        return named
+    by_path = tower_class(subject.config, subject.surroundings, subject.family)
+    if by_path is None or by_path.reason.outcome is not towers.Outcome.RULE:
+        return f"{named}; the loader chooses the tower's class by words of the path"
+    built = subject.family.dispatch(subject.config, lambda _: True).family
+    if built != by_path.family:
+        return (
+            "the name must stay: the loader would build another class from a path that exists; "
+            "download it into the hub's cache"
+        )
+    return named
+
+
 def _projector_type(subject: Subject) -> Iterator[Finding]:
-    kind = subject.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+    kind, types = subject.family.projector_type(subject.config), subject.family.projector_types
     # Only a key that is absent means the default: upstream raises for null.
-    if kind is None or (isinstance(kind, str) and not projectors.is_known(kind)):
+    if kind is None or (isinstance(kind, str) and not projectors.is_known(kind, types)):
         yield _of(
             subject,
             "unknown-projector-type",
             "mm_projector_type",
-            f"expected {projectors.listed()}, got {'null' if kind is None else repr(kind)}",
+            f"expected {projectors.listed(types)}, got {'null' if kind is None else repr(kind)}",
         )
 
 
 def _s2(subject: Subject) -> Iterator[Finding]:
-    config, tower = subject.config, subject.inspection.tower
-    if config.get("use_s2") is not True:
-        line = subject.inspection.config.get("use_s2")
+    config, tower, family = subject.config, subject.inspection.tower, subject.family
+    key = family.s2_key
+    if config.get(key) is not True:
+        line = subject.inspection.config.get(key)
         if line is not None and line.agrees is False and line.problem is None:
             message = "expected true: the projector takes the features of several scales, got "
-            yield _of(subject, "config-weights-mismatch", "use_s2", message + repr(line.value))
+            yield _of(subject, "config-weights-mismatch", key, message + repr(line.value))
         return
-    if tower is not None and not tower.traits.has_s2:
-        message = f"expected a {towers.listed(towers.WITH_S2)} tower, got {tower.traits.label}"
-        yield _of(subject, "s2-needs-siglip", "use_s2", message)
+    if tower is not None and tower.family not in family.s2_towers:
+        with_s2 = towers.listed(towers.FAMILIES[name] for name in family.s2_towers)
+        message = f"expected a {with_s2} tower, got {tower.traits.label}"
+        yield _of(subject, "s2-needs-siglip", key, message)
         return
-    text = config.get("s2_scales", towers.DEFAULT_S2_SCALES)
+    text = config.get("s2_scales", family.default_s2_scales)
     scales = towers.parse_s2_scales(text) if isinstance(text, str) else None
     if scales is None:
         message = f"expected sizes in pixels such as 384,768,1152, got {text!r}"
@@ -279,20 +299,23 @@ def _tower(subject: Subject) -> Iterator[Finding]:
         yield finding("config-type", wrong.key, message)
     if tower is None:
         return
-    configs = subject.tower_configs if subject.kind == kinds.VITA else (config,)
+    configs = subject.tower_configs if subject.kind in kinds.WHOLE else (config,)
     described = towers.tower_of_config(configs[0]) if configs and configs[0] is not None else None
-    if described is not None:
+    if described is not None and subject.kind in kinds.WHOLE:
+        own = subject.family.stored_tower(described.family, configs[0] or {})
+        described = towers.tower_of_config(own) or described
+    if described is not None and not subject.reads_directory:
         yield from _differences(tower, described)
     if tower.has_odd_grid:
         message = f"expected {tower.traits.grid_needed}, got {tower.grid}"
         yield finding("odd-patch-grid", "model.vision_tower", message)
-    elif subject.kind == kinds.VITA:
+    elif subject.kind in kinds.WHOLE:
         tokens = tower.tokens()
-        kind = subject.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+        kind = subject.family.projector_type(subject.config)
         if (
             tokens is not None
             and isinstance(kind, str)
-            and projectors.is_known(kind)
+            and projectors.is_known(kind, subject.family.projector_types)
             and projectors.tokens_out(kind, tokens) is None
         ):
             message = f"expected tokens that a {kind} projector can take, got {tokens} of {tower}"
@@ -316,11 +339,8 @@ def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:
     if size is None or tower.image_size is None:
         return
     fitting = {tower.image_size}
-    if subject.config.get("use_s2") is True:  # upstream sets the largest scale itself
-        scales = towers.parse_s2_scales(
-            str(subject.config.get("s2_scales", towers.DEFAULT_S2_SCALES))
-        )
-        fitting |= set(scales or ())
+    # With S2 upstream sets the largest scale itself.
+    fitting |= set(subject.family.s2_scales(subject.config) or ())
     if size not in fitting:
         yield finding(
             "processor-size-mismatch",

@@ -13,7 +13,8 @@ from vita_ckpt.checks.rules import RULES, finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.families import VITA, family_of
+from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.relatives import relative_of
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import (
@@ -38,6 +39,7 @@ from vita_ckpt.core.report import Finding
 from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import InputError, VitaCkptError
 
+_MODELS: Final = (*kinds.WHOLE, kinds.LANGUAGE_MODEL)
 _DECIDE: Final = (
     "decide which of the two is meant, and move the other to a directory of its own: "
     "vita-ckpt diff compares them"
@@ -75,10 +77,10 @@ def intended_kind(checkpoint: Checkpoint, detected: str) -> str:
     if checkpoint.layout not in ("safetensors", "torch"):
         return detected
     config = checkpoint.config or {}
-    model_type = str(config.get("model_type"))
-    if model_type in BACKBONES or "mm_vision_tower" in config:
-        return kinds.VITA
-    if model_type in PLAIN_LANGUAGE_MODELS:
+    family = family_of(config)
+    if family is not None or "mm_vision_tower" in config:
+        return kinds.CHECKPOINTS[(family or VITA).name]
+    if of_plain_type(config.get("model_type")) is not None:
         return kinds.LANGUAGE_MODEL
     return kinds.TOWER if towers.tower_of_config(config) is not None else detected
 
@@ -91,7 +93,7 @@ def check_kind(checkpoint: Checkpoint, kind: str) -> Iterator[Finding]:
         yield finding(
             "other-family",
             root,
-            f"expected a model of VITA, got {found.relative.label}"
+            f"expected a model of {kinds.listed_families()}, got {found.relative.label}"
             + _model_type_of(checkpoint.config),
             hint="--kind vision-tower, projector or language-model says which part of it is meant; "
             + take_out(found.relative, checkpoint.tensors),
@@ -150,7 +152,8 @@ def _other_kind(checkpoint: Checkpoint, got: str, hint: str = "") -> Finding:
 def check_left_out(subject: Subject) -> Iterator[Finding]:
     """Check for weights that are not part of the checkpoint, and for the state of its training."""
     checkpoint = subject.checkpoint
-    is_vita = subject.kind == kinds.VITA
+    # VITA and Bunny read a trained tower again, from whatever file it is in.
+    reads_again = subject.kind in kinds.WHOLE and "unfreeze_vision_tower" in subject.family.keys
     for name, reason in checkpoint.left_out.items():
         path = posixpath.join(checkpoint.root, name)
         if reason is LeftOut.TRAINING_STATE:
@@ -159,9 +162,9 @@ def check_left_out(subject: Subject) -> Iterator[Finding]:
             continue  # where no weights could be read, they are perhaps among these
         elif name in subject.taken:
             continue  # the index is stale, not the file
-        elif name in TRAINED_FILES and subject.kind in (kinds.VITA, kinds.LANGUAGE_MODEL):
+        elif name in TRAINED_FILES and subject.kind in _MODELS:
             yield from _trained(subject, name, path)
-        elif is_vita and name.endswith(SAFETENSORS_SUFFIX):
+        elif reads_again and name.endswith(SAFETENSORS_SUFFIX):
             yield finding(
                 "stale-weights",
                 name,

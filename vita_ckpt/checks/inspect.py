@@ -13,10 +13,18 @@ from vita_ckpt.checks.audio_summary import AudioSummary, audio_disagreements, su
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, PROMPT
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
-from vita_ckpt.core.anatomy.config_keys import VISION_KEYS, Types
+from vita_ckpt.core.anatomy.config_keys import Types
+from vita_ckpt.core.anatomy.families import (
+    VITA,
+    Features,
+    Load,
+    ModelFamily,
+    TowerSource,
+    recognise,
+)
+from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
-from vita_ckpt.core.binding import bind
+from vita_ckpt.core.binding import Surroundings, bind, features_of, is_tied, tower_class
 from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Tensor, parameters, refs_of
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
@@ -25,7 +33,7 @@ from vita_ckpt.core.kinds import (
     LORA_RUN,
     MULTIMODAL,
     TOWER,
-    VITA,
+    WHOLE,
     Kind,
     kind_of,
     part_as,
@@ -39,9 +47,8 @@ from vita_ckpt.core.training.state import TrainingState
 REPORT_VERSION: Final = 1
 
 
-# The vision config and what it is compared by, with the type of each value.
-CONFIG_KEYS: Final[dict[str, Types]] = {
-    **VISION_KEYS,
+# Keys of every family that the weights say something of, with the type of each value.
+_LANGUAGE_KEYS: Final[dict[str, Types]] = {
     "hidden_size": (int,),
     "num_hidden_layers": (int,),
     "vocab_size": (int,),
@@ -50,6 +57,11 @@ CONFIG_KEYS: Final[dict[str, Types]] = {
 }
 
 _TORCH_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+def config_keys(family: ModelFamily) -> dict[str, Types]:
+    """Return a family's vision config and what it is compared by, with the type of each value."""
+    return {name: key.types for name, key in family.keys.items()} | _LANGUAGE_KEYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +141,13 @@ class Inspection(Displayed):
     ``disagreements`` are sentences about what does not fit, ``missing`` names the files without
     which no loader can use the weights, such as config.json. ``needs_alignment`` is set where
     the projector was drawn at random and not trained since. ``family`` is set for a model or a run
-    of another family than VITA, ``quantisation`` names how weights are quantised; ``parameters``
-    are then those that the codes stand for. ``config_file`` is the file that the config is from.
-    ``training`` describes a training state, ``memory`` what a whole model or a tower needs to run;
-    it is None for other kinds, and for quantised weights.
+    of another family than VITA, ``family_evidence`` says what it was told by, and why it may be
+    another. ``tower_source`` says which tower its loader ends with, ``features`` what of the tower
+    is taken, ``tiles`` how many tokens a picture becomes where that depends on it.
+    ``quantisation`` names how weights are quantised; ``parameters`` are then those that the codes
+    stand for. ``config_file`` is the file that the config is from. ``training`` describes a
+    training state, ``memory`` what a whole model or a tower needs to run; it is None for other
+    kinds, and for quantised weights.
     """
 
     path: str
@@ -166,6 +181,10 @@ class Inspection(Displayed):
     config_file: str | None = None
     training: TrainingState | None = None
     memory: Memory | None = None
+    family_evidence: str | None = None
+    tower_source: str | None = None
+    features: str | None = None
+    tiles: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON, in the form of ``schemas/inspect-v1.json``.
@@ -244,9 +263,10 @@ def inspect_checkpoint(
     config, sizes = checkpoint.config or {}, _bytes_by_dtype(checkpoint.tensors.values())
     facts = _Facts.of(checkpoint, tower_directory, audio_directory, found)
     is_tower = kind == TOWER
-    lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in CONFIG_KEYS}
-    backbone = BACKBONES.get(str(config.get("model_type")))
-    plain = PLAIN_LANGUAGE_MODELS.get(str(config.get("model_type")))
+    lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in facts.keys}
+    backbone = facts.family.backbone(config)
+    plain = of_plain_type(config.get("model_type"))
+    told = recognise(config, checkpoint.tensors) if found.family not in (None, VITA) else None
     architectures = config.get("architectures")
     missing = tuple(missing_files(checkpoint, kind, facts.tower))
     return Inspection(
@@ -257,7 +277,7 @@ def inspect_checkpoint(
         architectures=tuple(filter(None, map(_text, architectures)))
         if isinstance(architectures, list)
         else (),
-        backbone=backbone.language_model if backbone else plain,
+        backbone=backbone.language_model if backbone else plain.name if plain else None,
         loader_name=backbone.loader_name if backbone else None,
         dtypes=tuple(sizes),
         tensors=len(checkpoint.tensors),
@@ -281,7 +301,13 @@ def inspect_checkpoint(
         ),
         missing=missing,
         left_out=checkpoint.left_out,
-        family=found.relative.label if found.relative is not None else None,
+        family=_family(found),
+        family_evidence=None
+        if told is None
+        else told.evidence + (f"; {told.doubt}" if told.doubt else ""),
+        tower_source=facts.tower_source if kind in WHOLE else None,
+        features=facts.features_text if kind in WHOLE else None,
+        tiles=facts.tiles if kind in WHOLE else None,
         quantisation=found.quantisation.method if found.quantisation is not None else None,
         config_file=checkpoint.config_file if checkpoint.config is not None else None,
         training=checkpoint.training,
@@ -302,8 +328,16 @@ def _memory(checkpoint: Checkpoint, found: Kind, dtype: str | None, batch: int) 
 _NOWHERE: Final = TowerDirectory(None, None, None)
 
 
+def _family(kind: Kind) -> str | None:
+    """Return the family of a model or a run, if it is another than VITA."""
+    if kind.relative is not None:
+        return kind.relative.label
+    known = kind.family is not None and kind.family is not VITA
+    return kind.family.label if kind.family is not None and known else None
+
+
 def _is_foreign(kind: Kind) -> bool:
-    """Return whether VITA's rules say nothing of a config: a whole model of another family."""
+    """Return whether no family's rules say anything of a config: a whole model of none of them."""
     return kind.name == MULTIMODAL or kind.relative is not None
 
 
@@ -312,7 +346,7 @@ def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Ite
     if checkpoint.layout in ("file", "state"):
         return
     is_eva = kind == TOWER and tower is not None and tower.traits.lone_file
-    whole = (VITA, LANGUAGE_MODEL, TOWER, MULTIMODAL)
+    whole = (*WHOLE, LANGUAGE_MODEL, TOWER, MULTIMODAL)
     if kind in whole and checkpoint.config is None and not is_eva:
         yield CONFIG
     if kind == LORA_RUN and checkpoint.adapter_config is None:
@@ -366,6 +400,7 @@ class _Facts:
     has_projector: bool
     dispatch: Dispatch | None
     empty: tuple[str, ...]
+    family: ModelFamily
 
     @classmethod
     def of(
@@ -384,11 +419,11 @@ class _Facts:
         below = parts.below(parts.TOWER_PREFIX, shapes)
         tower = towers.tower_of_shapes(below or shapes)
         own = parts.below(parts.PROJECTOR_PREFIX, shapes)
-        found = projectors.candidates(own)
-        path = config.get("mm_vision_tower")
+        family = kind.family or VITA
+        found = projectors.candidates(own, family.projector_types)
         dispatch = None
-        if isinstance(path, str) and not _is_foreign(kind):
-            dispatch = towers.dispatch(path, config.get("use_s2") is True)
+        if not _is_foreign(kind):
+            dispatch = tower_class(config, Surroundings(directory), family)
         return cls(
             config=config,
             shapes=shapes,
@@ -405,14 +440,56 @@ class _Facts:
             has_projector=bool(own),
             dispatch=dispatch,
             empty=tuple(n for n, tensor in checkpoint.tensors.items() if 0 in tensor.shape),
+            family=family,
         )
+
+    @property
+    def keys(self) -> dict[str, Types]:
+        """The keys that are compared, with the type of each value."""
+        return config_keys(self.family)
+
+    @property
+    def features(self) -> Features | None:
+        """What of the tower is taken; None if that raises, or there is no tower."""
+        tower = self.tower or self.directory
+        return None if tower is None else features_of(self.config, tower, self.family)
+
+    @property
+    def features_text(self) -> str | None:
+        """What of the tower is taken, in words, where the config decides it."""
+        if self.family.features is None or self.features is None:
+            return None
+        layers = ", ".join(map(str, self.features.layers))
+        token = "the class token kept" if self.features.class_token else "no class token"
+        return f"hidden state{'s' * (len(self.features.layers) > 1)} {layers}, {token}"
+
+    @property
+    def source(self) -> TowerSource | None:
+        """Which tower the family's loader ends with; None if it builds none."""
+        if self.dispatch is None or self.dispatch.family is None:
+            return None
+        return self.family.tower_source(self.config, Load(stored=self.tower is not None))
+
+    @property
+    def tower_source(self) -> str | None:
+        """Which tower the family's loader ends with, in words."""
+        source = self.source
+        if source is TowerSource.DIRECTORY and self.tower is not None:
+            return f"{source.value}: the one that is stored is not used"
+        return None if source is None else source.value
+
+    @property
+    def tiles(self) -> str | None:
+        """How many tokens a picture becomes where that depends on it; None where it does not."""
+        return self.family.tiles(self.config)
 
     def line(self, key: str) -> ConfigLine:
         """Compare the value of ``key`` with what the weights give."""
         name = "dtype" if key == "torch_dtype" and key not in self.config else key
         value, problem = self.config.get(name), None
-        if value is not None and type(value) not in CONFIG_KEYS[key]:
-            wanted = " or ".join(kind.__name__ for kind in CONFIG_KEYS[key])
+        types = self.keys[key]
+        if value is not None and type(value) not in types:
+            wanted = " or ".join(kind.__name__ for kind in types)
             problem, value = f"expected {wanted}, got {value!r}", None
         if isinstance(value, float) and not isfinite(value):
             problem, value = f"expected a finite number, got {value!r}", None
@@ -438,21 +515,21 @@ class _Facts:
         return (str(self.tower) if self.tower else None), agrees
 
     def _mm_hidden_size(self, value: int | None) -> tuple[int | None, bool | None]:
-        widths = [] if self.tower is None else [self.tower.output_width(self._scales())]
+        widths = [] if self.tower is None else [self._output_width(self.tower)]
         widths += [self.projector.in_width] if self.projector else []
         if not widths:
             return None, None
         return widths[0], None if value is None else all(width == value for width in widths)
 
     def _mm_projector_type(self, value: str | None) -> tuple[str | None, bool | None]:
-        configured = value if value is not None else projectors.DEFAULT_TYPE
+        configured = value if value is not None else self.family.default_projector
         if self.projector is not None:
             types = self.projector.types
             return " or ".join(types), any(projectors.same_tensors(configured, t) for t in types)
         if self.has_projector:
             return "no known type", None  # a rule of the tensors
-        plain = str(self.config.get("model_type")) in PLAIN_LANGUAGE_MODELS
-        if plain or not self.has_language_model:
+        plain = of_plain_type(self.config.get("model_type"))
+        if plain is not None or not self.has_language_model:
             return None, None
         return (
             (configured, True) if projectors.has_no_tensors(configured) else ("no tensors", False)
@@ -472,9 +549,10 @@ class _Facts:
 
     def _s2_scales(self, value: str | None) -> tuple[str | None, bool | None]:
         scales = self._scales_of_widths()
-        if self.config.get("use_s2") is not True or scales is None or self.tower is None:
+        asked = self.config.get(self.family.s2_key) is True
+        if not asked or scales is None or self.tower is None:
             return None, None
-        wanted = towers.parse_s2_scales(value or towers.DEFAULT_S2_SCALES)
+        wanted = towers.parse_s2_scales(value or self.family.default_s2_scales)
         size = self.tower.image_size
         description = f"{scales} scales" + (f" from {size} px" if size is not None else "")
         agrees = wanted is not None and len(wanted) == scales and size in (None, wanted[0])
@@ -508,7 +586,7 @@ class _Facts:
         if not self.has_language_model or parts.EMBED_TOKENS not in self.shapes:
             return None, None
         tied = parts.LM_HEAD not in self.shapes
-        return tied, (value is True) == tied
+        return tied, is_tied(self.config) == tied
 
     def _torch_dtype(self, value: str | None) -> tuple[str | None, bool | None]:
         dtype = _TORCH_DTYPES.get(self.dtypes[0]) if self.dtypes else None
@@ -524,16 +602,24 @@ class _Facts:
         is_stored = AUDIO_PREFIX + PROMPT in self.shapes
         return (True, value is True) if is_stored else (None, None)
 
-    def _scales(self) -> int:
-        return towers.number_of_scales(self.config)
+    def _as_stored(self, tower: Tower) -> Tower:
+        """Return the directory's tower as the family stores it."""
+        sizes = {"hidden_size": tower.width, "num_hidden_layers": tower.layers}
+        layers = self.family.stored_tower(tower.family, sizes)["num_hidden_layers"]
+        return replace(tower, layers=layers)
+
+    def _output_width(self, tower: Tower) -> int:
+        layers = len(self.features.layers) if self.features is not None else 1
+        return tower.output_width(self.family.number_of_scales(self.config)) * layers
 
     def _scales_of_widths(self) -> int | None:
         """How many S2 scales the projector's input width holds, None where that says nothing."""
-        if self.tower is None or self.projector is None or not self.tower.traits.has_s2:
+        if self.tower is None or self.projector is None or not self.tower.width:
             return None
-        if not self.tower.width:
+        if self.tower.family not in self.family.s2_towers:
             return None
-        scales, rest = divmod(self.projector.in_width, self.tower.width)
+        layers = len(self.features.layers) if self.features is not None else 1
+        scales, rest = divmod(self.projector.in_width, self.tower.width * layers)
         return scales if scales and not rest else None
 
     def tokens_per_image(self, kind: str) -> int | None:
@@ -541,19 +627,17 @@ class _Facts:
         tower = self.directory or self.tower
         if self.tower is not None and tower is not None and tower.family != self.tower.family:
             tower = self.tower
-        projector = self.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+        projector = self.family.projector_type(self.config)
         if kind == TOWER and tower is not None:
             return tower.tokens()
         if tower is None or not self.config or not isinstance(projector, str):
             return None
-        image_size = None
-        if self.config.get("use_s2") is True:
-            scales = towers.parse_s2_scales(
-                str(self.config.get("s2_scales", towers.DEFAULT_S2_SCALES))
-            )
-            image_size = scales[0] if scales else None
-        tokens = tower.tokens(image_size)
-        return None if tokens is None else projectors.tokens_out(projector, tokens)
+        scales = self.family.s2_scales(self.config)
+        tokens = tower.tokens(scales[0] if scales else None)
+        features = features_of(self.config, tower, self.family)
+        if tokens is None or features is None:
+            return None
+        return projectors.tokens_out(projector, tokens + features.class_token)
 
     def disagreements(self, kind: str, lines: Mapping[str, ConfigLine]) -> Iterable[str]:
         """Word what does not fit together."""
@@ -573,16 +657,19 @@ class _Facts:
         elif self.dispatch is not None and self.dispatch.family is None:
             yield f"upstream builds no tower from the path: {self.dispatch.reason}"
         if self.tower is not None and self.directory is not None:
-            for key in self.tower.differences(self.directory):
+            for key in self.tower.differences(self._as_stored(self.directory)):
                 ours, theirs = getattr(self.tower, key), getattr(self.directory, key)
                 yield f"the tower's {key} is {ours} in the weights, {theirs} in its directory"
-        if kind == VITA and self.tower is None:
+        lacking = (TowerSource.UNINITIALISED, TowerSource.RAISES, None)
+        if kind in WHOLE and self.tower is None and self.source in lacking:
             strange = any(name.startswith(parts.TOWER_MODULE) for name in self.shapes)
+            raises = self.source is TowerSource.RAISES
+            loader = "VITA-1.5" if self.family is VITA else self.family.label
+            would = "raise" if raises else "leave it uninitialised"
             yield (
                 "the vision tower in the weights is of no known family, or a part of one"
                 if strange
-                else "no vision tower in the weights: VITA-1.5's loader would leave it "
-                "uninitialised"
+                else f"no vision tower in the weights: {loader}'s loader would {would}"
             )
         yield from audio_disagreements(self.config, self.shapes, self.audio)
         if self.empty:
@@ -599,6 +686,7 @@ _COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]
     "mm_projector_type": _Facts._mm_projector_type,
     "use_mm_proj": _Facts._use_mm_proj,
     "use_s2": _Facts._use_s2,
+    "s2": _Facts._use_s2,
     "s2_scales": _Facts._s2_scales,
     "hidden_size": _Facts._hidden_size,
     "num_hidden_layers": _Facts._num_hidden_layers,

@@ -118,9 +118,9 @@ _FILES: Final = (
     Rule(
         "other-family",
         "error",
-        "a whole multimodal model of another family than VITA",
-        "No loader of VITA reads it. Its tower can be taken out of it, and its projector if VITA "
-        "has that type. validate --kind looks at one part of it.",
+        "a whole multimodal model that no known loader reads",
+        "No loader of a known family reads it. Its tower can be taken out of it, and its projector "
+        "if a family has that type. validate --kind looks at one part of it.",
     ),
     Rule(
         "unmerged-peft",
@@ -362,7 +362,43 @@ _NAMES: Final = (
         "tower-absent",
         "error",
         "no tensors of a vision tower",
-        "VITA-1.5's loader leaves the tower in uninitialised memory, without a word.",
+        "VITA-1.5's loader leaves the tower in uninitialised memory, without a word; so do others "
+        "whose config says that the tower was trained.",
+    ),
+    Rule(
+        "image-fails",
+        "error",
+        "a model that loads to the end, and raises at its first image",
+        "Keys of the config ask for what the tower, the projector or the merging of tiles cannot "
+        "do, which shows only when there is an image.",
+    ),
+    Rule(
+        "tower-unused",
+        "note",
+        "the loader takes the tower from its directory, not the one that is stored",
+        "LLaVA and Bunny read the directory after the checkpoint, unless the config says that the "
+        "tower was trained. What is stored is dead weight.",
+    ),
+    Rule(
+        "tower-differs",
+        "warning",
+        "the stored tower differs from the directory's, which the loader takes",
+        "If the tower was trained, the config does not say so, and what it learnt is lost without "
+        "a word.",
+    ),
+    Rule(
+        "tower-not-loadable",
+        "error",
+        "the loader raises where it reads the trained tower",
+        "Bunny reads it again from *.safetensors files alone; LLaVA's class with S2 is not ready "
+        "for it.",
+    ),
+    Rule(
+        "newline-absent",
+        "error",
+        "no image_newline, which the merging of tiles appends to each row",
+        "It is made of uninitialised memory then, without a word: numbers as large as 1e20, or "
+        "NaN.",
     ),
     Rule(
         "audio-absent",
@@ -619,6 +655,19 @@ _CONFIG: Final = (
 )
 
 _LORA: Final = (
+    Rule(
+        "run-not-loadable",
+        "error",
+        "a run that upstream's loader raises over, whatever base it is given with",
+        "VITA-1.5's loader has no code for most runs (explain); LLaVA's takes no projector run "
+        "with added tokens, LLaVA-NeXT's none on Qwen2, Bunny's none with a trained tower.",
+    ),
+    Rule(
+        "run-rows-absent",
+        "error",
+        "a run whose config counts more tokens than it or its base has rows for",
+        "LLaVA's loader replaces both tables by uninitialised memory then, without a word.",
+    ),
     Rule(
         "lora-config-missing",
         "error",
@@ -951,7 +1000,7 @@ _LOADERS: Final = (
     ),
     Rule(
         "no-index-metadata",
-        "warning",
+        "error",
         "an index without metadata",
         "transformers raises a KeyError over it, before and after version 5.",
     ),

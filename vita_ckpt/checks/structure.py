@@ -12,12 +12,14 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, CMVN
+from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.binding import (
     Binding,
     PartBinding,
     PartSource,
-    backbone_of,
+    is_tied,
+    language_model_of,
     tower_family,
 )
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, source_of
@@ -27,7 +29,7 @@ from vita_ckpt.core.report import Finding, has_errors
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError
 
-_VISION = (parts.VISION_TOWER, parts.MM_PROJECTOR)
+_VISION = (parts.VISION_TOWER, parts.MM_PROJECTOR, parts.IMAGE_NEWLINE)
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -71,11 +73,16 @@ def check_binding(subject: Subject, binding: Binding) -> Iterator[Finding]:
     known = frozenset(name for cause in causes for name in cause.explains) | subject.unread
     language = binding.part(parts.LANGUAGE_MODEL)
     yield from _language_model(subject, language.without(known))
-    vision = binding.has_vision and subject.kind == kinds.VITA
+    vision = binding.has_vision and subject.kind in kinds.WHOLE
     if vision:
         tower, projector = binding.part(parts.VISION_TOWER), binding.part(parts.MM_PROJECTOR)
-        yield from _vision_tower(subject, tower.without(known), known)
+        stop = binding.stop
+        if stop is not None and stop.code == "tower-not-loadable":
+            yield finding(stop.code, "model.vision_tower", stop.detail, file=subject.config_path)
+        else:
+            yield from _vision_tower(subject, tower.without(known), known)
         yield from _projector(subject, projector.without(known), known)
+        yield from _newline(subject, binding.part(parts.IMAGE_NEWLINE).without(known))
     if subject.kind == kinds.VITA:
         yield from check_audio(subject, binding.part(parts.AUDIO_ENCODER).without(known), known)
     special = (parts.LANGUAGE_MODEL, parts.AUDIO_ENCODER) + _VISION * vision
@@ -93,18 +100,21 @@ def unsaid(subject: Subject, said: Collection[Finding]) -> Iterator[Finding]:
     if binding.stop is not None and binding.stop.code in RULES:
         found = finding(binding.stop.code, CONFIG, binding.stop.detail, file=subject.config_path)
         yield replace(found, severity="error")
+    if binding.fault:
+        yield finding("image-fails", CONFIG, binding.fault, file=subject.config_path)
     for part, bound in binding.parts.items():
         yield from _report(subject, bound.without(subject.unread), f"the {parts.LABELS[part]}")
 
 
 def _language_model(subject: Subject, bound: PartBinding) -> Iterator[Finding]:
     config, checkpoint = subject.config, subject.checkpoint
-    tied = config.get("tie_word_embeddings") is True
+    tied = is_tied(config)
+    by_default = "" if "tie_word_embeddings" in config else " by default"
     if tied and parts.LM_HEAD in checkpoint.tensors:
         yield finding(
             "tied-lm-head",
             parts.LM_HEAD,
-            "tie_word_embeddings is true, expected no such tensor",
+            f"tie_word_embeddings is true{by_default}, expected no such tensor",
             hint="set tie_word_embeddings to false if the two differ and both were trained",
             file=_file(checkpoint, parts.LM_HEAD),
         )
@@ -117,12 +127,12 @@ def _language_model(subject: Subject, bound: PartBinding) -> Iterator[Finding]:
             hint="set tie_word_embeddings to true if the model was trained so",
             file=subject.config_path,
         )
-    backbone = backbone_of(config)
-    if not bound.wanted or backbone is None:  # a rule of the config
+    language = language_model_of(config)
+    if not bound.wanted or language is None:  # a rule of the config
         own = (n for n in bound.mismatch.unexpected if parts.part_of(n) == parts.LANGUAGE_MODEL)
         yield from _report(subject, bound.without(frozenset(own)), "a model of this type")
         return
-    yield from _report(subject, bound, f"the {backbone.language_model} model of the config")
+    yield from _report(subject, bound, f"the {language.name} model of the config")
 
 
 def _vision_tower(
@@ -131,6 +141,7 @@ def _vision_tower(
     """Check the tower's tensors against those that the loader builds for the tower's path."""
     if bound.source is PartSource.TOWER_DIRECTORY:
         yield from _report(subject, bound, "a model whose tower is its directory's")
+        yield from _unused_tower(subject)
         return
     checkpoint = subject.checkpoint
     shapes = {
@@ -145,14 +156,20 @@ def _vision_tower(
                 "model.vision_tower",
                 "expected the vision tower's tensors, got none",
                 hint="VITA-1.0's loader takes the tower from its directory; for VITA-1.5's, "
+                "vita-ckpt swap-tower puts it in"
+                if subject.family is VITA
+                else f"{subject.family.label}'s loader would not take the directory's: "
                 "vita-ckpt swap-tower puts it in",
             )
         return
     own = parts.below(parts.TOWER_MODULE, shapes)
     recognised = towers.tower_of_shapes(own)
-    family = tower_family(subject.config)
+    family = tower_family(subject.config, subject.surroundings, subject.family)
     configs = subject.tower_configs
-    described = towers.tower_of_config(configs[0]) if configs else None
+    described = None
+    if configs and recognised is not None:
+        stored = subject.family.stored_tower(recognised.family, configs[0])
+        described = towers.tower_of_config(stored)
     if recognised is not None and (
         family is None
         or recognised.family != family
@@ -163,6 +180,40 @@ def _vision_tower(
         yield from _report(subject, bound, "the tower of the config")
     elif not any(name.startswith(parts.TOWER_MODULE) for name in known):
         yield _unknown_tower("model.vision_tower", own)
+
+
+def _unused_tower(subject: Subject) -> Iterator[Finding]:
+    """Say that a stored tower is not the one that the model runs with, and by what it differs."""
+    if subject.family is VITA or not any(
+        name.startswith(parts.TOWER_MODULE) for name in subject.checkpoint.tensors
+    ):
+        return
+    rival = subject.unused_tower
+    path = subject.config.get("mm_vision_tower")
+    yield finding(
+        "tower-unused" if rival is None else "tower-differs",
+        "model.vision_tower",
+        f"{subject.family.label}'s loader takes the tower from {path!r}, not the one that is stored"
+        + ("" if rival is None else f", which differs: {rival}"),
+        hint=""
+        if rival is None
+        else f"if it was trained, {subject.family.unfreeze_key} true makes the loader take it: "
+        "vita-ckpt set",
+    )
+
+
+def _newline(subject: Subject, bound: PartBinding) -> Iterator[Finding]:
+    """Check for the vector between the rows of tiles, which nothing fills where it is missing."""
+    if parts.NEWLINE in bound.mismatch.missing:
+        yield finding(
+            "newline-absent",
+            parts.NEWLINE,
+            f"expected {list(bound.wanted[parts.NEWLINE])}, since mm_patch_merge_type is "
+            f"{subject.config.get('mm_patch_merge_type')!r}, got none",
+            hint="vita-ckpt merge-projector --with image_newline takes it from a run that has it",
+        )
+        bound = bound.without({parts.NEWLINE})
+    yield from _report(subject, bound, "a model of this config")
 
 
 def _unknown_tower(subject: str, shapes: towers.Shapes) -> Finding:
@@ -208,7 +259,7 @@ def _standalone_tower(subject: Subject) -> Iterator[Finding]:
 def _projector(subject: Subject, bound: PartBinding, known: Collection[str]) -> Iterator[Finding]:
     checkpoint, config = subject.checkpoint, subject.config
     shapes = _below(checkpoint, parts.PROJECTOR_PREFIX)
-    kind = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
+    kind = str(subject.family.projector_type(config))
     if projectors.has_no_tensors(kind) and not shapes:
         return
     if not shapes:
@@ -220,7 +271,7 @@ def _projector(subject: Subject, bound: PartBinding, known: Collection[str]) -> 
                 hint="vita-ckpt merge-projector puts a trained one in",
             )
         return
-    if projectors.candidates(shapes):
+    if projectors.candidates(shapes, subject.family.projector_types):
         return  # complete: whether it is the right one is a rule of the config
     if not bound.wanted and not projectors.has_no_tensors(kind):
         yield _unknown_projector(checkpoint, shapes, parts.PROJECTOR_PREFIX)
@@ -236,7 +287,10 @@ def _lone_projector(subject: Subject) -> Iterator[Finding]:
     }
     if any(0 in shape for shape in shapes.values()):
         return  # said of each empty tensor
-    if shapes and not projectors.candidates(shapes):
+    types = subject.family.projector_types
+    if subject.checkpoint.config is None:
+        types = projectors.EVERY_TYPE
+    if shapes and not projectors.candidates(shapes, types):
         yield _unknown_projector(subject.checkpoint, shapes, "")
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vita_ckpt.checks.inspect import Inspection
+from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
-from vita_ckpt.core.binding import Binding, Surroundings
+from vita_ckpt.core.binding import Binding, PartSource, Surroundings
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.rivals import Rival
 
@@ -24,7 +26,9 @@ class Subject:
     ``mm_audio_encoder`` leads to. ``base`` is the checkpoint that a LoRA run was trained on,
     ``binding`` None for what no loader builds a language model from.
     ``rivals`` compare other weights in the directory with the checkpoint's, ``taken`` names files
-    that hold what a stale index promises elsewhere.
+    that hold what a stale index promises elsewhere. ``surroundings`` is what of all this decides
+    what binds. ``unused_tower`` names a tensor by which a stored tower that the loader does not
+    take differs from the directory's, None if it does not, or that is not known.
     """
 
     checkpoint: Checkpoint
@@ -39,11 +43,25 @@ class Subject:
     binding: Binding | None = None
     rivals: Mapping[str, Rival] = field(default_factory=dict)
     taken: frozenset[str] = frozenset()
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    unused_tower: str | None = None
 
     @property
     def kind(self) -> str:
         """The detected kind of the checkpoint."""
         return self.inspection.kind
+
+    @property
+    def family(self) -> ModelFamily:
+        """The family of the model: VITA's if its config does not name another."""
+        return family_of(self.checkpoint.config, self.checkpoint.tensors) or VITA
+
+    @property
+    def reads_directory(self) -> bool:
+        """Whether the loader ends with the directory's tower, whatever is stored."""
+        part = None if self.binding is None else self.binding.part(parts.VISION_TOWER)
+        from_directory = part is not None and part.source is PartSource.TOWER_DIRECTORY
+        return from_directory and self.family is not VITA
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -60,8 +78,3 @@ class Subject:
     def tower_configs(self) -> tuple[Mapping[str, Any], ...]:
         """The tower's configs in order of precedence: loaders read the directory's."""
         return self.surroundings.tower_configs
-
-    @property
-    def surroundings(self) -> Surroundings:
-        """What of the surroundings decides what binds."""
-        return Surroundings(self.tower_directory, self.tower_config, self.audio_directory)

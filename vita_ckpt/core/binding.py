@@ -7,7 +7,7 @@ unexpected, and the one it should be missing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final
@@ -23,8 +23,25 @@ from vita_ckpt.core.anatomy.audio.tensors import (
     wanted_tensors,
 )
 from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
-from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_sizes
-from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
+from vita_ckpt.core.anatomy.config_values import (
+    wrong_language_values,
+    wrong_sizes,
+    wrong_vision_values,
+)
+from vita_ckpt.core.anatomy.families import (
+    FAMILIES,
+    VITA,
+    Features,
+    Load,
+    ModelFamily,
+    TowerSource,
+    family_of,
+)
+from vita_ckpt.core.anatomy.language_tensors import (
+    LANGUAGE_MODELS,
+    LanguageModel,
+    of_plain_type,
+)
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
 from vita_ckpt.core.anatomy.towers.tower import Tower, TowerDirectory
@@ -48,25 +65,37 @@ HUB_METADATA: Final = "hub-metadata"
 class _Loader:
     """What distinguishes a loader as to what it binds.
 
-    ``is_vita`` builds tower, projector and audio encoder, ``looks_around`` opens their directories
-    for it, ``tower_last`` fills the tower from its directory after the checkpoint is read,
-    ``is_old`` is transformers before 5, ``gives_module`` has the caller build the model.
+    ``family`` is the family whose tower, projector and audio encoder it builds, None if none,
+    ``looks_around`` opens their directories for it, ``tower_last`` fills the tower from its
+    directory after the checkpoint is read, ``is_old`` is transformers before 5, ``gives_module``
+    has the caller build the model.
     """
 
-    is_vita: bool = False
+    family: ModelFamily | None = None
     looks_around: bool = False
     tower_last: bool = False
     is_old: bool = False
     gives_module: bool = False
 
+    @property
+    def is_vita(self) -> bool:
+        """Whether it is one of VITA's."""
+        return self.family is VITA
+
 
 # By the names of ``explain --loader``; the one that only reads headers builds nothing.
 _LOADERS: Final[Mapping[str, _Loader | None]] = {
-    VITA_1_5: _Loader(is_vita=True, looks_around=True, is_old=True),
-    VITA_1_0: _Loader(is_vita=True, looks_around=True, tower_last=True, is_old=True),
+    VITA_1_5: _Loader(VITA, looks_around=True, is_old=True),
+    VITA_1_0: _Loader(VITA, looks_around=True, tower_last=True, is_old=True),
     TRANSFORMERS_4_41: _Loader(is_old=True),
     TRANSFORMERS_5_6: _Loader(),
-    HUB_MODEL: _Loader(is_vita=True, gives_module=True),
+    **{
+        name: _Loader(family, looks_around=True, is_old=True)
+        for family in FAMILIES.values()
+        if family is not VITA
+        for name in family.loaders
+    },
+    HUB_MODEL: _Loader(VITA, gives_module=True),
     HUB_METADATA: None,
 }
 LOADER_NAMES: Final = tuple(_LOADERS)
@@ -110,12 +139,24 @@ class Surroundings:
     """What lies around a checkpoint, as far as a binding depends on it.
 
     ``tower`` is what lies at ``mm_vision_tower``, ``carried`` a tower's config that comes with the
-    checkpoint or is given for it, ``audio`` what ``mm_audio_encoder`` leads to.
+    checkpoint or is given for it, ``audio`` what ``mm_audio_encoder`` leads to. ``path_exists`` is
+    whether ``mm_vision_tower`` is a path that exists, by default whether there is a ``tower``: one
+    that is given may stand in for what does not. ``safetensors`` is whether the weights are in such
+    files, ``name`` the name of their directory, which some loaders read.
     """
 
     tower: TowerDirectory | None = None
     carried: Mapping[str, Any] | None = None
     audio: AudioDirectory | None = None
+    path_exists: bool | None = None
+    safetensors: bool = True
+    name: str = ""
+
+    def exists(self, path: str) -> bool:
+        """Return whether the path of the tower exists here."""
+        if self.path_exists is not None:
+            return self.path_exists
+        return self.tower is not None and self.tower.path is not None
 
     @property
     def tower_configs(self) -> tuple[Mapping[str, Any], ...]:
@@ -162,9 +203,9 @@ class Binding:
     ``parts`` are those that it builds, or of which tensors are stored, by their names in
     :mod:`~vita_ckpt.core.anatomy.parts`. ``found`` maps stored names to the names they bind to,
     ``left_out`` are stored tensors that the loader drops and the model is the same. ``has_vision``
-    is set for loaders that build VITA's modules where the config has them. ``fault`` says why a
-    model that is loaded to the end fails at its first image, ``audio_fault`` at its first
-    recording.
+    is set for loaders that build the modules of ``family`` where the config has them. ``fault``
+    says why a model that is loaded to the end fails at its first image, ``audio_fault`` at its
+    first recording.
     """
 
     parts: Mapping[str, PartBinding]
@@ -174,6 +215,7 @@ class Binding:
     has_vision: bool = False
     fault: str = ""
     audio_fault: str = ""
+    family: ModelFamily | None = None
 
     def part(self, name: str) -> PartBinding:
         """Return the binding of a part; that of one that is not built, if it is neither stored."""
@@ -217,42 +259,69 @@ def bind(
     config: Mapping[str, Any],
     tensors: Tensors,
     surroundings: Surroundings = Surroundings(),
-    loader: str = VITA_1_5,
+    loader: str | None = None,
 ) -> Binding:
-    """Bind the tensors of a checkpoint as a loader does; ``loader`` is one of LOADER_NAMES."""
-    traits = _LOADERS[loader]
+    """Bind the tensors of a checkpoint as a loader does.
+
+    ``loader`` is one of LOADER_NAMES, by default the one that judges such a checkpoint.
+    """
+    traits = _LOADERS[loader or judge_of(config, tensors)]
     if traits is None:
         return Binding({}, {name: name for name in tensors})
-    stop = stop_of_model(config, is_vita=traits.is_vita)
+    family = traits.family
+    stop = stop_of_model(config, family)
     wanted: dict[str, Shapes] = {}
-    backbone = backbone_of(config)
-    if backbone is not None and not wrong_sizes(backbone.language_model, config):
-        wanted[parts.LANGUAGE_MODEL] = _language_model(traits, config)
-    family = None
-    if traits.is_vita:
-        family = tower_family(config)
-        if traits.looks_around:
-            stop = _first(
-                stop, stop_of_tower(config, surroundings), stop_of_audio(config, surroundings)
-            )
-        if builds_audio(config):
-            wanted[parts.AUDIO_ENCODER] = _audio(config, tensors, surroundings)
-        if family is not None:
-            wanted[parts.VISION_TOWER] = _tower(family, tensors, surroundings)
-            wanted[parts.MM_PROJECTOR] = {}
-            stop = _first(stop, stop_of_projector(config))
-            if (projector := built_projector(config)) is not None:
-                wanted[parts.MM_PROJECTOR] = {
-                    parts.PROJECTOR_PREFIX + name: shape
-                    for name, shape in projectors.expected_shapes(projector).items()
-                }
-    bound = _match(traits, config, tensors, wanted, stop)
+    language = language_model_of(config, family)
+    if language is not None and not wrong_sizes(language.name, config):
+        wanted[parts.LANGUAGE_MODEL] = _language_model(traits, language, config)
+    if family is None:
+        return _match(traits, config, tensors, wanted, stop)
+    tower = tower_family(config, surroundings, family)
+    source = _tower_source(traits, config, tensors, surroundings)
+    if traits.looks_around:
+        stop = _first(
+            stop,
+            stop_of_tower(config, surroundings, family),
+            stop_of_audio(config, surroundings) if family.has_audio else None,
+        )
+    if family.has_audio and builds_audio(config):
+        wanted[parts.AUDIO_ENCODER] = _audio(config, tensors, surroundings)
+    if tower is not None:
+        if source is TowerSource.RAISES:
+            stop = _first(stop, _stop_of_reading_again(config, tensors, family))
+        wanted[parts.VISION_TOWER] = _tower(tower, tensors, surroundings, family)
+        wanted[parts.MM_PROJECTOR] = {}
+        stop = _first(stop, stop_of_projector(config, family))
+        if (projector := built_projector(config, family)) is not None:
+            wanted[parts.MM_PROJECTOR] = {
+                parts.PROJECTOR_PREFIX + name: shape
+                for name, shape in projectors.expected_shapes(projector).items()
+            }
+        width = hidden_size(config, family)
+        if family.has_newline(config) and type(width) is int:
+            wanted[parts.IMAGE_NEWLINE] = {parts.NEWLINE: (width,)}
+    unread = _unread(tower, tensors, surroundings, source, family)
+    bound = _match(traits, config, tensors, wanted, stop, source, unread)
     if stop is not None or not traits.looks_around:
         return bound
     fault = ""
+    if tower is not None:
+        fault = _fault(config, _described(tower, tensors, surroundings), surroundings, family)
+    audio_fault = _audio_fault(config, tensors, surroundings) if family.has_audio else ""
+    return replace(bound, fault=fault, audio_fault=audio_fault)
+
+
+def judge_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> str:
+    """Return the loader whose binding judges a model: its family's own, by default VITA's.
+
+    A plain language model that VITA has no class for is judged by plain transformers.
+    """
+    family = family_of(config, names)
     if family is not None:
-        fault = _fault(config, _described(family, tensors, surroundings))
-    return replace(bound, fault=fault, audio_fault=_audio_fault(config, tensors, surroundings))
+        return family.loaders[0]
+    model_type = config.get("model_type")
+    is_plain = of_plain_type(model_type) is not None and "mm_vision_tower" not in config
+    return TRANSFORMERS_4_41 if is_plain and VITA.backbone_on(model_type) is None else VITA_1_5
 
 
 def bind_to(wanted: Shapes, tensors: Tensors) -> Binding:
@@ -265,52 +334,135 @@ def is_harmless(name: str) -> bool:
     return name.endswith(_HARMLESS)
 
 
-def tower_family(config: Mapping[str, Any]) -> str | None:
+def tower_family(
+    config: Mapping[str, Any],
+    surroundings: Surroundings = Surroundings(),
+    family: ModelFamily | None = None,
+) -> str | None:
     """Return the family of the tower that the config's path chooses; None if none is built."""
+    dispatch = tower_class(config, surroundings, family)
+    return None if dispatch is None else dispatch.family
+
+
+def tower_class(
+    config: Mapping[str, Any], surroundings: Surroundings, family: ModelFamily | None = None
+) -> towers.Dispatch | None:
+    """Return the tower class that the path of the config chooses; None if it has no path.
+
+    Where only the existence of a path chooses, one that is not here is taken to exist where the
+    loader runs, unless it is the name of another tower on the hub.
+    """
     path = config.get("mm_vision_tower")
-    return towers.dispatch(path, False).family if isinstance(path, str) else None
+    if not isinstance(path, str) or not path:
+        return None
+    family = family or family_of(config) or VITA
+    found = family.dispatch(config, surroundings.exists)
+    if found.reason.outcome is not towers.Outcome.NO_RULE or _names_another_tower(path):
+        return found
+    return family.dispatch(config, lambda _: True)
+
+
+def _names_another_tower(path: str) -> bool:
+    """Return whether a path that is not here is the hub's name of a tower other than CLIP."""
+    word = towers.dispatch(path, False).family
+    return looks_like_repository(path) and word not in (None, "clip")
 
 
 def backbone_of(config: Mapping[str, Any]) -> Backbone | None:
-    """Return the backbone that ``model_type`` names, with vision or without."""
+    """Return VITA's backbone that ``model_type`` names, with vision or without."""
     model_type = config.get("model_type")
     known = (b for b in BACKBONES.values() if model_type in (b.model_type, b.plain_model_type))
     return next(known, None)
 
 
-def stop_of_model(config: Mapping[str, Any], *, is_vita: bool = True) -> Stop | None:
+def language_model_of(
+    config: Mapping[str, Any], family: ModelFamily | None = None
+) -> LanguageModel | None:
+    """Return the language model that ``model_type`` names, with vision or without.
+
+    A loader of a ``family`` knows its own model types and those of the plain models below; without
+    one, those of every family count.
+    """
+    model_type = config.get("model_type")
+    for one in FAMILIES.values() if family is None else (family,):
+        if (backbone := one.backbone(config)) is not None:
+            return LANGUAGE_MODELS[backbone.language_model]
+    plain = of_plain_type(model_type)
+    return plain if family is None or family.backbone_on(model_type) is not None else None
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Return whether a config ties the head to the embeddings, by its key or the default."""
+    language = language_model_of(config)
+    if language is None:
+        return config.get("tie_word_embeddings") is True
+    return language.is_tied(config)
+
+
+def stop_of_model(config: Mapping[str, Any], family: ModelFamily | None = VITA) -> Stop | None:
     """Return where building the language model stops a loader: its type, its sizes, its values."""
-    backbone = backbone_of(config)
-    if backbone is None:
-        expected = ", ".join(BACKBONES)
+    language = language_model_of(config, family)
+    if language is None:
+        types = [b.model_type for f in ([family] if family else [VITA]) for b in f.backbones]
         model_type = config.get("model_type")
+        expected = ", ".join(types)
         return Stop("unknown-model-type", f"model_type {model_type!r} is none of {expected}")
-    family = backbone.language_model
-    sizes = wrong_sizes(family, config)
+    sizes = wrong_sizes(language.name, config)
     if sizes:
         return Stop("config-type", f"{sizes[0]} is {config.get(sizes[0])!r}, no size")
-    for wrong in wrong_language_values(family, config) if is_vita else ():
+    if family is None:
+        return None
+    beyond = (*wrong_language_values(language.name, config), *wrong_vision_values(family, config))
+    for wrong in beyond:
         return Stop("config-type", f"{wrong.key} is {wrong.got}, not {wrong.expected}")
     return None
 
 
-def stop_of_tower(config: Mapping[str, Any], surroundings: Surroundings) -> Stop | None:
-    """Return where building the tower stops a loader of VITA (UPSTREAM §3, §8)."""
+def stop_of_tower(
+    config: Mapping[str, Any], surroundings: Surroundings, family: ModelFamily = VITA
+) -> Stop | None:
+    """Return where building the tower stops a family's loader (UPSTREAM §3, §8)."""
     path = config.get("mm_vision_tower")
-    if not isinstance(path, str) or not path:
+    dispatch = tower_class(config, surroundings, family)
+    if not isinstance(path, str) or dispatch is None:
         return None
-    dispatch = towers.dispatch(path, bool(config.get("use_s2")))
     if dispatch.family is None:
         s2 = dispatch.reason.outcome is towers.Outcome.NO_S2
         return Stop("s2-needs-siglip" if s2 else "tower-path-misleads", str(dispatch.reason))
-    tower = surroundings.tower
+    if "mm_vision_select_layer" in family.keys and "mm_vision_select_layer" not in config:
+        return Stop("config-type", "AttributeError: the config has no mm_vision_select_layer")
+    return _stop_of_directory(path, surroundings.tower, dispatch.family, family)
+
+
+def _stop_of_directory(
+    path: str, tower: TowerDirectory | None, built: str, family: ModelFamily
+) -> Stop | None:
     if tower is None or tower.path is None:
         return _unreachable(path)
-    if tower.problem is not None:
-        return Stop("tower-directory-unreadable", tower.problem)
-    if tower.tower is not None and tower.tower.family != dispatch.family:
-        return _stop_of_misled_tower(path, tower.tower.family, dispatch.family)
+    problem = tower.problem
+    lone = towers.FAMILIES[built].lone_file
+    if tower.config is None and not (lone or (tower.tower and tower.tower.traits.lone_file)):
+        problem = problem or f"{tower.path} has no config.json: it raises"
+    if problem is not None:
+        return Stop("tower-directory-unreadable", problem)
+    if tower.tower is not None and tower.tower.family != built and family is VITA:
+        return _stop_of_misled_tower(path, tower.tower.family, built)
     return None
+
+
+def _stop_of_reading_again(
+    config: Mapping[str, Any], tensors: Tensors, family: ModelFamily
+) -> Stop | None:
+    """Return where a loader stops that reads a trained tower again, or too early."""
+    everything = Load(stored=True, safetensors=True)
+    if family.tower_source(config, everything) is TowerSource.RAISES:
+        key = f"{family.unfreeze_key} with {family.s2_key}"
+        return Stop("tower-not-loadable", f"AttributeError: {key}: the class is not ready for it")
+    if not any(name.startswith(parts.TOWER_MODULE) for name in tensors):
+        detail = f"{family.unfreeze_key} is set: RuntimeError, its tensors are in no file"
+        return Stop("tower-absent", detail)
+    detail = f"{family.unfreeze_key} is set: RuntimeError, it is read from *.safetensors files only"
+    return Stop("tower-not-loadable", detail)
 
 
 def stop_of_audio(config: Mapping[str, Any], surroundings: Surroundings) -> Stop | None:
@@ -333,26 +485,31 @@ def stop_of_audio(config: Mapping[str, Any], surroundings: Surroundings) -> Stop
     return None
 
 
-def stop_of_projector(config: Mapping[str, Any]) -> Stop | None:
-    """Return where building the projector stops a loader of VITA: its type, its widths."""
-    kind = config.get("mm_projector_type", projectors.DEFAULT_TYPE)
-    if not isinstance(kind, str) or not projectors.is_known(kind):
+def stop_of_projector(config: Mapping[str, Any], family: ModelFamily = VITA) -> Stop | None:
+    """Return where building the projector stops a family's loader: its type, its widths."""
+    kind = family.projector_type(config)
+    if not isinstance(kind, str) or not projectors.is_known(kind, family.projector_types):
         return Stop("unknown-projector-type", f"mm_projector_type {kind!r}")
-    if built_projector(config) is None and not projectors.has_no_tensors(kind):
+    if built_projector(config, family) is None and not projectors.has_no_tensors(kind):
         width = config.get("mm_hidden_size")
         return Stop("hidden-size-mismatch", f"mm_hidden_size {width!r} is no width: it raises")
     return None
 
 
-def built_projector(config: Mapping[str, Any]) -> Projector | None:
+def built_projector(
+    config: Mapping[str, Any], family: ModelFamily | None = None
+) -> Projector | None:
     """Return the projector that a loader builds; None for an unknown type, or without a width."""
-    return projectors.of_config({**config, "hidden_size": hidden_size(config)})
+    family = family or family_of(config) or VITA
+    kind = family.projector_type(config)
+    own = {**config, "mm_projector_type": kind, "hidden_size": hidden_size(config, family)}
+    return projectors.of_config(own, family.projector_types)
 
 
-def hidden_size(config: Mapping[str, Any]) -> Any:
+def hidden_size(config: Mapping[str, Any], family: ModelFamily | None = None) -> Any:
     """Return the width of the language model that a config describes, or what it says instead."""
-    backbone = backbone_of(config)
-    default = DEFAULTS[backbone.language_model]["hidden_size"] if backbone is not None else None
+    language = language_model_of(config, family)
+    default = None if language is None else language.defaults["hidden_size"]
     return config.get("hidden_size", default)
 
 
@@ -394,15 +551,11 @@ def _stop_of_misled_tower(path: str, own: str, by_path: str) -> Stop | None:
     return None
 
 
-def _language_model(loader: _Loader, config: Mapping[str, Any]) -> Shapes:
-    backbone = backbone_of(config)
-    if backbone is None:
-        return {}
-    family = backbone.language_model
-    shapes = language_tensors.expected_shapes(family, config)
+def _language_model(loader: _Loader, model: LanguageModel, config: Mapping[str, Any]) -> Shapes:
+    shapes = language_tensors.expected_shapes(model.name, config)
     # transformers 5 looks its table for Mixtral up by the library's own model_type.
-    unfused = loader.is_old or loader.is_vita or config["model_type"] == backbone.plain_model_type
-    return shapes if unfused or family != "Mixtral" else _fused(shapes)
+    unfused = loader.is_old or loader.is_vita or config["model_type"] == model.model_type
+    return shapes if unfused or model.name != "Mixtral" else _fused(shapes)
 
 
 def _fused(shapes: Shapes) -> dict[str, Shape]:
@@ -419,25 +572,66 @@ def _fused(shapes: Shapes) -> dict[str, Shape]:
     return built
 
 
-def _tower(family: str, tensors: Tensors, surroundings: Surroundings) -> Shapes:
+def _tower_source(
+    loader: _Loader, config: Mapping[str, Any], tensors: Tensors, surroundings: Surroundings
+) -> TowerSource:
+    """Return which tower a loader of a family ends with."""
+    family = loader.family or VITA
+    if loader.tower_last:  # UPSTREAM §8
+        read = config.get("continuous_training") or config.get("unfreeze_vision_tower")
+        return TowerSource.CHECKPOINT if read else TowerSource.DIRECTORY
+    stored = any(name.startswith(parts.TOWER_MODULE) for name in tensors)
+    load = Load(stored, surroundings.safetensors, surroundings.name)
+    return family.tower_source(config, load)
+
+
+def _unread(
+    tower: str | None,
+    tensors: Tensors,
+    surroundings: Surroundings,
+    source: TowerSource,
+    family: ModelFamily,
+) -> tuple[str, ...]:
+    """Return stored tensors of a tower that a family's loader does not read, without harm.
+
+    Of VITA's loaders the one that reads the directory's tower says that they are too many.
+    """
+    if family is VITA or tower is None:
+        return ()
+    own = [name for name in tensors if name.startswith(parts.TOWER_MODULE)]
+    if source is TowerSource.DIRECTORY:
+        return tuple(own)
+    prefix = parts.TOWER_MODULE + towers.FAMILIES[tower].stored_prefix
+    shapes = parts.below(prefix, {name: tensors[name].shape for name in own})
+    configs = (*surroundings.tower_configs, config_of_tensors(shapes))
+    config = next(filter(None, configs), None)
+    whole = _shapes_of_tower(tower, config) if config is not None else None
+    if whole is None:
+        return ()
+    built = _tower(tower, tensors, surroundings, family)
+    cut = [prefix + name for name in whole if prefix + name not in built]
+    return tuple(name for name in cut if name in tensors)
+
+
+def _tower(tower: str, tensors: Tensors, surroundings: Surroundings, family: ModelFamily) -> Shapes:
     """Return the tower's tensors that a loader builds, by the names of the checkpoint.
 
-    The first config that describes a tower of the family decides its sizes; without one, the
+    The first config that describes a tower of the chosen family decides its sizes; without one, the
     tensors under their exact names do, and then those of a tower under any names, which are all
     missing and all unexpected. Empty where nothing determines them.
     """
     directory = surroundings.tower
     own = directory.tower if directory is not None else None
-    if directory is not None and own is not None and own.family != family:
-        return _misled_tower(family, directory.config or {})
-    traits = towers.FAMILIES[family]
+    if directory is not None and own is not None and own.family != tower:
+        return _misled_tower(tower, directory.config or {})
+    traits = towers.FAMILIES[tower]
     prefix = parts.TOWER_MODULE + traits.stored_prefix
     for config in surroundings.tower_configs:
-        if (shapes := _shapes_of_tower(family, config)) is not None:
+        if (shapes := _shapes_of_tower(tower, config, family)) is not None:
             return {prefix + name: shape for name, shape in shapes.items()}
     stored = {name: t.shape for name, t in tensors.items() if name.startswith(parts.TOWER_MODULE)}
-    described = config_of_tensors(parts.below(prefix, stored))
-    if described is not None and (shapes := _shapes_of_tower(family, described)) is not None:
+    built = _built_config(tower, parts.below(prefix, stored), family)
+    if built is not None and (shapes := _shapes_of_tower(tower, built)) is not None:
         return {prefix + name: shape for name, shape in shapes.items()}
     below = parts.below(parts.TOWER_MODULE, stored)
     places = {
@@ -446,14 +640,29 @@ def _tower(family: str, tensors: Tensors, surroundings: Surroundings) -> Shapes:
     return places if any(place not in stored for place in places) else {}
 
 
-def _shapes_of_tower(family: str, config: Mapping[str, Any]) -> Shapes | None:
+def _shapes_of_tower(
+    tower: str, config: Mapping[str, Any], family: ModelFamily = VITA
+) -> Shapes | None:
     described = towers.family_of_config(config)
-    if described is None or described.name != family:
+    if described is None or described.name != tower:
         return None
     try:
-        return expected_shapes(config)
+        return expected_shapes(family.stored_tower(tower, config))
     except InputError:
         return None
+
+
+def _built_config(tower: str, shapes: Shapes, family: ModelFamily) -> Mapping[str, Any] | None:
+    """Return the config of a stored tower as it is built; what a family cuts off may be stored."""
+    described = config_of_tensors(shapes)
+    if described is None or towers.family_of_config(described) is not towers.FAMILIES[tower]:
+        return described
+    built = family.stored_tower(tower, described)
+    is_published = towers.config_of_shapes(shapes) is not None
+    if built is described or is_published:
+        return built
+    # How many layers there were is not known: what is stored is taken for what is left.
+    return {**built, "num_hidden_layers": described["num_hidden_layers"]}
 
 
 def _misled_tower(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -468,7 +677,7 @@ def _misled_tower(family: str, config: Mapping[str, Any]) -> dict[str, Shape]:
     }
 
 
-def _described(family: str, tensors: Tensors, surroundings: Surroundings) -> Tower | None:
+def _described(name: str, tensors: Tensors, surroundings: Surroundings) -> Tower | None:
     """Return the tower by its directory, by a carried config, or by the checkpoint's tensors."""
     directory, carried = surroundings.tower, surroundings.carried
     tower = directory.tower if directory is not None else None
@@ -477,28 +686,60 @@ def _described(family: str, tensors: Tensors, surroundings: Surroundings) -> Tow
     if tower is None:
         shapes = {n: t.shape for n, t in tensors.items() if n.startswith(parts.TOWER_MODULE)}
         tower = towers.tower_of_shapes(parts.below(parts.TOWER_MODULE, shapes))
-    return tower if tower is not None and tower.family == family else None
+    return tower if tower is not None and tower.family == name else None
 
 
-def _fault(config: Mapping[str, Any], tower: Tower | None) -> str:
+def _fault(
+    config: Mapping[str, Any],
+    tower: Tower | None,
+    surroundings: Surroundings,
+    family: ModelFamily,
+) -> str:
     """Return why tower and projector do not go together, which shows at the first image."""
-    if tower is None:
+    own = surroundings.tower.tower if surroundings.tower is not None else None
+    if tower is not None:
+        return next(_faults(config, tower, family), "")
+    if own is None or family is VITA:
         return ""
-    made, taken = tower.output_width(towers.number_of_scales(config)), config.get("mm_hidden_size")
-    if made != taken and not projectors.has_no_tensors(config.get("mm_projector_type", "")):
-        return f"the tower gives {made} features, the projector takes {taken}"
+    built = towers.FAMILIES[str(tower_family(config, surroundings, family))]
+    return f"IndexError: {own.traits.label} is built as {built.label}"
+
+
+def _faults(config: Mapping[str, Any], tower: Tower, family: ModelFamily) -> Iterator[str]:
+    kind = family.projector_type(config)
+    features = features_of(config, tower, family)
+    if features is None:
+        word = config.get("mm_vision_select_feature", "patch")
+        layer = config.get("mm_vision_select_layer")
+        yield f"the tower has no features {word!r} of layer {layer!r}"
+        return
+    made = tower.output_width(family.number_of_scales(config)) * len(features.layers)
+    has_none = projectors.has_no_tensors(kind if isinstance(kind, str) else "")
+    taken = config.get("mm_hidden_size")
+    if made != taken and not has_none:
+        yield f"the tower gives {made} features, the projector takes {taken}"
+    if has_none and family is not VITA and made != hidden_size(config, family):
+        yield f"the tower gives {made} features, and no projector changes their number"
     if tower.has_odd_grid:
-        return f"a grid of {tower.grid} patches: expected {tower.traits.grid_needed}"
-    if config.get("use_s2"):
-        text = config.get("s2_scales", towers.DEFAULT_S2_SCALES)
-        scales = towers.parse_s2_scales(text) if isinstance(text, str) else None
-        if scales is None or not towers.fits_s2_scales(tower, scales):
-            return f"s2_scales {text!r} are no multiples of {tower.image_size} px"
-    kind = config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+        yield f"a grid of {tower.grid} patches: expected {tower.traits.grid_needed}"
+    if family.uses_s2(config):
+        scales = family.s2_scales(config)
+        if not scales or not towers.fits_s2_scales(tower, scales):
+            text = config.get("s2_scales", family.default_s2_scales)
+            yield f"s2_scales {text!r} are no multiples of {tower.image_size} px"
     tokens = tower.tokens()
-    if tokens is not None and projectors.tokens_out(kind, tokens) is None:
-        return f"{tokens} tokens are none that a {kind} projector can take"
-    return ""
+    if tokens is not None and projectors.tokens_out(kind, tokens + features.class_token) is None:
+        yield f"{tokens} tokens are none that a {kind} projector can take"
+    if fault := family.fault(config, features):
+        yield fault
+
+
+def features_of(config: Mapping[str, Any], tower: Tower, family: ModelFamily) -> Features | None:
+    """Return which features of a tower a model of the family takes; None where that raises."""
+    if family.features is None:
+        return Features()
+    states = (tower.layers or 0) + 1
+    return family.features(config, tower.family, states)
 
 
 def _match(
@@ -507,11 +748,12 @@ def _match(
     tensors: Tensors,
     wanted: Mapping[str, Shapes],
     stop: Stop | None,
+    source: TowerSource = TowerSource.CHECKPOINT,
+    unread: Collection[str] = (),
 ) -> Binding:
     """Match stored tensors with the built ones, part by part."""
     places = {name: shape for shapes in wanted.values() for name, shape in shapes.items()}
-    from_directory = loader.tower_last and not config.get("continuous_training")
-    tower_is_read = not from_directory or bool(config.get("unfreeze_vision_tower"))
+    tower_is_read = source is not TowerSource.DIRECTORY
     if not tower_is_read:
         for name in wanted.get(parts.VISION_TOWER, ()):
             del places[name]
@@ -522,7 +764,9 @@ def _match(
         if head is not None:
             detail = f"{head} beside names without model.: taken for corrupt"
             stop = Stop("foreign-prefix", detail)
-    found, left_out, strange = _place(loader, config, tensors, places, is_base=is_base)
+    rest = {name: tensor for name, tensor in tensors.items() if name not in unread}
+    found, left_out, strange = _place(loader, config, rest, places, is_base=is_base)
+    left_out += unread
     stored = {place: name for name, place in found.items()}
     bound: dict[str, PartBinding] = {}
     for part, shapes in wanted.items():
@@ -532,10 +776,15 @@ def _match(
         bound[parts.VISION_TOWER] = _tower_bound(bound, wanted, tensors, is_read=tower_is_read)
     if parts.AUDIO_ENCODER in bound:
         bound[parts.AUDIO_ENCODER] = _audio_bound(bound[parts.AUDIO_ENCODER])
+    if parts.IMAGE_NEWLINE in bound and bound[parts.IMAGE_NEWLINE].mismatch.missing:
+        newline = replace(bound[parts.IMAGE_NEWLINE], source=PartSource.UNFILLED)
+        bound[parts.IMAGE_NEWLINE] = newline
     for part, names in strange.items():
         mismatch = KeyMismatch((), tuple(names), ())
         bound[part] = PartBinding({}, mismatch, PartSource.NOT_BUILT)
-    return Binding(bound, found, tuple(left_out), stop, loader.is_vita)
+    return Binding(
+        bound, found, tuple(left_out), stop, loader.family is not None, family=loader.family
+    )
 
 
 def _place(
@@ -650,10 +899,16 @@ def _audio_fault(config: Mapping[str, Any], tensors: Tensors, surroundings: Surr
 def _is_left_out(loader: _Loader, config: Mapping[str, Any], name: str) -> bool:
     """Return whether the loader drops a tensor without harm."""
     if name == parts.LM_HEAD:
-        return loader.gives_module or config.get("tie_word_embeddings") is True
+        return loader.gives_module or is_tied(config)
     if name.startswith(_PREDICTOR) and config.get("model_type") == _PREDICTS_STATES:
         return True
+    if loader.family is not None and name.startswith(loader.family.dropped or _NOTHING):
+        return True
     return is_harmless(name)
+
+
+# No name starts with it.
+_NOTHING: Final = "\0"
 
 
 _PREDICTOR: Final = "predictor_head."

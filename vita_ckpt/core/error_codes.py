@@ -76,7 +76,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-output",),
-                "`--output` takes FORMAT=FILE; stdout is for `--format`",
+                "`--output` takes FORMAT=FILE, and `--html` a FILE; stdout is for `--format`",
             ),
             ErrorCodes(
                 ("option-needed",),
@@ -160,6 +160,8 @@ SECTIONS: Final = (
             ErrorCodes(
                 (
                     "images-do-not-fit-placeholders",
+                    "tiles-do-not-fit-images",
+                    "tiles-do-not-merge",
                     "recordings-do-not-fit-placeholders",
                     "token-out-of-range",
                     "no-vision-modules",
@@ -770,6 +772,11 @@ SECTIONS: Final = (
                 "the config names a tower and the checkpoint has none of its tensors",
             ),
             ErrorCodes(
+                ("tower-path-unreachable",),
+                "the loader of the checkpoint's family takes the tower of its directory, which is "
+                "not here: give it with `--tower`",
+            ),
+            ErrorCodes(
                 ("tower-config-mismatch",),
                 "the tower's `config.json` describes another tower than its tensors",
             ),
@@ -777,11 +784,6 @@ SECTIONS: Final = (
                 ("tower-config-unknown",),
                 "the tower's tensors do not determine its config: `--tower` or `--tower-config`"
                 " names it",
-            ),
-            ErrorCodes(
-                ("run-not-loadable",),
-                "VITA-1.5's loader has no code that loads such a run (`explain`): merge it into"
-                " its base",
             ),
             ErrorCodes(
                 ("tower-path-misleads",),
@@ -798,8 +800,13 @@ SECTIONS: Final = (
                 " lists every such key",
             ),
             ErrorCodes(
-                ("unsupported-processor-config",),
-                "a key of `preprocessor_config.json` that means nothing here",
+                (
+                    "unsupported-processor-config",
+                    "unsupported-image-aspect-ratio",
+                    "no-tile-grid",
+                ),
+                "a key of `preprocessor_config.json` or of the config, by which images are "
+                "prepared, that means nothing here",
             ),
             ErrorCodes(
                 ("unknown-tower",),
@@ -810,7 +817,11 @@ SECTIONS: Final = (
                     "unknown-model-type",
                     "unknown-projector-type",
                 ),
-                "the config names what VITA does not have",
+                "the config names what no family has",
+            ),
+            ErrorCodes(
+                ("language-model-not-built",),
+                "transformers has no class for the language model: all but `verify` works",
             ),
             ErrorCodes(
                 ("packed-projector",),

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from vita_ckpt.core.address import SCHEME, looks_like_repository
+from vita_ckpt.core.anatomy.families import VITA, family_of
 from vita_ckpt.errors import printable
 
 _KEYS: Final = ("model_type", "mm_vision_tower", "mm_projector_type")
 _SCALARS: Final = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-_TAGS: Final = ("vita", "multimodal")
 # A front matter that is longer is taken for text.
 _LONGEST: Final = 1 << 16
 _FRONT_MATTER: Final = re.compile(
@@ -41,23 +42,30 @@ def hub_card(title: str, config: Mapping[str, Any], operations: Sequence[Any]) -
 
     ``operations`` are those of ``vita_ckpt.json``.
     """
+    family = family_of(config) or VITA
     facts = [f"{key} `{_text(config[key])}`" for key in _KEYS if isinstance(config.get(key), str)]
-    about = f"A VITA checkpoint: {', '.join(facts)}." if facts else "Weights for VITA."
-    return with_metadata(f"# {title}\n\n{about}\n".encode(), operations).decode()
+    about = f"Weights for {family.label}."
+    if facts:
+        about = f"A {family.label} checkpoint: {', '.join(facts)}."
+    return with_metadata(f"# {title}\n\n{about}\n".encode(), operations, config).decode()
 
 
-def with_metadata(card: bytes, operations: Sequence[Any]) -> bytes:
+def with_metadata(
+    card: bytes, operations: Sequence[Any], config: Mapping[str, Any] = MappingProxyType({})
+) -> bytes:
     """Return a card whose front matter names library, task, tags and base models; all else is kept.
 
     What it says already stays as it is; lists get the items that they lack. ``operations`` are
-    those of ``vita_ckpt.json``, which name the base models and their commits.
+    those of ``vita_ckpt.json``, which name the base models and their commits; ``config`` is that of
+    the model, by which its family is told.
     """
     bases = sorted({base for entry in operations for base in _bases(entry)})
     text = card.decode("utf-8", "surrogateescape")
-    return _with_front_matter(text, bases).encode("utf-8", "surrogateescape")
+    tags = ((family_of(config) or VITA).name, "multimodal")
+    return _with_front_matter(text, bases, tags).encode("utf-8", "surrogateescape")
 
 
-def _with_front_matter(text: str, bases: Sequence[Base]) -> str:
+def _with_front_matter(text: str, bases: Sequence[Base], tags: Sequence[str]) -> str:
     found = _FRONT_MATTER.match(text[:_LONGEST])
     newline = "\r\n" if found is not None and "\r\n" in found[0] else "\n"
     lines = [] if found is None else _LINE.findall(found[1])
@@ -65,7 +73,7 @@ def _with_front_matter(text: str, bases: Sequence[Base]) -> str:
     for key, value in _SCALARS.items():
         if key not in sections:
             lines.append(f"{key}: {value}{newline}")
-    lines = _with_items(lines, "tags", dict.fromkeys(_TAGS, ""), newline)
+    lines = _with_items(lines, "tags", dict.fromkeys(tags, ""), newline)
     commits = {base.repository: f" # commit {base.commit}" if base.commit else "" for base in bases}
     lines = _with_items(lines, "base_model", commits, newline)
     inner = "".join(lines)

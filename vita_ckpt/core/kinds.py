@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.core.anatomy.families import (
+    FAMILIES,
+    Load,
+    ModelFamily,
+    TowerSource,
+    family_of,
+)
+from vita_ckpt.core.anatomy.families import VITA as VITA_FAMILY
 from vita_ckpt.core.anatomy.relatives import Relative, relative_of
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA, shards_in_all
@@ -18,7 +25,9 @@ from vita_ckpt.core.remedies import take_out
 from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import InputError
 
-VITA: Final = "vita-checkpoint"
+# A whole model of each family, by the family's name.
+CHECKPOINTS: Final[dict[str, str]] = {name: f"{name}-checkpoint" for name in FAMILIES}
+VITA: Final = CHECKPOINTS[VITA_FAMILY.name]
 LANGUAGE_MODEL: Final = "language-model"
 PROJECTOR: Final = "projector"
 LORA_RUN: Final = "lora-run"
@@ -30,8 +39,9 @@ SHARD: Final = "shard"
 TRAINING_STATE: Final = "training-state"
 UNKNOWN: Final = "unknown"
 
-# Kinds that loaders of VITA take for what they are; the rules about tensors are about these.
-KNOWN: Final = (VITA, LANGUAGE_MODEL, PROJECTOR, LORA_RUN, TOWER, AUDIO_ADAPTER)
+WHOLE: Final = tuple(CHECKPOINTS.values())
+# Kinds that loaders take for what they are; the rules about tensors are about these.
+KNOWN: Final = (*WHOLE, LANGUAGE_MODEL, PROJECTOR, LORA_RUN, TOWER, AUDIO_ADAPTER)
 
 # What stands in the names of a model that PEFT wraps. A run's do too where more than deltas was
 # trained, so that is told by its layout and the names of its files.
@@ -46,13 +56,15 @@ _WRAPPED: Final = (parts.LANGUAGE_MODEL, parts.MM_PROJECTOR)
 class Kind:
     """What a checkpoint is.
 
-    ``name`` is one of the constants above. ``relative`` is the family of a model or run that is not
-    VITA's, ``quantisation`` how the weights are quantised; each is None if it is not so.
+    ``name`` is one of the constants above. ``family`` is the family whose loader reads the model
+    or the run, ``relative`` what it is if it is of none of them, ``quantisation`` how the weights
+    are quantised; each is None if it is not so.
     """
 
     name: str
     relative: Relative | None = None
     quantisation: Quantisation | None = None
+    family: ModelFamily | None = None
 
     def part_of(self, name: str) -> str:
         """Return the part that a tensor belongs to, by the names of its family."""
@@ -62,11 +74,13 @@ class Kind:
 def kind_of(checkpoint: Checkpoint) -> Kind:
     """Return the kind of a checkpoint by its layout, names, shapes and config."""
     relative = relative_of(checkpoint.config, checkpoint.tensors)
-    name = _name(checkpoint, relative)
+    family = family_of(checkpoint.config, checkpoint.tensors) if relative is None else None
+    name = _name(checkpoint, relative, family)
     return Kind(
         name,
         relative if name in (MULTIMODAL, PROJECTOR, LORA_RUN, PEFT_MODEL, TOWER) else None,
         quantisation_of(checkpoint),
+        family,
     )
 
 
@@ -96,16 +110,34 @@ def part_as(checkpoint: Checkpoint, kind: str) -> Checkpoint:
 
 
 def refuse_relative(checkpoint: Checkpoint, what: str) -> None:
-    """Raise InputError ``other-family`` for a model or a run of another family than VITA."""
+    """Raise InputError ``other-family`` for a model or a run that no family's loader reads."""
     relative = relative_of(checkpoint.config, checkpoint.tensors)
     if relative is not None:
         raise InputError(
             "other-family",
             checkpoint.root,
-            expected=f"{what} of VITA",
+            expected=f"{what} of {listed_families()}",
             got=f"{relative.label}{_model_type(checkpoint.config)}",
             hint=f"{take_out(relative, checkpoint.tensors)}; nothing can be put into it",
         )
+
+
+def refuse_other_family(checkpoint: Checkpoint, family: ModelFamily, what: str) -> None:
+    """Raise InputError ``other-family`` for what is of another family than this one."""
+    found = family_of(checkpoint.config, checkpoint.tensors)
+    if found is not None and found is not family:
+        raise InputError(
+            "other-family",
+            checkpoint.root,
+            expected=f"{what} of {family.label}",
+            got=f"{found.label}{_model_type(checkpoint.config)}",
+            hint=f"{found.label} has no such part, or reads it otherwise",
+        )
+
+
+def listed_families() -> str:
+    """Return the families whose checkpoints are read, formatted for a sentence."""
+    return towers.enumerate_words([family.label for family in FAMILIES.values()], "or")
 
 
 def _model_type(config: Mapping[str, Any] | None) -> str:
@@ -113,7 +145,9 @@ def _model_type(config: Mapping[str, Any] | None) -> str:
     return f" (model_type {model_type})" if isinstance(model_type, str) else ""
 
 
-def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PLR0911 - one for each
+def _name(  # noqa: PLR0911 - one for each
+    checkpoint: Checkpoint, relative: Relative | None, family: ModelFamily | None
+) -> str:
     file = posixpath.basename(checkpoint.root) if checkpoint.layout == "file" else ""
     if file_of_training_state(file) is not None:
         return TRAINING_STATE
@@ -125,7 +159,8 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
         return LORA_RUN
     # In a training state PEFT's names are as they must be.
     is_state = checkpoint.layout == "state"
-    if not is_state and file not in (*LORA_FILES, NON_LORA) and is_unmerged(names):
+    read = _read_names(checkpoint, family)
+    if not is_state and file not in (*LORA_FILES, NON_LORA) and is_unmerged(read):
         return PEFT_MODEL
     if found[parts.LORA]:
         return LORA_RUN
@@ -137,16 +172,24 @@ def _name(checkpoint: Checkpoint, relative: Relative | None) -> str:  # noqa: PL
             return PROJECTOR
     has_layers = any(name.startswith(parts.LAYERS_PREFIX) for name in names)
     has_vision = bool(found[parts.VISION_TOWER] or found[parts.MM_PROJECTOR])
+    whole_model = CHECKPOINTS[(family or VITA_FAMILY).name]
     if has_layers:
-        model_type = str((checkpoint.config or {}).get("model_type"))
-        return VITA if has_vision or model_type in BACKBONES else LANGUAGE_MODEL
+        return whole_model if has_vision or family is not None else LANGUAGE_MODEL
     if found[parts.MM_PROJECTOR] and not found[parts.VISION_TOWER]:
         return PROJECTOR
     if found[parts.AUDIO_ADAPTER] and len(found) == 1:
         return AUDIO_ADAPTER
     if not found[parts.MM_PROJECTOR] and wrapper_of(names) is None and _has_tower(checkpoint):
         return TOWER
-    return VITA if has_vision else UNKNOWN
+    return whole_model if has_vision else UNKNOWN
+
+
+def _read_names(checkpoint: Checkpoint, family: ModelFamily | None) -> Mapping[str, Tensor]:
+    """Return the tensors without those of a tower that the family's loader does not read."""
+    config, names = checkpoint.config or {}, checkpoint.tensors
+    if family is None or family.tower_source(config, Load(True)) is not TowerSource.DIRECTORY:
+        return names
+    return {n: tensor for n, tensor in names.items() if not n.startswith(parts.TOWER_MODULE)}
 
 
 def wrapper_of(names: Iterable[str]) -> str | None:

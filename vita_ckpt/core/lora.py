@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.binding import is_harmless
+from vita_ckpt.core.binding import is_harmless, is_tied
 from vita_ckpt.core.checkpoint import Checkpoint, LoraMerge, Shape, Stored, Tensor, cast, source_of
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.lora_config import LoraConfig, Problem
@@ -179,7 +179,7 @@ class _Merger:
         self._names = read_names(self._refs)
         self._is_own = run is base
         self._base: Mapping[str, Stored] = {} if self._is_own else base.stored
-        self._is_tied = (base.config or {}).get("tie_word_embeddings") is True
+        self._is_tied = is_tied(base.config or {})
         self._config = config
         self._dtype = dtype
         self._root = base.root
@@ -463,9 +463,8 @@ class _Merger:
         part = parts.part_of(place)
         if stored is None:
             # A part that the base lacks as a whole may come with the run; one tensor may not.
-            fits = part in (parts.MM_PROJECTOR, parts.VISION_TOWER) and not any(
-                parts.part_of(name) == part for name in self._base
-            )
+            whole = (parts.MM_PROJECTOR, parts.VISION_TOWER, parts.IMAGE_NEWLINE)
+            fits = part in whole and not any(parts.part_of(name) == part for name in self._base)
         else:
             has_rows = place in (parts.EMBED_TOKENS, parts.LM_HEAD)
             first = 1 if has_rows and len(ref.shape) == 2 else 0

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.wrappers import unwrapped
-from vita_ckpt.core.binding import bind, is_audio, is_harmless
+from vita_ckpt.core.binding import bind, built_projector, is_audio, is_harmless
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.errors import InputError
 
@@ -132,10 +132,11 @@ def listed_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     known = dict(bind(config, {}).part(parts.LANGUAGE_MODEL).wanted)
     if parts.EMBED_TOKENS in known:
         known.setdefault(parts.LM_HEAD, known[parts.EMBED_TOKENS])  # stored beside a tied table
-    projector = projectors.of_config(config) if "mm_vision_tower" in config else None
+    projector = built_projector(config) if "mm_vision_tower" in config else None
     if projector is not None:
         shapes = projectors.expected_shapes(projector)
         known |= {parts.PROJECTOR_PREFIX + name: shape for name, shape in shapes.items()}
+        known |= bind(config, {}).part(parts.IMAGE_NEWLINE).wanted
     return known
 
 

@@ -47,13 +47,21 @@ class Finding:
 class Report(Displayed):
     """What was found at ``path``, which was taken for a ``kind`` such as ``vita-checkpoint``.
 
-    ``read`` is false for a path that could not be read at all: the finding says why.
+    ``read`` is false for a path that could not be read at all: the finding says why. ``family``
+    names the family of a model or a run that is of another one than VITA.
     """
 
     path: str
     kind: str
     findings: tuple[Finding, ...]
     read: bool = True
+    family: str | None = None
+
+    @property
+    def what(self) -> str:
+        """The kind, with the family where the kind does not say it."""
+        is_said = self.family is None or self.kind.endswith("-checkpoint")
+        return self.kind if is_said else f"{self.kind} of {self.family}"
 
     def count(self, severity: Severity) -> int:
         """Count the findings of this severity."""
@@ -64,6 +72,7 @@ class Report(Displayed):
         return {
             "path": _unicode(self.path),
             "kind": _unicode(self.kind),
+            "family": None if self.family is None else _unicode(self.family),
             "read": self.read,
             **outcome(self.findings),
             "findings": [finding.to_dict() for finding in worst_first(self.findings)],

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS, Backbone
+from vita_ckpt.core.anatomy.backbones import BACKBONES
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
+from vita_ckpt.core.anatomy.language_tensors import LanguageModel, of_plain_type
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.kinds import refuse_relative
+from vita_ckpt.core.kinds import refuse_other_family, refuse_relative
 from vita_ckpt.core.quantisation import refuse_quantised
 from vita_ckpt.core.remedies import consolidate
 from vita_ckpt.errors import InputError
@@ -21,48 +23,62 @@ _LAYOUTS: Final = {
 }
 
 
-def vita_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Return the config of a VITA checkpoint: a directory with model weights and a vision config.
+def model_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the config of a whole model: a directory with its weights and a vision config.
 
-    Raises InputError for an adapter, a run, a lone file, a plain language model, a tower, or the
-    model of another family.
+    Raises InputError for an adapter, a run, a lone file, a plain language model, a tower, or a
+    model that no family's loader reads.
     """
     config = _config(checkpoint)
     refuse_relative(checkpoint, "a checkpoint")
-    model_type = config.get("model_type")
-    if str(model_type) in BACKBONES or "mm_vision_tower" in config:
+    if family_of(config) is not None or "mm_vision_tower" in config:
         return config
-    plain = PLAIN_LANGUAGE_MODELS.get(str(model_type))
+    model_type = config.get("model_type")
+    plain = of_plain_type(model_type)
+    made = f"merge-projector makes a checkpoint of a {plain.name} and a run" if plain else ""
+    if plain is not None and VITA.backbone_on(model_type) is not None:
+        made = "swap-tower and merge-projector --tower make a VITA checkpoint of a language model"
     raise InputError(
         "not-a-vita-checkpoint",
         checkpoint.root,
         expected=f"model_type {', '.join(BACKBONES)}",
-        got=f"{model_type!r}" + (f", a plain {plain} language model" if plain else ""),
-        hint="swap-tower and merge-projector --tower make a VITA checkpoint of a language model"
-        if plain
-        else "the config.json is not one of a VITA checkpoint",
+        got=f"{model_type!r}" + (f", a plain {plain.name} language model" if plain else ""),
+        hint=made or "the config.json is not one of a VITA checkpoint",
     )
 
 
+def vita_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the config of a whole model of VITA, which alone has audio.
+
+    Raises what :func:`model_config` raises, and InputError for a model of another family.
+    """
+    config = model_config(checkpoint)
+    refuse_other_family(checkpoint, VITA, "a checkpoint")
+    return config
+
+
+def family_of_model(checkpoint: Checkpoint) -> ModelFamily:
+    """Return the family of a whole model or a run: VITA's if its config does not name another."""
+    return family_of(checkpoint.config, checkpoint.tensors) or VITA
+
+
 def require_runnable(checkpoint: Checkpoint) -> None:
-    """Raise InputError unless it is a VITA checkpoint whose weights the model can compute with."""
-    vita_config(checkpoint)
+    """Raise InputError unless it is a whole model whose weights can be computed with."""
+    model_config(checkpoint)
     refuse_quantised(checkpoint, "which the model computes with")
 
 
-def plain_backbone(checkpoint: Checkpoint) -> Backbone | None:
-    """Return the VITA backbone for a plain language model; None for a VITA checkpoint.
+def plain_language_model(checkpoint: Checkpoint) -> LanguageModel | None:
+    """Return what a checkpoint is if it is a plain language model; None for a whole model.
 
-    Where two backbones share a language model it is the first, which is also the more common one.
     Raises InputError for any other checkpoint.
     """
     config = _config(checkpoint)
     refuse_relative(checkpoint, "a checkpoint, or a plain language model,")
-    if "mm_vision_tower" not in config:
-        for backbone in BACKBONES.values():
-            if backbone.plain_model_type == config.get("model_type"):
-                return backbone
-    vita_config(checkpoint)
+    plain = of_plain_type(config.get("model_type"))
+    if plain is not None and "mm_vision_tower" not in config:
+        return plain
+    model_config(checkpoint)
     return None
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -13,13 +14,18 @@ from transformers import DynamicCache
 
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from vita_ckpt.core.requirements import family_of_model
 from vita_ckpt.errors import InputError, MalformedFileError, UsageError
+from vita_ckpt.model.image import Picture
 from vita_ckpt.model.tokenizer import TokenizerProcess
 from vita_ckpt.model.tokenizer_process import IMAGE
 from vita_ckpt.model.vita import IMAGE_TOKEN, VitaModel
 from vita_ckpt.storage.reading.paths import read_json
 from vita_ckpt.storage.stores.local import LOCAL
 
+# What stands around an image in a prompt for a model that was trained with it.
+_START: Final = "<im_start>"
+_END: Final = "<im_end>"
 _TOKENIZER_FILES: Final = (TOKENIZER_CONFIG, TOKENIZER)
 
 
@@ -38,12 +44,12 @@ class Question:
     def answer(
         self,
         model: VitaModel,
-        pixel_values: Tensor | None,
+        image: Picture | None,
         *,
         max_new_tokens: int,
         on_token: Callable[[int], None] = lambda _number: None,
     ) -> str:
-        """The model's greedy answer, as text; ``pixel_values`` [1, 3, H, W] if there is an image.
+        """The model's greedy answer, as text, about ``image`` if there is one.
 
         ``on_token`` is called with the number of each token, from 1, before it is computed.
         Raises InputError ``tokenizer-does-not-fit`` for ids that the model has no embedding of.
@@ -60,7 +66,8 @@ class Question:
         ids = greedy(
             model,
             self.input_ids,
-            pixel_values,
+            None if image is None else image.pixels,
+            {} if image is None else image.options,
             max_new_tokens=max_new_tokens,
             stop=self.stop,
             on_token=on_token,
@@ -95,6 +102,8 @@ def ask(
         )
     if with_image and IMAGE not in prompt:
         prompt = f"{IMAGE}\n{prompt}"
+    if _START in family_of_model(checkpoint).added_tokens(checkpoint.config or {}):
+        prompt = prompt.replace(IMAGE, f"{_START}{IMAGE}{_END}")
     encoded = tokenizer.encode(checkpoint.root, _directory(checkpoint), prompt)
     ids = encoded.pieces[0]
     for piece in encoded.pieces[1:]:
@@ -110,6 +119,7 @@ def greedy(
     model: VitaModel,
     input_ids: Tensor,
     pixel_values: Tensor | None,
+    options: Mapping[str, Any] = MappingProxyType({}),
     *,
     max_new_tokens: int,
     stop: Container[int] = (),
@@ -117,15 +127,16 @@ def greedy(
 ) -> list[int]:
     """The most likely token after ``input_ids`` [T], and so on; ends before one of ``stop``.
 
-    ``pixel_values`` are [N, 3, H, W], one image for each placeholder. What came before is kept as
-    keys and values, so that each token costs a forward pass of one position. ``on_token`` is called
-    with the number of each token, from 1, before it is computed.
+    ``pixel_values`` are [N, 3, H, W], one image for each placeholder, or with ``options`` their
+    tiles. What came before is kept as keys and values, so that each token costs a forward pass of
+    one position. ``on_token`` is called with the number of each token, from 1, before it is
+    computed.
     """
     ids = input_ids[None]
     embeds = (
         model.embed_tokens(ids)
         if pixel_values is None
-        else model.embed_multimodal(ids, pixel_values)
+        else model.embed_multimodal(ids, pixel_values, **options)
     )
     cache = DynamicCache()
     answer: list[int] = []

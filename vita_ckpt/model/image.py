@@ -6,7 +6,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
@@ -15,15 +15,18 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vita_ckpt.core.anatomy import towers
+from vita_ckpt.core.anatomy import tiles, towers
+from vita_ckpt.core.binding import bind
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import PROCESSOR
+from vita_ckpt.core.requirements import family_of_model
 from vita_ckpt.errors import InputError, UsageError
-from vita_ckpt.model.load import StrPath
+from vita_ckpt.model.load import StrPath, tower_config
 from vita_ckpt.model.towers.build import tower_of
 from vita_ckpt.model.weights import on_meta
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.reading.tower import read_processor, read_tower_config
+from vita_ckpt.storage.reading.surroundings import look_around
+from vita_ckpt.storage.reading.tower import read_processor
 from vita_ckpt.storage.stores.local import opened
 
 # Only some of PIL's formats: some of its readers start other programs.
@@ -141,6 +144,40 @@ class Processor:
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.mean, self.std))
         return (values - mean) / std
 
+    def tiles(self, image: Image.Image, sizes: Sequence[tiles.Size]) -> Tensor:
+        """Return the pixels of the tiles of an RGB image, float32 [tiles, 3, H, W].
+
+        The first is the whole image, squashed to a square. The others are those of the image once
+        it is resized into the one of ``sizes`` that suits it best, on black, row by row. A tile is
+        as large as the crop, without one as the image that is resized. Raises InputError:
+        ``image-too-large``, ``no-tile-grid``, ``unsupported-processor-config``.
+        """
+        best = tiles.best_size(image.size, sizes)
+        if best is None:
+            raise InputError(
+                "no-tile-grid", "image_grid_pinpoints", expected="sizes in pixels", got="none"
+            )
+        _check_size(*best)
+        canvas = Image.new("RGB", best)
+        small = image.resize(tiles.fitted(image.size, best))
+        canvas.paste(small, ((best[0] - small.width) // 2, (best[1] - small.height) // 2))
+        side = self.tile
+        whole = self.resize if isinstance(self.resize, int) else side
+        cut = [
+            canvas.crop((left, top, left + side, top + side))
+            for top in range(0, best[1], side)
+            for left in range(0, best[0], side)
+        ]
+        return torch.stack([self.pixels(one) for one in (image.resize((whole, whole)), *cut)])
+
+    @property
+    def tile(self) -> int:
+        """The side of a tile in pixels: that of the crop, without one of what is resized."""
+        size = self.crop or (self.resize if isinstance(self.resize, tuple) else None)
+        if size is None:
+            raise _unsupported("crop_size", "a size, for images in tiles", None)
+        return size[0]
+
     def _padded(self, image: Image.Image) -> Image.Image:
         side = max(image.size)
         _check_size(side, side)
@@ -150,32 +187,86 @@ class Processor:
         return square
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image as a model takes it.
+
+    ``pixels`` are float32 [T, 3, H, W], of the image or of its tiles. ``size`` is its width and
+    height before it was cut into tiles, None for one that was not.
+    """
+
+    pixels: Tensor
+    size: tiles.Size | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of a call of the model with this image alone, beside its pixels."""
+        if self.size is None:
+            return {}
+        return {"tiles_per_image": [len(self.pixels)], "image_sizes": [self.size]}
+
+
+def prepare_image(
+    checkpoint: Checkpoint,
+    path: StrPath,
+    tower: StrPath | None = None,
+    *,
+    stores: Stores | None = None,
+) -> Picture:
+    """Read an image and prepare it for a checkpoint as its family does: whole, or cut into tiles.
+
+    Raises the errors of :func:`processor_of`, :func:`read_image` and :class:`Processor`, and
+    InputError ``unsupported-image-aspect-ratio`` for a way of cutting that is not known here.
+    """
+    tiling = family_of_model(checkpoint).tiling(checkpoint.config or {})
+    if tiling.aspect in tiles.UNKNOWN_CUTS and tiling.extended:
+        raise InputError(
+            "unsupported-image-aspect-ratio",
+            checkpoint.root,
+            expected="image_aspect_ratio square, pad, anyres or anyres_max_N",
+            got=tiling.aspect,
+            hint="verify works without --image",
+        )
+    processor = processor_of(checkpoint, tower, stores=stores)
+    image = read_image(path)
+    if tiling.is_anyres:
+        return Picture(processor.tiles(image, tiling.sizes(processor.tile)), image.size)
+    return Picture(processor.pixels(image)[None])
+
+
 def processor_of(
     checkpoint: Checkpoint, tower: StrPath | None = None, *, stores: Stores | None = None
 ) -> Processor:
     """Return the processor of a checkpoint's images.
 
-    Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`. EVA-CLIP, which
-    has no such config, uses CLIP's processor at its own size. With S2 the images have the size of
-    the largest scale. Raises UsageError for a checkpoint without a tower, and InputError naming
-    ``--tower`` if the config is missing.
+    Its config is read by :func:`~vita_ckpt.storage.reading.tower.read_processor`, unless the
+    checkpoint's family knows it by heart. EVA-CLIP, which has no such config, uses CLIP's processor
+    at its own size. With S2 the images have the size of the largest scale. Raises UsageError for a
+    checkpoint without a tower, and InputError naming ``--tower`` if the config is missing.
     """
     config = checkpoint.config or {}
     stores = Stores() if stores is None else stores
-    sizes = read_tower_config(checkpoint, stores, tower)
+    family = family_of_model(checkpoint)
+    around = look_around(checkpoint, stores, tower)
+    bound = bind(config, checkpoint.tensors, around)
+    sizes = tower_config(checkpoint, around, bound, stores)
     if sizes is None:
         raise UsageError(
             "no-vision-modules", checkpoint.root, expected="a vision tower, for an image"
         )
     with on_meta(torch.float32):
-        vision_tower = tower_of(config, sizes)
+        vision_tower = tower_of(config, sizes, family=family)
+    traits = towers.FAMILIES[vision_tower.family]
     side = {"height": vision_tower.image_size, "width": vision_tower.image_size}
+    edge = {"shortest_edge": vision_tower.image_size}
     found = read_processor(checkpoint, stores, tower)
     keys: dict[str, Any]
-    if found is not None:
+    if traits.name in family.own_sizes:
+        keys = {"size": side}
+    elif found is not None:
         keys = dict(found)
-    elif towers.FAMILIES[vision_tower.family].lone_file:
-        keys = {"size": {"shortest_edge": vision_tower.image_size}, "crop_size": side}
+    elif traits.lone_file:
+        keys = {"size": edge, "crop_size": side}
     else:
         raise InputError(
             "processor-config-unknown",
@@ -184,9 +275,11 @@ def processor_of(
             got="none",
             hint="give the tower's directory with --tower",
         )
-    if config.get("use_s2") is True:
-        keys["size"] = side
-    return Processor.of(vision_tower.family, keys, pad=config.get("image_aspect_ratio") == "pad")
+    if family.uses_s2(config):
+        keys |= (
+            {"size": side} if traits.processor == "siglip" else {"size": edge, "crop_size": side}
+        )
+    return Processor.of(traits.name, keys, pad=config.get("image_aspect_ratio") == "pad")
 
 
 def read_image(path: StrPath) -> Image.Image:

@@ -9,12 +9,22 @@ from typing import Any, Final
 
 import torch
 
-from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.audio.settings import AudioEncoder
-from vita_ckpt.core.binding import Binding, Surroundings, bind, builds_audio, is_audio
-from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.anatomy.towers import TowerDirectory
+from vita_ckpt.core.binding import (
+    Binding,
+    PartSource,
+    Surroundings,
+    bind,
+    builds_audio,
+    is_audio,
+)
+from vita_ckpt.core.checkpoint import Checkpoint, RemoteFile
 from vita_ckpt.core.diagnosis import diagnose
-from vita_ckpt.core.requirements import require_runnable
+from vita_ckpt.core.relocation import Relocation, remote_refs
+from vita_ckpt.core.requirements import family_of_model, require_runnable
+from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.language import check_language_values
 from vita_ckpt.model.pipeline import cut
@@ -51,17 +61,17 @@ def load_model(
     stores: Stores | None = None,
     stage: tuple[int, int] | None = None,
 ) -> VitaModel:
-    """Load the model of a VITA checkpoint, ready to run.
+    """Load the model of a checkpoint, ready to run.
 
     ``device`` is ``"auto"`` (GPUs if there are any), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-    ``dtype`` is a torch dtype or its name, by default the checkpoint's. ``tower`` is the tower's
-    directory, needed if the config's path does not lead to it; ``audio_encoder`` that of the audio
-    encoder, without which its tensors are not run. ``attn`` is the library's attention
-    implementation. ``max_memory`` limits the memory for weights, in bytes or as ``"4GB"``, by GPU
-    number or ``"cpu"``. Its default is most of what is free, and on a CPU at least half a gigabyte.
-    Weights are placed on one GPU if they fit, else on several GPUs if they fit on those
-    together (only the GPUs in ``max_memory``, if it names any). Otherwise they stream from the
-    checkpoint's own files, module by module.
+    ``dtype`` is a torch dtype or its name, by default the checkpoint's. ``attn`` is the library's
+    attention implementation. ``tower`` is the tower's directory, needed if the config's path does
+    not lead to it; its weights are run where the loader of the checkpoint's family takes those.
+    ``audio_encoder`` is the audio encoder's, without which its tensors are not run. ``max_memory``
+    limits the memory for weights, in bytes or as ``"4GB"``, by GPU number or ``"cpu"``. Its default
+    is most of what is free, and on a CPU at least half a gigabyte. Weights are placed on one GPU if
+    they fit, else on several GPUs if they fit on those together (only the GPUs in ``max_memory``,
+    if it names any). Otherwise they stream from the files, module by module.
 
     ``observe`` is called with every stored name and tensor that a module receives; while streaming,
     ``model.observe_rest()`` calls it with the others. ``stores`` resolves paths. ``stage`` is a
@@ -76,9 +86,17 @@ def load_model(
     devices = offered(device, max_memory or {}, torch.cuda.device_count(), free_memory)
     kind = dtype_of(dtype, checkpoint)
     around = look_around(checkpoint, stores, tower, audio_encoder)
-    bound = require_binding(checkpoint, around)
+    bound = require_binding(checkpoint, around, stores)
     return load_bound(
-        checkpoint, around, bound, devices, kind, attn=attn, observe=observe, stage=stage
+        checkpoint,
+        around,
+        bound,
+        devices,
+        kind,
+        attn=attn,
+        observe=observe,
+        stage=stage,
+        stores=stores,
     )
 
 
@@ -92,17 +110,20 @@ def load_bound(
     attn: str | None = None,
     observe: Observer | None = None,
     stage: tuple[int, int] | None = None,
+    stores: Stores,
 ) -> VitaModel:
     """Load the model of a checkpoint whose tensors are known to bind, in the dtype ``kind``.
 
-    ``stage`` is as in :func:`load_model`.
+    ``stage`` and ``stores`` are as in :func:`load_model`.
     """
     names = bound.renamed
     if names:
         tensors = {names.get(name, name): t for name, t in checkpoint.tensors.items()}
         checkpoint = replace(checkpoint, tensors=tensors)
-    tower = tower_config_of(checkpoint, around.carried, around.tower)
-    model = build(checkpoint, tower, kind, attn, runnable_audio(checkpoint, around))
+    tower = tower_config(checkpoint, around, bound, stores)
+    checkpoint = _with_tower(checkpoint, around, bound, stores)
+    family = family_of_model(checkpoint)
+    model = build(checkpoint, tower, kind, attn, runnable_audio(checkpoint, around), family)
     if stage is not None:
         cut(model, *stage)
     placement = place(model, devices)
@@ -117,15 +138,16 @@ def load_bound(
     return model
 
 
-def require_binding(checkpoint: Checkpoint, around: Surroundings) -> Binding:
-    """Return what VITA-1.5's loader binds; raise InputError unless it is all.
+def require_binding(checkpoint: Checkpoint, around: Surroundings, stores: Stores) -> Binding:
+    """Return what the loader of a checkpoint's family binds; raise InputError unless it is all.
 
     Nothing is built for it: what a config asks for takes memory only if the tensors are there.
     Audio is left aside where none is stored, and where the config builds none.
     """
     config = checkpoint.config or {}
-    check_values(checkpoint, around)
+    check_language_values(config)
     bound = bind(config, checkpoint.tensors, around)
+    check_values(checkpoint, around, bound, stores)
     fit = dict(bound.parts)
     if not (builds_audio(config) and any(map(is_audio, checkpoint.tensors))):
         fit.pop(parts.AUDIO_ENCODER, None)
@@ -154,14 +176,84 @@ def runnable_audio(checkpoint: Checkpoint, around: Surroundings) -> AudioEncoder
     return around.audio.settings if around.audio is not None and stored else None
 
 
-def check_values(checkpoint: Checkpoint, around: Surroundings) -> None:
+def check_values(
+    checkpoint: Checkpoint, around: Surroundings, bound: Binding, stores: Stores
+) -> None:
     """Raise InputError for a config that describes no model."""
     config = checkpoint.config or {}
     check_language_values(config)
-    tower = tower_config_of(checkpoint, around.carried, around.tower)
+    tower = tower_config(checkpoint, around, bound, stores)
     if tower is not None:
+        family = family_of_model(checkpoint)
         check_tower_values(tower)
-        check_type(str(config.get("mm_projector_type", projectors.DEFAULT_TYPE)))
+        check_type(str(family.projector_type(config)), family.projector_types)
+
+
+def tower_config(
+    checkpoint: Checkpoint, around: Surroundings, bound: Binding, stores: Stores
+) -> Mapping[str, Any] | None:
+    """Return the config of the tower that a checkpoint's loader runs; None if it runs none.
+
+    Raises InputError ``tower-path-unreachable`` for a tower whose values are its directory's, and
+    that is not here; ``tower-absent`` and ``tower-config-unknown``.
+    """
+    if not _is_of_directory(bound):
+        family = family_of_model(checkpoint)
+        return tower_config_of(checkpoint, around.carried, around.tower, family)
+    directory = _directory(checkpoint, around)
+    if directory.config is not None:
+        return directory.config
+    tensors = open_checkpoint(str(directory.path), stores).tensors
+    return towers.config_of_shapes({name: tensor.shape for name, tensor in tensors.items()})
+
+
+def _with_tower(
+    checkpoint: Checkpoint, around: Surroundings, bound: Binding, stores: Stores
+) -> Checkpoint:
+    """Return a checkpoint with the tower that wins: its own, or its directory's in its place."""
+    if not _is_of_directory(bound):
+        return checkpoint
+    path = str(_directory(checkpoint, around).path)
+    found = open_checkpoint(os.path.dirname(path) if path.endswith(".json") else path, stores)
+    found = _downloaded(found, stores)
+    names = towers.stored_names({name: tensor.shape for name, tensor in found.tensors.items()})
+    wanted = bound.part(parts.VISION_TOWER).wanted
+    own = {parts.TOWER_MODULE + to: found.tensors[name] for name, to in names.items()}
+    own = {name: tensor for name, tensor in own.items() if name in wanted}
+    compare(wanted, {name: tensor.shape for name, tensor in own.items()}).refuse(
+        found.root, "exactly the tensors that the tower's config describes"
+    )
+    others = {n: t for n, t in checkpoint.tensors.items() if not n.startswith(parts.TOWER_MODULE)}
+    return replace(checkpoint, tensors=others | own)
+
+
+def _downloaded(tower: Checkpoint, stores: Stores) -> Checkpoint:
+    """Return a tower with its weights on the disk."""
+    sources = {ref.source for ref in remote_refs(tower.tensors)}
+    far = {source for source in sources if isinstance(source, RemoteFile)}
+    if not far:
+        return tower
+    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
+
+    return Relocation(download(stores.hub, far)).checkpoint(tower)
+
+
+def _is_of_directory(bound: Binding) -> bool:
+    return bound.part(parts.VISION_TOWER).source is PartSource.TOWER_DIRECTORY
+
+
+def _directory(checkpoint: Checkpoint, around: Surroundings) -> TowerDirectory:
+    """Return the directory of the tower; raise InputError unless it is here."""
+    directory = around.tower
+    if directory is None or directory.path is None or directory.problem is not None:
+        raise InputError(
+            "tower-path-unreachable",
+            checkpoint.root,
+            expected="the directory of its tower, whose values its loader takes",
+            got=f"mm_vision_tower {(checkpoint.config or {}).get('mm_vision_tower')!r}",
+            hint="give the tower's directory with --tower",
+        )
+    return directory
 
 
 def dtype_of(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
@@ -178,5 +270,6 @@ def dtype_of(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.d
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """Return the dtype of the language model, taken from its last norm."""
-    norm = checkpoint.tensors.get("model.norm.weight")
+    norms = (checkpoint.tensors.get(name) for name in parts.LAST_NORMS)
+    norm = next((norm for norm in norms if norm is not None), None)
     return TORCH_DTYPES[norm.dtype] if norm is not None else torch.float32

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.model.language import final_norm
 from vita_ckpt.model.vita import VitaModel
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def cut(model: VitaModel, rank: int, size: int) -> None:
             if module is not language_model:
                 setattr(model, name, None)
     if rank < size - 1:
-        language_model.model.norm = nn.Identity()
+        setattr(language_model.model, final_norm(language_model.model), nn.Identity())
         language_model.lm_head = nn.Identity()
 
 

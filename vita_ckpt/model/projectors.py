@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isqrt
 from typing import Final
 
@@ -34,14 +34,19 @@ def build_projector(projector_type: str, in_width: int, out_width: int) -> nn.Mo
     return MODULES[kind.name](projector_type, in_width, out_width).eval()
 
 
-def check_type(projector_type: str) -> projectors.ProjectorType:
-    """Return the row of a projector type; raises InputError ``unknown-projector-type``."""
+def check_type(
+    projector_type: str, types: Sequence[projectors.ProjectorType] = projectors.EVERY_TYPE
+) -> projectors.ProjectorType:
+    """Return the row of a projector type; raises InputError ``unknown-projector-type``.
+
+    ``types`` are those of the model's family, by default every family's.
+    """
     kind = projectors.find_type(projector_type)
-    if kind is None:
+    if kind is None or kind not in types:
         raise InputError(
             "unknown-projector-type",
             projector_type,
-            expected=projectors.listed(),
+            expected=projectors.listed(types),
             hint="mm_projector_type in config.json names it",
         )
     return kind
@@ -57,6 +62,44 @@ def _mlp(projector_type: str, wide: int, out: int) -> nn.Module:
     for _ in range(1, len(tensors) // 2):
         layers += [nn.GELU(), nn.Linear(out, out)]
     return nn.Sequential(*layers)
+
+
+def _residual(projector_type: str, wide: int, out: int) -> nn.Module:
+    names = expected_shapes(Projector(projector_type, wide, out))
+    blocks = sum(name.endswith(".pre_norm.weight") for name in names)
+    depth = sum(name.count(".") == 1 for name in names) // 2
+    mlp = _mlp(f"mlp{depth}x_gelu", wide, out)
+    return nn.Sequential(*mlp.children(), *(_ResidualBlock(out) for _ in range(blocks)))
+
+
+class _ResidualBlock(nn.Module):
+    """A norm, and two linear layers whose output is added to what the norm gives."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pre_norm = nn.LayerNorm(width)
+        self.proj = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.pre_norm(tokens)
+        result: Tensor = tokens + self.proj(tokens)
+        return result
+
+
+class Pooler(nn.Module):
+    """A convolution that joins 2x2 tokens, then a linear layer (FAMILY §3)."""
+
+    def __init__(self, wide: int, out: int) -> None:
+        super().__init__()
+        self.conv_pool = nn.Conv2d(wide, out, 2, stride=2)
+        self.proj = nn.Sequential(nn.GELU(), nn.Linear(out, out))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map [N, side², in] to [N, (side // 2)², out]."""
+        with exact_convolutions():
+            pooled = self.conv_pool(_grid(tokens))
+        result: Tensor = self.proj(_tokens(pooled))
+        return result
 
 
 class Spp(nn.Module):
@@ -221,6 +264,10 @@ def _concatenation(projector_type: str, wide: int, out: int) -> nn.Module:
     return Concatenation(wide, out, interleaved=projector_type == "vanilla")
 
 
+def _pooler(_projector_type: str, wide: int, out: int) -> nn.Module:
+    return Pooler(wide, out)
+
+
 def _identity(_projector_type: str, _wide: int, _out: int) -> nn.Module:
     return nn.Identity()
 
@@ -233,4 +280,6 @@ MODULES: Final[dict[str, Callable[[str, int, int], nn.Module]]] = {
     "ldp": _ldp,
     "concatenation": _concatenation,
     "identity": _identity,
+    "residual": _residual,
+    "pooler": _pooler,
 }

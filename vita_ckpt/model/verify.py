@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, isnan
+from math import isfinite, isnan, prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from vita_ckpt.checks.audio import check_audio_directory
-from vita_ckpt.checks.config import check_config
+from vita_ckpt.checks.config import check_config, check_rows
+from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, projectors
@@ -29,7 +30,7 @@ from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.report import Finding, has_errors, worst_first
 from vita_ckpt.core.verification import RankReport, Verification
 from vita_ckpt.model.answer import ask
-from vita_ckpt.model.image import processor_of, read_image
+from vita_ckpt.model.image import Picture, prepare_image
 from vita_ckpt.model.language import check_language_values
 from vita_ckpt.model.load import StrPath, check_values, dtype_of, load_bound, load_model
 from vita_ckpt.model.pipeline import follow, load_stage
@@ -103,12 +104,11 @@ def verify_checkpoint(
     None; ``golden``, ``image`` and ``prompt`` are only rank 0's.
     """
     checkpoint = subject.checkpoint
-    pixels = None
-    if image is not None:
-        pixels = processor_of(checkpoint, tower, stores=stores).pixels(read_image(image))[None]
+    stores = Stores() if stores is None else stores
+    picture = None if image is None else prepare_image(checkpoint, image, tower, stores=stores)
     question = None
     if prompt is not None and tokenizer is not None:
-        question = ask(checkpoint, prompt, with_image=pixels is not None, tokenizer=tokenizer)
+        question = ask(checkpoint, prompt, with_image=picture is not None, tokenizer=tokenizer)
     findings: list[Finding] = []
     started = time.perf_counter()
     bound = subject.binding
@@ -117,9 +117,8 @@ def verify_checkpoint(
         findings += _why_not(subject)
     if bound is None or has_errors(f for f in findings if f.rule not in _AUDIO):
         return _not_run(checkpoint, findings, dtype, time.perf_counter() - started)
-    check_values(checkpoint, subject.surroundings)
-    if needs_alignment(checkpoint):
-        findings.append(_untrained())
+    check_values(checkpoint, subject.surroundings, bound, stores)
+    findings += _before_it_runs(subject)
     watch = _Watch(_sizes(checkpoint, bound.renamed), on_progress)
     loads = _Loads(
         subject,
@@ -131,7 +130,7 @@ def verify_checkpoint(
         attn=attn,
         max_memory=max_memory or {},
         on_progress=on_progress,
-        stores=Stores() if stores is None else stores,
+        stores=stores,
         ranks=ranks,
     )
     if ranks is not None and ranks.rank:
@@ -140,7 +139,7 @@ def verify_checkpoint(
     model = loads.checkpoint(dtype_of(dtype, checkpoint), watch)
     loaded = time.perf_counter()
     watch.follow(model)
-    batch = _Batch.of(model, pixels)
+    batch = _Batch.of(model, picture)
     done = batch.run(model)
     _settle(model, ranks, watch)
     rows, tokens = done.rows, done.image_tokens
@@ -151,7 +150,7 @@ def verify_checkpoint(
     if question is not None and not any(f.rule == "logits-not-finite" for f in findings):
         answer = question.answer(
             model,
-            pixels,
+            picture,
             max_new_tokens=max_new_tokens,
             on_token=lambda number: watch.expect(f"token {number} of {max_new_tokens}"),
         )
@@ -228,6 +227,7 @@ class _Loads:
             attn=self.attn,
             observe=observe,
             stage=self._stage,
+            stores=self.stores,
         )
 
     def _base(self) -> VitaModel:
@@ -460,14 +460,14 @@ class _Batch:
 
     first: Tensor  # [T] token ids
     second: Tensor  # [T] other ones in every place
-    images: Tensor | None  # [2, 3, H, W]
+    images: tuple[Picture, Picture] | None
     expected_tokens: int | None
     recordings: Tensor | None  # [2, T, mel bins]
     expected_audio_tokens: int | None
 
     @classmethod
-    def of(cls, model: VitaModel, image: Tensor | None = None) -> _Batch:
-        """Synthetic inputs; ``image`` [1, 3, H, W] takes the place of the first image."""
+    def of(cls, model: VitaModel, image: Picture | None = None) -> _Batch:
+        """Synthetic inputs; ``image`` takes the place of the first image."""
         vocab = model.language_model.config.vocab_size
         first = _text(_TEXT_LENGTH, vocab)
         second = (first + 1 + vocab // 2) % vocab
@@ -480,14 +480,9 @@ class _Batch:
             audio_tokens = settings.tokens_out(FRAMES)
         if model.vision_tower is None:
             return cls(first, second, None, None, recordings, audio_tokens)
-        size = model.vision_tower.image_size
-        pixels = (3, size, size) if image is None else image.shape[1:]
-        images = torch.randn(2, *pixels, generator=torch.Generator().manual_seed(0))
-        if image is not None:
-            images[:1] = image
-        kind = str(model.config.get("mm_projector_type", projectors.DEFAULT_TYPE))
-        tokens = projectors.tokens_out(kind, model.vision_tower.tokens)
-        return cls(first, second, images, tokens, recordings, audio_tokens)
+        one, other = _drawn_images(model, image)
+        tokens = _expected_tokens(model, one)
+        return cls(first, second, (image or one, other), tokens, recordings, audio_tokens)
 
     @torch.inference_mode()
     def run(self, model: VitaModel) -> _Pass:
@@ -500,13 +495,14 @@ class _Batch:
             shown = torch.linspace(0, len(part) - 1, count).long()
             return torch.cat([text[:half], part[shown.to(part.device)], text[half:]])
 
-        seen = None if self.images is None else model.encode_images(self.images)
+        seen = None if self.images is None else _tokens_of(model, self.images)
         heard = None
         if self.recordings is not None:
             _trim_heap()
             heard = model.encode_audio(self.recordings, torch.full((2,), FRAMES))
         _trim_heap()
-        count = min([_SHOWN, *(part.shape[1] for part in (seen, heard) if part is not None)])
+        lengths = [len(parts[0]) for parts in (seen, heard) if parts is not None]
+        count = min([_SHOWN, *lengths])
         rows: dict[str, Tensor] = {}
         if seen is not None:
             one, other = seen
@@ -523,7 +519,7 @@ class _Batch:
         prompt = model.audio_encoder.prompt if model.audio_encoder is not None else 0
         return _Pass(
             dict(zip(rows, logits.cpu(), strict=True)),
-            None if seen is None else seen.shape[1],
+            None if seen is None else len(seen[0]),
             None if heard is None else heard.shape[1] - prompt,
         )
 
@@ -535,6 +531,49 @@ class _Pass:
     rows: Mapping[str, Tensor]
     image_tokens: int | None
     audio_tokens: int | None
+
+
+def _drawn_images(model: VitaModel, image: Picture | None) -> tuple[Picture, Picture]:
+    """Return two images drawn at random, of as many pixels and tiles as ``image`` if there is one.
+
+    Otherwise a model for images in tiles gets the smallest grid that its config has.
+    """
+    assert model.vision_tower is not None  # noqa: S101 - there is something to show it to
+    side, tile = model.vision_tower.image_size, model.vision_tower.tile_size
+    size = None
+    shape: tuple[int, ...] = (1, 3, side, side)
+    tiling = model.family.tiling(model.config)
+    grids = [(size, tiling.grid(size, tile)) for size in tiling.sizes(tile)]
+    if image is not None:
+        size, shape = image.size, tuple(image.pixels.shape)
+    elif tiling.is_anyres and grids:
+        size, (across, down) = min(
+            ((size, grid or (1, 1)) for size, grid in grids), key=lambda pair: prod(pair[1])
+        )
+        shape = (1 + across * down, *shape[1:])
+    drawn = torch.randn(2 * shape[0], *shape[1:], generator=torch.Generator().manual_seed(0))
+    one, other = torch.split(drawn, shape[0])
+    return Picture(one, size), Picture(other, size)
+
+
+def _expected_tokens(model: VitaModel, image: Picture) -> int | None:
+    """Return how many tokens an image must become."""
+    assert model.vision_tower is not None  # noqa: S101 - there is something to show it to
+    tower = model.vision_tower
+    tokens = projectors.tokens_out(str(model.family.projector_type(model.config)), tower.tokens)
+    if image.size is None or tokens is None:
+        return tokens
+    tiling = model.family.tiling(model.config)
+    return tiling.tokens(image.size, len(image.pixels), tower.grid, tower.tile_size, tokens)
+
+
+def _tokens_of(model: VitaModel, images: tuple[Picture, Picture]) -> list[Tensor]:
+    """Return the tokens of each image, computed together."""
+    one, other = images
+    pixels = torch.cat([one.pixels, other.pixels])
+    if one.size is None or other.size is None:
+        return model.image_tokens(pixels)
+    return model.image_tokens(pixels, [len(one.pixels), len(other.pixels)], [one.size, other.size])
 
 
 def _text(length: int, vocab: int) -> Tensor:
@@ -637,6 +676,13 @@ def _why_not(subject: Subject) -> list[Finding]:
     found = [*check_structure(subject), *check_config(subject)]
     found += unsaid(subject, found)
     return [finding for finding in found if finding.severity == "error"]
+
+
+def _before_it_runs(subject: Subject) -> list[Finding]:
+    """Return what is known to be wrong, and keeps nothing from being run here."""
+    found = (*check_loaders(subject.checkpoint), *check_rows(subject))
+    untrained = [_untrained()] if needs_alignment(subject.checkpoint) else []
+    return [*(finding for finding in found if finding.severity == "error"), *untrained]
 
 
 def _check_float16(half: VitaModel, batch: _Batch) -> list[Finding]:

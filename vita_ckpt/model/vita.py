@@ -13,10 +13,17 @@ from torch import Tensor
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.settings import AudioEncoder, tokens_for_llm
 from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX
+from vita_ckpt.core.anatomy.families import VITA, ImageCount, ModelFamily
+from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.errors import UsageError
 from vita_ckpt.model.audio_modules import AudioModules
-from vita_ckpt.model.language import build_language_model, stored_name
+from vita_ckpt.model.language import (
+    build_language_model,
+    check_language_values,
+    embedding_scale,
+    stored_name,
+)
 from vita_ckpt.model.vision_modules import VisionModules
 from vita_ckpt.model.weights import Streaming, Weights, on_meta
 
@@ -38,7 +45,7 @@ class Output:
 
 
 class VitaModel(VisionModules, AudioModules):
-    """A VITA model for text, images and recordings.
+    """A multimodal model for text and images, of VITA also for recordings.
 
     It is built by :func:`~vita_ckpt.model.load.load_model`. ``config`` is the checkpoint's config.
     T is the number of tokens of a row with its placeholders, T' the number after images and
@@ -51,10 +58,14 @@ class VitaModel(VisionModules, AudioModules):
         tower_config: Mapping[str, Any] | None,
         audio: AudioEncoder | None = None,
         attn: str | None = None,
+        family: ModelFamily = VITA,
     ) -> None:
         super().__init__()
         self.config = dict(config)
+        self.family = family
         self.language_model: Any = build_language_model(config, attn)
+        self._backbone = check_language_values(config)
+        self._scale = embedding_scale(config)
         self.build_vision_modules(tower_config, attn)
         self.build_audio_modules(audio)
         self._streaming: Streaming | None = None
@@ -84,23 +95,34 @@ class VitaModel(VisionModules, AudioModules):
     def forward(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
         audio_features: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         audio_lengths_for_llm: Tensor | None = None,
+        tiles_per_image: Sequence[int] | Tensor | None = None,
+        image_sizes: Sequence[Sequence[int]] | Tensor | None = None,
+        modalities: Sequence[str] | None = None,
     ) -> Output:
         """Return the logits of a batch.
 
         ``input_ids`` is int64 [B, T], with -200 for each image and -500 for each recording.
-        ``pixel_values`` is float [N, 3, H, W], one image (or tile) for each placeholder in the
-        order of the rows, or None. ``audio_features`` is float [M, F, n], n mel bins for each
-        frame, with ``audio_lengths`` [M] frames that are no padding (by default all), or None;
-        ``audio_lengths_for_llm`` [M] is how many embeddings of each recording are taken, by default
-        as many as upstream computes from its length. Padded positions are attended to, as upstream
-        does without a mask.
+        ``pixel_values`` is float [N, 3, H, W], one image for each placeholder in the order of the
+        rows, or None; of images in tiles it is all tiles, with ``tiles_per_image``, ``image_sizes``
+        and ``modalities`` as in :meth:`image_tokens`. ``audio_features`` is float [M, F, n], n mel
+        bins for each frame, with ``audio_lengths`` [M] frames that are no padding (by default all),
+        or None; ``audio_lengths_for_llm`` [M] is how many embeddings of each recording are taken,
+        by default as many as upstream computes from its length. Padded positions are attended to,
+        as upstream does without a mask.
         """
         embeds = self.embed_multimodal(
-            input_ids, pixel_values, audio_features, audio_lengths, audio_lengths_for_llm
+            input_ids,
+            pixel_values,
+            audio_features,
+            audio_lengths,
+            audio_lengths_for_llm,
+            tiles_per_image,
+            image_sizes,
+            modalities,
         )
         return Output(self.logits_of(embeds))
 
@@ -111,6 +133,8 @@ class VitaModel(VisionModules, AudioModules):
         and those of these tokens are added. With a cache only the logits of the last position are
         returned, [B, 1, vocab].
         """
+        if self._scale is not None:
+            inputs_embeds = inputs_embeds * torch.tensor(self._scale, dtype=inputs_embeds.dtype)
         hidden = self.hidden_of(inputs_embeds, cache)
         if self.later is not None:
             return self.later(hidden, cache)
@@ -149,29 +173,35 @@ class VitaModel(VisionModules, AudioModules):
     def embed_multimodal(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
         audio_features: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         audio_lengths_for_llm: Tensor | None = None,
+        tiles_per_image: Sequence[int] | Tensor | None = None,
+        image_sizes: Sequence[Sequence[int]] | Tensor | None = None,
+        modalities: Sequence[str] | None = None,
     ) -> Tensor:
         """Return embeddings [B, T', hidden], with each placeholder replaced by what it stands for.
 
         The arguments are those of :meth:`forward`. Images and recordings are assigned to
         placeholders in row order, each once. A row without a placeholder of either kind consumes
-        one of that kind too, as upstream does, if there are any. Of a recording's embeddings the
-        first ``audio_lengths_for_llm`` are taken, and ``audio_prompt_num`` more. Rows are cut at
-        ``tokenizer_model_max_length`` and then padded with zero vectors to the longest row, on the
-        side given by ``tokenizer_padding_side``. Raises UsageError unless the numbers of images and
-        recordings are those needed.
+        one of that kind too, as upstream does, if there are any. LLaVA and Bunny leave out images
+        that are too many; LLaVA-NeXT does too, and takes the last one again if one is missing. Of a
+        recording's embeddings the first ``audio_lengths_for_llm`` are taken, and
+        ``audio_prompt_num`` more. Rows are cut at ``tokenizer_model_max_length`` and then padded
+        with zero vectors to the longest row, on the side given by ``tokenizer_padding_side``.
+        Raises UsageError unless the numbers of images and recordings are those needed.
         """
         if pixel_values is None and audio_features is None:
             return self.embed_tokens(input_ids)
         given: dict[int, Iterator[Tensor]] = {}
         if pixel_values is not None:
-            _require(input_ids, IMAGE_TOKEN, pixel_values)
-            given[IMAGE_TOKEN] = iter(self.encode_images(pixel_values))
+            tokens = self.image_tokens(pixel_values, tiles_per_image, image_sizes, modalities)
+            given[IMAGE_TOKEN] = iter(_enough(input_ids, tokens, self.family.image_count))
         if audio_features is not None:
-            _require(input_ids, AUDIO_TOKEN, audio_features)
+            needed, placeholders = _needed(input_ids, AUDIO_TOKEN)
+            if needed != len(audio_features):
+                raise _misfit(AUDIO_TOKEN, needed, placeholders, len(audio_features))
             recordings = self._recordings(audio_features, audio_lengths, audio_lengths_for_llm)
             given[AUDIO_TOKEN] = iter(recordings)
         return self._pad([self._splice(ids, given) for ids in input_ids.to(self.device)])
@@ -237,12 +267,14 @@ class VitaModel(VisionModules, AudioModules):
         if part == "mm_projector":
             return parts.PROJECTOR_PREFIX + rest
         if part == "language_model":
-            return self._head_name if rest == parts.LM_HEAD else stored_name(rest)
+            return self._head_name if rest == parts.LM_HEAD else stored_name(self._backbone, rest)
+        if part == "image_newline":
+            return parts.NEWLINE
         return name
 
     @property
     def _head_name(self) -> str:
-        tied = self.config.get("tie_word_embeddings") is True
+        tied = LANGUAGE_MODELS[self._backbone].is_tied(self.config)
         return parts.EMBED_TOKENS if tied else parts.LM_HEAD
 
     def stream(
@@ -276,10 +308,12 @@ def build(
     dtype: torch.dtype,
     attn: str | None = None,
     audio: AudioEncoder | None = None,
+    family: ModelFamily = VITA,
 ) -> VitaModel:
     """Build the model of a checkpoint on the meta device, with its unstored buffers real.
 
-    ``audio`` are the settings of the audio encoder to run, None builds none.
+    ``audio`` are the settings of the audio encoder to run, None builds none. ``family`` is the
+    family whose loader reads the checkpoint.
     """
     with on_meta(dtype):
         model = VitaModel(
@@ -287,6 +321,7 @@ def build(
             tower_config,
             audio,
             attn,
+            family,
         )
     if model.audio_encoder is not None:
         model.audio_encoder.forget_counters(
@@ -295,24 +330,31 @@ def build(
     return model.eval()
 
 
-def _require(input_ids: Tensor, token: int, given: Tensor) -> None:
-    """Raise UsageError unless there is one for each placeholder and each row without one."""
+def _needed(input_ids: Tensor, token: int) -> tuple[int, list[int]]:
+    """Return how many images or recordings a batch takes, and each row's placeholders."""
     placeholders = [int((row == token).sum()) for row in input_ids]
-    needed = sum(max(count, 1) for count in placeholders)
-    if needed == len(given):
-        return
-    if token == IMAGE_TOKEN:
-        raise UsageError(
-            "images-do-not-fit-placeholders",
-            "pixel_values",
-            expected=f"{needed} images for rows with {placeholders} placeholders",
-            got=f"{len(given)}",
-            hint="a row without a placeholder takes one image too",
-        )
-    raise UsageError(
-        "recordings-do-not-fit-placeholders",
-        "audio_features",
-        expected=f"{needed} recordings for rows with {placeholders} placeholders",
-        got=f"{len(given)}",
-        hint="a row without a placeholder takes one recording too",
+    return sum(max(count, 1) for count in placeholders), placeholders
+
+
+def _enough(input_ids: Tensor, images: list[Tensor], count: ImageCount) -> list[Tensor]:
+    """Return the images that a batch takes, as a family deals with another number of them."""
+    needed, placeholders = _needed(input_ids, IMAGE_TOKEN)
+    given = len(images)
+    repeats = count is ImageCount.LAST_AGAIN and given == needed - 1 and placeholders[-1]
+    if repeats and given:
+        return [*images, images[-1]]
+    if given == needed or (given > needed and count is not ImageCount.EXACT):
+        return images
+    raise _misfit(IMAGE_TOKEN, needed, placeholders, given)
+
+
+def _misfit(token: int, needed: int, placeholders: list[int], given: int) -> UsageError:
+    of_image = token == IMAGE_TOKEN
+    what = "image" if of_image else "recording"
+    return UsageError(
+        "images-do-not-fit-placeholders" if of_image else "recordings-do-not-fit-placeholders",
+        "pixel_values" if of_image else "audio_features",
+        expected=f"{needed} {what}s for rows with {placeholders} placeholders",
+        got=f"{given}",
+        hint=f"a row without a placeholder takes one {what} too",
     )

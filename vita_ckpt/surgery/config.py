@@ -7,39 +7,43 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import projectors, towers
-from vita_ckpt.core.anatomy.config_keys import LANGUAGE_KEYS, LARGEST_NUMBER, VISION_KEYS, Types
+from vita_ckpt.core.anatomy.config_keys import LANGUAGE_KEYS, LARGEST_NUMBER, Types
+from vita_ckpt.core.anatomy.families import FAMILIES, VITA, ModelFamily
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.plan import Plan, Record, SetConfig
 from vita_ckpt.core.provenance import needs_alignment
-from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.core.requirements import family_of_model, model_config
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 
-_CHOICES = {
-    "image_aspect_ratio": ("square", "pad"),
-    "tokenizer_padding_side": ("left", "right"),
+# The keys of every family, by the first that has one.
+_KEYS: Final[Mapping[str, Types]] = {
+    **{name: key.types for one in reversed(FAMILIES.values()) for name, key in one.keys.items()},
+    **LANGUAGE_KEYS,
 }
 
-_KEYS: Final[Mapping[str, Types]] = {**VISION_KEYS, **LANGUAGE_KEYS}
-
 _PATHS = ("mm_vision_tower", "mm_audio_encoder")
+# Numbers that may be 0, and those that may be less.
+_FROM_ZERO: Final = ("mm_projector_lr", "mm_vision_tower_lr", "audio_prompt_num")
+_ANY_NUMBER: Final = ("mm_vision_select_layer",)
 
 
 def plan_set(
     checkpoint: Checkpoint, values: Mapping[str, Any], *, head_is_table: bool | None = None
 ) -> Plan:
-    """Return a plan that sets keys of the vision and audio config of a VITA checkpoint.
+    """Return a plan that sets keys of the vision and audio config of a checkpoint, by its family.
 
     None stands for JSON's null. ``vocab_size`` and ``tie_word_embeddings`` of the language model
     are taken where the tensors agree; ``head_is_table`` says whether a stored ``lm_head`` equals
     the embeddings, None if that is not known. Raises UsageError for a key that is neither and for a
-    value that is invalid for its key, InputError if it is not a VITA checkpoint, or its tensors do
-    not agree.
+    value that is invalid for its key, InputError if it is no checkpoint of a family, or its tensors
+    do not agree.
     """
-    vita_config(checkpoint)
+    model_config(checkpoint)
+    family = family_of_model(checkpoint)
     for key, value in values.items():
-        _check(key, value)
+        _check(key, value, family)
         if key in LANGUAGE_KEYS:
             _check_agreement(checkpoint, key, value, head_is_table)
     edits = tuple(SetConfig(key, value, "asked for") for key, value in values.items())
@@ -55,10 +59,10 @@ def parse_value(key: str, text: str) -> Any:
     ``null``, numbers and booleans are written as in JSON, booleans in any case. A string is taken
     as it is.
     """
-    types = _types(key)
+    types = _types(key, _KEYS)
     if text == "null":
         return None
-    if str in types:
+    if str in types and not (list in types and text.startswith("[")):
         return text
     try:
         value = json.loads(text.lower() if bool in types else text)
@@ -69,12 +73,12 @@ def parse_value(key: str, text: str) -> Any:
     return value
 
 
-def _check(key: str, value: Any) -> None:
-    types = _types(key)
-    if value is None and key in VISION_KEYS:
+def _check(key: str, value: Any, family: ModelFamily) -> None:
+    types = _types(key, {name: one.types for name, one in family.keys.items()} | LANGUAGE_KEYS)
+    if value is None and key in family.keys:
         return
-    if type(value) not in types or not _is_possible(key, value):
-        raise _wrong(key, value)
+    if type(value) not in types or not _is_possible(key, value, family):
+        raise _wrong(key, value, family)
 
 
 def _check_agreement(
@@ -109,37 +113,48 @@ def _check_agreement(
         )
 
 
-def _is_possible(key: str, value: Any) -> bool:
+def _is_possible(key: str, value: Any, family: ModelFamily) -> bool:
     """Return whether a value of the right type is valid."""
-    if key in _CHOICES:
-        return value in _CHOICES[key]
+    choices = _choices(key, family)
+    if choices:
+        return value in choices
     if key == "mm_projector_type":
-        return projectors.is_known(value)
+        return projectors.is_known(value, family.projector_types)
     if key == "s2_scales":
         return towers.parse_s2_scales(value) is not None
     if isinstance(value, str):
         return bool(value) and value.isprintable()
-    if key in ("mm_projector_lr", "audio_prompt_num"):
-        return bool(0 <= value < LARGEST_NUMBER)
-    return isinstance(value, bool) or 0 < value < LARGEST_NUMBER
+    if isinstance(value, bool | list) or key in _ANY_NUMBER:
+        return True
+    return bool(0 <= value < LARGEST_NUMBER and (value > 0 or key in _FROM_ZERO))
 
 
-def _types(key: str) -> tuple[type, ...]:
-    if key not in _KEYS:
+def _choices(key: str, family: ModelFamily) -> tuple[str, ...]:
+    return family.keys[key].choices if key in family.keys else ()
+
+
+def _types(key: str, known: Mapping[str, Types]) -> Types:
+    if key not in known:
         raise UsageError(
             "unknown-config-key",
             key,
-            expected=f"one of {', '.join(_KEYS)}",
+            expected=f"one of {', '.join(known)}",
             hint=did_you_mean(
-                key, _KEYS, "other keys describe the weights, which set does not touch"
+                key, known, "other keys describe the weights, which set does not touch"
             ),
         )
-    return _KEYS[key]
+    return known[key]
 
 
-def _wrong(key: str, value: Any) -> UsageError:
-    names = {str: "text", int: "a positive integer", float: "a number", bool: "true or false"}
-    expected = " or ".join(_CHOICES.get(key, [names[_KEYS[key][-1]]]))
+def _wrong(key: str, value: Any, family: ModelFamily = VITA) -> UsageError:
+    names = {
+        str: "text",
+        int: "a positive integer",
+        float: "a number",
+        bool: "true or false",
+        list: "a list",
+    }
+    expected = " or ".join(_choices(key, family) or [names[_KEYS[key][-1]]])
     if key == "mm_projector_type":
         expected = "a projector type that upstream builds"
     if key == "s2_scales":

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy.parts import LANGUAGE_MODEL, LM_HEAD, part_of
+from vita_ckpt.core.binding import is_tied
 from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Tensor, cast, uncast
 from vita_ckpt.core.dtype import CAST_SOURCES, CAST_TARGETS, INTEGERS
 from vita_ckpt.core.filenames import (
@@ -282,7 +283,7 @@ def _unwrapped(
             tensors[name] = tensors[stored]
     found = without_wrappers(tensors, state.root)
     tied = without_wrappers({n: s for n, s in training.shared.items() if n in tensors}, state.root)
-    if config.get("tie_word_embeddings") is True:
+    if is_tied(config):
         for name in tied:
             if name == LM_HEAD:
                 found.pop(name, None)

@@ -10,7 +10,7 @@ from typing import Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.binding import Binding, bind, bind_to
+from vita_ckpt.core.binding import Binding, bind, bind_to, is_tied
 from vita_ckpt.core.checkpoint import Checkpoint, Pieces, Shape, Tensor, TensorRef, cast
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.dtype import BITS, can_cast
@@ -88,7 +88,7 @@ def head_and_table(
     checkpoint: Checkpoint, names: Names | None
 ) -> tuple[TensorRef, TensorRef] | None:
     """Return a stored head beside the embeddings that the config ties it to; None without one."""
-    if (checkpoint.config or {}).get("tie_word_embeddings") is not True:
+    if not is_tied(checkpoint.config or {}):
         return None
     refs = checkpoint.refs
     found: dict[str, tuple[str, ...]] = {name: (name,) for name in refs}
@@ -306,10 +306,10 @@ def _tie(
     head_is_table: bool | None,
 ) -> tuple[list[SetConfig], list[str]]:
     """Drop or add the head as ``tie`` says; return what follows in the config, and what is said."""
-    is_tied = (checkpoint.config or {}).get("tie_word_embeddings") is True
+    ties = is_tied(checkpoint.config or {})
     table, head = tensors.get(parts.EMBED_TOKENS), tensors.get(parts.LM_HEAD)
     untied = SetConfig("tie_word_embeddings", False, "the head is a tensor of its own")
-    if not is_tied or table is None or tie == "keep":
+    if not ties or table is None or tie == "keep":
         return [], []
     if tie == "untie":
         if head is None:

@@ -205,7 +205,7 @@ def _other_names(
     if first is not None and len(checkpoint.tensors[first].shape) == 1:
         raise _of_another_family(checkpoint, f"InternVL's {_INTERNVL}, with a LayerNorm ({first})")
     bare = {name: checkpoint.tensors[origin].shape for name, origin in plain.items()}
-    if len(bare) < _FEW and projectors.candidates(bare):
+    if len(bare) < _FEW and projectors.candidates(bare, projectors.EVERY_TYPE):
         note = f"names: without a prefix, those of a bare projector ({', '.join(list(bare)[:2])} …)"
         return dict(plain), (note,)
     return {}, ()

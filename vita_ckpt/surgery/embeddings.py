@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD
+from vita_ckpt.core.binding import is_tied
 from vita_ckpt.core.checkpoint import Checkpoint, Mean, Part, Pieces, RandomInit, Tensor, TensorRef
 from vita_ckpt.core.dtype import BITS, CAST_SOURCES
 from vita_ckpt.core.plan import Edit, Plan, Record, ReplaceTensor, SetConfig
@@ -77,12 +78,12 @@ def plan_resize_embeddings(
         )
     edits: list[Edit] = []
     change = f"{table.shape[0]} rows to {rows}"
-    is_tied = (checkpoint.config or {}).get("tie_word_embeddings") is True
+    ties = is_tied(checkpoint.config or {})
     if rows != table.shape[0]:
         for name in (EMBED_TOKENS, LM_HEAD):
             ref = checkpoint.refs.get(name)
             if ref is not None:
-                drawn = EMBED_TOKENS if is_tied else name  # a head that is tied stays the same
+                drawn = EMBED_TOKENS if ties else name  # a head that is tied stays the same
                 resized = _resized(drawn, ref, rows, new, _std(checkpoint))
                 edits.append(ReplaceTensor(name, resized, change))
     if (checkpoint.config or {}).get("vocab_size") != rows:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.anatomy.backbones import BACKBONES
-from vita_ckpt.core.anatomy.config_keys import VISION_KEYS
+from vita_ckpt.core.anatomy.families import VITA, family_of
 from vita_ckpt.core.binding import builds_audio, is_audio
-from vita_ckpt.core.checkpoint import Cast, Checkpoint, Tensor, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, cast, uncast
 from vita_ckpt.core.dtype import can_cast
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA
 from vita_ckpt.core.lora import BASE_LAYER, Merged, merge_run, read_names
@@ -29,10 +28,20 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import described, needs_alignment, operations
 from vita_ckpt.core.remedies import merge_unmerged
-from vita_ckpt.core.requirements import refuse_training_state, vita_config
+from vita_ckpt.core.requirements import (
+    family_of_model,
+    model_config,
+    plain_language_model,
+    refuse_training_state,
+)
 from vita_ckpt.errors import AdapterError, InputError, printable
 from vita_ckpt.surgery.preconditions import require_binding
-from vita_ckpt.surgery.vision_modules import check_run_value
+from vita_ckpt.surgery.vision_modules import (
+    VisionModelArgs,
+    check_rows,
+    check_run_value,
+    vision_edits,
+)
 
 OPERATION: Final = "merge-lora"
 
@@ -61,6 +70,7 @@ def plan_merge_lora(
     *,
     dtype: str | None = None,
     tokenizer: Mapping[str, str] | None = None,
+    vision: VisionModelArgs | None = None,
 ) -> Plan:
     """Return a plan that merges a LoRA run into ``base``, the checkpoint that it was trained on.
 
@@ -68,7 +78,8 @@ def plan_merge_lora(
     code), in which the whole result is then. What else the run holds replaces the base's: the
     projector, the tower if it was trained, biases, embeddings and head. The config is the base's
     with the run's vision and audio keys. ``tokenizer`` are the run's files of that kind which the
-    base lacks or has otherwise, by name.
+    base lacks or has otherwise, by name. ``vision`` is the tower for a base that is a plain
+    language model, which becomes a checkpoint of the run's family.
 
     Raises AdapterError for a run that is none, that does not fit or whose settings are not
     understood, and InputError for a base that is not a VITA checkpoint.
@@ -85,16 +96,12 @@ def plan_merge_lora(
             expected="deltas, or other tensors that were trained",
             got="none for this base",
         )
-    edits: list[Edit] = [
-        (ReplaceTensor if name in base.tensors else AddTensor)(name, tensor, _reason(name, merged))
-        for name, tensor in merged.tensors.items()
-        if base.tensors.get(name) != tensor
-    ]
+    if vision is not None:
+        return _on_plain(base, run, merged, vision, config, dtype, tokenizer or {})
+    edits: list[Edit] = _merged_edits(base, merged)
     edits += _casts(base, merged.tensors, dtype)
     config_edits, left = _config_edits(base, run, merged, dtype)
-    edits += [
-        PutFile(name, text, "the run's tokenizer") for name, text in (tokenizer or {}).items()
-    ]
+    edits += _tokenizer_edits(tokenizer or {})
     plan = Plan(
         operation=OPERATION,
         base=base,
@@ -105,6 +112,64 @@ def plan_merge_lora(
             roles=("adapter",),
             arguments={} if dtype is None else {"dtype": dtype},
             needs_alignment=needs_alignment(base) and not _has_projector(merged),
+        ),
+    )
+    return require_binding(plan)
+
+
+def _merged_edits(base: Checkpoint, merged: Merged) -> list[Edit]:
+    return [
+        (ReplaceTensor if name in base.tensors else AddTensor)(name, tensor, _reason(name, merged))
+        for name, tensor in merged.tensors.items()
+        if base.tensors.get(name) != tensor
+    ]
+
+
+def _tokenizer_edits(texts: Mapping[str, str]) -> list[Edit]:
+    return [PutFile(name, text, "the run's tokenizer") for name, text in texts.items()]
+
+
+def _on_plain(
+    base: Checkpoint,
+    run: Checkpoint,
+    merged: Merged,
+    vision: VisionModelArgs,
+    config: LoraConfig,
+    dtype: str | None,
+    tokenizer: Mapping[str, str],
+) -> Plan:
+    """Return the plan for a plain language model: the run's tower comes with its deltas."""
+    made, _, notes = vision_edits(base, vision)
+    edits: list[Edit] = []
+    for edit in made:
+        if not isinstance(edit, AddTensor | ReplaceTensor):
+            edits.append(edit)
+        elif edit.name not in merged.tensors:
+            whole = uncast(edit.tensor)
+            is_wanted = dtype is not None and can_cast(whole.dtype, dtype)
+            tensor = cast(whole, dtype) if dtype is not None and is_wanted else edit.tensor
+            edits.append(replace(edit, tensor=tensor))
+    put = {edit.name for edit in made if isinstance(edit, AddTensor | ReplaceTensor | DropTensor)}
+    edits += _merged_edits(base, merged)
+    edits += _casts(base, {*merged.tensors, *put}, dtype)
+    embed = merged.tensors.get(parts.EMBED_TOKENS)
+    settled: list[Edit] = list(_dtype_edits(base, dtype))
+    if embed is not None and embed.shape[0] != (base.config or {}).get("vocab_size"):
+        settled.append(SetConfig("vocab_size", embed.shape[0], "the rows of the embeddings"))
+    if merged.is_untied:
+        settled.append(_untied())
+    keys = {edit.key for edit in settled if isinstance(edit, SetConfig)}
+    edits = [e for e in edits if not (isinstance(e, SetConfig) and e.key in keys)]
+    plan = Plan(
+        operation=OPERATION,
+        base=base,
+        edits=(*edits, *settled, *_tokenizer_edits(tokenizer)),
+        donors=(vision.vision_tower, run),
+        notes=(*notes, *_notes(merged, config)),
+        record=Record(
+            roles=("tower", "adapter"),
+            arguments={} if dtype is None else {"dtype": dtype},
+            needs_alignment=not _has_projector(merged),
         ),
     )
     return require_binding(plan)
@@ -222,7 +287,13 @@ def _refuse(problems: Sequence[Problem], root: str) -> None:
 
 def _check_base(base: Checkpoint, run: Checkpoint) -> None:
     """Raise InputError unless the base is a VITA checkpoint, of the run's model type if it says."""
-    config = vita_config(base)
+    is_plain = plain_language_model(base) is not None
+    family = family_of(run.config) if is_plain else family_of_model(base)
+    if family in (None, VITA):
+        is_plain = False  # upstream's loaders have no code for such a run on a plain base
+    config = (base.config or {}) if is_plain else model_config(base)
+    kinds.refuse_relative(run, "a run")
+    check_rows(base, run, family or VITA)
     if kinds.kind_of(base).name == kinds.PEFT_MODEL:
         raise InputError(
             "base-does-not-fit-run",
@@ -233,7 +304,8 @@ def _check_base(base: Checkpoint, run: Checkpoint) -> None:
             "belongs on the base that it was trained on",
         )
     model_type = (run.config or {}).get("model_type")
-    if model_type in BACKBONES and model_type != config.get("model_type"):
+    is_other = family_of(run.config) is not None and model_type != config.get("model_type")
+    if is_other and not is_plain:
         raise InputError(
             "base-does-not-fit-run",
             base.root,
@@ -272,12 +344,12 @@ def _has_projector(merged: Merged) -> bool:
     return any(name.startswith(parts.PROJECTOR_PREFIX) for name in merged.tensors)
 
 
-def _casts(base: Checkpoint, done: Mapping[str, Tensor], dtype: str | None) -> list[Edit]:
+def _casts(base: Checkpoint, done: Collection[str], dtype: str | None) -> list[Edit]:
     """Return the conversions of everything else to ``dtype``; what is no float stays."""
     if dtype is None:
         return []
     return [
-        ReplaceTensor(name, Cast(tensor, dtype), f"in {dtype}")
+        ReplaceTensor(name, cast(tensor, dtype), f"in {dtype}")
         for name, tensor in base.tensors.items()
         if isinstance(tensor, TensorRef)
         and name not in done
@@ -291,12 +363,13 @@ def _config_edits(
 ) -> tuple[list[Edit], list[str]]:
     """Return the edits of the config, and notes on what the run's says and is not taken."""
     old, new = base.config or {}, run.config or {}
+    family = family_of_model(base)
     taken: dict[str, Any] = {}
     notes: list[str] = []
-    for key in (*VISION_KEYS, *_AUDIO_KEYS):
+    for key in (*family.keys, *(_AUDIO_KEYS if family.has_audio else ())):
         if key in new and (key not in old or old[key] != new[key]):
-            if key in VISION_KEYS:
-                check_run_value(key, new[key])
+            if key in family.keys:
+                check_run_value(key, new[key], family)
             taken[key] = new[key]
     has_audio = any(map(is_audio, (*base.tensors, *merged.tensors)))
     if builds_audio(taken) and not has_audio:
@@ -318,7 +391,7 @@ def _config_edits(
         key
         for key in sorted({*old, *new})
         if key not in taken
-        and key not in VISION_KEYS
+        and key not in family.keys
         and key not in _INCIDENTAL
         and new
         and old.get(key) != new.get(key)

@@ -6,7 +6,7 @@ import shlex
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.binding import bind
+from vita_ckpt.core.binding import Binding, bind
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.plan import Plan
@@ -49,6 +49,24 @@ def refuse_packed_projector(base: Checkpoint) -> None:
             )
 
 
+def _require_newline(plan: Plan, bound: Binding) -> None:
+    """Raise InputError ``newline-absent`` where a surgery would make a model without its newline.
+
+    A base that lacks it already is carried on: nothing is made worse.
+    """
+    lacks = parts.NEWLINE in bound.part(parts.IMAGE_NEWLINE).mismatch.missing
+    is_whole = "mm_vision_tower" in (plan.base.config or {})
+    if lacks and not is_whole:
+        raise InputError(
+            "newline-absent",
+            plan.donors[-1].root if plan.donors else plan.base.root,
+            expected=f"{parts.NEWLINE}, since mm_patch_merge_type is "
+            f"{(plan.target().config or {}).get('mm_patch_merge_type')!r}",
+            got="none: projector pretraining leaves it out, and a loader takes what is in memory",
+            hint="take a run of the next stage, which trains one",
+        )
+
+
 def require_binding(plan: Plan) -> Plan:
     """Return ``plan`` if the loader binds every tensor of the language model and the tower.
 
@@ -59,6 +77,7 @@ def require_binding(plan: Plan) -> Plan:
     """
     target, root = plan.target(), plan.base.root
     bound = bind(target.config or {}, target.tensors)
+    _require_newline(plan, bound)
     for part, label in _LABELS.items():
         if part not in bound.parts:
             continue

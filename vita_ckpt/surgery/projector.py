@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
+from vita_ckpt.core.anatomy.families import ModelFamily
 from vita_ckpt.core.anatomy.projectors import Projector
+from vita_ckpt.core.binding import features_of
 from vita_ckpt.core.checkpoint import (
     EMPTY,
     Checkpoint,
@@ -31,29 +33,44 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import needs_alignment
-from vita_ckpt.core.requirements import vita_config
+from vita_ckpt.core.requirements import family_of_model, model_config
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
 from vita_ckpt.surgery.donors import projector_of
 from vita_ckpt.surgery.preconditions import refuse_packed_projector, require_binding
 
+# The component by which --with names the vector between the rows of tiles.
+NEWLINE_NAME: Final = parts.NEWLINE.rpartition(".")[2]
 
-def plan_extract_projector(checkpoint: Checkpoint, *, bare: bool = False) -> Plan:
+
+def plan_extract_projector(
+    checkpoint: Checkpoint, *, bare: bool = False, extras: Collection[str] = ()
+) -> Plan:
     """Return a plan for a file that holds only the projector of ``checkpoint`` (any layout).
 
-    Names are upstream's, ``model.mm_projector.0.weight``, or ``0.weight`` if ``bare``. Raises
-    AdapterError if there is no projector, an ambiguous one, or one with empty tensors.
+    Names are upstream's, ``model.mm_projector.0.weight``, or ``0.weight`` if ``bare``. What belongs
+    to it is taken along: ``model.image_newline`` where the model has one, and other tensors that
+    ``extras`` names by a component of their name. Raises AdapterError if there is no projector, an
+    ambiguous one, or one with empty tensors, and UsageError for extras not found.
     """
     donor = projector_of(checkpoint)
     weights = donor.tensors
     prefix = "" if bare else parts.PROJECTOR_PREFIX
-    found = projectors.candidates(_shapes(weights))
+    family = family_of_model(checkpoint)
+    others = {name: checkpoint.stored[name] for name in donor.others if name in checkpoint.stored}
+    named = _with_newline(others, extras, checkpoint.config or {}, family)
+    more, _ = _split_extras(others, named)
+    found = projectors.candidates(_shapes(weights), projectors.EVERY_TYPE)
     what = _one_of(found) if found else "no known projector type by names and shapes"
     return Plan(
         operation="extract-projector",
         base=EMPTY,
-        edits=tuple(
-            AddTensor(f"{prefix}{name}", tensor, "projector") for name, tensor in weights.items()
+        edits=(
+            *(AddTensor(f"{prefix}{name}", ref, "projector") for name, ref in weights.items()),
+            *(
+                AddTensor(name.removeprefix(parts.PEFT_PREFIX), ref, "taken along")
+                for name, ref in more.items()
+            ),
         ),
         donors=(checkpoint,),
         notes=(f"projector: {what}", *donor.notes),
@@ -106,13 +123,13 @@ def merge_edits(
     extras: Collection[str] = (),
 ) -> tuple[list[Edit], tuple[str, ...]]:
     """Return the edits of :func:`plan_merge_projector`, and notes about them."""
-    config = vita_config(base)
+    config, family = model_config(base), family_of_model(base)
     donor = projector_of(adapter)
     weights = donor.tensors
     old = tensors_below(base, parts.PROJECTOR_PREFIX)
     refuse_packed_projector(base)
-    widths = _Widths.of(base, config, old)
-    new = _choose_type(adapter, weights, config, widths)
+    widths = _Widths.of(base, config, old, family)
+    new = _choose_type(adapter, weights, config, widths, family)
     names = {parts.PROJECTOR_PREFIX + name: tensor for name, tensor in weights.items()}
     edits: list[Edit] = [
         DropTensor(name, f"not a tensor of {new.type}") for name in old if name not in names
@@ -122,9 +139,9 @@ def merge_edits(
         wanted = dtype or (old[name].dtype if name in old else default)
         edits.append(put_tensor(base, name, tensor, wanted, "projector of the adapter"))
     others = {name: adapter.tensors[name] for name in donor.others}
-    chosen, left = _split_extras(others, extras)
+    chosen, left = _split_extras(others, _with_newline(others, extras, config, family))
     edits += _extra_edits(base, adapter, chosen)
-    edits += _config_edits(config, new)
+    edits += _config_edits(config, new, family)
     return edits, (f"projector: {new}", *donor.notes, *_left_out_notes(adapter, left))
 
 
@@ -136,14 +153,23 @@ class _Widths:
     out_widths: Mapping[str, int]
 
     @classmethod
-    def of(cls, base: Checkpoint, config: Mapping[str, Any], old: Mapping[str, Tensor]) -> _Widths:
+    def of(
+        cls,
+        base: Checkpoint,
+        config: Mapping[str, Any],
+        old: Mapping[str, Tensor],
+        family: ModelFamily,
+    ) -> _Widths:
         shapes = _shapes(base.tensors)
         tower = towers.tower_of_shapes(parts.below(parts.TOWER_PREFIX, shapes))
-        scales = towers.number_of_scales(config)
-        previous = projectors.candidates(parts.below(parts.PROJECTOR_PREFIX, shapes))
+        scales = family.number_of_scales(config)
+        own = parts.below(parts.PROJECTOR_PREFIX, shapes)
+        previous = projectors.candidates(own, family.projector_types)
         in_widths: dict[str, int] = {}
         if tower is not None:
-            in_widths["the vision tower"] = tower.output_width(scales)
+            features = features_of(config, tower, family)
+            layers = 1 if features is None else len(features.layers)
+            in_widths["the vision tower"] = tower.output_width(scales) * layers
         else:
             if type(config.get("mm_hidden_size")) is int:
                 in_widths["mm_hidden_size"] = config["mm_hidden_size"]
@@ -180,11 +206,12 @@ def _choose_type(
     weights: Mapping[str, Stored],
     config: Mapping[str, Any],
     widths: _Widths,
+    family: ModelFamily,
 ) -> Projector:
     """Return the adapter's projector; if its tensors fit several types, the configs decide."""
     shapes = _shapes(weights)
-    configured = str(config.get("mm_projector_type", projectors.DEFAULT_TYPE))
-    found = projectors.candidates(shapes)
+    configured = str(family.projector_type(config))
+    found = projectors.candidates(shapes, family.projector_types)
     if not found:
         raise _misfit(adapter, shapes, configured, widths)
     widths.check(adapter, found[0], weights)
@@ -267,6 +294,18 @@ def put_tensor(base: Checkpoint, name: str, tensor: Stored, dtype: str, reason: 
     return (ReplaceTensor if name in base.tensors else AddTensor)(name, new, reason)
 
 
+def _with_newline(
+    others: Mapping[str, Tensor],
+    extras: Collection[str],
+    config: Mapping[str, Any],
+    family: ModelFamily,
+) -> Collection[str]:
+    """Return ``extras`` with the newline between the rows of tiles, where the model needs it."""
+    if not family.has_newline(config) or not any(_is_called(n, NEWLINE_NAME) for n in others):
+        return extras
+    return (*extras, NEWLINE_NAME)
+
+
 def _split_extras(
     others: Mapping[str, Tensor], wanted: Collection[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -300,6 +339,10 @@ def _extra_edits(base: Checkpoint, adapter: Checkpoint, chosen: Mapping[str, Ten
                 got=f"also {printable(origins[target])}",
             )
         old = base.tensors.get(target)
+        if old is None and target == parts.NEWLINE and isinstance(tensor, TensorRef | Pieces):
+            reason = "merging tiles needs it"
+            edits.append(put_tensor(base, target, tensor, language_dtype(base), reason))
+            continue
         if old is None or old.shape != tensor.shape or not isinstance(tensor, TensorRef | Pieces):
             raise AdapterError(
                 "extra-does-not-fit",
@@ -313,10 +356,12 @@ def _extra_edits(base: Checkpoint, adapter: Checkpoint, chosen: Mapping[str, Ten
     return edits
 
 
-def _config_edits(config: Mapping[str, Any], new: Projector) -> list[SetConfig]:
+def _config_edits(
+    config: Mapping[str, Any], new: Projector, family: ModelFamily
+) -> list[SetConfig]:
     edits: list[SetConfig] = []
     for key, value, default, reason in (
-        ("mm_projector_type", new.type, projectors.DEFAULT_TYPE, "the adapter is of this type"),
+        ("mm_projector_type", new.type, family.default_projector, "the adapter is of this type"),
         ("mm_hidden_size", new.in_width, None, "the projector's input width"),
         ("use_mm_proj", True, None, "the checkpoint has a projector"),
     ):

@@ -7,14 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from vita_ckpt.core.anatomy import parts, projectors, towers
-from vita_ckpt.core.anatomy.backbones import BACKBONES
-from vita_ckpt.core.anatomy.config_keys import LARGEST_NUMBER, VISION_KEYS
+from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
+from vita_ckpt.core.anatomy.config_keys import LARGEST_NUMBER
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import Tower
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.binding import builds_audio, is_audio
-from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape
+from vita_ckpt.core.binding import (
+    Surroundings,
+    builds_audio,
+    features_of,
+    is_audio,
+    tower_class,
+)
+from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape, Stored
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.core.kinds import kind_of, refuse_relative
 from vita_ckpt.core.plan import (
@@ -30,10 +36,11 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import refuse_codes
-from vita_ckpt.core.requirements import plain_backbone
+from vita_ckpt.core.remedies import merge_projector
+from vita_ckpt.core.requirements import family_of_model, plain_language_model
 from vita_ckpt.core.serving import builds_tower
 from vita_ckpt.core.tensor_match import compare
-from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.errors import AdapterError, InputError, UsageError
 from vita_ckpt.surgery.preconditions import require_binding
 from vita_ckpt.surgery.projector import (
     dominant_dtype,
@@ -55,7 +62,9 @@ class VisionModelArgs:
     ``projector`` decides whether it is kept or drawn at random with ``seed``. ``projector`` None
     keeps it where it still fits and is an error where it does not. ``use_s2`` None leaves S2
     unchanged where the new tower supports it. ``run_config`` is the config of a run whose other
-    vision keys are copied to the result.
+    vision keys are copied to the result. ``path_exists`` is whether ``mm_vision_tower`` is a path
+    that exists here, None if that is not known: some loaders choose the class by that. ``extras``
+    names other tensors of the adapter to include, by a component of their name.
     """
 
     vision_tower: Checkpoint
@@ -70,6 +79,8 @@ class VisionModelArgs:
     s2_scales: str | None = None
     model_type: str | None = None
     run_config: Mapping[str, Any] = field(default_factory=dict)
+    path_exists: bool | None = None
+    extras: tuple[str, ...] = ()
 
 
 def initialize_vision_modules(
@@ -80,30 +91,15 @@ def initialize_vision_modules(
     The old tower is removed, and so is a projector that no longer fits. The new tower is added
     under upstream's names in the base's dtype. ``mm_vision_tower``, ``mm_hidden_size`` (the width
     of the tower's output), ``mm_projector_type``, ``use_mm_proj``, ``use_s2`` and ``s2_scales`` are
-    set. A base that is a plain language model becomes a VITA checkpoint.
+    set. A base that is a plain language model becomes a checkpoint of the family of the run, by
+    default of VITA.
 
     Raises InputError for an invalid base or tower, a tower whose tensors are not those that its
     config describes, one that upstream would take for another family by its path, or an odd grid of
     patches for InternViT; AdapterError for an adapter that does not fit; UsageError where a choice
     is needed or impossible.
     """
-    tower = _DonorTower.of(args)
-    _check_serving(base, tower.described)
-    config = {**(base.config or {}), **_backbone_keys(base, args), **_run_keys(base, args)}
-    s2 = _s2(config, args, tower.described)
-    _check_path(args, tower.described, bool(s2["use_s2"]))
-    config |= s2 | {
-        "mm_vision_tower": args.mm_vision_tower,
-        "mm_hidden_size": tower.described.output_width(towers.number_of_scales({**config, **s2})),
-        "mm_projector_type": args.mm_projector_type
-        or config.get("mm_projector_type", projectors.DEFAULT_TYPE),
-        "use_mm_proj": True,
-    }
-    edits = [
-        *_tower_edits(base, tower),
-        *_config_edits(base, config),
-        *_files(base, tower, args.processor),
-    ]
+    edits, config, notes = vision_edits(base, args)
     # The projector's edits depend on the tower, so they are planned on the result so far.
     swapped = Plan(operation, base, tuple(edits), (args.vision_tower,)).target()
     projector_edits, projector_notes, aligned = _projector(base, swapped, config, args)
@@ -119,7 +115,7 @@ def initialize_vision_modules(
         base=base,
         edits=tuple(edits),
         donors=tuple(donors.values()),
-        notes=(*tower.notes(config), *projector_notes, *_audio_notes(base, args)),
+        notes=(*notes, *projector_notes, *_audio_notes(base, args)),
         record=Record(
             roles=tuple(donors),
             arguments=_asked(args),
@@ -128,6 +124,80 @@ def initialize_vision_modules(
         ),
     )
     return require_binding(plan)
+
+
+def vision_edits(
+    base: Checkpoint, args: VisionModelArgs
+) -> tuple[list[Edit], dict[str, Any], list[str]]:
+    """Return the edits of tower, config and files, the config of the result, and notes.
+
+    What a projector needs is left to the caller. Raises what :func:`initialize_vision_modules`
+    raises of the base and the tower.
+    """
+    family = _family(base, args)
+    tower = _DonorTower.of(args)
+    _check_serving(base, tower.described)
+    config = {**(base.config or {}), **_run_keys(base, args, family)}
+    config |= _backbone_keys(base, args, family)
+    config |= _s2(config, args, tower.described, family) | {"mm_vision_tower": args.mm_vision_tower}
+    _check_path(args, tower.described, config, family)
+    features = features_of(config, tower.described, family)
+    layers = 1 if features is None else len(features.layers)
+    width = tower.described.output_width(family.number_of_scales(config)) * layers
+    config |= {
+        "mm_hidden_size": width,
+        "mm_projector_type": args.mm_projector_type or family.projector_type(config),
+        "use_mm_proj": True,
+    }
+    edits = [
+        *_plain_edits(base, config, family),
+        *_tower_edits(base, tower, family, _trained_tower(args)),
+        *_config_edits(base, config),
+        *_files(base, tower, args.processor),
+    ]
+    return edits, config, tower.notes(config)
+
+
+def _family(base: Checkpoint, args: VisionModelArgs) -> ModelFamily:
+    """Return the family of the result: of a plain language model the run's, by default VITA."""
+    run = args.pretrain_mm_mlp_adapter
+    if plain_language_model(base) is None:
+        return family_of_model(base)
+    if run is not None and run.layout in ("run", "lora"):
+        refuse_relative(run, "a run")
+        family = family_of(run.config) or VITA
+        if family is not VITA and not args.run_config:
+            raise InputError(
+                "other-family",
+                run.root,
+                expected="a run of VITA, for a checkpoint of VITA",
+                got=f"one of {family.label}, whose config and trained tower a swap leaves out",
+                hint=merge_projector(base.root, run.root),
+            )
+    return family_of(args.run_config) or VITA
+
+
+def _plain_edits(base: Checkpoint, config: Mapping[str, Any], family: ModelFamily) -> list[Edit]:
+    """Drop what a plain language model has and its class in the family has not."""
+    plain = plain_language_model(base)
+    if plain is None or family is VITA:
+        return []
+    own = language_tensors.expected_shapes(plain.name, base.config or {})
+    built = language_tensors.expected_shapes(plain.name, config)
+    return [
+        DropTensor(name, f"{family.label}'s {plain.name} has no such tensor")
+        for name in own
+        if name not in built and name in base.tensors
+    ]
+
+
+def _trained_tower(args: VisionModelArgs) -> dict[str, Stored]:
+    """Return the tower's tensors that the run of ``args`` trained, by their names in a model."""
+    run = args.pretrain_mm_mlp_adapter
+    if run is None or not args.run_config:
+        return {}
+    bare = {name.removeprefix(parts.PEFT_PREFIX): ref for name, ref in run.stored.items()}
+    return {name: ref for name, ref in bare.items() if name.startswith(parts.TOWER_MODULE)}
 
 
 def plan_extract_tower(
@@ -201,6 +271,9 @@ class _DonorTower:
             )
         sizes = towers.config_of_shapes(shapes)
         given = None if described.traits.lone_file else args.tower_config
+        if given is not None and below:  # as its family stores it, which may cut it
+            donor = family_of(checkpoint.config, checkpoint.tensors) or VITA
+            given = donor.stored_tower(described.family, given)
         config = given or sizes
         if config is None and described.traits.lone_file:
             raise InputError(
@@ -265,28 +338,34 @@ class _DonorTower:
         return notes
 
 
-def _backbone_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
-    """Return the keys that turn a plain language model's config into a VITA config.
+def _backbone_keys(base: Checkpoint, args: VisionModelArgs, family: ModelFamily) -> dict[str, Any]:
+    """Return the keys that turn a plain language model's config into one of a family.
 
-    The result is empty for a base that is already a VITA checkpoint.
+    The result is empty for a base that is a whole model already.
     """
-    backbone = plain_backbone(base)
-    if backbone is None:
+    plain = plain_language_model(base)
+    if plain is None:
         return {}
-    run = args.pretrain_mm_mlp_adapter
-    if run is not None and run.layout in ("run", "lora"):
-        refuse_relative(run, "a run")
+    backbone = family.backbone_on(plain.model_type)
     if args.model_type is not None:
-        asked = BACKBONES.get(args.model_type)
-        if asked is None or asked.language_model != backbone.language_model:
+        asked = family.by_type.get(args.model_type)
+        if asked is None or asked.language_model != plain.name:
             raise InputError(
                 "model-type-mismatch",
                 base.root,
                 expected=f"the language model of {args.model_type}",
-                got=f"model_type {backbone.plain_model_type}",
+                got=f"model_type {plain.model_type}",
                 hint="the run was trained on another base",
             )
         backbone = asked
+    if backbone is None:
+        raise InputError(
+            "not-a-vita-checkpoint",
+            base.root,
+            expected=f"a checkpoint, or a language model that {family.label} has",
+            got=f"a plain {plain.name}",
+            hint="merge-projector makes a checkpoint of it and a run with its config.json",
+        )
     return {"model_type": backbone.model_type, "architectures": [backbone.architecture]}
 
 
@@ -300,9 +379,15 @@ _RUN_KEYS: Final = (
     "tokenizer_model_max_length",
     "tokenizer_padding_side",
 )
+# Keys of any config that say how and by what it was written.
+_INCIDENTAL: Final = frozenset(
+    {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+)
 
 
-def _run_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
+def _run_keys(base: Checkpoint, args: VisionModelArgs, family: ModelFamily) -> dict[str, Any]:
+    if family is not VITA:
+        return family_keys(base, args.run_config, family)
     keys = {key: args.run_config[key] for key in _RUN_KEYS if key in args.run_config}
     if builds_audio(args.run_config) and any(map(is_audio, base.tensors)):
         keys["mm_audio_encoder"] = args.run_config["mm_audio_encoder"]
@@ -311,6 +396,48 @@ def _run_keys(base: Checkpoint, args: VisionModelArgs) -> dict[str, Any]:
     if "continuous_training" in args.run_config:
         keys["continuous_training"] = False  # as upstream resets it after loading
     return keys
+
+
+def family_keys(base: Checkpoint, run: Mapping[str, Any], family: ModelFamily) -> dict[str, Any]:
+    """Return the keys of a run's config that the result has: VITA's relatives use it as it is.
+
+    Raises InputError for a value of another type than its key, AdapterError where the config has
+    more rows of embeddings than the base.
+    """
+    keys = {key: value for key, value in run.items() if key not in _INCIDENTAL}
+    for key in keys.keys() & family.keys.keys():
+        check_run_value(key, keys[key], family)
+    if "continuous_training" in run:
+        keys["continuous_training"] = False
+    return keys
+
+
+def check_rows(base: Checkpoint, run: Checkpoint, family: ModelFamily) -> None:
+    """Raise AdapterError ``run-rows-absent`` for a run whose config counts rows that nobody has.
+
+    VITA's relatives make both tables of uninitialised memory then, or raise.
+    """
+    table, wanted = base.tensors.get(parts.EMBED_TOKENS), (run.config or {}).get("vocab_size")
+    if family is VITA or table is None or type(wanted) is not int or wanted <= table.shape[0]:
+        return
+    names = {name.removeprefix(parts.PEFT_PREFIX).removeprefix("model.") for name in run.tensors}
+    held = [name for name in (parts.EMBED_TOKENS, parts.LM_HEAD) if _inner(name) in names]
+    if len(held) > 1:
+        return
+    got = f"{table.shape[0]} in the base, and {held[0] if held else 'neither table'} in the run"
+    raise AdapterError(
+        "run-rows-absent",
+        run.root,
+        expected=f"rows for {wanted} tokens, as the run's config says",
+        got=got,
+        hint=f"vita-ckpt resize-embeddings {base.root} --tokens {wanted} --out OUT gives the base "
+        "rows for them; what the run learnt of them "
+        + ("is taken with --with embed_tokens" if held else "was not saved"),
+    )
+
+
+def _inner(name: str) -> str:
+    return name.removeprefix("model.")
 
 
 def _audio_notes(base: Checkpoint, args: VisionModelArgs) -> tuple[str, ...]:
@@ -323,13 +450,15 @@ def _audio_notes(base: Checkpoint, args: VisionModelArgs) -> tuple[str, ...]:
     )
 
 
-def check_run_value(key: str, value: Any) -> None:
+def check_run_value(key: str, value: Any, family: ModelFamily = VITA) -> None:
     """Raise InputError for a value of a run's config that is not of the type of its key."""
     if value is None:
         return
-    types = VISION_KEYS[key]
+    types = family.keys[key].types
     fits = type(value) in types and (
-        value.isprintable() if isinstance(value, str) else abs(value) < LARGEST_NUMBER
+        value.isprintable()
+        if isinstance(value, str)
+        else isinstance(value, list) or abs(value) < LARGEST_NUMBER
     )
     if not fits:
         names = " or ".join(kind.__name__ for kind in types)
@@ -342,8 +471,11 @@ def check_run_value(key: str, value: Any) -> None:
         )
 
 
-def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[str, Any]:
-    """Return ``use_s2`` and, where they are known, ``s2_scales`` of the result."""
+def _s2(
+    config: Mapping[str, Any], args: VisionModelArgs, tower: Tower, family: ModelFamily
+) -> dict[str, Any]:
+    """Return the key of S2 and, where they are known, ``s2_scales`` of the result."""
+    key = family.s2_key
     if args.use_s2 is False and args.s2_scales is not None:
         raise UsageError(
             "options-exclude-each-other",
@@ -352,22 +484,24 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
             got=f"{args.s2_scales!r} without S2",
         )
     asked = args.use_s2 is True or args.s2_scales is not None
-    if not tower.traits.has_s2:
+    without = {key: False} if key in config or family is VITA else {}
+    if tower.family not in family.s2_towers:
         if asked:
+            labels = towers.listed(towers.FAMILIES[name] for name in family.s2_towers)
             raise InputError(
                 "s2-needs-siglip",
-                "use_s2",
-                expected=f"a {towers.listed(towers.WITH_S2)} tower",
+                key,
+                expected=f"a {labels} tower",
                 got=f"{tower}",
-                hint=f"leave S2 out, or swap in a {towers.listed(towers.WITH_S2)} tower",
+                hint=f"leave S2 out, or swap in a {labels} tower",
             )
-        return {"use_s2": False}
-    use = asked or (args.use_s2 is None and config.get("use_s2") is True)
+        return without
+    use = asked or (args.use_s2 is None and config.get(key) is True)
     if not use:
-        return {"use_s2": False}
+        return without
     text = args.s2_scales
     if text is None:
-        text = str(config.get("s2_scales", towers.DEFAULT_S2_SCALES))
+        text = str(config.get("s2_scales", family.default_s2_scales))
     scales = towers.parse_s2_scales(text)
     if scales is None:
         raise UsageError("invalid-s2-scales", text, expected="sizes in pixels, as 384,768,1152")
@@ -379,7 +513,7 @@ def _s2(config: Mapping[str, Any], args: VisionModelArgs, tower: Tower) -> dict[
             got=text,
             hint="give others with --s2-scales, or --no-s2",
         )
-    return {"use_s2": True} | ({} if args.s2_scales is None else {"s2_scales": text})
+    return {key: True} | ({} if args.s2_scales is None else {"s2_scales": text})
 
 
 def refuse_quantised_tower(checkpoint: Checkpoint) -> None:
@@ -401,25 +535,50 @@ def _check_serving(base: Checkpoint, tower: Tower) -> None:
         )
 
 
-def _check_path(args: VisionModelArgs, tower: Tower, use_s2: bool) -> None:
+def _check_path(
+    args: VisionModelArgs, tower: Tower, config: Mapping[str, Any], family: ModelFamily
+) -> None:
     """Raise InputError unless upstream builds this tower's class from ``mm_vision_tower``."""
     path = args.mm_vision_tower
     if not path.isprintable():
         raise UsageError("invalid-tower-path", path, expected="a printable path")
-    hint = (
-        "the run's config.json names it: the run was trained with another tower"
+    by_path = tower_class(config, Surroundings(path_exists=args.path_exists), family)
+    if by_path is None or by_path.family == tower.family:
+        return
+    by_rule = by_path.reason.outcome in (towers.Outcome.RULE, towers.Outcome.NO_RULE)
+    raise InputError(
+        "tower-path-misleads",
+        path,
+        expected=f"a path that upstream takes for {tower.traits.label}",
+        got=f"{by_path.tower_class or 'nothing'}: {by_path.reason}",
+        hint="the run's config.json names it: the run was trained with another tower"
         if args.run_config
-        else "rename the directory, or name the path for the config with --tower-path"
+        else _other_path(family, tower)
+        if by_rule
+        else "rename the directory, or name the path for the config with --tower-path",
     )
-    towers.check_path(path, tower.family, use_s2, hint)
 
 
-def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
+def _other_path(family: ModelFamily, tower: Tower) -> str:
+    """Say by which path a family's loader would build a tower, if by any."""
+    name = f"name/{tower.family}"
+    built = family.dispatch({"mm_vision_tower": name}, lambda _: False).family
+    if built == tower.family:
+        return f"--tower-path names it as the hub does, with {tower.family!r} in the name"
+    return f"{family.label} builds no {tower.traits.label} tower from any path"
+
+
+def _tower_edits(
+    base: Checkpoint, tower: _DonorTower, family: ModelFamily, trained: Mapping[str, Stored]
+) -> list[Edit]:
     dtype = language_dtype(base)
     refs = tower.checkpoint.stored
+    prefix = parts.TOWER_MODULE + tower.described.traits.stored_prefix
+    kept = expected_shapes(family.stored_tower(tower.described.family, tower.config))
     names = {
         f"{parts.TOWER_MODULE}{stored}": refs[origin]
         for origin, stored in towers.stored_names(tower.shapes).items()
+        if f"{parts.TOWER_MODULE}{stored}".removeprefix(prefix) in kept
     }
     edits: list[Edit] = [
         DropTensor(name, "a tensor of the old tower")
@@ -427,7 +586,9 @@ def _tower_edits(base: Checkpoint, tower: _DonorTower) -> list[Edit]:
         if name not in names
     ]
     label = tower.described.traits.label
-    edits += [put_tensor(base, n, ref, dtype, f"{label} tower") for n, ref in names.items()]
+    for name, ref in names.items():
+        reason = "as the run trained it" if name in trained else f"{label} tower"
+        edits.append(put_tensor(base, name, trained.get(name, ref), dtype, reason))
     return edits
 
 
@@ -437,9 +598,10 @@ _REASONS: Final = {
     "mm_projector_type": "the projector's type",
     "use_mm_proj": "the checkpoint has a projector",
     "use_s2": "whether the tower runs at several scales",
+    "s2": "whether the tower runs at several scales",
     "s2_scales": "the scales of S2",
-    "model_type": "the language model becomes a VITA model",
-    "architectures": "the language model becomes a VITA model",
+    "model_type": "the language model becomes a multimodal model",
+    "architectures": "the language model becomes a multimodal model",
 }
 
 
@@ -472,15 +634,16 @@ def _projector(
 ) -> tuple[list[Edit], tuple[str, ...], bool]:
     """Return the edits of the projector, notes about them, and whether it is trained."""
     kind, width = str(config["mm_projector_type"]), int(config["mm_hidden_size"])
-    if not projectors.is_known(kind):
+    family = family_of_model(swapped)
+    if not projectors.is_known(kind, family.projector_types):
         raise UsageError(
             "unknown-projector-type",
             kind,
-            expected=projectors.listed(),
+            expected=projectors.listed(family.projector_types),
         )
     adapter = args.pretrain_mm_mlp_adapter
     if adapter is not None:
-        edits, notes = merge_edits(swapped, adapter)
+        edits, notes = merge_edits(swapped, adapter, extras=args.extras)
         _check_type(args, edits, kind)
         return edits, notes, not needs_alignment(adapter)
     new = Projector(kind, width, _hidden_size(base))
@@ -498,7 +661,7 @@ def _projector(
         note = f"projector: {new}, drawn anew (seed {args.seed}): it needs alignment training"
         return _reinit(base, new, args.seed), (note,), False
     # Types that store the same tensors may compute different functions.
-    same_type = kind == (base.config or {}).get("mm_projector_type", projectors.DEFAULT_TYPE)
+    same_type = kind == family.projector_type(base.config or {})
     if not fits or not (same_type or args.projector == "keep"):
         raise _choice_needed(base, new, shapes, keep=args.projector == "keep")
     note = f"projector: {new}, kept: it was trained with the tower it was with"
@@ -524,7 +687,7 @@ def _check_type(args: VisionModelArgs, edits: list[Edit], kind: str) -> None:
 def _choice_needed(
     base: Checkpoint, new: Projector, shapes: Mapping[str, Shape], *, keep: bool
 ) -> UsageError:
-    found = projectors.candidates(shapes)
+    found = projectors.candidates(shapes, projectors.EVERY_TYPE)
     old = " or ".join(map(str, found)) if found else "no projector" if not shapes else "another one"
     return UsageError(
         "projector-does-not-fit" if keep else "projector-choice-needed",

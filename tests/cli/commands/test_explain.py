@@ -12,7 +12,7 @@ import pytest
 
 from fixtures.builder import snapshot
 from tests.conftest import BASES, GOLDEN, Cli, assert_one_error
-from vita_ckpt.checks.explain.loaders import LOADERS
+from vita_ckpt.checks.explain.loaders import loaders_of
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "explain-v1.json").read_text())
 
@@ -22,7 +22,7 @@ def test_a_block_for_each_loader(cli: Cli, case: str) -> None:
     before = snapshot(GOLDEN / case)
     result = cli("explain", GOLDEN / case / "base")
     assert (result.code, result.err) == (0, "")
-    for loader in LOADERS:
+    for loader in loaders_of(None):
         assert f"\n{loader} · " in result.out
     assert "\nwhere they diverge\n" in result.out
     assert len(result.out.splitlines()) < 100
@@ -33,7 +33,7 @@ def test_a_block_for_each_loader(cli: Cli, case: str) -> None:
 def test_json_keeps_its_schema(cli: Cli, path: str) -> None:
     report = json.loads(cli("explain", GOLDEN / path, "--json").out)
     jsonschema.validate(report, SCHEMA)
-    assert [loader["loader"] for loader in report["loaders"]] == list(LOADERS)
+    assert [loader["loader"] for loader in report["loaders"]] == list(loaders_of(None))
 
 
 def test_some_of_the_loaders(cli: Cli) -> None:

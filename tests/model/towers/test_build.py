@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.conftest import GOLDEN
+from vita_ckpt.core.anatomy.families import Features
 from vita_ckpt.core.anatomy.towers.detect import stored_names, tower_of_config
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
 from vita_ckpt.errors import InputError
@@ -269,6 +270,68 @@ def test_siglip_without_a_head() -> None:
     headless.load_state_dict(own_names(headless, kept), strict=True)
     pixels = CASES["A2"].pixels()
     assert torch.equal(run(headless, pixels), run(CASES["A2"].loaded(), pixels))
+
+
+# Which hidden states are taken, and CLIP at several scales
+
+
+def clip_states(pixels: Tensor) -> list[Tensor]:
+    """All hidden states of A3's CLIP, as the library itself returns them."""
+    model: Any = CASES["A3"].loaded().vision_tower
+    with torch.no_grad():
+        return list(model(pixels, output_hidden_states=True).hidden_states)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+@pytest.mark.parametrize("layers", [(-2,), (1,), (0,), (-1,), (-2, -3, 3), (-4, 0)])
+def test_hidden_states_are_taken_by_their_numbers(
+    layers: tuple[int, ...], class_token: bool
+) -> None:
+    golden = CASES["A3"]
+    tower = build_tower("clip", golden.config(), features=Features(layers, class_token))
+    tower.load_state_dict(golden.loaded().state_dict())
+    states = clip_states(golden.pixels())
+    wanted = torch.cat([states[number] for number in layers], dim=-1)
+    got = run(tower, golden.pixels())
+    assert torch.allclose(got, wanted if class_token else wanted[:, 1:], atol=1e-6)
+    assert (tower.tokens, tower.hidden_size) == tuple(got.shape[1:])
+
+
+def test_the_last_hidden_state_is_before_the_last_norm() -> None:
+    golden = CASES["A2"]
+    config = golden.config()
+    whole = golden.loaded()
+    fewer = config | {"num_hidden_layers": config["num_hidden_layers"] - 1}
+    cut = build_tower("siglip", fewer | {"vision_use_head": False}, features=Features((-1,)))
+    state = {name: whole.state_dict()[name] for name in cut.state_dict()}
+    cut.load_state_dict(state, strict=True)
+    assert torch.equal(run(cut, golden.pixels()), run(whole, golden.pixels()))
+
+
+@pytest.mark.parametrize("layers", [(-5,), (4,), (-2, 9)])
+def test_hidden_states_that_there_are_not(layers: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="mm_vision_select_layer"):
+        build_tower("clip", CASES["A3"].config(), features=Features(layers))
+
+
+def test_clip_at_several_scales() -> None:
+    golden = CASES["A3"]
+    scales = (42, 84)
+    tower = build_tower("clip", golden.config(), s2_scales=scales, s2_towers=("clip",))
+    one = golden.loaded()
+    tower.load_state_dict(one.state_dict())
+    pixels = images(2, 3, 84, 84)
+    small = functional.interpolate(pixels, (42, 42), mode="bicubic", align_corners=False)
+    tiles = [run(one, pixels[:, :, y : y + 42, x : x + 42]) for y in (0, 42) for x in (0, 42)]
+    side = one.grid
+    maps = [tile.transpose(1, 2).reshape(2, -1, side, side) for tile in tiles]
+    whole = torch.cat([torch.cat(maps[:2], 3), torch.cat(maps[2:], 3)], 2)
+    pooled = functional.interpolate(whole, (side, side), mode="area").flatten(2).transpose(1, 2)
+    got = run(tower, pixels)
+    assert torch.allclose(got, torch.cat([run(one, small), pooled], -1), atol=1e-6)
+    assert (tower.image_size, tower.tile_size) == (84, 42)
+    with pytest.raises(InputError, match="s2-needs-siglip"):
+        build_tower("clip", golden.config(), s2_scales=scales)
 
 
 # InternViT

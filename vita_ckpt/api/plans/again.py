@@ -10,7 +10,7 @@ from vita_ckpt.api.plans.config import plan_set
 from vita_ckpt.api.plans.consolidate import plan_consolidate
 from vita_ckpt.api.plans.convert import plan_convert
 from vita_ckpt.api.plans.embeddings import plan_resize_embeddings
-from vita_ckpt.api.plans.lora import plan_merge_lora
+from vita_ckpt.api.plans.lora import plan_merge_lora, plan_merge_run
 from vita_ckpt.api.plans.projector import (
     plan_assemble,
     plan_extract_projector,
@@ -32,10 +32,11 @@ _OPTIONAL_TEXT: Final = (str, NoneType)
 
 # What each operation can be asked for, with the types of the values.
 _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
-    "extract-projector": {"bare": (bool,)},
+    "extract-projector": {"bare": (bool,), "extras": (list,)},
     "merge-projector": {"dtype": _OPTIONAL_TEXT, "extras": (list,), ALLOW: (bool,)},
-    "merge-projector with a tower": {"tower_path": (str,), ALLOW: (bool,)},
+    "merge-projector with a tower": {"tower_path": (str,), "extras": (list,), ALLOW: (bool,)},
     "merge-lora": {"dtype": _OPTIONAL_TEXT, ALLOW: (bool,)},
+    "merge-lora with a tower": {"dtype": _OPTIONAL_TEXT, "tower_path": (str,), ALLOW: (bool,)},
     "merge-lora of its own deltas": {
         "dtype": _OPTIONAL_TEXT,
         "adapter_config": _OPTIONAL_TEXT,
@@ -87,7 +88,7 @@ _REQUESTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
 _NUMBERS_OF_INPUTS: Final = {
     "extract-projector": (2,),
     "merge-projector": (2, 3),
-    "merge-lora": (1, 2),
+    "merge-lora": (1, 2, 3),
     "swap-tower": (2, 3),
     "extract-tower": (2,),
     "extract-audio-adapter": (2,),
@@ -108,10 +109,17 @@ def plan_again(saved: SavedPlan, inputs: Sequence[Checkpoint], stores: Stores) -
     """
     if len(inputs) not in _NUMBERS_OF_INPUTS.get(saved.operation, ()):
         raise not_a_plan(f"a {saved.operation} of {len(inputs)} inputs")
-    form = {("merge-projector", 3): " with a tower", ("merge-lora", 1): " of its own deltas"}
+    form = {
+        ("merge-projector", 3): " with a tower",
+        ("merge-lora", 3): " with a tower",
+        ("merge-lora", 1): " of its own deltas",
+    }
     types = _REQUESTS[saved.operation + form.get((saved.operation, len(inputs)), "")]
-    # Plans of earlier versions do not say that bad values are allowed.
-    request = {**({ALLOW: False} if ALLOW in types else {}), **saved.request}
+    # Plans of earlier versions do not say that bad values are allowed, nor always what is extra.
+    added: dict[str, Any] = {ALLOW: False} if ALLOW in types else {}
+    if "extras" in types:
+        added["extras"] = []
+    request = {**added, **saved.request}
     if request.keys() != types.keys():
         raise not_a_plan(f"a request for {', '.join(map(repr, saved.request)) or 'nothing'}")
     for key, value in request.items():
@@ -132,10 +140,16 @@ def _dispatch(  # noqa: PLR0911 - one per operation
 ) -> Plan:
     base, *donors = inputs
     if operation in ("extract-projector", "extract-tower"):
+        if not all(isinstance(name, str) for name in request.get("extras", ())):
+            raise not_a_plan("extras that are no texts")
         extract: Callable[..., Plan] = (
             plan_extract_tower if operation == "extract-tower" else plan_extract_projector
         )
         return extract(donors[0], **request, stores=stores)
+    if operation == "merge-lora" and len(donors) > 1:
+        tower, run = donors
+        path, dtype, allow = request["tower_path"], request["dtype"], request[ALLOW]
+        return plan_merge_run(base, run, tower, path, dtype, allow, stores)
     if operation == "merge-lora":
         return plan_merge_lora(base, *donors, **request, stores=stores)
     if not donors:
@@ -146,11 +160,12 @@ def _dispatch(  # noqa: PLR0911 - one per operation
         return plan_consolidate(donors[0], base=other, **request, stores=stores)
     tower, adapter = donors[0], donors[-1]
     if operation == "merge-projector":
-        if len(donors) > 1:
-            plan = plan_assemble(base, adapter, tower, request["tower_path"], stores)
-            return with_values_checked(plan, adapter, request[ALLOW])
         if not all(isinstance(name, str) for name in request["extras"]):
             raise not_a_plan("extras that are no texts")
+        if len(donors) > 1:
+            path, extras = request["tower_path"], request["extras"]
+            plan = plan_assemble(base, adapter, tower, path, extras, stores)
+            return with_values_checked(plan, adapter, request[ALLOW])
         return plan_merge_projector(base, adapter, **request, stores=stores)
     asked = {**request, "projector": choice_of(request["projector"], donors)}
     return plan_swap_tower(base, tower, **asked, stores=stores)

@@ -67,7 +67,7 @@ def refuse_swapped(
     ``command`` words the call with a base and an adapter.
     """
     adapters = (kinds.PROJECTOR, kinds.LORA_RUN, kinds.AUDIO_ADAPTER)
-    models = (kinds.VITA, kinds.LANGUAGE_MODEL)
+    models = (*kinds.WHOLE, kinds.LANGUAGE_MODEL)
     found = kinds.kind_of(base).name, kinds.kind_of(adapter).name
     if found[0] in adapters and found[1] in models:
         raise UsageError(

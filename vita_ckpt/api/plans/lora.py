@@ -12,6 +12,8 @@ from vita_ckpt.api.plans.inputs import (
     refuse_swapped,
 )
 from vita_ckpt.api.plans.values import with_values_checked
+from vita_ckpt.api.plans.vision import is_plain, vision_of_run
+from vita_ckpt.core.anatomy.families import VITA, family_of
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.lora import settings_of_deltas
@@ -34,6 +36,7 @@ def plan_merge_lora(
     adapter: Checkpoint | StrPath | None = None,
     *,
     dtype: str | None = None,
+    tower: Checkpoint | StrPath | None = None,
     adapter_config: StrPath | None = None,
     lora_alpha: float | None = None,
     use_rslora: bool = False,
@@ -47,6 +50,10 @@ def plan_merge_lora(
     (``"bf16"``, ``"float16"`` …) is what the result is in, by default what the base is in; with
     ``"f16"`` it is what upstream's loader holds. ``allow_bad_values`` is that of
     :func:`plan_merge_projector`.
+
+    A run of LLaVA, LLaVA-NeXT or Bunny may be one on a plain language model, which then becomes a
+    checkpoint of that family. ``tower`` is its vision tower, by default what the run's config
+    names; what the run trained of it replaces it.
 
     Without ``adapter``, ``base`` is a checkpoint that was saved with its deltas unmerged. The
     run's ``adapter_config.json`` lies beside it, or is ``adapter_config``; without one,
@@ -70,11 +77,7 @@ def plan_merge_lora(
         run = consolidation.lora_run_of(as_checkpoint(adapter, stores))
         opened = _base_of_run(run, stores) if base is None else as_checkpoint(base, stores)
         refuse_swapped(opened, run, merge_lora)
-        plan = lora_surgery.plan_merge_lora(
-            opened, run, dtype=code, tokenizer=new_tokenizer_files(opened, run, stores)
-        )
-        plan = replace(plan, request={"dtype": code})
-        return with_values_checked(plan, run, allow_bad_values)
+        return plan_merge_run(opened, run, tower, None, code, allow_bad_values, stores)
     if base is None:
         raise UsageError(
             "option-needed",
@@ -102,6 +105,34 @@ def plan_merge_lora(
     return with_values_checked(
         replace(plan, request=request), lora_surgery.trained_part(opened), allow_bad_values
     )
+
+
+def plan_merge_run(
+    base: Checkpoint,
+    run: Checkpoint,
+    tower: Checkpoint | StrPath | None,
+    tower_path: str | None,
+    dtype: str | None,
+    allow_bad_values: bool,
+    stores: Stores,
+) -> Plan:
+    """Plan to merge a run; ``dtype`` is a safetensors code, ``tower_path`` that of the config."""
+    vision = None
+    if is_plain(base) and family_of(run.config) not in (None, VITA):
+        vision = vision_of_run(base, run, tower, tower_path, stores)
+    elif tower is not None:
+        raise UsageError(
+            "tower-already-there",
+            base.root,
+            expected="a plain language model, since a tower is given, and a run of a relative of "
+            "VITA",
+            hint="swap-tower --tower … puts another tower into a checkpoint",
+        )
+    tokenizer = new_tokenizer_files(base, run, stores)
+    plan = lora_surgery.plan_merge_lora(base, run, dtype=dtype, tokenizer=tokenizer, vision=vision)
+    path = {} if vision is None else {"tower_path": vision.mm_vision_tower}
+    plan = replace(plan, request={"dtype": dtype, **path})
+    return with_values_checked(plan, run, allow_bad_values)
 
 
 def _base_of_run(run: Checkpoint, stores: Stores) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from vita_ckpt.api.inspect import as_checkpoint, check_key
@@ -69,6 +70,7 @@ def plan_swap_tower(
         seed=seed,
         use_s2=use_s2,
         s2_scales=s2_scales,
+        path_exists=os.path.exists(path),
     )
     plan = vision_modules.initialize_vision_modules(as_checkpoint(base, stores), args)
     request = {

@@ -10,6 +10,7 @@ from vita_ckpt.checks.explain.trace import Tracer, by_part
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.backbones import Backbone
+from vita_ckpt.core.anatomy.language_tensors import LanguageModel
 from vita_ckpt.core.anatomy.relatives import relative_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding import (
@@ -20,6 +21,7 @@ from vita_ckpt.core.binding import (
     builds_audio,
     is_audio,
     is_harmless,
+    language_model_of,
     stop_of_audio,
     stop_of_model,
 )
@@ -39,12 +41,15 @@ VISION_LEVEL: Final = "vision_model."
 class Lookup:
     """What was found around a directory before any loader is replayed.
 
+    ``name`` is that of the directory, ``safetensors`` whether its weights are in such files.
     ``tower`` lies at ``mm_vision_tower``, ``files`` are that directory's, ``carried`` is a tower's
     config in the directory itself. ``from_here`` is set if the path leads there from the working
     directory, where VITA's loaders look. ``audio`` is what ``mm_audio_encoder`` leads to,
     ``tokens`` what ``len(tokenizer)`` will be.
     """
 
+    name: str = ""
+    safetensors: bool = True
     tower: TowerDirectory | None = None
     carried: Mapping[str, Any] | None = None
     files: WeightFiles | None = None
@@ -55,7 +60,7 @@ class Lookup:
     @property
     def surroundings(self) -> Surroundings:
         """What of it decides what binds."""
-        return Surroundings(self.tower, self.carried, self.audio)
+        return Surroundings(self.tower, self.carried, self.audio, None, self.safetensors, self.name)
 
 
 def require_config(tracer: Tracer) -> Mapping[str, Any]:
@@ -81,6 +86,15 @@ def require_backbone(tracer: Tracer, config: Mapping[str, Any]) -> Backbone:
         stop_at(tracer, stop_of_model(config))
         tracer.stop("unknown-model-type", f"model_type {config.get('model_type')!r}")
     return backbone
+
+
+def require_language_model(tracer: Tracer, config: Mapping[str, Any]) -> LanguageModel:
+    """Return the language model of a config, with vision or without; end the trace without one."""
+    language = language_model_of(config)
+    if language is None:
+        stop_at(tracer, stop_of_model(config, None))
+        tracer.stop("unknown-model-type", f"model_type {config.get('model_type')!r}")
+    return language
 
 
 def stop_at(tracer: Tracer, stop: Stop | None) -> None:
@@ -114,6 +128,7 @@ def trace_rows(tracer: Tracer, lookup: Lookup, found: Found) -> None:
     if rows > lookup.tokens:
         tracer.step("cuts", f"{rows - lookup.tokens} rows that the tokenizer has no token for")
     elif rows < lookup.tokens:
+        tracer.flaws.append(parts.EMBED_TOKENS)
         tracer.step("invents", f"{lookup.tokens - rows} rows for tokens that have none, in silence")
 
 

@@ -15,12 +15,11 @@ from vita_ckpt.checks.explain.matching import (
     Lookup,
     record,
     refuse_whole_model,
-    require_backbone,
     require_config,
+    require_language_model,
 )
 from vita_ckpt.checks.explain.trace import Tracer
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
 from vita_ckpt.core.binding import (
     TRANSFORMERS_4_41,
@@ -64,10 +63,10 @@ def _transformers(tracer: Tracer, *, old: bool) -> None:
     if tower is not None:
         _tower(tracer, config, tower.family, old=old)
         return
-    backbone = require_backbone(tracer, config)
+    language = require_language_model(tracer, config)
     model_type = config.get("model_type")
-    tracer.model_class = f"{backbone.language_model}ForCausalLM"
-    if model_type in BACKBONES:
+    tracer.model_class = language.architecture
+    if model_type not in language.model_types:
         tracer.step("auto", f"AutoModelForCausalLM does not know {model_type}: ValueError")
         tracer.step("builds", f"{tracer.model_class}, if asked for it by name, with a warning")
     else:
@@ -76,10 +75,10 @@ def _transformers(tracer: Tracer, *, old: bool) -> None:
     read = file_resolution.from_pretrained(tracer, old=old)
     tracer.dtype = _dtype(tracer, config, read, old=old)
     found = dict(read.tensors)
-    tied = config.get("tie_word_embeddings") is True
+    tied = language.is_tied(config)
     head = found.pop(parts.LM_HEAD) if tied and parts.LM_HEAD in found else None
-    if backbone.language_model == "Mixtral" and not old:
-        _trace_fusing(tracer, known=model_type == backbone.plain_model_type)
+    if language.name == "Mixtral" and not old:
+        _trace_fusing(tracer, known=model_type in language.model_types)
     refs = {name: tensor for name, (tensor, _) in found.items()}
     bound = bind(config, refs, loader=TRANSFORMERS_4_41 if old else TRANSFORMERS_5_6)
     record(tracer, bound, found, "drawn at random (norms 1, biases 0)")

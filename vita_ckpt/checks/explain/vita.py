@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
-    VISION_LEVEL,
-    Found,
     Lookup,
     build_audio,
-    describe_mismatch,
     record,
     record_audio,
     refuse_whole_model,
@@ -22,7 +19,12 @@ from vita_ckpt.checks.explain.matching import (
     trace_projector,
     trace_rows,
 )
-from vita_ckpt.checks.explain.trace import Tracer, by_part, some_files
+from vita_ckpt.checks.explain.tower_files import (
+    read_tower_again,
+    read_tower_directory,
+    trace_lm_head,
+)
+from vita_ckpt.checks.explain.trace import Tracer, by_part
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.binding import (
     VITA_1_0,
@@ -34,7 +36,6 @@ from vita_ckpt.core.binding import (
     stop_of_projector,
     stop_of_tower,
 )
-from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     LORA_FILES,
@@ -42,7 +43,6 @@ from vita_ckpt.core.filenames import (
     ORIGIN_CONFIG,
     PROJECTOR_RUN,
 )
-from vita_ckpt.core.tensor_match import compare
 
 
 def vita_1_5(tracer: Tracer, lookup: Lookup) -> None:
@@ -96,7 +96,7 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     refs = {name: tensor for name, (tensor, _) in found.items()}
     bound = bind(config, refs, lookup.surroundings, VITA_1_0 if delayed else VITA_1_5)
     record_audio(tracer, config, found)
-    _trace_lm_head(tracer, config, found)
+    trace_lm_head(tracer, config, found)
     fate = "uninitialised memory, or drawn at random"
     record(tracer, bound, found, fate, quiet=(parts.LM_HEAD,))
     if family:
@@ -205,42 +205,8 @@ def _build_tower(
     if delayed:
         tracer.step("tower", "its config only, from its directory; weights follow at the end")
     else:
-        _read_tower_directory(tracer, lookup, dispatch.family)
+        read_tower_directory(tracer, lookup, dispatch.family)
     return [dispatch.family]
-
-
-def _read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
-    """Replay the tower's own from_pretrained; False if it draws the tower at random."""
-    files = lookup.files
-    if files is None:
-        return True
-    inner = Tracer(tracer.loader, files)
-    names: list[str] = []
-    trace = inner.trace(lambda own: names.extend(_tower_names(own, family)))
-    if trace.stopped_by is not None:
-        tracer.stop(trace.stopped_by, f"in the tower's directory: {trace.steps[-1].detail}")
-    tracer.tower_files += map(files.path_of, trace.files_read)
-    tracer.step("tower", f"filled from its directory: {some_files(trace.files_read)}")
-    described = lookup.tower.tower if lookup.tower is not None else None
-    if described is not None and described.family != family:
-        return False  # said when the class was chosen
-    if towers.FAMILIES[family].transformers_class is not None and not any(
-        n.startswith(VISION_LEVEL) for n in names
-    ):
-        tracer.step(
-            "draws",
-            f"the tower at random: its directory's names lack the {VISION_LEVEL} level that "
-            "transformers before 5.6 expects, and it says so only in a warning",
-        )
-        return False
-    return True
-
-
-def _tower_names(own: Tracer, family: str) -> Iterable[str]:
-    """Return the names in a tower's directory; EVA-CLIP is a file by itself."""
-    if not towers.FAMILIES[family].lone_file:
-        return file_resolution.from_pretrained(own, old=True).tensors
-    return [name for file in own.files.files.values() for name in own.read(file).tensors]
 
 
 def _finish_tower(
@@ -254,7 +220,7 @@ def _finish_tower(
 ) -> None:
     """Record where the tower's weights come from, once the checkpoint is loaded."""
     if delayed:
-        filled = _read_tower_directory(tracer, lookup, family)
+        filled = read_tower_directory(tracer, lookup, family)
         tracer.tower = PartSource.TOWER_DIRECTORY if filled else PartSource.RANDOM
     else:
         tracer.tower = bound.parts[parts.VISION_TOWER].source
@@ -264,48 +230,4 @@ def _finish_tower(
         else:
             tracer.step("tower", "none in the checkpoint: uninitialised memory")
     if config.get("unfreeze_vision_tower"):
-        _read_tower_again(tracer, bound.parts[parts.VISION_TOWER].wanted)
-
-
-def _read_tower_again(tracer: Tracer, wanted: Mapping[str, Shape]) -> None:
-    """Replay ``unfreeze_vision_tower``: every file is read, strictly, in the system's order."""
-    names = [name for name in tracer.files.names if name.endswith("safetensors")]
-    found: dict[str, list[str]] = {}
-    shapes: dict[str, Shape] = {}
-    for name in names:
-        file = tracer.files.files[name]
-        if file.trouble is not None:
-            tracer.stop_for(file.trouble)
-        tracer.tower_files.append(name)
-        for tensor, ref in file.tensors.items():
-            if tensor.startswith(parts.TOWER_MODULE):
-                found.setdefault(tensor, []).append(name)
-                shapes[tensor] = ref.shape
-    tracer.step("tower", f"again, strictly, from every *.safetensors file: {some_files(names)}")
-    if not found:
-        tracer.stop("tower-absent", "no *.safetensors file holds a tensor of the tower")
-    misfit = compare(wanted, shapes)
-    if misfit.missing:
-        tracer.stop("missing-tensor", f"{misfit.missing[0]} is in none of them")
-    if misfit.unexpected:
-        tracer.stop("unexpected-tensor", f"{misfit.unexpected[0]} is none of the tower's")
-    if misfit.mismatched:
-        tracer.stop("shape-mismatch", describe_mismatch(misfit.mismatched[0]))
-    twice = [tensor for tensor, holders in found.items() if len(holders) > 1]
-    if twice:
-        tracer.step(
-            "tower", f"{len(twice)} tensors are in several files: the one listed last counts"
-        )
-    tracer.sources |= {tensor: " or ".join(holders) for tensor, holders in found.items()}
-    tracer.ignored = [name for name in tracer.ignored if name not in found]
-    tracer.tower = PartSource.CHECKPOINT
-
-
-def _trace_lm_head(tracer: Tracer, config: Mapping[str, Any], found: Found) -> None:
-    """Record which tensor becomes lm_head: modules are filled one by one and tied at the end."""
-    if config.get("tie_word_embeddings") is not True:
-        tracer.lm_head = parts.LM_HEAD if parts.LM_HEAD in found else None
-        return
-    tracer.lm_head = parts.EMBED_TOKENS
-    if parts.LM_HEAD in found:
-        tracer.step("ties", "lm_head.weight of the file is dropped: the embeddings are used")
+        read_tower_again(tracer, bound.parts[parts.VISION_TOWER].wanted)

@@ -24,6 +24,14 @@ from vita_ckpt.cli.plan_options import plan_options, run_plan
 @click.option(
     "--bare", is_flag=True, help="Name tensors 0.weight, not model.mm_projector.0.weight."
 )
+@click.option(
+    "--with",
+    "extras",
+    multiple=True,
+    metavar="NAME",
+    help="Take other tensors along, by a component of their name; image_newline comes by itself "
+    "where the model needs it.",
+)
 @key_option
 @plan_options
 @click.pass_obj
@@ -32,6 +40,7 @@ def command(
     /,
     source: str,
     bare: bool,
+    extras: tuple[str, ...],
     key: str | None,
     **run: Any,
 ) -> None:
@@ -41,5 +50,5 @@ def command(
     with torch.load(weights_only=True) and as upstream's pretrain_mm_mlp_adapter. Only the projector
     is read.
     """
-    plan = plan_extract_projector(source, bare=bare, key=key, stores=settings.stores)
+    plan = plan_extract_projector(source, bare=bare, extras=extras, key=key, stores=settings.stores)
     run_plan(settings, plan, **run)

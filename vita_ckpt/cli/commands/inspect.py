@@ -16,8 +16,10 @@ from vita_ckpt.cli.outputs import Output, check_outputs, html_option, write_outp
 from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy.families import FAMILIES
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
+from vita_ckpt.core.kinds import CHECKPOINTS
 from vita_ckpt.core.memory import Memory
 from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.spelling import did_you_mean_tensor
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from vita_ckpt.checks.distribution import Distribution
 
 _KINDS = {
-    "vita-checkpoint": "VITA checkpoint",
+    **{kind: f"{FAMILIES[name].label} checkpoint" for name, kind in CHECKPOINTS.items()},
     "language-model": "plain language model, no vision modules",
     "projector": "projector adapter",
     "lora-run": "LoRA run",
@@ -212,7 +214,7 @@ def _value_lines(values: Mapping[str, Distribution]) -> Iterable[str]:
 
 def _headline(inspection: Inspection) -> str:
     words = [_KINDS[inspection.kind]]
-    if inspection.family is not None:
+    if inspection.family is not None and inspection.kind not in CHECKPOINTS.values():
         words[0] = f"{words[0]}: {inspection.family}"
     if inspection.quantisation is not None:
         words.append(f"quantised: {inspection.quantisation}")
@@ -232,6 +234,7 @@ def _headline(inspection: Inspection) -> str:
 def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     if inspection.config_file not in (None, CONFIG):
         yield "config", f"{inspection.config_file}; {CONFIG} is a server's, such as vLLM's"
+    yield from _family_facts(inspection)
     if inspection.dispatch is not None:
         built = inspection.dispatch.tower_class or "nothing"
         yield "upstream builds", f"{built}: {inspection.dispatch.reason}"
@@ -263,7 +266,13 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
             where = f", projector in {lora.projector_file}" if lora.projector_file else ""
             yield "trained beside", f"{lora.trained} tensors{where}"
     if inspection.tokens_per_image is not None:
-        yield "tokens per image", str(inspection.tokens_per_image)
+        yield (
+            "tokens per image",
+            str(inspection.tokens_per_image)
+            + (" for each tile" if inspection.tiles is not None else ""),
+        )
+    if inspection.tiles is not None:
+        yield "tiles", inspection.tiles
     if inspection.memory is not None:
         yield from _memory(inspection.memory)
 
@@ -282,6 +291,19 @@ def _memory(memory: Memory) -> Iterable[tuple[str, str]]:
     if memory.batch > 1:
         needs.append(f"tokens and image of each of {memory.batch} inputs")
     yield "memory", "; ".join(needs)
+
+
+def _family_facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
+    """Yield what distinguishes a family: which tower its loader takes, and what of it."""
+    if inspection.family_evidence is None:
+        return
+    yield "family", f"{inspection.family}, by {inspection.family_evidence}"
+    facts = {
+        "tower from": inspection.tower_source,
+        "features": inspection.features,
+        "tiles": inspection.tiles,
+    }
+    yield from ((label, fact) for label, fact in facts.items() if fact is not None)
 
 
 def _training(state: TrainingState) -> Iterable[tuple[str, str]]:

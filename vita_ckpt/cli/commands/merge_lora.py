@@ -42,6 +42,13 @@ from vita_ckpt.cli.plan_options import (
     "holds.  [default: the base's]",
 )
 @click.option(
+    "--tower",
+    type=ANYWHERE,
+    metavar="DIR",
+    help="The vision tower, where the base is a plain language model.  [default: what the run's "
+    "config.json names]",
+)
+@click.option(
     "--adapter-config",
     type=ANYWHERE,
     metavar="FILE",
@@ -64,6 +71,7 @@ def command(
     base: str | None,
     adapter: str | None,
     dtype: str | None,
+    tower: str | None,
     adapter_config: str | None,
     lora_alpha: float | None,
     rslora: bool,
@@ -84,6 +92,7 @@ def command(
         base,
         adapter,
         dtype=dtype,
+        tower=tower,
         adapter_config=adapter_config,
         lora_alpha=lora_alpha,
         use_rslora=rslora,

@@ -21,7 +21,7 @@ from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL, key_option
 from vita_ckpt.cli.policy import read_policy
 from vita_ckpt.cli.progress import shown_progress
-from vita_ckpt.core.binding import LOADER_NAMES, VITA_1_5
+from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import VitaCkptError, printable
@@ -44,9 +44,8 @@ if TYPE_CHECKING:
 @click.option(
     "--loader",
     type=click.Choice(LOADER_NAMES),
-    default=VITA_1_5,
-    show_default=True,
-    help="The loader that must bind every tensor, as explain names them.",
+    help="The loader that must bind every tensor, as explain names them; by default the one of the "
+    "model's family.",
 )
 @click.option("--verify", is_flag=True, help="Run the model once too (extra model).")
 @click.option(
@@ -85,7 +84,7 @@ def command(
     kind: str | None,
     values: bool,
     deep: bool,
-    loader: str,
+    loader: str | None,
     verify: bool,
     golden: str | None,
     key: str | None,

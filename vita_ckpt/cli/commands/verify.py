@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     "model streams from its files.  [default: most of what is free]",
 )
 @click.option(
-    "--tower", type=ANYWHERE, metavar="DIR", help="The tower's directory, for its config."
+    "--tower",
+    type=ANYWHERE,
+    metavar="DIR",
+    help="The tower's directory, for its config; also for its weights, where its family's loader "
+    "takes those.",
 )
 @click.option(
     "--audio-encoder",
@@ -101,7 +105,7 @@ def command(
 
     --prompt uses the checkpoint's own tokenizer and chat template. The image comes before the text,
     or where the text says <image>. It is prepared by the preprocessor_config.json of --tower, of
-    the checkpoint, or of the tower's directory.
+    the checkpoint, or of the tower's directory, and cut into tiles where the config says so.
 
     Under torchrun, or srun with torch's variables, each process reads and runs some of the layers,
     and the first one reports: torchrun --nproc-per-node 8 -m vita_ckpt verify CHECKPOINT.

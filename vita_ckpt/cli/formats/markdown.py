@@ -35,7 +35,7 @@ def render(
 def _checkpoint(report: Report) -> Iterator[str]:
     yield f"### {_code(wording.title(report))}"
     yield ""
-    yield f"{_paragraph(printable(report.kind))} · {wording.counts(report.findings)}"
+    yield f"{_paragraph(printable(report.what))} · {wording.counts(report.findings)}"
     yield ""
     if not report.findings:
         return

@@ -22,7 +22,7 @@ def render(
 
 def _checkpoint(report: Report) -> Iterator[str]:
     yield wording.title(report)
-    yield f"  {printable(report.kind)} · {wording.counts(report.findings)}"
+    yield f"  {printable(report.what)} · {wording.counts(report.findings)}"
     yield ""
     if not report.findings:
         return

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily
+from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers.families import family_of_config, inner_config
 
 
@@ -90,10 +91,16 @@ _LANGUAGE_MODEL: Final[dict[str, Bound]] = {
     "num_attention_heads": _WIDTH,
     "num_key_value_heads": _WIDTH,
     "num_local_experts": _LAYERS,
+    "num_experts": _LAYERS,
     "num_experts_per_tok": _LAYERS,
+    "moe_intermediate_size": _WIDTH,
+    "shared_expert_intermediate_size": _WIDTH,
+    "decoder_sparse_step": _LAYERS,
     "head_dim": _optional(_WIDTH),
     "hidden_act": _ACTIVATION,
     "rms_norm_eps": _EPS,
+    "layer_norm_eps": _EPS,
+    "norm_eps": _EPS,
     "initializer_range": _number(0, 1e6),
     "attention_dropout": _number(0, 1),
     "tie_word_embeddings": _BOOLEAN,
@@ -102,18 +109,17 @@ _LANGUAGE_MODEL: Final[dict[str, Bound]] = {
     "sliding_window": _optional(_LENGTH),
     "max_window_layers": _integer(0, 1 << 31),
     "rope_theta": _THETA,
+    "partial_rotary_factor": _number(0, 1),
+    "rope_pct": _number(0, 1),
+    "attention_bias": _BOOLEAN,
+    "use_qkv_bias": _BOOLEAN,
+    "qk_layernorm": _BOOLEAN,
+    "norm_topk_prob": _BOOLEAN,
+    "original_max_position_embeddings": _LENGTH,
+    "scale_emb": _number(1e-6, 1e6),
+    "dim_model_base": _number(1e-6, 1e6),
+    "scale_depth": _number(1e-6, 1e6),
 }
-_SIZES: Final = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_local_experts",
-    "num_experts_per_tok",
-    "head_dim",
-)
 
 # Keys of a VITA config beside those of its language model, where they are set.
 _VITA: Final[dict[str, Bound]] = {
@@ -189,7 +195,8 @@ _LONE_FILE: Final[dict[str, Bound]] = {
 
 def wrong_sizes(family: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the keys of a config that are no sizes of a language model of this family."""
-    return tuple(wrong.key for wrong in _wrong_language_values(family, config, _SIZES))
+    sizes = LANGUAGE_MODELS[family].sizes
+    return tuple(wrong.key for wrong in _wrong_language_values(family, config, sizes))
 
 
 def wrong_language_values(family: str, config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
@@ -199,6 +206,21 @@ def wrong_language_values(family: str, config: Mapping[str, Any]) -> tuple[Wrong
         *_wrong_language_values(family, config, _LANGUAGE_MODEL),
         *_beyond(keys, _VITA),
         *_wrong_rope(family, config),
+    )
+
+
+def wrong_vision_values(family: ModelFamily, config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
+    """Return the keys of a relative's vision config whose value is of another type.
+
+    VITA's own are bounded with those of its language model.
+    """
+    if family is VITA:
+        return ()
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+    return tuple(
+        WrongValue(name, " or ".join(names.get(t, "a list") for t in key.types), repr(config[name]))
+        for name, key in family.keys.items()
+        if config.get(name) is not None and type(config[name]) not in key.types
     )
 
 
@@ -230,9 +252,11 @@ def _beyond(values: Mapping[str, Any], bounds: Mapping[str, Bound]) -> Iterator[
 def _wrong_language_values(
     family: str, config: Mapping[str, Any], names: Iterable[str]
 ) -> tuple[WrongValue, ...]:
-    keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
-    wrong = tuple(_beyond(keys, {name: _LANGUAGE_MODEL[name] for name in names}))
-    if any(one.key in _SIZES for one in wrong):
+    model = LANGUAGE_MODELS[family]
+    keys = model.keys(config)
+    own = {name: keys[name] for name in names if name in model.defaults}
+    wrong = tuple(_beyond(own, {name: _LANGUAGE_MODEL[name] for name in own}))
+    if any(one.key in model.sizes for one in wrong):
         return wrong
     return (*wrong, *_wrong_relations(keys))
 
@@ -249,9 +273,10 @@ def _wrong_relations(keys: Mapping[str, Any]) -> Iterator[WrongValue]:
         yield WrongValue("head_dim", "an even number", repr(head))
     if heads % values:
         yield WrongValue("num_key_value_heads", f"a divisor of {heads}", repr(values))
-    experts = keys.get("num_local_experts", 1)
+    key = "num_experts" if "num_experts" in keys else "num_local_experts"
+    experts = keys.get(key, 1)
     if keys["num_hidden_layers"] * experts > _MOST_EXPERTS:
-        yield WrongValue("num_local_experts", f"{_MOST_EXPERTS} in all layers", repr(experts))
+        yield WrongValue(key, f"{_MOST_EXPERTS} in all layers", repr(experts))
     if keys.get("num_experts_per_tok", 1) > experts:
         got = repr(keys["num_experts_per_tok"])
         yield WrongValue("num_experts_per_tok", f"at most {experts}", got)
@@ -295,6 +320,6 @@ def _head_width(family: str, config: Mapping[str, Any]) -> int | None:
     """Return the width of a head; None where the config has wrong sizes."""
     if wrong_sizes(family, config):
         return None
-    keys = {key: config.get(key, default) for key, default in DEFAULTS[family].items()}
+    keys = LANGUAGE_MODELS[family].keys(config)
     width: int = keys.get("head_dim") or keys["hidden_size"] // keys["num_attention_heads"]
     return width

@@ -8,6 +8,8 @@ from typing import Final
 
 VISION_TOWER: Final = "vision_tower"
 MM_PROJECTOR: Final = "mm_projector"
+IMAGE_NEWLINE: Final = "image_newline"
+VISION_RESAMPLER: Final = "vision_resampler"
 LANGUAGE_MODEL: Final = "language_model"
 AUDIO_ENCODER: Final = "audio_encoder"
 AUDIO_ADAPTER: Final = "audio_adapter"
@@ -20,6 +22,8 @@ LABELS: Final[dict[str, str]] = {
     LANGUAGE_MODEL: "language model",
     MM_PROJECTOR: "projector",
     VISION_TOWER: "vision tower",
+    IMAGE_NEWLINE: "image newline",
+    VISION_RESAMPLER: "vision resampler",
     AUDIO_ENCODER: "audio encoder",
     AUDIO_ADAPTER: "audio adapter",
     STATE_PREDICTOR: "state predictor",
@@ -31,9 +35,12 @@ PROJECTOR_PREFIX: Final = "model.mm_projector."
 # The module of the model that holds the tower, and the tower in it.
 TOWER_MODULE: Final = "model.vision_tower."
 TOWER_PREFIX: Final = "model.vision_tower.vision_tower."
+NEWLINE: Final = "model.image_newline"
 EMBED_TOKENS: Final = "model.embed_tokens.weight"
 LM_HEAD: Final = "lm_head.weight"
 LAYERS_PREFIX: Final = "model.layers."
+# The norm after the layers, of one language model or another.
+LAST_NORMS: Final = ("model.norm.weight", "model.final_layernorm.weight")
 
 # PEFT writes every name of the model it wraps below this prefix.
 PEFT_PREFIX: Final = "base_model.model."
@@ -49,6 +56,9 @@ _PREFIXES: Final = (
     ("predictor_head.", STATE_PREDICTOR),
     ("model.embed_tokens.", LANGUAGE_MODEL),
     ("model.norm.", LANGUAGE_MODEL),
+    ("model.final_layernorm.", LANGUAGE_MODEL),
+    (NEWLINE, IMAGE_NEWLINE),
+    ("model.vision_resampler.", VISION_RESAMPLER),
     ("lm_head.", LANGUAGE_MODEL),
 )
 

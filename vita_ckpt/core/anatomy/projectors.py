@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any, Final, TypeGuard
@@ -40,8 +40,8 @@ class ProjectorType:
     the tensors by input width, output width and layers. ``tokens`` returns the tokens per image
     after the projector, or None where upstream cannot run it.
 
-    ``weight`` is the tensor [out, ``together`` * in] by which such projectors are recognised, empty
-    if they have none. ``together`` is the number of tokens that are concatenated.
+    ``weight`` is the tensor [out, ``together`` * in, …] by which such projectors are recognised,
+    empty if they have none. ``together`` is the number of tokens that are concatenated.
     ``types_of_tensors`` returns the types that a number of tensors can be.
     """
 
@@ -55,23 +55,25 @@ class ProjectorType:
     together: int = 1
 
 
-def is_known(projector_type: str) -> bool:
+def is_known(projector_type: str, types: Sequence[ProjectorType] | None = None) -> bool:
     """Return whether upstream builds a working projector from this type.
 
-    A type that starts with ``spp`` but does not name v1, v2 or v3 is built upstream but passes its
-    input through unprojected. It counts as unknown here.
+    ``types`` are those of the model's family, by default VITA's. A type that starts with ``spp``
+    but does not name v1, v2 or v3 is built upstream but passes its input through unprojected. It
+    counts as unknown here.
     """
-    return find_type(projector_type) is not None
+    types = TYPES if types is None else types
+    return any(kind.layers(projector_type) is not None for kind in types)
 
 
 def find_type(projector_type: str) -> ProjectorType | None:
-    """Return the table row for a value of ``mm_projector_type``, None if there is none."""
-    return next((kind for kind in TYPES if kind.layers(projector_type) is not None), None)
+    """Return the table row for a value of ``mm_projector_type``, None if no family has it."""
+    return next((kind for kind in EVERY_TYPE if kind.layers(projector_type) is not None), None)
 
 
-def listed() -> str:
-    """Return all types, formatted for a sentence."""
-    names = [spelling for kind in TYPES for spelling in kind.spellings]
+def listed(types: Sequence[ProjectorType] | None = None) -> str:
+    """Return the types of a family, by default VITA's, formatted for a sentence."""
+    names = [spelling for kind in types or TYPES for spelling in kind.spellings]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
@@ -81,11 +83,16 @@ def has_no_tensors(projector_type: str) -> bool:
     return kind is not None and not kind.weight
 
 
-def of_config(config: Mapping[str, Any]) -> Projector | None:
-    """Return the projector that a VITA config describes; None for an unknown type or width."""
+def of_config(
+    config: Mapping[str, Any], types: Sequence[ProjectorType] | None = None
+) -> Projector | None:
+    """Return the projector that a config describes; None for an unknown type or width.
+
+    ``types`` are those of the model's family, by default VITA's.
+    """
     kind = config.get("mm_projector_type", DEFAULT_TYPE)
     wide, out = config.get("mm_hidden_size"), config.get("hidden_size")
-    known = isinstance(kind, str) and is_known(kind)
+    known = isinstance(kind, str) and is_known(kind, types)
     return Projector(kind, wide, out) if known and _is_width(wide) and _is_width(out) else None
 
 
@@ -118,17 +125,20 @@ def initial_values(shapes: Shapes) -> dict[str, tuple[float | None, float]]:
     return values
 
 
-def candidates(shapes: Shapes) -> tuple[Projector, ...]:
+def candidates(
+    shapes: Shapes, types: Sequence[ProjectorType] | None = None
+) -> tuple[Projector, ...]:
     """Return every projector that tensors of these names and shapes can be.
 
-    Names are those below the prefix. ``vanilla`` and ``minigpt`` store the same tensors, as do the
-    three ``spp`` types; all of them are returned, since only the config can distinguish them. The
-    result is empty when nothing fits exactly.
+    ``types`` are those of the model's family, by default VITA's. Names are those below the prefix.
+    ``vanilla`` and ``minigpt`` store the same tensors, as do the three ``spp`` types; all of them
+    are returned, since only the config can distinguish them. The result is empty when nothing fits
+    exactly.
     """
     guesses: list[Projector] = []
-    for kind in TYPES:
+    for kind in TYPES if types is None else types:
         weight = shapes.get(kind.weight, ()) if kind.weight else ()
-        if len(weight) == 2 and weight[1] % kind.together == 0:
+        if len(weight) in (2, 4) and weight[1] % kind.together == 0:
             guesses += (
                 Projector(name, weight[1] // kind.together, weight[0])
                 for name in kind.types_of_tensors(len(shapes))
@@ -136,7 +146,7 @@ def candidates(shapes: Shapes) -> tuple[Projector, ...]:
     return tuple(
         guess
         for guess in guesses
-        if is_known(guess.type) and expected_shapes(guess) == dict(shapes)
+        if find_type(guess.type) is not None and expected_shapes(guess) == dict(shapes)
     )
 
 
@@ -304,7 +314,58 @@ _IDENTITY: Final = ProjectorType(
     weight="",
 )
 
-# Every type that upstream builds, in the order in which messages list them.
+_RESIDUAL_TYPE: Final = re.compile(r"mlp([1-9][0-9]{0,2})x_res([0-9]{1,3})x_gelu", re.ASCII)
+# A number of layers holds both depths: those of the MLP, and those of the residual blocks.
+_DEPTHS: Final = 1000
+_TENSORS_OF_BLOCK: Final = 6
+
+
+def _residual_layers(projector_type: str) -> int | None:
+    match = _RESIDUAL_TYPE.fullmatch(projector_type)
+    return int(match[1]) * _DEPTHS + int(match[2]) if match else None
+
+
+def _residual_shapes(wide: int, out: int, layers: int) -> dict[str, Shape]:
+    """Return an MLP, and blocks that add to a normed input its projection."""
+    depth, blocks = divmod(layers, _DEPTHS)
+    shapes = _mlp_shapes(wide, out, depth)
+    for block in range(2 * depth - 1, 2 * depth - 1 + blocks):
+        shapes |= {f"{block}.pre_norm.weight": (out,), f"{block}.pre_norm.bias": (out,)}
+        shapes |= _linear(f"{block}.proj.0.", out, out) | _linear(f"{block}.proj.2.", out, out)
+    return shapes
+
+
+def _residual_types(tensors: int) -> tuple[str, ...]:
+    blocks = range(1, min(tensors // _TENSORS_OF_BLOCK, _DEPTHS - 1) + 1)
+    depths = {block: (tensors - _TENSORS_OF_BLOCK * block) // 2 for block in blocks}
+    return tuple(f"mlp{depth}x_res{block}x_gelu" for block, depth in depths.items() if depth > 0)
+
+
+_RESIDUAL: Final = ProjectorType(
+    name="residual",
+    spellings=("mlpNx_resMx_gelu",),
+    layers=_residual_layers,
+    shapes=_residual_shapes,
+    tokens=_all_tokens,
+    types_of_tensors=_residual_types,
+    weight="0.weight",
+)
+
+_POOLER: Final = ProjectorType(
+    name="pooler",
+    spellings=("pooler",),
+    layers=_named("pooler"),
+    shapes=lambda wide, out, _layers: {
+        "conv_pool.weight": (out, wide, 2, 2),
+        "conv_pool.bias": (out,),
+        **_linear("proj.1.", out, out),
+    },
+    tokens=_half_grid,
+    types_of_tensors=_always("pooler"),
+    weight="conv_pool.weight",
+)
+
+# Every type that VITA and Bunny build, in the order in which messages list them.
 TYPES: Final = (
     _LINEAR,
     _MLP,
@@ -313,3 +374,7 @@ TYPES: Final = (
     _CONCATENATION,
     _IDENTITY,
 )
+
+LLAVA_TYPES: Final = (_LINEAR, _MLP, _IDENTITY)
+LLAVA_NEXT_TYPES: Final = (*LLAVA_TYPES, _RESIDUAL, _POOLER)
+EVERY_TYPE: Final = (*TYPES, _RESIDUAL, _POOLER)

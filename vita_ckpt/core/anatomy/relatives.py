@@ -1,7 +1,7 @@
-"""List the families of multimodal models beside VITA: how each is recognised, and its parts.
+"""List the multimodal models that are known by name alone: how each is recognised, and its parts.
 
-A relative is a whole model that no loader of VITA reads. Its tower and its projector can be taken
-out of it; nothing is put into it.
+A relative is a whole model of none of the :mod:`~vita_ckpt.core.anatomy.families`. Its tower and
+its projector can be taken out of it; nothing is put into it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.anatomy.backbones import BACKBONES, PLAIN_LANGUAGE_MODELS
+from vita_ckpt.core.anatomy.families import family_of
+from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 
 _Prefixes = tuple[tuple[str, str], ...]
-
-_VITA_CLASSES: Final = frozenset(backbone.architecture for backbone in BACKBONES.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,6 @@ class Relative:
     label: str
     model_types: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
     marks: tuple[tuple[str, ...], ...] = ()
     prefixes: _Prefixes = ()
     wrapper: str = ""
@@ -104,39 +102,6 @@ _HF: Final = Relative(
     language_prefixes={"model.language_model.": "model.", "language_model.": ""},
 )
 
-_NEXT: Final = Relative(
-    "llava-next",
-    "LLaVA-NeXT",
-    {
-        "llava_qwen": "qwen2",
-        "llava_mixtral": "mixtral",
-        "llava_gemma": "gemma",
-        "llava_qwen_moe": "qwen2_moe",
-    },
-    classes=("LlavaQwen", "LlavaMixtral", "LlavaGemma"),
-    keys=(
-        "mm_tunable_parts",
-        "delay_load",
-        "mm_resampler_type",
-        "mm_newline_position",
-        "vision_tower_pretrained",
-        "add_faster_video",
-        "image_crop_resolution",
-    ),
-)
-
-_LLAVA: Final = Relative(
-    "llava",
-    "LLaVA",
-    {"llava_llama": "llama", "llava_mistral": "mistral", "llava_mpt": "mpt", "llava": ""},
-    classes=("LlavaLlama", "LlavaMistral", "LlavaMpt"),
-    prefixes=(
-        ("transformer.mm_projector.", _PROJECTOR),
-        ("transformer.vision_tower.", _TOWER),
-        ("transformer.", _LANGUAGE),
-    ),
-)
-
 # In the order in which they are asked: a family that is told by its names comes before one that
 # uses VITA's.
 RELATIVES: Final = (
@@ -190,22 +155,21 @@ RELATIVES: Final = (
             ("audio_model.", parts.AUDIO_ENCODER),
         ),
     ),
+    Relative("bunny", "Bunny on a language model that is not known", classes=("Bunny",)),
     Relative(
-        "bunny",
-        "Bunny",
-        {
-            "bunny-qwen2": "qwen2",
-            "bunny-qwen": "qwen2",
-            "bunny-llama": "llama",
-            "bunny-phi": "phi",
-            "bunny-phi3": "phi3",
-            "bunny-stablelm": "stablelm_epoch",
-            "bunny-minicpm": "minicpm",
-        },
-        classes=("Bunny",),
+        "llava-mpt",
+        "LLaVA on MPT",
+        {"llava_mpt": "mpt"},
+        classes=("LlavaMpt",),
+        prefixes=(
+            ("transformer.mm_projector.", _PROJECTOR),
+            ("transformer.vision_tower.", _TOWER),
+            ("transformer.", _LANGUAGE),
+        ),
     ),
-    _NEXT,
-    _LLAVA,
+    Relative(
+        "llava", "LLaVA on a language model that is not known", {"llava": ""}, classes=("Llava",)
+    ),
 )
 
 # Most names of a layer begin alike: what marks a family is looked for in fewer of them.
@@ -244,7 +208,7 @@ _VISION_COMPONENTS: Final = frozenset(
 
 
 def relative_of(config: Mapping[str, Any] | None, names: Iterable[str] = ()) -> Relative | None:
-    """Return the family of a model that is no VITA model; None for VITA, and for what is neither.
+    """Return what a model is that no family's loader reads; None for one of a family, and others.
 
     ``config`` is that of a whole model or of a run. ``names`` are those of the tensors: they decide
     where the config does not. A config that names VITA's class is VITA's whatever it calls itself.
@@ -254,15 +218,14 @@ def relative_of(config: Mapping[str, Any] | None, names: Iterable[str] = ()) -> 
     by_names = next((family for family in RELATIVES if _is_marked(family, beginnings)), None)
     if by_names is not None or config is None:
         return by_names
-    model_type, classes = str(config.get("model_type")), _classes(config)
-    if model_type in BACKBONES or _VITA_CLASSES & set(classes):
+    if family_of(config) is not None:
         return None
+    model_type, classes = str(config.get("model_type")), _classes(config)
     if any(name.startswith(_HF.classes) for name in classes):
         return _HF
     for family in RELATIVES:
         if model_type in family.model_types or any(c.startswith(family.classes) for c in classes):
-            is_next = family is _LLAVA and any(key in config for key in _NEXT.keys)
-            return _NEXT if is_next else family
+            return family
     if model_type.startswith(("bunny-", "qwen2_mtp")):
         wanted = "bunny" if model_type.startswith("bunny-") else "vita-audio"
         return next(family for family in RELATIVES if family.name == wanted)
@@ -284,7 +247,7 @@ def _classes(config: Mapping[str, Any]) -> list[str]:
 def _unknown(config: Mapping[str, Any], names: tuple[str, ...]) -> Relative | None:
     """Return a family of its own for a whole multimodal model whose type is none that is known."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type in ("", *PLAIN_LANGUAGE_MODELS):
+    if not isinstance(model_type, str) or not model_type or of_plain_type(model_type):
         return None
     found: set[str] = set()
     for name in names:

@@ -19,9 +19,9 @@ class VisionTower(nn.Module):
 
     ``family`` is the name of its family, ``label`` its name in messages. ``hidden_size`` is the
     width of its *output*, which the projector receives. ``tokens`` is the number of tokens per
-    image, ``image_size`` the side in pixels of the images that the processor makes for it. The
-    ``state_dict()`` holds exactly what upstream stores, including modules that no output depends
-    on; those are never run.
+    image, ``image_size`` the side in pixels of the images that the processor makes for it, and
+    ``tile_size`` of those that its transformer takes at a time. The ``state_dict()`` holds exactly
+    what upstream stores, including modules that no output depends on; those are never run.
 
     A parameter is read only in the forward of the module that owns it, so that a forward pre-hook
     on each owner can supply it.
@@ -39,7 +39,13 @@ class VisionTower(nn.Module):
         self.hidden_size = sizes.output_width(scales)
         self.tokens = tokens
         self.image_size = sizes.image_size
+        self.tile_size = sizes.image_size
         self.patch_size = sizes.patch_size
+
+    @property
+    def grid(self) -> int:
+        """The number of patches along one side of what the transformer takes."""
+        return self.tile_size // self.patch_size
 
     def checkpoint_name(self, name: str) -> str:
         """Return upstream's name, below ``model.vision_tower.``, for a name in ``state_dict()``."""

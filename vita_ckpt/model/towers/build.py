@@ -2,35 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.anatomy.config_values import wrong_tower_values
+from vita_ckpt.core.anatomy.families import VITA, Features, ModelFamily
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.towers.base import VisionTower
 
+_WITH_S2: Final = tuple(tower.name for tower in towers.WITH_S2)
+
 
 def tower_of(
-    config: Mapping[str, Any], tower_config: Mapping[str, Any], attn: str | None = None
+    config: Mapping[str, Any],
+    tower_config: Mapping[str, Any],
+    attn: str | None = None,
+    family: ModelFamily = VITA,
 ) -> VisionTower:
-    """Build the tower that a VITA config asks for, with the sizes in the tower's own config.
+    """Build the tower that a checkpoint's config asks for, sized by the tower's own config.
 
     For a tower in a lone weight file, ``tower_config`` holds the sizes derived from its tensors.
-    Raises InputError ``invalid-s2-scales``, and the errors of :func:`build_tower`.
+    ``family`` is that of the checkpoint. Raises InputError ``invalid-s2-scales``,
+    ``unsupported-config`` for features that the tower does not have, and the errors of
+    :func:`build_tower`.
     """
     check_tower_values(tower_config)
-    family = towers.family_of_config(tower_config) or _LONE_FILE
-    scales = None
-    if config.get("use_s2") is True:
-        text = str(config.get("s2_scales", towers.DEFAULT_S2_SCALES))
-        scales = towers.parse_s2_scales(text)
-        if scales is None:
-            raise InputError(
-                "invalid-s2-scales", text, expected="sizes in pixels such as 384,768,1152"
-            )
-    return build_tower(family.name, tower_config, s2_scales=scales, attn=attn)
+    tower = towers.family_of_config(tower_config) or _LONE_FILE
+    scales = family.s2_scales(config)
+    if scales is None:
+        raise InputError(
+            "invalid-s2-scales",
+            str(config.get("s2_scales")),
+            expected="sizes in pixels such as 384,768,1152",
+        )
+    stored = family.stored_tower(tower.name, tower_config)
+    return build_tower(
+        tower.name,
+        stored,
+        s2_scales=scales or None,
+        attn=attn,
+        features=_features(family, config, tower.name, stored),
+        s2_towers=family.s2_towers,
+    )
+
+
+def _features(
+    family: ModelFamily, config: Mapping[str, Any], tower: str, stored: Mapping[str, Any]
+) -> Features | None:
+    """Return the features of a tower that a family takes; None where the tower's class decides."""
+    if family.features is None:
+        return None
+    defaults = towers.FAMILIES[tower].config_defaults
+    layers = towers.inner_config(stored).get("num_hidden_layers", defaults["num_hidden_layers"])
+    features = family.features(config, tower, layers + 1)
+    if features is None:
+        keys = ("mm_vision_select_layer", "mm_vision_select_feature")
+        raise InputError(
+            "unsupported-config",
+            " and ".join(keys),
+            expected=f"hidden states of {layers} layers, as {family.label} names them",
+            got=" and ".join(repr(config.get(key)) for key in keys),
+        )
+    return features
 
 
 def check_tower_values(config: Mapping[str, Any]) -> None:
@@ -50,6 +85,8 @@ def build_tower(
     *,
     s2_scales: Sequence[int] | None = None,
     attn: str | None = None,
+    features: Features | None = None,
+    s2_towers: Collection[str] = _WITH_S2,
 ) -> VisionTower:
     """Build a tower in eval mode and in the default dtype, its weights not set.
 
@@ -59,6 +96,8 @@ def build_tower(
     ``width``, ``layers``, ``mlp``, ``heads``, ``patch_size``, ``image_size`` and ``head_out``, by
     default upstream's fixed sizes. Omitted keys have the defaults of the library (upstream's, for
     InternViT). ``s2_scales`` are pixels, in any order, and ask for the family's S2 variant.
+    ``features`` are those that are taken of a tower of transformers, by default the patches of
+    hidden state -2. ``s2_towers`` are the families that may have S2, by default VITA's.
     ``attn`` is ``"eager"`` or one of the library's other attention implementations; None is the
     library's default. A family that supports no other implementation uses eager.
 
@@ -72,8 +111,8 @@ def build_tower(
     if found is None:
         names = ", ".join(known.name for known in towers.KNOWN)
         raise InputError("unknown-tower-family", family, expected=f"one of {names}", got=family)
-    if s2_scales is not None and not found.has_s2:
-        labels = towers.listed(towers.WITH_S2)
+    if s2_scales is not None and found.name not in s2_towers:
+        labels = towers.listed([towers.FAMILIES[name] for name in s2_towers])
         raise InputError(
             "s2-needs-siglip",
             "use_s2",
@@ -84,8 +123,11 @@ def build_tower(
     # Each family has a module of its name in this package, with TOWER and, for S2, S2_TOWER.
     module: Any = import_module(f"vita_ckpt.model.towers.{family}")
     sizes = towers.inner_config(config)
+    more = {} if features is None else {"features": features}
     tower: VisionTower = (
-        module.TOWER(sizes, attn) if s2_scales is None else module.S2_TOWER(sizes, s2_scales, attn)
+        module.TOWER(sizes, attn, **more)
+        if s2_scales is None
+        else module.S2_TOWER(sizes, s2_scales, attn, **more)
     )
     return tower.eval()
 

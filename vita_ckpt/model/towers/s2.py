@@ -25,7 +25,6 @@ class S2Tower(VisionTower):
 
     def use_scales(self, scales: Sequence[int]) -> None:
         """Set the scales. Raises InputError ``s2-scales-do-not-fit-tower``."""
-        self.tile_size = self.image_size
         self.scales = tuple(sorted(scales))
         self._check_scales()
         self.image_size = self.scales[-1]
@@ -37,19 +36,15 @@ class S2Tower(VisionTower):
 
     def accepts(self, height: int, width: int) -> bool:
         """Return whether tiles of this size fit the position table."""
-        return height // self.patch_size == width // self.patch_size == self._grid
-
-    @property
-    def _grid(self) -> int:
-        return self.tile_size // self.patch_size
+        return height // self.patch_size == width // self.patch_size == self.grid
 
     def _map_at(self, scale: int, pixel_values: Tensor) -> Tensor:
         """Return the feature map of one scale, [N, width, grid, grid]."""
         boards = self._boards(scale)
         resized = _resize(pixel_values, scale, "bicubic")
         features = super().forward(_cut(resized, boards))
-        tiles = features.transpose(1, 2).reshape(len(features), -1, self._grid, self._grid)
-        return _resize(_join(tiles, boards), self._grid, "area")
+        tiles = features.transpose(1, 2).reshape(len(features), -1, self.grid, self.grid)
+        return _resize(_join(tiles, boards), self.grid, "area")
 
     def _boards(self, scale: int) -> int:
         """Return the number of tiles along one side."""

@@ -8,17 +8,24 @@ from typing import Any
 import transformers
 from torch import Tensor
 
+from vita_ckpt.core.anatomy.families import Features
 from vita_ckpt.core.anatomy.towers.families.siglip import SIGLIP
 from vita_ckpt.model.towers.s2 import S2Tower
 from vita_ckpt.model.towers.transformers_tower import TransformersTower
 
 
 class SiglipTower(TransformersTower):
-    """SigLIP: all patches of hidden state -2."""
+    """SigLIP: by default all patches of hidden state -2."""
 
-    def __init__(self, config: Mapping[str, Any], attn: str | None, scales: int = 1) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        attn: str | None,
+        features: Features | None = None,
+        scales: int = 1,
+    ) -> None:
         library = (transformers.SiglipVisionConfig, transformers.SiglipVisionModel)
-        super().__init__(SIGLIP.name, library, config, attn, scales)
+        super().__init__(SIGLIP.name, library, config, attn, scales, features)
 
     def accepts(self, height: int, width: int) -> bool:
         """Return whether the grid fits; pixels beyond the last whole patch are ignored."""
@@ -27,14 +34,20 @@ class SiglipTower(TransformersTower):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Map [N, 3, H, W] to [N, tokens, width]."""
-        return self.hidden_state(pixel_values)
+        return self.hidden_states(pixel_values)
 
 
 class SiglipS2Tower(S2Tower, SiglipTower):
     """SigLIP at each of ``scales``, in pixels."""
 
-    def __init__(self, config: Mapping[str, Any], scales: Sequence[int], attn: str | None) -> None:
-        SiglipTower.__init__(self, config, attn, scales=len(scales))
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        scales: Sequence[int],
+        attn: str | None,
+        features: Features | None = None,
+    ) -> None:
+        SiglipTower.__init__(self, config, attn, features, len(scales))
         self.use_scales(scales)
 
 

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
+from vita_ckpt.core.anatomy.families import Features
 from vita_ckpt.core.anatomy.towers.tower import Tower
-from vita_ckpt.model.towers.base import VisionTower, check_shape_of_layers, checked
+from vita_ckpt.model.towers.base import VisionTower, check_shape_of_layers, checked, unsupported
 
 _OWN: Final = "vision_tower."
 _LEVEL: Final = "vision_model."
@@ -33,8 +35,8 @@ _LAYER_KEYS: Final = ("hidden_size", "num_attention_heads", "hidden_act")
 class TransformersTower(VisionTower):
     """A tower of transformers under upstream's names.
 
-    The output is hidden state -2 (UPSTREAM §3), the input of the last layer. Neither that layer nor
-    anything after it is run.
+    The output are hidden states, by default number -2 (UPSTREAM §3), the input of the last layer.
+    No layer after the last of them is run, nor anything after the layers.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class TransformersTower(VisionTower):
         config: Mapping[str, Any],
         attn: str | None,
         scales: int = 1,
+        features: Features | None = None,
     ) -> None:
+        features = features or Features()
         config_class, model_class = library
         keys: dict[str, Any] = {
             key: checked(key, config[key], kind) for key, kind in _KEYS.items() if key in config
@@ -59,7 +63,14 @@ class TransformersTower(VisionTower):
         sizes = Tower(
             family, full.hidden_size, full.num_hidden_layers, full.patch_size, full.image_size
         )
+        states = full.num_hidden_layers + 1
+        if not all(-states <= layer < states for layer in features.layers):
+            got = ", ".join(map(str, features.layers))
+            expected = f"hidden states of {full.num_hidden_layers} layers"
+            raise unsupported("mm_vision_select_layer", expected, got)
         super().__init__(sizes, scales=scales)
+        self.hidden_size *= len(features.layers)
+        self.selected = features
         self.vision_tower = model_class(full)
 
     def checkpoint_name(self, name: str) -> str:
@@ -67,13 +78,19 @@ class TransformersTower(VisionTower):
         rest = name.removeprefix(_OWN)
         return name if rest.startswith(_LEVEL) else f"{_OWN}{_LEVEL}{rest}"
 
-    def hidden_state(self, pixel_values: Tensor) -> Tensor:
-        """Map [N, 3, H, W] to hidden state -2, [N, tokens (with CLS, if there is one), width]."""
+    def hidden_states(self, pixel_values: Tensor) -> Tensor:
+        """Map [N, 3, H, W] to [N, tokens (with CLS, if there is one), width] of all states."""
         body: Any = getattr(self.vision_tower, _LEVEL.rstrip("."), self.vision_tower)
+        layers = body.encoder.layers
+        wanted = [number % (len(layers) + 1) for number in self.selected.layers]
         hidden = self.embed(body, pixel_values)
-        for layer in body.encoder.layers[:-1]:
+        found = {0: hidden}
+        for number, layer in enumerate(layers[: max(wanted)], 1):
             hidden = _run(layer, hidden)
-        return hidden
+            if number in wanted:
+                found[number] = hidden
+        states = [found[number] for number in wanted]
+        return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
     def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
         """Return the input of the first layer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.anatomy.towers import TowerDirectory
@@ -34,11 +35,18 @@ def look_around(
     audio = find_audio_encoder(checkpoint, stores)
     if audio_encoder is not None and builds_audio(checkpoint.config or {}):
         audio = open_audio_directory(os.fspath(audio_encoder), stores)
+    found = find_tower(checkpoint, stores)
+    around = Surroundings(
+        found,
+        audio=audio,
+        path_exists=found is not None and found.path is not None,
+        safetensors=all(shard.format == "safetensors" for shard in checkpoint.shards),
+        name=os.path.basename(checkpoint.root),
+    )
     if tower is None:
-        carried = read_carried_config(checkpoint, stores)
-        return Surroundings(find_tower(checkpoint, stores), carried, audio)
+        return replace(around, carried=read_carried_config(checkpoint, stores))
     if has_lone_file(checkpoint):
-        return Surroundings(open_tower(os.fspath(tower), stores), None, audio)
+        return replace(around, tower=open_tower(os.fspath(tower), stores))
     given = read_given_config(tower, stores)
     own = TowerDirectory(os.fspath(tower), None, towers.tower_of_config(given), given)
-    return Surroundings(own, given, audio)
+    return replace(around, tower=own, carried=given)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.anatomy.towers import TowerDirectory
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily
+from vita_ckpt.core.anatomy.towers import Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.errors import INCONCLUSIVE, InputError
@@ -46,11 +47,29 @@ def open_tower(path: str, stores: Stores) -> TowerDirectory:
     config_path = os.path.join(path, CONFIG)
     store = stores.store_of(path)
     if is_file(store, config_path):
-        config, _ = read_json(store, config_path)
+        config: Mapping[str, Any] = read_json(store, config_path)[0]
+        if "model_type" not in config and "vision_config" not in config:
+            config = _with_model_type(config, path, stores)
         return TowerDirectory(path, None, towers.tower_of_config(config), config)
+    return TowerDirectory(path, None, _tower_at(path, stores))
+
+
+def _with_model_type(config: Mapping[str, Any], path: str, stores: Stores) -> Mapping[str, Any]:
+    """Return a tower's config with the type that its weights are of, which loaders do not ask."""
+    try:
+        tower = _tower_at(path, stores)
+    except INCONCLUSIVE:
+        raise
+    except InputError:
+        return config
+    if tower is None or tower.traits.lone_file:
+        return config
+    return {**config, "model_type": tower.traits.model_type}
+
+
+def _tower_at(path: str, stores: Stores) -> Tower | None:
     tensors = open_checkpoint(path, stores).tensors
-    tower = towers.tower_of_shapes({name: tensor.shape for name, tensor in tensors.items()})
-    return TowerDirectory(path, None, tower)
+    return towers.tower_of_shapes({name: tensor.shape for name, tensor in tensors.items()})
 
 
 def read_tower_config(
@@ -71,11 +90,15 @@ def read_tower_config(
 
 
 def tower_config_of(
-    checkpoint: Checkpoint, carried: Mapping[str, Any] | None, directory: TowerDirectory | None
+    checkpoint: Checkpoint,
+    carried: Mapping[str, Any] | None,
+    directory: TowerDirectory | None,
+    family: ModelFamily = VITA,
 ) -> Mapping[str, Any] | None:
-    """Return the config of the tower in a VITA checkpoint, as :func:`read_tower_config` does.
+    """Return the config of the tower in a checkpoint, as :func:`read_tower_config` does.
 
-    ``carried`` is one that comes with the checkpoint or is given for it.
+    ``carried`` is one that comes with the checkpoint or is given for it, ``family`` is that of the
+    checkpoint. Of a tower that the family stores without a part of it, it is the whole one's.
     """
     own = _own_tower(checkpoint)
     if not own:
@@ -85,7 +108,7 @@ def tower_config_of(
                 checkpoint.root,
                 expected="the vision tower's tensors, since its config names one",
                 got="none",
-                hint="VITA-1.5's loader would leave the tower uninitialised",
+                hint=f"{family.label}'s loader would leave the tower uninitialised",
             )
         return None
     if has_lone_file(checkpoint):
@@ -94,7 +117,7 @@ def tower_config_of(
         return carried
     if directory is not None and directory.config is not None:
         return directory.config
-    return _sizes_of_shapes(checkpoint, own)
+    return family.whole_tower(own) or _sizes_of_shapes(checkpoint, own)
 
 
 def _own_tower(checkpoint: Checkpoint) -> towers.Shapes:

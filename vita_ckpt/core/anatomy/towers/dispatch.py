@@ -16,19 +16,24 @@ class Outcome(Enum):
     WORD_WITH_S2 = "a family's word is in the path, and S2 is asked for"
     NO_S2 = "S2 is asked for, and the family in the path has none"
     NO_WORD = "no family's word is in the path"
+    RULE = "a rule for the form of the path chose"
+    NO_RULE = "no rule is for a path of this form"
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
     """The reason for a choice: its outcome, and the family whose word was found (None without one).
 
-    Its string is the reason as reports word it.
+    Its string is the reason as reports word it. ``text`` is that of a rule which looks for no word.
     """
 
     outcome: Outcome
     family: str | None = None
+    text: str = ""
 
     def __str__(self) -> str:
+        if self.text:
+            return self.text
         if self.family is None:
             words = ", ".join(f'"{family.word}"' for family in FAMILIES.values())
             return f"none of {words} in the path: it raises"
@@ -43,8 +48,8 @@ class Reason:
 class Dispatch:
     """The tower class that upstream's loader builds from a tower path.
 
-    ``family`` is the name of the tower's family. It and ``tower_class`` are None where upstream
-    raises.
+    ``family`` is the name of the tower's family, None for a class of no family that is known here.
+    It and ``tower_class`` are None where upstream raises.
     """
 
     family: str | None
@@ -66,9 +71,8 @@ def dispatch(path: str, use_s2: bool) -> Dispatch:
     return Dispatch(None, None, Reason(Outcome.NO_WORD))
 
 
-def check_path(path: str, family: str, use_s2: bool, hint: str) -> None:
-    """Raise InputError ``tower-path-misleads`` unless upstream builds ``family`` from ``path``."""
-    by_path = dispatch(path, use_s2)
+def check_dispatch(path: str, family: str, by_path: Dispatch, hint: str) -> None:
+    """Raise InputError ``tower-path-misleads`` unless ``family`` is what upstream builds."""
     if by_path.family != family:
         raise InputError(
             "tower-path-misleads",
