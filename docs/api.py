@@ -195,4 +195,8 @@ None
 }
 
 # What no test of this page can run, for it uploads: the tests of the hub do.
-NOT_RUN: Final = {"push": 'done = vita_ckpt.push("merged", "org/merged", private=True)'}
+NOT_RUN: Final = {
+    "push": 'done = vita_ckpt.push("merged", "org/merged", private=True)',
+    "push_plan": """plan = vita_ckpt.plan_merge_projector("hf://org/base", "run")
+done = vita_ckpt.push_plan(plan, "org/merged")""",
+}

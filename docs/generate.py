@@ -92,7 +92,8 @@ def rules_page() -> str:
         text += f"\n## {group[0].upper()}{group[1:]}\n\n"
         text += "| rule | severity | what | why |\n|---|---|---|---|\n"
         for rule in rules:
-            text += f"| `{rule.id}` | {rule.severity} | {rule.title} | {rule.why} |\n"
+            name = f'<a id="{rule.id}"></a>`{rule.id}`'
+            text += f"| {name} | {rule.severity} | {rule.title} | {rule.why} |\n"
     return text
 
 

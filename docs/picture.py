@@ -18,7 +18,7 @@ from vita_ckpt.cli.html.difference import difference_page
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "diff-page.png"
 CASE = ROOT / "fixtures" / "golden" / "L1"
-WIDTH, HEIGHT = 1000, 1205
+WIDTH, HEIGHT = 1000, 1196
 
 
 def picture() -> bytes:

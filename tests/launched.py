@@ -28,6 +28,17 @@ def free_port() -> int:
         return port
 
 
+def variables(rank: int, size: int, port: int) -> dict[str, str]:
+    """Return what a launcher sets for one of its processes."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
 @contextmanager
 def started(
     size: int, *arguments: object, command: str = "verify", missing: int | None = None
@@ -37,13 +48,6 @@ def started(
     processes: list[Process] = []
     try:
         for rank in range(size):
-            variables = {
-                "RANK": str(rank),
-                "WORLD_SIZE": str(size),
-                "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
             if rank != missing:
                 processes.append(
                     subprocess.Popen(
@@ -51,7 +55,7 @@ def started(
                         stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE,
                         text=True,
-                        env={**ENVIRONMENT, **variables},
+                        env={**ENVIRONMENT, **variables(rank, size, port)},
                     )
                 )
         yield processes

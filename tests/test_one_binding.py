@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from fixtures.builder import write_tokenizer
 from tests.mutants import CONFIG_MUTATIONS, DTYPE_MUTATIONS, MUTATIONS, holds, judge, mutant
 
 
@@ -71,3 +74,60 @@ def test_a_second_set_of_weights_beside_an_index(
     assert judged["validate"] == {"ambiguous-weights", "stale-weights"}
     assert judged["explain"] == {"partial"}
     assert judged["verify"] == {"ambiguous-weights"}
+
+
+DIRECTORIES: dict[str, tuple[str, Callable[[Path, Path], object], bool]] = {
+    "a tower without its config.json": (
+        "A4",
+        lambda _base, tower: (tower / "config.json").unlink(),
+        False,
+    ),
+    "a tower whose config says no model_type": (
+        "A2",
+        lambda _base, tower: edit_json(tower / "config.json", lambda c: c.pop("model_type")),
+        True,
+    ),
+    "an index without metadata": (
+        "A5",
+        lambda base, _tower: in_shards(base, lambda index: index.pop("metadata")),
+        False,
+    ),
+    "weights that do not say their format": (
+        "A7",
+        lambda base, _tower: save_file(
+            load_file(base / "model.safetensors"), base / "model.safetensors"
+        ),
+        False,
+    ),
+    "more tokens than rows": ("A3", lambda base, _tower: write_tokenizer(base, 5000), False),
+    "as many tokens as rows": ("A3", lambda base, _tower: write_tokenizer(base, 192), True),
+}
+
+
+@pytest.mark.parametrize("what", DIRECTORIES)
+def test_all_three_judge_directories_alike(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, change, is_sound = DIRECTORIES[what]
+    base = mutant(case, 0, tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    (tower,) = (tmp_path / "case").glob("tower-*")
+    change(base, tower)
+    judged = judge(base)
+    assert [not rules for rules in judged.values()] == [is_sound] * 3, judged
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def in_shards(base: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Turn the one file into one shard with an index."""
+    shard = "model-00001-of-00001.safetensors"
+    names = load_file(base / "model.safetensors")
+    (base / "model.safetensors").rename(base / shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
+    change(index)
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -47,7 +47,8 @@ SIGNATURES = {
     "explain": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'Explanation'"),
     "get_w": ("(weights: 'Mapping[str, _T]', keyword: 'str') -> 'dict[str, _T]'"),
     "inspect": (
-        "(checkpoint: 'Checkpoint | StrPath', *, stores: 'Stores | None' = None) -> 'Inspection'"
+        "(checkpoint: 'Checkpoint | StrPath', *, dtype: 'str | None' = None, batch: 'int' = "
+        "1, stores: 'Stores | None' = None) -> 'Inspection'"
     ),
     "load_model": (
         "(path: 'Checkpoint | StrPath', *, device: 'str | torch.device' = 'auto', dtype: "
@@ -106,8 +107,8 @@ SIGNATURES = {
     ),
     "plan_extract_projector": (
         "(checkpoint: 'Checkpoint | StrPath', *, bare: 'bool' = False, extras: "
-        "'Collection[str]' = (), key: 'str | None' = None, stores: 'Stores | None' = None) ->"
-        " 'Plan'"
+        "'Collection[str]' = (), key: 'str | None' = None, stores: 'Stores | None' = None) "
+        "-> 'Plan'"
     ),
     "plan_merge_projector": (
         "(base: 'Checkpoint | StrPath', adapter: 'Checkpoint | StrPath', *, dtype: 'str | "
@@ -146,6 +147,13 @@ SIGNATURES = {
         "(path: 'StrPath', repository: 'str', *, private: 'bool' = False, revision: 'str | "
         "None' = None, create_pr: 'bool' = False, force: 'bool' = False, message: 'str | "
         "None' = None, stores: 'Stores | None' = None) -> 'Push'"
+    ),
+    "push_plan": (
+        "(plan: 'Plan', repository: 'str', *, options: 'Options' = Options(link='auto', "
+        "check=False, digest=False, model_card=False, carry=()), private: 'bool' = False, "
+        "revision: 'str | None' = None, create_pr: 'bool' = False, message: 'str | None' = "
+        "None, on_progress: 'OnProgress' = unwatched, flushed: 'Flushed' = not_said, stores: "
+        "'Stores | None' = None) -> 'Push'"
     ),
     "initialize_vision_modules": (
         "(base: 'Checkpoint', args: 'VisionModelArgs', *, operation: 'str' = 'swap-tower') "
@@ -224,6 +232,7 @@ VALUES = {
     "LocalFile",
     "LoraMerge",
     "LoraSummary",
+    "Memory",
     "Mean",
     "ModuleRow",
     "Options",

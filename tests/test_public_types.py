@@ -144,6 +144,7 @@ from vita_ckpt import (
     open_checkpoint,
     plan_merge_projector,
     push,
+    push_plan,
     summarize,
     validate,
     verify,
@@ -184,7 +185,8 @@ def findings(path: str) -> list[Finding]:
     report: Report = validate(path)
     known: History = history(path)
     done: Push = push(path, "org/name")
-    print(known.to_dict(), done.url)
+    there: Push = push_plan(plan_merge_projector("hf://org/name", path), "org/other")
+    print(known.to_dict(), done.url, there.copied)
     return [*report.findings, *verify(path).findings, *done.report.findings]
 
 

@@ -74,6 +74,9 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.api.push import (
         push as push,
     )
+    from vita_ckpt.api.push_plan import (
+        push_plan as push_plan,
+    )
     from vita_ckpt.api.ranks import (
         join_ranks as join_ranks,
     )
@@ -161,6 +164,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.core.left_out import (
         LeftOut as LeftOut,
     )
+    from vita_ckpt.core.memory import Memory as Memory
     from vita_ckpt.core.options import (
         Format as Format,
         Link as Link,
@@ -297,6 +301,7 @@ _HOMES = {
         "plan_swap_tower",
     ),
     "vita_ckpt.api.push": ("push",),
+    "vita_ckpt.api.push_plan": ("push_plan",),
     "vita_ckpt.api.ranks": ("join_ranks",),
     "vita_ckpt.api.validate": ("validate",),
     "vita_ckpt.api.verify": (
@@ -364,6 +369,7 @@ _HOMES = {
     ),
     "vita_ckpt.core.distance": ("Distance",),
     "vita_ckpt.core.left_out": ("LeftOut",),
+    "vita_ckpt.core.memory": ("Memory",),
     "vita_ckpt.core.options": (
         "Format",
         "Link",

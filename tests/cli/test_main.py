@@ -28,6 +28,32 @@ def test_a_mistyped_command_is_guessed(cli: Cli) -> None:
     assert "mean" not in cli("zzz").err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "hint"),
+    [
+        (("rules", "tower-absnt"), 2, "did you mean 'tower-absent'?"),
+        (("rules", "not-a-chekpoint"), 2, "did you mean 'not-a-checkpoint'?"),
+        (("validate", "BASE", "--ignore", "missing-tenser"), 2, "did you mean 'missing-tensor'?"),
+        (("validate", "BASE", "--format", "juint"), 2, "did you mean 'junit'?"),
+        (("diff", "BASE", "BASE", "--output", "sariff=x"), 2, "did you mean 'sarif'?"),
+        (("set", "BASE", "mm_vison_tower=x", "--dry-run"), 2, "did you mean 'mm_vision_tower'?"),
+        (("convert", "BASE", "--dtype", "bfloat61", "--dry-run"), 2, "did you mean 'bfloat16'?"),
+        (
+            ("merge-projector", "--base=BASE", "--adapter=BASE", "--with=embed_token", "--dry-run"),
+            2,
+            "did you mean 'embed_tokens'?",
+        ),
+        (("inspect", "BASE", "--tensors", "*mm_projetor*"), 0, "did you mean '*mm_projector*'?"),
+    ],
+)
+def test_what_is_mistyped_is_guessed(
+    cli: Cli, base: Path, arguments: tuple[str, ...], code: int, hint: str
+) -> None:
+    result = cli(*(word.replace("BASE", str(base)) for word in arguments))
+    assert result.code == code
+    assert hint in result.err
+
+
 def test_the_list_of_commands_is_theirs() -> None:
     """Each summary is the first sentence of the command's own help, whole in 80 columns."""
     group, context = main.cli, click.Context(main.cli)

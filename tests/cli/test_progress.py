@@ -6,13 +6,24 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.cli.terminal import RUN, on_a_terminal
 from tests.conftest import GOLDEN
-from vita_ckpt import Options, apply, apply_in_place, diff, plan_merge_projector, plan_set, validate
+from tests.launched import free_port, variables
+from vita_ckpt import (
+    Options,
+    apply,
+    apply_in_place,
+    diff,
+    distributions,
+    plan_merge_projector,
+    plan_set,
+    validate,
+)
 from vita_ckpt.cli.progress import described, duration
 
 # Every step is slowed down, so that a small checkpoint has something to show.
@@ -23,7 +34,7 @@ progress._LONG_ENOUGH, progress._PAUSE, progress._SETTLED = 0, 0.005, 0.01
 now = progress._Activity.now
 def slow(self, *what):
     now(self, *what)
-    time.sleep(0.01)
+    time.sleep(0.05)
 progress._Activity.now = slow
 {RUN}
 """
@@ -89,6 +100,9 @@ def test_every_byte_is_told(base: Path, adapter: Path, tmp_path: Path) -> None:
     diff(base, out, values=True, on_progress=told)
     for what in ("comparing", "measuring"):
         assert told.is_complete(what), what
+    told = Told()
+    distributions(out, on_progress=told)
+    assert told.is_complete("reading")
 
 
 def test_every_byte_is_told_in_place(base: Path, adapter: Path) -> None:
@@ -119,6 +133,7 @@ def commands(base: Path, tmp_path: Path) -> dict[str, list[object]]:
     adapter, other = tmp_path / "adapter.safetensors", tmp_path / "other"
     return {
         "reading": ["validate", base, "--values"],
+        "reading ": ["inspect", base, "--values"],
         "digesting": ["validate", base, "--deep"],
         "comparing measuring": ["diff", base, other, "--values"],
         "computing": ["convert", base, "--dtype", "f16", "--dry-run"],
@@ -146,6 +161,23 @@ def test_a_terminal_shows_what_is_done(shows: str, prepared: Path, tmp_path: Pat
     assert lines[-1] == ""  # it is removed, and the rest of stderr stands alone
 
 
+def test_of_several_processes_the_first_shows_something(prepared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    arguments = commands(prepared, tmp_path)["reading"]
+    port = free_port()
+
+    def shown(rank: int) -> str:
+        launch = variables(rank, 2, port)
+        code, text, _ = on_a_terminal(*arguments, stdout=False, code=SLOWLY, environment=launch)
+        assert code == 0, text
+        return text
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(shown, range(2))
+    assert "\rreading" in first
+    assert second == ""
+
+
 @pytest.mark.parametrize("columns", [60, 30])
 def test_the_line_fits(columns: int, prepared: Path, tmp_path: Path) -> None:
     arguments = commands(prepared, tmp_path)["reading"]
@@ -167,7 +199,7 @@ def test_nothing_where_nobody_looks(prepared: Path, tmp_path: Path) -> None:
 def test_an_error_stands_on_a_line_of_its_own(prepared: Path, tmp_path: Path) -> None:
     path = prepared / "model-00002-of-00003.safetensors"
     code = SLOWLY.replace(
-        "time.sleep(0.01)", f"time.sleep(0.01); open({str(path)!r}, 'ab').write(b'x')"
+        "time.sleep(0.05)", f"time.sleep(0.05); open({str(path)!r}, 'ab').write(b'x')"
     )
     exit_code, shown, _ = on_a_terminal("validate", prepared, "--values", stdout=False, code=code)
     assert exit_code == 3

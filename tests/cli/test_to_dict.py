@@ -61,7 +61,11 @@ def test_a_surgery_and_its_history(cli: Cli, tmp_path: Path) -> None:
     out, saved = tmp_path / "out", tmp_path / "plan.json"
     arguments = ("set", BASE, "use_s2=false", "--json", "--plan-out", saved)
     summary = as_json(summarize(plan_set(BASE, {"use_s2": False})).to_dict())
-    assert json.loads(cli(*arguments, "--out", out).out) == {**summary, "out": str(out)}
+    assert json.loads(cli(*arguments, "--out", out).out) == {
+        **summary,
+        "out": str(out),
+        "pushed": None,
+    }
     plan: Plan = load_plan(saved)
     assert json.loads(saved.read_text()) == as_json(plan.to_dict())
     assert json.loads(cli("history", out, "--json").out) == as_json(history(out).to_dict())
@@ -97,5 +101,6 @@ def test_a_push_holds_its_report() -> None:
         "files": ["config.json"],
         "left_out": [{"name": ".git", "reason": "hidden"}],
         "removed": [],
+        "copied": [],
     }
     assert as_json(done) == done

@@ -44,6 +44,12 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def indented(page: Path) -> list[str]:
+    """The commands of ours in the indented blocks of a page, joined where they are continued."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text()).replace("\\\n", " ")
+    return re.findall(r"(?m)^    (vita-ckpt .*)$", text)
+
+
 def run(cli: Cli, found: list[Block]) -> None:
     """Run the blocks one after the other, and find what they are said to print."""
     for block in found:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fixtures.builder import write_tokenizer
 from tests.conftest import GOLDEN, Cli
-from tests.docs.blocks import DOCS, ROOT, Block, blocks, run
+from tests.docs.blocks import DOCS, ROOT, Block, blocks, execute, indented, run
+from vita_ckpt import apply, plan_merge_projector
 
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 TASKS = blocks(DOCS / "how-to" / "tasks.md")
@@ -132,6 +135,48 @@ def test_every_symptom_has_a_cause() -> None:
 def test_a_symptom_is_mended(cli: Cli, here: Path, section: str) -> None:
     CAUSES[section](here)
     run(cli, [block for block in SYMPTOMS if block.section == section])
+
+
+# What stands in the commands of the guides for something of the reader's.
+PLACES = {
+    "path/to/checkpoint": "CKPT",
+    "path/to/base": "CKPT",
+    "path/to/merged": "merged",
+    "path/to/adapter": "RUN",
+    "--base … --adapter … --out …": "--base CKPT --adapter RUN --out verified",
+}
+
+
+@pytest.mark.parametrize("name", ["surgery", "checking", "ci"])
+def test_a_guides_commands_run(cli: Cli, here: Path, name: str) -> None:
+    """What the guide to the hub shows needs a hub: the tests of the hub run it."""
+    lay_out(
+        here,
+        CKPT="A7/base",
+        RUN="A7/mm_projector_fp32",
+        tower_internvit="A7/tower-internvit",
+    )
+    if name == "surgery":
+        state = here / "run" / "checkpoint-500"
+        shutil.copytree(GOLDEN / "T2" / "run", state)
+        (state / "global_step3").rename(state / "global_step500")
+        (state / "latest").write_text("global_step500")
+        shutil.copy(GOLDEN / "A7" / "base" / "config.json", state)
+    elif name == "checking":
+        (here / "runs").mkdir()
+        shutil.copytree(here / "RUN", here / "runs" / "first")
+        write_tokenizer(here / "CKPT", 192)
+        apply(plan_merge_projector("CKPT", "RUN"), "merged")
+        Image.new("RGB", (30, 20), "red").save(here / "photo.jpg")
+    else:
+        (here / "checkpoints").mkdir()
+        (here / "CKPT").rename(here / "checkpoints" / "vita")
+    commands = indented(DOCS / f"{name}.md")
+    assert commands
+    for command in commands:
+        for place, real in PLACES.items():
+            command = command.replace(place, real)  # noqa: PLW2901 - one after the other
+        execute(cli, command)
 
 
 def test_a_block_that_prints_something_else_is_noticed(cli: Cli, here: Path) -> None:

@@ -76,6 +76,18 @@ def test_what_was_pushed_is_the_checkpoint(machine: Machine, checkpoint: Path) -
     assert (report["tensors"], report["config"], report["unread"]) == ([], [], [])
 
 
+def test_a_manifest_knows_the_card_that_goes_up(machine: Machine, checkpoint: Path) -> None:
+    (checkpoint / "README.md").write_text("# mine\n")
+    pad = ("set", "mine", "image_aspect_ratio=pad", "--digest", "--out", "padded")
+    assert machine.run(*pad).code == 0
+    assert push(machine, "padded", "org/new").code == 0
+    card = files_of(machine, "org/new")["README.md"].decode()
+    assert card.startswith("# mine\n")
+    assert "image_aspect_ratio" in card
+    done = machine.run("validate", "hf://org/new", "--deep", "--select", "*digest*")
+    assert done.code == 0, done.out
+
+
 def test_what_is_broken_stays_here(machine: Machine, checkpoint: Path) -> None:
     shard = checkpoint / "model-00002-of-00004.safetensors"
     shard.write_bytes(shard.read_bytes()[:-8])
@@ -384,7 +396,8 @@ def test_the_card_says_where_it_comes_from(machine: Machine) -> None:
     done = push(machine, "out", "org/new", "--force")
     assert done.code == 0, done.err
     card = files_of(machine, "org/new")["README.md"].decode()
-    assert card.startswith(readme.rstrip())
+    assert card.startswith("---\nlicense: mit\nlibrary_name: transformers\n")
+    assert f"base_model:\n- org/vita # commit {base_commit}\n---\n\n# Mine\n" in card
     assert card.count("## Lineage") == 1
     assert f"hf://org/vita@{base_commit}" in card
     assert (machine.work / "out" / "README.md").read_text() == readme
@@ -398,6 +411,6 @@ def test_a_card_of_whatever_a_lineage_says() -> None:
         "what is this",
     ]
     card = hub_card("org/new", {"model_type": "vita-Qwen2`\n"}, operations)
-    assert "base_model:\n- org/vita\n---" in card
+    assert f"base_model:\n- org/vita # commit {'0' * 40}\n---" in card
     assert "model_type `vita-Qwen2'\\x0a`" in card
     assert "base_model" not in hub_card("org/new", {}, [])

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import CommitOperationCopy
 
 from fixtures.builder import Spec, write_checkpoint
 from fixtures.hub_server import TOKEN, Blob, Fault
@@ -22,7 +23,10 @@ A7 = GOLDEN / "A7"
 BASE, ADAPTER = A7 / "base", A7 / "mm_projector_fp32"
 MERGE = ("merge-projector", "--base", "hf://org/vita", "--adapter", ADAPTER)
 CHANGED = "model-00004-of-00004.safetensors"  # the one that holds the projector
-DUPLICATE = "/lfs-files/duplicate$"
+# Older ones copy within one repository only, where nothing is duplicated.
+BETWEEN = "src_repo_id" in {field.name for field in fields(CommitOperationCopy)}
+TARGET = "org/new" if BETWEEN else "org/vita"
+COPYING = "/lfs-files/duplicate$" if BETWEEN else "/paths-info/"
 
 
 def run(machine: Machine, *arguments: object, **environment: str) -> Result:
@@ -53,7 +57,7 @@ def assert_nothing_left(machine: Machine) -> None:
     assert list(machine.work.iterdir()) == []
 
 
-@pytest.mark.parametrize("target", ["org/new", "org/vita"])
+@pytest.mark.parametrize("target", sorted({TARGET, "org/vita"}))
 def test_only_what_changes_moves(machine: Machine, target: str) -> None:
     """Into another repository, and into that of the base itself."""
     commit = machine.hub.add("org/vita", BASE)
@@ -83,16 +87,16 @@ def test_only_what_changes_moves(machine: Machine, target: str) -> None:
 def test_a_surgery_that_changes_no_weights_moves_none(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
     done = run(
-        machine, "set", "hf://org/vita", "image_aspect_ratio=pad", "--push", "org/new", "--json"
+        machine, "set", "hf://org/vita", "image_aspect_ratio=pad", "--push", TARGET, "--json"
     )
     assert done.code == 0, done.err
     assert machine.large_bytes == heads_of(BASE)
     assert machine.hub.uploads == {}
     pushed = json.loads(done.out)["pushed"]
     assert pushed["copied"] == sorted(p.name for p in BASE.glob("*.safetensors"))
-    assert pushed["url"].startswith(f"{machine.hub.url}/org/new/commit/")
-    assert json.loads(files_of(machine, "org/new")["config.json"])["image_aspect_ratio"] == "pad"
-    assert machine.run("diff", "org/new", "org/vita", "--fetch", "--exit-code").code == 1
+    assert pushed["url"].startswith(f"{machine.hub.url}/{TARGET}/commit/")
+    assert json.loads(files_of(machine, TARGET)["config.json"])["image_aspect_ratio"] == "pad"
+    assert machine.run("diff", TARGET, BASE, "--fetch", "--exit-code").code == 1
     assert_nothing_left(machine)
 
 
@@ -102,12 +106,10 @@ def test_a_base_of_torch_in_a_folder(machine: Machine, tmp_path: Path) -> None:
     root = tmp_path / "b" / "base"
     root.parent.mkdir()
     assert run(machine, "convert", near, "--format", "torch", "--out", root).code == 0
-    machine.hub.add("org/many", root, below="runs/one/")
-    done = run(
-        machine, "set", "hf://org/many/runs/one", "image_aspect_ratio=pad", "--push", "org/new"
-    )
+    machine.hub.add("org/vita", root, below="runs/one/")
+    done = run(machine, "set", "hf://org/vita/runs/one", "image_aspect_ratio=pad", "--push", TARGET)
     assert done.code == 0, done.err
-    files = files_of(machine, "org/new")
+    files = files_of(machine, TARGET)
     for path in root.glob("*.bin"):
         assert files[path.name] == path.read_bytes()
     assert machine.hub.uploads == {}
@@ -142,6 +144,26 @@ def test_weights_of_before_go_and_what_is_copied_stays(machine: Machine, tmp_pat
     assert there.keys() >= {p.name for p in BASE.iterdir()} | {"notes.txt"}
     assert not there.keys() & ({p.name for p in old.iterdir()} - {"notes.txt"})
     assert done.err.count("removed from the repository: ") == 2
+
+
+def test_digests_need_every_byte_once(machine: Machine) -> None:
+    """What has a manifest keeps it, and is not read again for it."""
+    machine.hub.add("org/vita", BASE)
+    pad = ("image_aspect_ratio=pad", "--push", TARGET)
+    done = run(machine, "set", "hf://org/vita", *pad, "--digest")
+    assert done.code == 0, done.err
+    assert machine.hub.uploads == {}
+    assert machine.large_bytes > sum(p.stat().st_size for p in BASE.glob("*.safetensors"))
+    deep = ("validate", f"hf://{TARGET}", "--deep", "--select", "*digest*")
+    assert run(machine, *deep).code == 0
+    shutil.rmtree(machine.home)
+    done = run(machine, *MERGE[:2], f"hf://{TARGET}", *MERGE[3:], "--push", f"{TARGET}@next")
+    assert done.code == 0, done.err
+    size = (BASE / CHANGED).stat().st_size
+    assert machine.large_bytes == heads_of(BASE) + size
+    assert run(machine, deep[0], f"hf://{TARGET}@next", *deep[2:]).code == 0
+    changed = blobs_of(machine, TARGET, "next")[CHANGED]
+    assert changed.etag != blobs_of(machine, TARGET)[CHANGED].etag
 
 
 def test_what_is_not_sound_is_not_pushed(machine: Machine, tmp_path: Path) -> None:
@@ -188,21 +210,22 @@ def test_a_dry_run_pushes_nothing(machine: Machine) -> None:
 # Where the hub does not copy.
 
 
-@pytest.mark.parametrize("way", ["storage", "region", "endpoint"])
+@pytest.mark.parametrize("way", ["storage", "region", "endpoint"] if BETWEEN else ["version"])
 def test_what_is_not_copied_is_downloaded_and_uploaded(machine: Machine, way: str) -> None:
     machine.hub.add("org/vita", BASE)
     if way == "storage":
         machine.hub.repos["org/vita"].in_xet = False
     elif way == "region":
         machine.hub.repos["org/vita"].region = "eu"
-    else:
-        machine.hub.faults.append(Fault(DUPLICATE, "status", 404, 9))
+    elif way == "endpoint":
+        machine.hub.faults.append(Fault(COPYING, "status", 404, 9))
     done = run(machine, *MERGE, "--push", "org/new")
     assert done.code == 0, done.err
     words = {
         "storage": "a storage that it does not",
         "region": "not in this region",
         "endpoint": "404",
+        "version": "within one repository only",
     }
     said = [line for line in done.err.splitlines() if "not copied on the hub" in line]
     assert len(said) == 1
@@ -221,21 +244,21 @@ def test_what_is_not_copied_is_downloaded_and_uploaded(machine: Machine, way: st
 def test_what_passes_is_tried_again(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
     machine.hub.faults += [
-        Fault(DUPLICATE, "status", 503, 2),
+        Fault(COPYING, "status", 503, 2),
         Fault("paths-info", "status", 429, 1, {"Retry-After": "0"}),
         Fault("batch", "status", 502, 1),
     ]
-    done = run(machine, *MERGE, "--push", "org/new")
+    done = run(machine, *MERGE, "--push", TARGET)
     assert done.code == 0, done.err
     assert "3 of them copied on the hub" in done.out
 
 
 def test_a_hub_that_fails_is_no_reason_to_move_everything(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
-    machine.hub.faults.append(Fault(DUPLICATE, "status", 500, 99, {"Retry-After": "0"}))
-    done = run(machine, *MERGE, "--push", "org/new")
+    machine.hub.faults.append(Fault(COPYING, "status", 500, 99, {"Retry-After": "0"}))
+    done = run(machine, *MERGE, "--push", TARGET)
     assert_one_error(done, 3, "hub-failed")
-    assert len(machine.hub.repos["org/new"].commits) == 1
+    assert len(machine.hub.repos[TARGET].commits) == 1
     assert len(machine.hub.uploads) == 1
     assert_nothing_left(machine)
 
@@ -249,12 +272,12 @@ def test_a_hub_that_fails_is_no_reason_to_move_everything(machine: Machine) -> N
 def test_what_may_be_committed_is_not_committed_twice(machine: Machine, fault: Fault) -> None:
     machine.hub.add("org/vita", BASE)
     machine.hub.faults.append(replace(fault))
-    done = run(machine, *MERGE, "--push", "org/new")
+    done = run(machine, *MERGE, "--push", TARGET)
     code = "hub-unreachable" if fault.kind == "lost" else "hub-failed"
     assert_one_error(done, 3, code, "it may be committed all the same")
     assert machine.hub.faults[0].times == fault.times - 1
     machine.hub.faults.clear()
-    assert run(machine, *MERGE, "--push", "org/new").code == 0
+    assert run(machine, *MERGE, "--push", TARGET).code == 0
     assert_nothing_left(machine)
 
 
@@ -262,7 +285,7 @@ def test_what_may_be_committed_is_not_committed_twice(machine: Machine, fault: F
 def test_a_branch_that_moved_meanwhile(machine: Machine, status: int) -> None:
     machine.hub.add("org/vita", BASE)
     machine.hub.faults.append(Fault("/commit/", "status", status, 9))
-    done = run(machine, *MERGE, "--push", "org/new")
+    done = run(machine, *MERGE, "--push", TARGET)
     assert_one_error(done, 3, "branch-moved", "somebody else pushed")
     assert_nothing_left(machine)
 
@@ -270,10 +293,10 @@ def test_a_branch_that_moved_meanwhile(machine: Machine, status: int) -> None:
 def test_an_interrupted_upload_goes_on_where_it_stopped(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
     machine.hub.faults.append(Fault("/commit/", "status", 400, 9))
-    assert_one_error(run(machine, *MERGE, "--push", "org/new"), 3, "hub-failed")
+    assert_one_error(run(machine, *MERGE, "--push", TARGET), 3, "hub-failed")
     assert len(machine.hub.uploads) == 1
     machine.hub.faults.clear()
-    done = run(machine, *MERGE, "--push", "org/new")
+    done = run(machine, *MERGE, "--push", TARGET)
     assert done.code == 0, done.err
     assert not any(seen.method == "PUT" for seen in machine.hub.seen)
 
@@ -282,13 +305,13 @@ def test_a_copy_of_something_else_is_said(machine: Machine, tmp_path: Path) -> N
     """The base's commit is what it is; a hub that copies another one is not believed."""
     machine.hub.add("org/vita", BASE)
     machine.hub.faults.append(Fault("/commit/", "other"))
-    done = run(machine, *MERGE, "--push", "org/new")
+    done = run(machine, *MERGE, "--push", TARGET)
     assert_one_error(done, 3, "hub-failed", "00001-of-00004", "digests of org/vita")
 
 
 @pytest.mark.parametrize(
     ("number", "place"),
-    [(signal.SIGTERM, "^/upload/"), (signal.SIGKILL, DUPLICATE), (signal.SIGKILL, "/commit/")],
+    [(signal.SIGTERM, "^/upload/"), (signal.SIGKILL, COPYING), (signal.SIGKILL, "/commit/")],
 )
 def test_it_ends_whatever_hangs(machine: Machine, place: str, number: int) -> None:
     machine.hub.add("org/vita", BASE)
@@ -300,7 +323,7 @@ def test_it_ends_whatever_hangs(machine: Machine, place: str, number: int) -> No
         machine.home, PYTHONPATH=str(ROOT), HF_TOKEN=TOKEN, TMPDIR=str(temporary)
     )
     with subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, MERGE), "--push", "org/new"],
+        [sys.executable, "-c", RUN, *map(str, MERGE), "--push", TARGET],
         cwd=machine.work,
         env=environment,
         stdout=subprocess.PIPE,
@@ -313,7 +336,7 @@ def test_it_ends_whatever_hangs(machine: Machine, place: str, number: int) -> No
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert time.monotonic() - began < 8
-    assert len(machine.hub.repos["org/new"].commits) == 1
+    assert len(machine.hub.repos[TARGET].commits) == 1
     if number == signal.SIGTERM:
         assert process.returncode == 130, err
         assert list(temporary.iterdir()) == []
@@ -323,5 +346,5 @@ def test_it_ends_whatever_hangs(machine: Machine, place: str, number: int) -> No
     assert done.code == 0, done.err
     assert not left.exists()
     machine.hub.faults.clear()
-    assert run(machine, *MERGE, "--push", "org/new").code == 0
-    assert without_times(files_of(machine, "org/new")).keys() == {p.name for p in BASE.iterdir()}
+    assert run(machine, *MERGE, "--push", TARGET).code == 0
+    assert without_times(files_of(machine, TARGET)).keys() == {p.name for p in BASE.iterdir()}

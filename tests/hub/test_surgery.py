@@ -355,6 +355,18 @@ def test_verify_runs_what_it_downloads(machine: Machine) -> None:
     assert "it works" in done.err
 
 
+def test_verify_runs_a_tower_that_is_on_the_hub(machine: Machine) -> None:
+    """The loader of this family takes the tower of its directory, not the checkpoint's."""
+    machine.hub.add("org/llava", GOLDEN / "F16" / "base")
+    machine.hub.add("org/tower-clip", GOLDEN / "F16" / "tower-clip")
+    tower = ["--tower", "org/tower-clip"]
+    for base in (GOLDEN / "F16" / "base", "org/llava"):
+        done = machine.run("verify", base, "--json", "--device", "cpu", *tower)
+        report = json.loads(done.out)
+        assert (done.code, report["findings"]) == (0, [])
+        assert report["tokens_per_image"] == 16
+
+
 def contents(root: Path) -> dict[str, bytes]:
     """Every file but the lineage, which says when, and from where."""
     return {p.name: p.read_bytes() for p in root.iterdir() if p.name != "vita_ckpt.json"}

@@ -73,6 +73,28 @@ def test_goldens(case: Path, name: str, tower: str, prefix: str, memory: Any) ->
         assert (found - wanted).abs().max() < LIMIT * wanted.abs().max(), what
 
 
+@pytest.mark.parametrize("case", golden_cases("F17"), ids=lambda case: case.name)
+def test_a_swap_on_the_live_model_is_upstreams(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(case)
+    live = load_model("base", device="cpu")
+    swapped = load_model("swapped_by_upstream", device="cpu", tower="tower-clip48")
+    arguments = {
+        "vision_tower": "tower-clip48",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat",
+        "pretrain_mm_mlp_adapter": next(Path("new_projector").glob("*.bin")),
+    }
+    live.initialize_vision_modules(arguments)
+    expected = load_file("expected.safetensors")
+    for what, found in outputs(live, load_file("inputs.safetensors")).items():
+        assert (found - expected[what]).abs().max() < LIMIT * expected[what].abs().max(), what
+    for key in ("mm_vision_tower", "mm_hidden_size", "mm_projector_type"):
+        assert live.config[key] == swapped.config[key]
+    assert set(live.stored_names().values()) == set(swapped.stored_names().values())
+
+
 def as_family(root: Path, case: str, config: dict[str, Any], **tensors: Tensor) -> Path:
     """A VITA case under the names of another family, which has the same modules."""
     root.mkdir()
@@ -275,3 +297,26 @@ def test_a_language_model_that_is_not_built(tmp_path: Path) -> None:
     (root / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"language-model-not-built.*MiniCPM.*but verify"):
         load_model(root, device="cpu")
+
+
+@torch.inference_mode()
+def test_features_and_newline_of_a_live_model(tmp_path: Path) -> None:
+    live: Any = load_model(as_family(tmp_path / "c", "A3", NEXT), device="cpu")
+    arguments = {
+        "vision_tower": str(GOLDEN / "A3" / "tower-clip"),
+        "mm_vision_select_feature": "cls_patch",
+        "mm_patch_merge_type": "spatial_unpad",
+    }
+    live.initialize_vision_modules(arguments)
+    # The default projector of this family is linear, as A3's is.
+    assert live.config["mm_projector_type"] == "linear"
+    assert live.config["mm_vision_select_feature"] == "cls_patch"
+    (tokens,) = live.image_tokens(torch.randn(1, 3, 42, 42), [1])
+    assert len(tokens) == 9 + 1 + 1
+    assert 0 < live.image_newline.weight.std() < 1
+    # Any path that exists is taken for CLIP.
+    siglip = {"vision_tower": str(GOLDEN / "A2" / "tower-siglip")}
+    with pytest.raises(InputError, match=r"tower-path-misleads.*CLIPVisionTower"):
+        live.initialize_vision_modules(siglip)
+    live.initialize_vision_modules({**arguments, "mm_patch_merge_type": "flat"})
+    assert live.image_newline is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from fixtures.builder import Spec, TowerSpec, write_checkpoint, write_tower
 from tests.builders import Tensors, change, lively
-from tests.conftest import BASES, GOLDEN
+from tests.conftest import BASES, GOLDEN, golden_cases
 from vita_ckpt import InputError, UsageError, verify
 from vita_ckpt.model import load as load_module
 from vita_ckpt.model import verify as verify_module
@@ -40,6 +41,37 @@ def test_goldens_work(case: str, memory: Any) -> None:
     assert verification.streamed == (memory is not None)
     assert verification.tokens_per_image in (4, 9, 16)
     assert verification.peak_memory > 0
+
+
+RELATIVES = golden_cases(*(f"F{number}" for number in range(1, 18)))
+
+
+@pytest.mark.parametrize("case", RELATIVES, ids=lambda case: case.name)
+@pytest.mark.parametrize("memory", [None, STREAM], ids=["resident", "streamed"])
+def test_goldens_of_relatives_work(case: Path, memory: Any) -> None:
+    root = next(place for name in ("base", "merged_by_upstream") if (place := case / name).is_dir())
+    tower = case / (case / "tower").read_text().strip()
+    verification = verify(root, device="cpu", tower=tower, max_memory=memory)
+    assert verification.findings == ()
+    assert verification.streamed == (memory is not None)
+    # In tiles: the smallest grid is of two of them, each of whose 8 rows ends in a newline.
+    tiled = {"F3": 16 + 40, "F13": 16 + 40}
+    assert verification.tokens_per_image == tiled.get(case.name, 17 if case.name == "F2" else 16)
+
+
+@pytest.mark.parametrize("memory", [None, STREAM], ids=["resident", "streamed"])
+def test_a_newline_that_was_never_set_is_found(tmp_path: Path, memory: Any) -> None:
+    (case,) = golden_cases("F13")
+    shutil.copytree(case / "base", tmp_path / "base")
+    for file in (tmp_path / "base").iterdir():
+        file.chmod(0o644)
+
+    def forget(tensors: Tensors) -> None:
+        tensors["model.image_newline"].fill_(torch.nan)
+
+    change(tmp_path / "base", forget)
+    found = rules(tmp_path / "base", tower=case / "tower-siglip", max_memory=memory)
+    assert found >= {"weight-not-finite", "activation-not-finite", "logits-not-finite"}
 
 
 def fill(name: str, value: float) -> Callable[[Tensors], object]:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from vita_ckpt import __version__
 from vita_ckpt.api.fetch import fetched_casts, fetched_files, fetched_tensors
 from vita_ckpt.api.locate import StrPath, local, reopen
 from vita_ckpt.api.plans.again import plan_again
+from vita_ckpt.api.plans.values import check_fetched
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, LocalFile
 from vita_ckpt.core.diff import diff_config, diff_tensors
@@ -108,7 +110,9 @@ def apply(
         with fetched_tensors(plan, os.path.dirname(path), stores) as here:
             commit.write_file(here, path, check=options.check, on_progress=on_progress)
         return path
-    with fetched_files(plan, os.path.dirname(path), stores, options.carry) as here:
+    lays_out = partial(plan_layout, plan, options.carry)
+    with fetched_files(plan, lays_out, os.path.dirname(path), stores) as here:
+        check_fetched(plan, here)
         write_result(here, path, options, on_progress, flushed, stores)
     return path
 
@@ -172,6 +176,7 @@ def change_in_place(
     stores = Stores() if stores is None else stores
     _check_here(plan)
     with fetched_tensors(plan, plan.base.root, stores) as here:
+        check_fetched(plan, here)
         return _change_in_place(here, options, on_progress, flushed, stores)
 
 

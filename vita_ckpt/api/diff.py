@@ -134,7 +134,8 @@ class _Comparison:
             if part_of(name) in changed_parts
         }
         unread = {name: Distance(elements=parameters(old)) for name, (old, _) in pairs.items()}
-        step = Tally(self.on_progress, "measuring", _size(measured) // self.team.size)
+        size = sum(max(old.nbytes, new.nbytes) for old, new in measured.values())
+        step = Tally(self.on_progress, "measuring", size // self.team.size)
         return unread | compare.distances(measured, team=self.team, progress=step)
 
     def _other_files(self, a: Checkpoint, b: Checkpoint) -> tuple[frozenset[str], frozenset[str]]:

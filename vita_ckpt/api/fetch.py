@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from vita_ckpt.core.checkpoint import Checkpoint, RemoteFile, TensorRef, converts
 from vita_ckpt.core.plan import Plan
@@ -13,29 +14,31 @@ from vita_ckpt.core.relocation import Relocation, remote_refs
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.system.owner import stage_name
 
+if TYPE_CHECKING:
+    from vita_ckpt.storage.writing.layout import DirectoryLayout
+
 
 @contextmanager
 def fetched_files(
     plan: Plan,
+    lay_out: Callable[[], DirectoryLayout],
     beside: str,
     stores: Stores,
-    carry: Collection[str] = (),
     outlined: Collection[RemoteFile] = (),
 ) -> Iterator[Plan]:
     """Yield ``plan``, which makes a directory, with everything it reads from the hub on the disk.
 
-    Files of the base that are carried or rewritten are downloaded to the cache. Of adapters and
-    towers only the tensors are fetched, to a folder in ``beside`` that is removed at the end. Of
-    ``outlined``, weight files that nothing but the result needs, there are headers in files of
-    their length, in ``beside``.
+    ``lay_out`` says which files these are. Files of the base that are carried or rewritten are
+    downloaded to the cache. Of adapters and towers only the tensors are fetched, to a folder in
+    ``beside`` that is removed at the end. Of ``outlined``, weight files that nothing but the result
+    needs, there are headers in files of their length, in ``beside``.
     """
     if not _is_remote(plan):
         yield plan
         return
     from vita_ckpt.storage.reading.fetch import download, outline  # noqa: PLC0415 - only for what is remote
-    from vita_ckpt.storage.writing.layout import plan_layout  # noqa: PLC0415
 
-    layout = plan_layout(plan, carry)
+    layout = lay_out()
     refs = frozenset().union(*(remote_refs(dict(shard.entries)) for shard in layout.shards))
     of_base = {f for f in plan.base.fingerprint if isinstance(f, RemoteFile)}
     whole = {f.source for f in layout.carried if isinstance(f.source, RemoteFile)}

@@ -14,22 +14,35 @@ from vita_ckpt.checks.inspect import (
     tensor_rows,
 )
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower
 
 
-def inspect(checkpoint: Checkpoint | StrPath, *, stores: Stores | None = None) -> Inspection:
+def inspect(
+    checkpoint: Checkpoint | StrPath,
+    *,
+    dtype: str | None = None,
+    batch: int = 1,
+    stores: Stores | None = None,
+) -> Inspection:
     """Describe a checkpoint, adapter, run or tower, and compare its config with its weights.
 
     Headers and configs only. A vision tower directory that is not reachable from here is reported,
-    not an error. Raises InputError if the checkpoint itself cannot be read.
+    not an error. ``dtype`` (by default the commonest of the weights) and ``batch`` are those of the
+    memory that is estimated. Raises InputError if the checkpoint itself cannot be read, UsageError
+    for an unknown dtype.
     """
     stores = Stores() if stores is None else stores
     opened = as_checkpoint(checkpoint, stores)
     return inspect_checkpoint(
-        opened, find_tower(opened, stores), find_audio_encoder(opened, stores)
+        opened,
+        find_tower(opened, stores),
+        find_audio_encoder(opened, stores),
+        dtype=dtype_code(dtype),
+        batch=batch,
     )
 
 

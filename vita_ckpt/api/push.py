@@ -6,18 +6,29 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
+from vita_ckpt.api.destination import check_destination
 from vita_ckpt.api.locate import StrPath, local
-from vita_ckpt.core.address import is_inside, looks_like_repository
+from vita_ckpt.api.validate import report_on
 from vita_ckpt.core.checkpoint import Checkpoint, File, RemoteFile
-from vita_ckpt.core.filenames import ADAPTER_CONFIG, MODEL_CARD, counts_as_weights, index_of
-from vita_ckpt.core.hub_card import hub_card
+from vita_ckpt.core.digest import digest
+from vita_ckpt.core.filenames import (
+    ADAPTER_CONFIG,
+    MANIFEST,
+    MODEL_CARD,
+    counts_as_weights,
+    index_of,
+)
+from vita_ckpt.core.hub_card import hub_card, with_metadata
 from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.manifest import FileDigest, Manifest, encode
 from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.provenance import operations
 from vita_ckpt.core.report import has_errors
-from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.errors import InputError, MalformedFileError, UsageError
+from vita_ckpt.storage.hub.upload import upload
 from vita_ckpt.storage.reading.checkpoint import choose_weights
+from vita_ckpt.storage.reading.fetch import download
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import weight_map_of
 from vita_ckpt.storage.reading.model_card import read_model_card
@@ -25,6 +36,7 @@ from vita_ckpt.storage.reading.paths import Stores, find
 from vita_ckpt.storage.reading.shards import check_unchanged
 from vita_ckpt.storage.reading.survey import Survey, is_partial, survey
 from vita_ckpt.storage.stores.local import LOCAL
+from vita_ckpt.storage.writing.manifest import read_manifest
 
 _KEPT_HIDDEN = (".gitattributes",)
 
@@ -69,15 +81,6 @@ def push(
     )
 
 
-def check_destination(repository: str, revision: str | None) -> None:
-    """Raise UsageError for what is no name of a repository, or of a branch."""
-    if not looks_like_repository(repository):
-        raise UsageError("invalid-repository", repository, expected="org/name")
-    if revision == "" or not is_inside(revision or ""):
-        got = revision or "no name"
-        raise UsageError("invalid-revision", "--revision", expected="a branch", got=got)
-
-
 def push_directory(
     root: str,
     repository: str,
@@ -95,7 +98,6 @@ def push_directory(
 
     Those among them that hold headers only are ``outlined``, by their paths.
     """
-    from vita_ckpt.api.validate import report_on  # noqa: PLC0415 - numpy
 
     surveyed = survey(root, stores)
     checkpoint = surveyed.checkpoint
@@ -103,8 +105,6 @@ def push_directory(
     files, left_out = _sorted_out(surveyed)
     if has_errors(report.findings) and not force:
         return Push(report, None, tuple(files), left_out)
-    from vita_ckpt.storage.hub.upload import upload  # noqa: PLC0415 - only for what is remote
-    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
 
     def check() -> None:
         check_whole(LOCAL, root)
@@ -117,11 +117,15 @@ def push_directory(
     check_whole(LOCAL, root)
     known = operations(checkpoint)
     card = read_model_card(checkpoint, stores) if MODEL_CARD in files else b""
-    card = card or hub_card(repository, checkpoint.config or {}, known).encode()
+    if card.strip():
+        card = with_metadata(card, known, checkpoint.config or {})
+    else:
+        card = hub_card(repository, checkpoint.config or {}, known).encode()
     if known:
         card = with_lineage(card, {**(checkpoint.provenance or {}), "operations": known})
     contents: dict[str, str | bytes] = {name: file.path for name, file in files.items()}
     contents[MODEL_CARD] = card
+    contents |= _manifest_with(checkpoint, card, stores)
     done = upload(
         stores.hub.session,
         repository,
@@ -135,6 +139,18 @@ def push_directory(
         message=message or f"Upload {os.path.basename(root)} with vita-ckpt",
     )
     return Push(report, done.url, tuple(sorted(contents)), left_out, done.removed, done.copied)
+
+
+def _manifest_with(checkpoint: Checkpoint, card: bytes, stores: Stores) -> dict[str, bytes]:
+    """Return the manifest with the digest of the card that goes up, if it knows that of another."""
+    try:
+        manifest = read_manifest(checkpoint, stores)
+    except MalformedFileError:  # it goes up as it is
+        return {}
+    if manifest is None or MODEL_CARD not in manifest.files:
+        return {}
+    files = {**manifest.files, MODEL_CARD: FileDigest(len(card), digest(card))}
+    return {MANIFEST: encode(Manifest(files))}
 
 
 def _directory(path: StrPath) -> str:

@@ -8,22 +8,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
-from vita_ckpt.api.apply import Flushed, lay_out, makes_a_file, unmeasured, write_result
+from vita_ckpt.api.apply import Flushed, lay_out, unmeasured, write_result
+from vita_ckpt.api.destination import check_destination, check_pushable
 from vita_ckpt.api.fetch import fetched_files
-from vita_ckpt.api.push import check_destination, push_directory
-from vita_ckpt.core.address import is_remote
+from vita_ckpt.api.plans.values import check_fetched
+from vita_ckpt.api.push import push_directory
 from vita_ckpt.core.checkpoint import RemoteFile
 from vita_ckpt.core.options import Options
 from vita_ckpt.core.outcomes import Push
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.report import Report
-from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.system.os_errors import io_error
 from vita_ckpt.storage.system.owner import stage_name
 from vita_ckpt.storage.tensors.stream import not_said
+from vita_ckpt.storage.writing.layout import plan_layout
 
 
 def push_plan(
@@ -61,9 +63,11 @@ def push_plan(
     }
     shards = {shard.name for shard in plan.base.shards} - whole
     outlined = {name: file for name, file in copies.items() if name in shards}
+    lays_out = partial(plan_layout, plan, options.carry)
     with _folder() as folder:
         root = os.path.join(folder, repository.rpartition("/")[2])
-        with fetched_files(plan, folder, stores, options.carry, outlined.values()) as here:
+        with fetched_files(plan, lays_out, folder, stores, outlined.values()) as here:
+            check_fetched(plan, here)
             as_links = replace(options, link="symlink", check=False)
             write_result(here, root, as_links, on_progress, flushed, stores)
             done = push_directory(
@@ -79,26 +83,6 @@ def push_plan(
                 outlined=frozenset(os.path.join(root, name) for name in outlined),
             )
     return replace(done, report=_moved(done.report, root, f"hf://{repository}"))
-
-
-def check_pushable(plan: Plan) -> None:
-    """Raise UsageError unless :func:`push_plan` can push what ``plan`` makes."""
-    if plan.record is None or makes_a_file(plan):
-        raise UsageError(
-            "not-a-directory",
-            plan.operation,
-            expected="a surgery of a checkpoint",
-            got="one that makes something else",
-            hint="write it with --out, then vita-ckpt push",
-        )
-    if not is_remote(plan.base.root):
-        raise UsageError(
-            "base-not-on-hub",
-            plan.base.root,
-            expected="a base on the hub, whose unchanged files are copied there",
-            got="a path on this machine",
-            hint="write to a new directory with --out, then vita-ckpt push",
-        )
 
 
 @contextmanager

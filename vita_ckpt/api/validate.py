@@ -49,6 +49,7 @@ from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import last_written
 from vita_ckpt.core.relocation import remote_refs
 from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.core.training_state import foreign_directory
 from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
@@ -104,9 +105,16 @@ def validate(
     each tells how far its own share is.
     """
     if kind is not None and kind not in KINDS:
-        raise UsageError("unknown-kind", kind, expected=", ".join(KINDS))
+        raise UsageError(
+            "unknown-kind", kind, expected=", ".join(KINDS), hint=did_you_mean(kind, KINDS)
+        )
     if loader is not None and loader not in LOADER_NAMES:
-        raise UsageError("unknown-loader", loader, expected=", ".join(LOADER_NAMES))
+        raise UsageError(
+            "unknown-loader",
+            loader,
+            expected=", ".join(LOADER_NAMES),
+            hint=did_you_mean(loader, LOADER_NAMES),
+        )
     stores = Stores() if stores is None else stores
     team = ALONE if ranks is None else ranks
     with told_to_all(ranks):

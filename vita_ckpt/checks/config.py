@@ -39,7 +39,7 @@ def check_config(subject: Subject) -> Iterator[Finding]:
     if subject.kind in (*kinds.WHOLE, kinds.LANGUAGE_MODEL):
         yield from _model_type(subject)
         yield from _values(subject)
-        yield from _embeddings(subject)
+        yield from check_rows(subject)
     if subject.kind in kinds.WHOLE:
         yield from _paths(subject)
         yield from _projector_type(subject)
@@ -152,7 +152,8 @@ def _values(subject: Subject) -> Iterator[Finding]:
             yield _of(subject, "config-type", key, message)
 
 
-def _embeddings(subject: Subject) -> Iterator[Finding]:
+def check_rows(subject: Subject) -> Iterator[Finding]:
+    """Check the rows of the embeddings against the tokens of the tokenizer."""
     embed = subject.checkpoint.tensors.get(parts.EMBED_TOKENS)
     if embed is None or subject.tokens is None or len(embed.shape) != 2:
         return

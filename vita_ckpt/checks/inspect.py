@@ -39,6 +39,7 @@ from vita_ckpt.core.kinds import (
     part_as,
 )
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
+from vita_ckpt.core.memory import Memory, estimate
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import true_parameters
 from vita_ckpt.core.training.state import TrainingState
@@ -145,7 +146,8 @@ class Inspection(Displayed):
     is taken, ``tiles`` how many tokens a picture becomes where that depends on it.
     ``quantisation`` names how weights are quantised; ``parameters`` are then those that the codes
     stand for. ``config_file`` is the file that the config is from. ``training`` describes a
-    training state.
+    training state, ``memory`` what a whole model or a tower needs to run; it is None for other
+    kinds, and for quantised weights.
     """
 
     path: str
@@ -178,6 +180,7 @@ class Inspection(Displayed):
     quantisation: str | None = None
     config_file: str | None = None
     training: TrainingState | None = None
+    memory: Memory | None = None
     family_evidence: str | None = None
     tower_source: str | None = None
     features: str | None = None
@@ -243,8 +246,13 @@ def inspect_checkpoint(
     audio_directory: AudioDirectory | None = None,
     *,
     kind: str | None = None,
+    dtype: str | None = None,
+    batch: int = 1,
 ) -> Inspection:
-    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers."""
+    """Describe a checkpoint, adapter, run or tower, or what ``kind`` says, from its headers.
+
+    ``dtype`` and ``batch`` are those of the memory that is estimated.
+    """
     found = kind_of(checkpoint)
     if kind is not None and kind != found.name:
         checkpoint = part_as(checkpoint, kind)
@@ -303,7 +311,18 @@ def inspect_checkpoint(
         quantisation=found.quantisation.method if found.quantisation is not None else None,
         config_file=checkpoint.config_file if checkpoint.config is not None else None,
         training=checkpoint.training,
+        memory=_memory(checkpoint, found, dtype, batch),
     )
+
+
+def _memory(checkpoint: Checkpoint, found: Kind, dtype: str | None, batch: int) -> Memory | None:
+    if found.name not in (VITA, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
+        return None
+    config = checkpoint.config or {}
+    scales = None
+    if config.get("use_s2") is True:
+        scales = towers.parse_s2_scales(str(config.get("s2_scales", towers.DEFAULT_S2_SCALES)))
+    return estimate(checkpoint, dtype=dtype, batch=batch, scales=scales or ())
 
 
 _NOWHERE: Final = TowerDirectory(None, None, None)

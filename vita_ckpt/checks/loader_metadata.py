@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.filenames import INDEX_SUFFIX
+from vita_ckpt.core.filenames import INDEX_SUFFIX, LOADED_FORMATS
 from vita_ckpt.core.report import Finding
-
-# What transformers 4.41 takes for weights of torch (load_state_dict).
-_READ: Final = ("pt", "mlx")
 
 
 def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Check for what keeps a loader from reading files that are otherwise sound."""
     for shard in checkpoint.shards if checkpoint.training is None else ():
         said = shard.metadata.get("format", "")
-        if shard.format == "safetensors" and said not in _READ:
+        if shard.format == "safetensors" and said not in LOADED_FORMATS:
             yield finding(
                 "no-format-metadata",
                 shard.name,

@@ -106,7 +106,7 @@ _FILES: Final = (
         "several-steps",
         "error",
         "a run with several projectors",
-        "Which one is meant has to be said: validate the one.",
+        "It is unknown which one is meant: validate one of them.",
     ),
     Rule(
         "other-kind",
@@ -170,7 +170,7 @@ _PICKLES: Final = (
         "pickle-unknown-global",
         "warning",
         "a pickle beside the weights with a global that is no trainer's",
-        "Loading it imports the module and calls what is named; nobody here knows what that does.",
+        "Loading it imports the module and calls what is named, and what that does is unknown.",
     ),
     Rule(
         "pickle-not-read",
@@ -521,7 +521,7 @@ _CONFIG: Final = (
     Rule(
         "unknown-model-type",
         "error",
-        "model_type is none of VITA's",
+        "VITA has no such model_type",
         "transformers refuses it, or builds another model.",
     ),
     Rule(
@@ -1000,7 +1000,7 @@ _LOADERS: Final = (
     ),
     Rule(
         "no-index-metadata",
-        "warning",
+        "error",
         "an index without metadata",
         "transformers raises a KeyError over it, before and after version 5.",
     ),

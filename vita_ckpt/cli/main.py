@@ -18,6 +18,7 @@ import click
 from vita_ckpt import __version__
 from vita_ckpt.cli import console
 from vita_ckpt.cli.examples import epilog
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
+_NO_SPACE: Final = """\
+    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]]; then
+        compopt -o nospace
+    fi
+"""
 
 # Every command in its section, with the first sentence of its help. Each lives in the module of its
 # name, which is imported only when the command runs: to list the commands costs nothing.
@@ -115,11 +121,8 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _SUMMARIES and not args[0].startswith("-"):
-            from difflib import get_close_matches  # noqa: PLC0415 - seldom needed
-
-            near = get_close_matches(args[0], _SUMMARIES, n=1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
-            ctx.fail(f"No such command {args[0]!r}.{meant}")
+            hint = did_you_mean(args[0], _SUMMARIES).replace("did", "Did", 1)
+            ctx.fail(f"No such command {args[0]!r}. {hint}".rstrip())
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -157,7 +160,9 @@ def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | N
 
     completion = get_completion_class(shell)
     assert completion is not None  # noqa: S101 - the choices are click's own
-    click.echo(completion(cli, {}, "vita-ckpt", _COMPLETE_VARIABLE).source())
+    script = completion(cli, {}, "vita-ckpt", _COMPLETE_VARIABLE).source()
+    # In bash a word that is not complete, such as KEY= or the start of a name, gets no space.
+    click.echo(script.replace("    return 0\n", f"{_NO_SPACE}    return 0\n"))
     ctx.exit()
 
 

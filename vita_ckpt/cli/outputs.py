@@ -13,9 +13,10 @@ import click
 from vita_ckpt.api.locate import local
 from vita_ckpt.api.reports import write_report
 from vita_ckpt.checks.rules import Rule
-from vita_ckpt.cli import console
+from vita_ckpt.cli import completion, console
 from vita_ckpt.cli.formats import FORMATS, renderer
 from vita_ckpt.core.report import Report, Selection, condensed, worst_first
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError
 
 _Command = Callable[..., Any]
@@ -57,6 +58,7 @@ def report_options(command: _Command) -> _Command:
             "outputs",
             multiple=True,
             metavar="FORMAT=FILE",
+            shell_complete=completion.one_of(FORMATS, end="="),
             callback=lambda _context, _option, values: tuple(_output(value) for value in values),
             help="Write the report to a file too, over an older one; may be given several times.",
         ),
@@ -66,6 +68,7 @@ def report_options(command: _Command) -> _Command:
             default="text",
             show_default=True,
             metavar="FORMAT",
+            shell_complete=completion.one_of(FORMATS),
             callback=lambda _context, _option, value: _known(value, "--format"),
             help=f"What to print: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
         ),
@@ -235,6 +238,10 @@ def _page(path: str) -> Output:
 def _known(name: str, subject: str) -> str:
     if name not in FORMATS:
         raise UsageError(
-            "unknown-format", subject, expected=", ".join(FORMATS), got=name or "no format"
+            "unknown-format",
+            subject,
+            expected=", ".join(FORMATS),
+            got=name or "no format",
+            hint=did_you_mean(name, FORMATS),
         )
     return name

@@ -12,8 +12,7 @@ import click
 
 from vita_ckpt.api import apply as api
 from vita_ckpt.api import lifecycle
-from vita_ckpt.api.push import check_destination
-from vita_ckpt.api.push_plan import check_pushable, push_plan
+from vita_ckpt.api.destination import check_destination, check_pushable
 from vita_ckpt.api.verify import verify
 from vita_ckpt.cli import console, render
 from vita_ckpt.cli.main import Settings
@@ -242,6 +241,8 @@ def _write(plan: Plan, out: str | None, summary: Summary, **options: Any) -> tup
 
 def _push(plan: Plan, push: str, **options: Any) -> Push:
     """Push what a plan makes to the repository, and the branch, that ``--push`` names."""
+    from vita_ckpt.api.push_plan import push_plan  # noqa: PLC0415 - validates, which imports numpy
+
     repository, branch = _destination(push)
     return push_plan(plan, repository, revision=branch, **options)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.report import Report, Selection
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -84,7 +85,7 @@ def read_policy(
                 "unknown-rule",
                 rule,
                 expected="a rule, or a pattern that matches one",
-                hint="vita-ckpt rules lists them",
+                hint=did_you_mean(rule, RULES, "vita-ckpt rules lists them"),
             )
     return policy
 

@@ -439,8 +439,12 @@ def _stop_of_directory(
 ) -> Stop | None:
     if tower is None or tower.path is None:
         return _unreachable(path)
-    if tower.problem is not None:
-        return Stop("tower-directory-unreadable", tower.problem)
+    problem = tower.problem
+    lone = towers.FAMILIES[built].lone_file
+    if tower.config is None and not (lone or (tower.tower and tower.tower.traits.lone_file)):
+        problem = problem or f"{tower.path} has no config.json: it raises"
+    if problem is not None:
+        return Stop("tower-directory-unreadable", problem)
     if tower.tower is not None and tower.tower.family != built and family is VITA:
         return _stop_of_misled_tower(path, tower.tower.family, built)
     return None

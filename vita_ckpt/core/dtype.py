@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from vita_ckpt.core.spelling import did_you_mean
+from vita_ckpt.errors import UsageError
+
 BITS: dict[str, int] = {
     "BOOL": 8,
     "F4": 4,
@@ -87,3 +90,17 @@ def nbytes(dtype: str, shape: Sequence[int]) -> int:
 def is_real(dtype: str) -> bool:
     """Return whether elements of this type are real numbers, and neither integers nor complex."""
     return dtype.startswith(("F", "BF"))
+
+
+def dtype_code(name: str | None) -> str | None:
+    """Return safetensors' name of a dtype, however it is spelt. Raises UsageError."""
+    if name is None or name in SPELLINGS.values():
+        return name
+    if name.lower() not in SPELLINGS:
+        raise UsageError(
+            "unknown-dtype",
+            name,
+            expected=", ".join(sorted(SPELLINGS)),
+            hint=did_you_mean(name, SPELLINGS) or "name one of these",
+        )
+    return SPELLINGS[name.lower()]

@@ -76,7 +76,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-output",),
-                "`--output` takes FORMAT=FILE; stdout is for `--format`",
+                "`--output` takes FORMAT=FILE, and `--html` a FILE; stdout is for `--format`",
             ),
             ErrorCodes(
                 ("option-needed",),
@@ -131,7 +131,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("unknown-dtype",),
-                "`--dtype` is none of f32, bf16, f16 (or, exit 3: a file names a dtype that the"
+                "`--dtype` is not f32, bf16 or f16 (or, exit 3: a file names a dtype that the"
                 " format does not have)",
             ),
             ErrorCodes(
@@ -266,7 +266,11 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-revision",),
-                "`push --revision` without a name",
+                "`push --revision` or `--push ORG/NAME@` without a name",
+            ),
+            ErrorCodes(
+                ("base-not-on-hub",),
+                "a surgery with `--push` of a base on this machine: `--out`, then `push`",
             ),
             ErrorCodes(
                 ("repository-is-public",),
@@ -292,7 +296,7 @@ SECTIONS: Final = (
                     "invalid-size",
                 ),
                 "`convert` or `resize-embeddings`: an option, a part of a model, a size or a "
-                "number that is none",
+                "number that is not valid",
             ),
             ErrorCodes(
                 ("unknown-token",),
@@ -560,7 +564,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("hub-failed",),
-                "an answer that is none: try again, look at `HF_ENDPOINT`",
+                "an answer that no hub gives: try again, look at `HF_ENDPOINT`",
             ),
             ErrorCodes(
                 (

@@ -105,6 +105,11 @@ def is_no_weight_file(name: str) -> bool:
     return re.fullmatch(_NO_WEIGHTS, name, re.ASCII | re.IGNORECASE) is not None
 
 
+# What load_state_dict and from_pretrained of transformers 4.41 take for weights of torch, where a
+# safetensors file says its format.
+LOADED_FORMATS: Final = ("pt", "mlx")
+
+
 def index_of(names: Iterable[str]) -> str | None:
     """Return the index that says which files of a directory are its weights, if one does."""
     found = next((n for n in (SAFETENSORS_INDEX, TORCH_INDEX) if n in names), None)

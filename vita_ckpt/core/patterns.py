@@ -1,4 +1,4 @@
-"""Match a stranger's regular expression in bounded time: positions are sets, nothing backtracks.
+"""Match an untrusted regular expression in bounded time: positions are sets, nothing backtracks.
 
 A run's ``target_modules`` may be a pattern, and those of its ranks are. Python's ``re`` can take
 exponential time on some, so these are parsed here and matched by the set of positions that each

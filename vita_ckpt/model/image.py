@@ -261,7 +261,7 @@ def processor_of(
     edge = {"shortest_edge": vision_tower.image_size}
     found = read_processor(checkpoint, stores, tower)
     keys: dict[str, Any]
-    if traits.name in family.own_processors:
+    if traits.name in family.own_sizes:
         keys = {"size": side}
     elif found is not None:
         keys = dict(found)

@@ -20,8 +20,9 @@ from vita_ckpt.core.binding import (
     builds_audio,
     is_audio,
 )
-from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint, RemoteFile
 from vita_ckpt.core.diagnosis import diagnose
+from vita_ckpt.core.relocation import Relocation, remote_refs
 from vita_ckpt.core.requirements import family_of_model, require_runnable
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError, UsageError
@@ -214,6 +215,7 @@ def _with_tower(
         return checkpoint
     path = str(_directory(checkpoint, around).path)
     found = open_checkpoint(os.path.dirname(path) if path.endswith(".json") else path, stores)
+    found = _downloaded(found, stores)
     names = towers.stored_names({name: tensor.shape for name, tensor in found.tensors.items()})
     wanted = bound.part(parts.VISION_TOWER).wanted
     own = {parts.TOWER_MODULE + to: found.tensors[name] for name, to in names.items()}
@@ -223,6 +225,17 @@ def _with_tower(
     )
     others = {n: t for n, t in checkpoint.tensors.items() if not n.startswith(parts.TOWER_MODULE)}
     return replace(checkpoint, tensors=others | own)
+
+
+def _downloaded(tower: Checkpoint, stores: Stores) -> Checkpoint:
+    """Return a tower with its weights on the disk."""
+    sources = {ref.source for ref in remote_refs(tower.tensors)}
+    far = {source for source in sources if isinstance(source, RemoteFile)}
+    if not far:
+        return tower
+    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
+
+    return Relocation(download(stores.hub, far)).checkpoint(tower)
 
 
 def _is_of_directory(bound: Binding) -> bool:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from vita_ckpt.checks.audio import check_audio_directory
-from vita_ckpt.checks.config import check_config
+from vita_ckpt.checks.config import check_config, check_rows
+from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, projectors
@@ -117,8 +118,7 @@ def verify_checkpoint(
     if bound is None or has_errors(f for f in findings if f.rule not in _AUDIO):
         return _not_run(checkpoint, findings, dtype, time.perf_counter() - started)
     check_values(checkpoint, subject.surroundings, bound, stores)
-    if needs_alignment(checkpoint):
-        findings.append(_untrained())
+    findings += _before_it_runs(subject)
     watch = _Watch(_sizes(checkpoint, bound.renamed), on_progress)
     loads = _Loads(
         subject,
@@ -676,6 +676,13 @@ def _why_not(subject: Subject) -> list[Finding]:
     found = [*check_structure(subject), *check_config(subject)]
     found += unsaid(subject, found)
     return [finding for finding in found if finding.severity == "error"]
+
+
+def _before_it_runs(subject: Subject) -> list[Finding]:
+    """Return what is known to be wrong, and keeps nothing from being run here."""
+    found = (*check_loaders(subject.checkpoint), *check_rows(subject))
+    untrained = [_untrained()] if needs_alignment(subject.checkpoint) else []
+    return [*(finding for finding in found if finding.severity == "error"), *untrained]
 
 
 def _check_float16(half: VitaModel, batch: _Batch) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,14 @@ class VisionModules(nn.Module):
             return merge_tiles(features, size, tiling, newline, side, tile)
         mode = str(self.config.get("mm_spatial_pool_mode"))
         position = str(self.config.get("mm_newline_position", "one_token"))
+        if self.config.get("add_faster_video") and position == "grid":
+            raise UsageError(
+                "tiles-do-not-merge",
+                "modalities",
+                expected="a video of one speed",
+                got="add_faster_video in the config",
+                hint="upstream raises a NameError too",
+            )
         return merge_frames(pool_frames(features, side, mode), position, tiling, newline)
 
     def initialize_vision_modules(self, model_args: object, delay_load: bool = False) -> None:
@@ -134,9 +142,11 @@ class VisionModules(nn.Module):
         Upstream itself keeps the old tower and the old projector.
 
         ``model_args`` has ``vision_tower`` (a path), ``mm_projector_type`` and
-        ``pretrain_mm_mlp_adapter`` (a file or None), and may have ``use_s2`` and ``s2_scales``. The
-        tower is replaced if another one is asked for, and frozen as upstream leaves it. The
-        projector is rebuilt if its type or widths change, and is trainable. An adapter is read with
+        ``pretrain_mm_mlp_adapter`` (a file or None), and may have ``use_s2`` and ``s2_scales``, for
+        LLaVA and LLaVA-NeXT ``s2``, ``mm_vision_select_layer``, ``mm_vision_select_feature`` and
+        ``mm_patch_merge_type``. The tower is replaced if another one is asked for, and frozen as
+        upstream leaves it. The projector is rebuilt if its type or widths change, and is trainable;
+        so is an ``image_newline``, which is drawn if there was none. An adapter is read with
         ``get_w`` into the model's dtype. ``config`` is updated. With ``delay_load`` the tower is
         built without its weights.
 
@@ -144,29 +154,31 @@ class VisionModules(nn.Module):
         does not fit its config, and AdapterError for an adapter that does not fit the projector.
         After an error the model is unchanged.
         """
+        family = self.family
         path = str(argument(model_args, "vision_tower", ""))
-        kind = str(argument(model_args, "mm_projector_type", None) or projectors.DEFAULT_TYPE)
+        kind = str(argument(model_args, "mm_projector_type", None) or family.default_projector)
         config = {
             **self.config,
             "mm_vision_tower": path,
-            "use_s2": bool(argument(model_args, "use_s2", False)),
+            family.s2_key: bool(argument(model_args, family.s2_key, False)),
             "mm_projector_type": kind,
             "use_mm_proj": True,
         }
-        scales = argument(model_args, "s2_scales", None)
-        if scales is not None:
-            config["s2_scales"] = str(scales)
-        keys = ("mm_vision_tower", "use_s2", "s2_scales")
+        for key in ("s2_scales", *_FEATURE_KEYS, "mm_patch_merge_type"):
+            given = argument(model_args, key, None) if key in family.keys else None
+            if given is not None:
+                config[key] = str(given) if key == "s2_scales" else given
+        keys = ("mm_vision_tower", family.s2_key, "s2_scales", *_FEATURE_KEYS)
         tower = self.vision_tower
         if tower is None or any(config.get(key) != self.config.get(key) for key in keys):
-            tower = _tower(config, path, self.dtype, self.device, delay_load)
+            tower = _tower(config, path, self.dtype, self.device, delay_load, family)
         config["mm_hidden_size"] = tower.hidden_size
         new = Projector(kind, tower.hidden_size, self.language_model.config.hidden_size)
         projector = self.mm_projector
         if (
             projector is None
             or self.streams  # a streamed module cannot be trained or loaded into
-            or kind != self.config.get("mm_projector_type", projectors.DEFAULT_TYPE)
+            or kind != family.projector_type(self.config)
             or _shapes(projector) != projectors.expected_shapes(new)
         ):
             built = build_projector(new.type, new.in_width, new.out_width)
@@ -174,10 +186,20 @@ class VisionModules(nn.Module):
         adapter = argument(model_args, "pretrain_mm_mlp_adapter", None)
         if adapter is not None:
             _load_adapter(projector, open_checkpoint(os.fspath(adapter), Stores()), new)
+        newline = self.image_newline
+        if not family.has_newline(config):
+            newline = None
+        elif newline is None or self.streams:
+            newline = Newline(new.out_width).drawn().to(self.device, self.dtype)
         # The model is changed only after every check has passed.
         self.vision_tower = tower.requires_grad_(False)
         self.mm_projector = projector.requires_grad_(True)
+        self.image_newline = newline
         self.config = config
+
+
+# The keys that say which hidden states of a tower are its features.
+_FEATURE_KEYS: Final = ("mm_vision_select_layer", "mm_vision_select_feature")
 
 
 class Newline(nn.Module):
@@ -186,6 +208,11 @@ class Newline(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
+
+    def drawn(self) -> Newline:
+        """Draw it as upstream does for training, with a variance of one over its width."""
+        nn.init.normal_(self.weight, std=len(self.weight) ** -0.5)
+        return self
 
     def forward(self) -> Tensor:
         """Return it."""
@@ -227,7 +254,12 @@ def argument(model_args: object, name: str, default: Any) -> Any:
 
 
 def _tower(
-    config: Mapping[str, Any], path: str, dtype: torch.dtype, device: torch.device, delay: bool
+    config: Mapping[str, Any],
+    path: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    delay: bool,
+    family: ModelFamily,
 ) -> VisionTower:
     """Build the tower at ``path``; upstream must choose the tower's own family from that path."""
     found = open_tower(os.path.abspath(path), Stores())
@@ -237,9 +269,11 @@ def _tower(
     own = towers.tower_of_shapes(shapes)
     if described is None or own is None:
         raise InputError("unknown-tower", path, expected=f"a {towers.listed(towers.KNOWN)} tower")
-    towers.check_path(path, own.family, config["use_s2"], "rename the directory")
+    towers.check_dispatch(
+        path, own.family, family.dispatch(config, os.path.exists), "rename the directory"
+    )
     with on_meta(dtype):
-        tower = tower_of(config, described)
+        tower = tower_of(config, described, family=family)
     if not delay:
         _load_tower(tower, checkpoint, device)
     return tower

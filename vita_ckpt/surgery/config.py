@@ -14,6 +14,7 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.plan import Plan, Record, SetConfig
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import family_of_model, model_config
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 
 # The keys of every family, by the first that has one.
@@ -138,7 +139,9 @@ def _types(key: str, known: Mapping[str, Types]) -> Types:
             "unknown-config-key",
             key,
             expected=f"one of {', '.join(known)}",
-            hint="other keys describe the weights, which set does not touch",
+            hint=did_you_mean(
+                key, known, "other keys describe the weights, which set does not touch"
+            ),
         )
     return known[key]
 

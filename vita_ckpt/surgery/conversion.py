@@ -28,6 +28,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import refuse_training_state
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.preconditions import require_binding
@@ -114,7 +115,12 @@ def _check_base(checkpoint: Checkpoint) -> None:
 def _check_parts(only: Collection[str]) -> None:
     for part in only:
         if part not in parts.LABELS:
-            raise UsageError("unknown-part", part, expected=f"one of {', '.join(parts.LABELS)}")
+            raise UsageError(
+                "unknown-part",
+                part,
+                expected=f"one of {', '.join(parts.LABELS)}",
+                hint=did_you_mean(part, parts.LABELS),
+            )
 
 
 def _plan(

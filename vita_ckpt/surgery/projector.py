@@ -34,6 +34,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import family_of_model, model_config
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import AdapterError, CastError, UsageError, printable
 from vita_ckpt.surgery.donors import projector_of
 from vita_ckpt.surgery.preconditions import refuse_packed_projector, require_binding
@@ -315,6 +316,7 @@ def _split_extras(
                 f"--with {name}",
                 expected="a component of a tensor name of the adapter",
                 got=", ".join(list(others)[:6]) or "no tensors beside the projector",
+                hint=did_you_mean(name, {part for other in others for part in other.split(".")}),
             )
     chosen = {n: t for n, t in others.items() if any(_is_called(n, w) for w in wanted)}
     return chosen, {n: t for n, t in others.items() if n not in chosen}

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from fixtures.builder import (
     Spec,
@@ -22,7 +23,7 @@ from fixtures.builder import (
     write_tokenizer,
     write_tower,
 )
-from tests.conftest import GOLDEN, Cli, assert_one_error
+from tests.conftest import GOLDEN, Cli, assert_one_error, golden_cases
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "verify-v1.json").read_text())
 SPEC = Spec()
@@ -99,6 +100,37 @@ def test_findings_are_exit_1(cli: Cli, base: Path, tmp_path: Path) -> None:
     report = json.loads(cli("verify", out, "--device", "cpu", "--json").out)
     jsonschema.validate(report, SCHEMA)
     assert [f["rule"] for f in report["findings"]] == ["image-ignored"]
+
+
+def test_an_image_in_tiles_and_a_prompt_about_it(cli: Cli, tmp_path: Path) -> None:
+    (case,) = golden_cases("F13")
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in (case / "base").iterdir():
+        (base / file.name).symlink_to(file)
+    write_tokenizer(base, json.loads((base / "config.json").read_text())["vocab_size"])
+    pictures = load_file(case / "inputs.safetensors")
+    Image.fromarray(pictures["image_1"].numpy()).save(tmp_path / "image.png")
+    options = ["--tower", case / "tower-siglip", "--device", "cpu"]
+    result = cli("verify", base, *options, "--image", tmp_path / "image.png", "--prompt", "w3 w4")
+    assert (result.code, result.err) == (0, "")
+    lengths = load_file(case / "expected.safetensors")["merged_lengths"]
+    assert f"one image is {lengths[1]} tokens" in result.out
+    answer = result.out.splitlines()[-1].split()
+    assert len(answer) == 16
+    assert all(word.startswith("w") for word in answer)
+
+
+def test_a_tower_that_is_only_in_its_directory(cli: Cli, tmp_path: Path) -> None:
+    (case,) = golden_cases("F16")
+    copy = tmp_path / "base"
+    copy.mkdir()
+    for file in (case / "base").iterdir():
+        (copy / file.name).symlink_to(file)
+    assert_one_error(cli("verify", copy, "--device", "cpu"), 3, "tower-path-unreachable", "--tower")
+    result = cli("verify", copy, "--device", "cpu", "--tower", case / "tower-clip")
+    assert result.code == 0
+    assert "one image is 16 tokens" in result.out
 
 
 def test_wrong_calls_are_one_line(cli: Cli, base: Path, tmp_path: Path) -> None:

@@ -67,6 +67,30 @@ def test_sarif_places_each_result_at_its_file_and_rule() -> None:
     ]
 
 
+def test_sarif_leads_to_the_page_of_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rules(docs: str) -> list[dict[str, object]]:
+        monkeypatch.setenv("VITA_CKPT_DOCS", docs)
+        run = json.loads(rendered("sarif", REPORTS))["runs"][0]
+        found: list[dict[str, object]] = run["tool"]["driver"]["rules"]
+        return found
+
+    page = (Path(__file__).parents[3] / "docs" / "rules.md").read_text()
+    for rule in rules("https://example.org/o/r/blob/main/docs/"):
+        name = rule["id"]
+        assert rule["helpUri"] == f"https://example.org/o/r/blob/main/docs/rules.md#{name}"
+        assert f'<a id="{name}"></a>' in page
+    for docs in ("", "javascript:alert(1)", "/etc"):
+        assert not any("helpUri" in rule for rule in rules(docs))
+
+
+def test_github_knows_an_alert_again() -> None:
+    """Its own hash would be of the text of a line, which a weight file does not have."""
+    results = json.loads(rendered("sarif", REPORTS))["runs"][0]["results"]
+    hashes = [one["partialFingerprints"]["primaryLocationLineHash"] for one in results]
+    assert all(re.fullmatch(r"[0-9a-f]{16}:1", one) for one in hashes)
+    assert len(set(hashes)) == len(results)
+
+
 def test_sarif_knows_a_finding_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prints(*findings: Finding) -> list[str]:
         report = Report("ckpts/vita", "vita-checkpoint", findings)

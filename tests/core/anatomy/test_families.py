@@ -24,6 +24,7 @@ from vita_ckpt.core.anatomy.families import (
     recognise,
 )
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS, expected_shapes
+from vita_ckpt.core.anatomy.towers.tensors import expected_shapes as tower_shapes
 
 
 def here(path: str) -> bool:
@@ -228,3 +229,25 @@ def test_the_language_model_has_the_tensors_that_upstream_wrote(case: Path) -> N
     other = ("model.vision_tower.", "model.mm_projector.", "model.image_newline")
     language = {name for name in names if not name.startswith(other)}
     assert set(expected_shapes(backbone.language_model, config)) == language
+
+
+def test_a_published_tower_is_known_by_what_is_stored_of_it() -> None:
+    """LLaVA-NeXT's SigLIP lacks its last layer and its head, and has a config nowhere."""
+    whole = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,  # of which a grid of 27 patches takes 378
+        "patch_size": 14,
+    }
+    stored = tower_shapes(LLAVA_NEXT.stored_tower("siglip", whole))
+    assert not any("head." in name or "layers.26." in name for name in stored)
+    assert LLAVA_NEXT.whole_tower(stored) == whole
+    # A family that stores towers whole does not take it for a part of one.
+    assert VITA.whole_tower(stored) is None
+    assert LLAVA_NEXT.whole_tower(tower_shapes(whole)) is None
+    clip = tower_shapes({"model_type": "clip_vision_model", "num_hidden_layers": 11})
+    assert LLAVA_NEXT.whole_tower(clip) is None
+    assert LLAVA_NEXT.whole_tower({}) is None

@@ -29,8 +29,8 @@ def plan_set(
     """Plan to set keys of a checkpoint's vision config, and touch no weight.
 
     ``vocab_size`` and ``tie_word_embeddings`` too, where the tensors agree. Raises UsageError for a
-    key or a value that is none, InputError where they do not. What then disagrees with the weights
-    and did not before is said in the plan's notes.
+    key or a value that does not exist, InputError where they do not. The plan's notes name what
+    then disagrees with the weights and did not before.
     """
     stores = Stores() if stores is None else stores
     opened = as_checkpoint(checkpoint, stores)

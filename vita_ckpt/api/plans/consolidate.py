@@ -9,8 +9,8 @@ from typing import Any
 
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, locate, whole
-from vita_ckpt.api.plans.inputs import dtype_code
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.options import (
     TRAINED_WEIGHTS,

@@ -6,8 +6,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from vita_ckpt.api.locate import StrPath, open_checkpoint
-from vita_ckpt.api.plans.inputs import check_choice, dtype_code, have_same_bytes
+from vita_ckpt.api.plans.inputs import (
+    check_choice,
+    have_same_bytes,
+)
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.filenames import shards_in_all
 from vita_ckpt.core.options import (
     FORMATS,
@@ -51,7 +55,7 @@ def plan_convert(
     makes it a tensor of its own. ``ignore_index`` takes the weight files for what they are.
 
     Raises InputError where the result is not what that loader binds or two tensors would get one
-    name, and UsageError for an option that is none.
+    name, and UsageError for an invalid option.
     """
     stores = Stores() if stores is None else stores
     if isinstance(checkpoint, Checkpoint):

@@ -45,7 +45,7 @@ def plan_resize_embeddings(
     ``"mean"`` of the others, ``"zeros"``, drawn anew (``"normal"``, from ``seed``), or
     ``"copy:TOKEN"``, the row of a token or of a number. All others stay as they are.
 
-    Raises UsageError for options that are none, InputError where the tokenizer has more tokens, or
+    Raises UsageError for an invalid option, InputError where the tokenizer has more tokens, or
     what it has is not known and rows would go.
     """
     stores = Stores() if stores is None else stores

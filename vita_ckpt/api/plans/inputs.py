@@ -14,7 +14,6 @@ from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.parts import LM_HEAD, TOWER_PREFIX
 from vita_ckpt.core.anatomy.towers import tower_of_config, tower_of_shapes
 from vita_ckpt.core.checkpoint import Checkpoint, RemoteFile, TensorRef
-from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.plan import (
     Plan,
 )
@@ -113,17 +112,6 @@ def check_choice(value: object, known: Sequence[object], option: str) -> None:
     if value not in known:
         names = ", ".join(str(one) for one in known if one is not None)
         raise UsageError("unknown-choice", option, expected=f"one of {names}", got=str(value))
-
-
-def dtype_code(name: str | None) -> str | None:
-    """Return safetensors' name of a dtype, however it is spelt. Raises UsageError."""
-    if name is None or name in SPELLINGS.values():
-        return name
-    if name.lower() not in SPELLINGS:
-        raise UsageError(
-            "unknown-dtype", name, expected=", ".join(sorted(SPELLINGS)), hint="name one of these"
-        )
-    return SPELLINGS[name.lower()]
 
 
 def have_same_bytes(head: TensorRef | None, table: TensorRef | None) -> bool | None:

@@ -8,11 +8,14 @@ from typing import Any
 
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, whole
-from vita_ckpt.api.plans.inputs import dtype_code, refuse_swapped
+from vita_ckpt.api.plans.inputs import (
+    refuse_swapped,
+)
 from vita_ckpt.api.plans.values import with_values_checked
 from vita_ckpt.api.plans.vision import is_plain, vision_of_run
 from vita_ckpt.core.anatomy.families import VITA, family_of
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.lora import settings_of_deltas
 from vita_ckpt.core.plan import (
     Plan,

@@ -8,7 +8,6 @@ from dataclasses import replace
 from vita_ckpt.api.inspect import as_checkpoint, check_key
 from vita_ckpt.api.locate import StrPath
 from vita_ckpt.api.plans.inputs import (
-    dtype_code,
     noted,
     open_projector,
     refuse_swapped,
@@ -16,6 +15,7 @@ from vita_ckpt.api.plans.inputs import (
 from vita_ckpt.api.plans.values import with_values_checked
 from vita_ckpt.api.plans.vision import is_plain, vision_of_run
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.plan import (
     Plan,
 )
@@ -73,7 +73,8 @@ def plan_merge_projector(
     its ``config.json``, ``tower`` the vision tower, by default what that config names.
 
     What is taken of the adapter is read: NaN, infinities, matrices of zeros and integers are
-    refused unless ``allow_bad_values``. Of an adapter on the hub only headers are read here.
+    refused unless ``allow_bad_values``. Of an adapter on the hub only headers are read here, and
+    its values when the plan is applied.
 
     Raises InputError, AdapterError or CastError where these do not go together, and UsageError for
     an unknown dtype or an extra that is not there.

@@ -13,6 +13,7 @@ from vita_ckpt.core.plan import (
     Plan,
     ReplaceTensor,
 )
+from vita_ckpt.core.relocation import Relocation
 from vita_ckpt.errors import AdapterError
 
 ALLOW: Final = "allow_bad_values"  # the key of a request
@@ -28,6 +29,24 @@ def with_values_checked(plan: Plan, adapter: Checkpoint | None, allow: bool) -> 
     if adapter is not None and not allow and not is_remote(adapter.root):
         _refuse_bad_values(plan, adapter)
     return replace(plan, request={**(plan.request or {}), ALLOW: allow})
+
+
+def check_fetched(plan: Plan, here: Plan) -> None:
+    """Raise AdapterError ``bad-adapter-values`` for an adapter on the hub, unless allowed.
+
+    ``here`` is ``plan`` with what it takes of the adapter on the disk.
+    """
+    if plan.record is None or (plan.request or {}).get(ALLOW) is not False:
+        return
+    for role, donor in zip(plan.record.roles, plan.donors, strict=True):
+        if role == "adapter" and is_remote(donor.root):
+            pairs = zip(plan.tensor_edits, here.tensor_edits, strict=True)
+            moved = {
+                far: near
+                for there, local in pairs
+                for far, near in zip(refs_of(there.tensor), refs_of(local.tensor), strict=True)
+            }
+            _refuse_bad_values(here, Relocation(tensors=moved).checkpoint(donor))
 
 
 def _refuse_bad_values(plan: Plan, adapter: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from vita_ckpt.checks.explain.trace import Tracer, some_files
 from vita_ckpt.core.checkpoint import TensorRef
 from vita_ckpt.core.file_listing import Index, WeightFile
 from vita_ckpt.core.filenames import (
+    LOADED_FORMATS,
     SAFETENSORS,
     SAFETENSORS_INDEX,
     SAFETENSORS_SUFFIX,
@@ -30,8 +31,6 @@ FROM_PRETRAINED_ORDER: Final = (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_IND
 # PyTorchModelHubMixin reads a directory's model.safetensors and knows no index at all.
 METADATA_ORDER: Final = (SAFETENSORS, SAFETENSORS_INDEX)
 
-# load_state_dict and from_pretrained of 4.41.1: a safetensors file has to say one of these.
-_FORMATS_4_41: Final = ("pt", "mlx")
 _OTHER_FRAMEWORKS: Final = ("tf", "flax")
 
 # _load_safetensors_file of huggingface_hub 2.4: one of these, unless there is no metadata at all.
@@ -146,7 +145,7 @@ def _say_second_set(tracer: Tracer, single: str) -> None:
     index = tracer.files.indexes.get(name)
     if index is None or index.trouble is not None or single in index.weight_map.values():
         return
-    tracer.passed_over.append(index.name)
+    tracer.flaws.append(index.name)
     tracer.step("leaves out", f"the files of {index.name}: a second set of weights, meant or not")
 
 
@@ -199,5 +198,5 @@ def _check_format(tracer: Tracer, file: WeightFile, *, sharded: bool) -> None:
     if file.format in _OTHER_FRAMEWORKS:
         if not sharded:
             tracer.stop("no-format-metadata", f"{file.name} is taken for weights of {file.format}")
-    elif file.format not in _FORMATS_4_41:
+    elif file.format not in LOADED_FORMATS:
         tracer.stop("no-format-metadata", f"{file.name}: format {file.format or 'not said'}")

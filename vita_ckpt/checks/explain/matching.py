@@ -128,6 +128,7 @@ def trace_rows(tracer: Tracer, lookup: Lookup, found: Found) -> None:
     if rows > lookup.tokens:
         tracer.step("cuts", f"{rows - lookup.tokens} rows that the tokenizer has no token for")
     elif rows < lookup.tokens:
+        tracer.flaws.append(parts.EMBED_TOKENS)
         tracer.step("invents", f"{lookup.tokens - rows} rows for tokens that have none, in silence")
 
 

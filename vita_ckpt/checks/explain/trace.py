@@ -29,8 +29,8 @@ class LoaderTrace(Displayed):
 
     ``outcome`` is ``complete`` if every tensor of what it builds gets a stored value and nothing
     that matters is left out, such as a second set of weights in the files of an index; ``partial``
-    also where the loaded model fails at its first image; ``stops`` where it raises, for the reason
-    ``stopped_by``.
+    also where rows are invented for tokens, or the loaded model fails at its first image;
+    ``stops`` where it raises, for the reason ``stopped_by``.
     ``chosen`` is the single file or the index that it settled on, ``files_read`` are the weight
     files in the order in which they are read, ``tower_files`` those that are read for the tower on
     its own: from its directory, by their whole path, or once more from here. ``tower`` and
@@ -85,7 +85,7 @@ class Tracer:
     ignored: list[str] = field(default_factory=list)
     harmless: list[str] = field(default_factory=list)
     integers: list[str] = field(default_factory=list)
-    passed_over: list[str] = field(default_factory=list)
+    flaws: list[str] = field(default_factory=list)
     fault: str = ""
     sources: dict[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Tracer:
         except _Stopped:
             stopped_by = self.steps[-1].code
         incomplete = bool(self.missing or self.ignored or self.integers or self.fault)
-        incomplete |= bool(self.passed_over)
+        incomplete |= bool(self.flaws)
         incomplete |= bool({self.tower, self.projector} & {PartSource.RANDOM, PartSource.UNFILLED})
         outcome: Outcome = "stops" if stopped_by else "partial" if incomplete else "complete"
         return LoaderTrace(

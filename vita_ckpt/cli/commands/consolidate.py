@@ -8,6 +8,7 @@ import click
 
 from vita_ckpt.api.consolidate import check_masters
 from vita_ckpt.api.plans.consolidate import plan_consolidate
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import plan_options, run_plan
@@ -43,6 +44,7 @@ from vita_ckpt.core.options import TRAINED_WEIGHTS, TrainedWeights
 )
 @click.option(
     "--dtype",
+    shell_complete=completion.dtypes,
     metavar="DTYPE",
     help="Write floating tensors as f32, bf16 or f16.  [default: as they are]",
 )

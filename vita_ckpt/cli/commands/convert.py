@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.plans.convert import plan_convert
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
@@ -23,7 +24,12 @@ from vita_ckpt.core.options import FORMATS, NAMES, TIES, Format, Names, Tie
     "wrappers such as _orig_mod. are removed, and fused experts split. transformers: version 5.6 "
     "and newer, whatever is installed; Mixtral's experts are fused.",
 )
-@click.option("--dtype", metavar="DTYPE", help="Convert floating tensors to f32, bf16 or f16.")
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    shell_complete=completion.dtypes,
+    help="Convert floating tensors to f32, bf16 or f16.",
+)
 @click.option(
     "--part",
     "parts",
@@ -33,6 +39,7 @@ from vita_ckpt.core.options import FORMATS, NAMES, TIES, Format, Names, Tie
 )
 @click.option(
     "--keep",
+    shell_complete=completion.tensors,
     multiple=True,
     metavar="GLOB",
     help="Leave the dtype of tensors with such names, as *norm*. Can be repeated.",

@@ -18,7 +18,7 @@ from vita_ckpt.checks.diff import (
     figures,
 )
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import render
+from vita_ckpt.cli import completion, render
 from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, html_option, report_options
@@ -41,6 +41,7 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
 @click.option("--values", is_flag=True, help="Say how far the values of tensors are apart.")
 @click.option(
     "--only",
+    shell_complete=completion.tensors,
     multiple=True,
     metavar="GLOB",
     help="A contract: exit 1 if anything else changed, or none of it did. A glob of tensor names, "

@@ -10,7 +10,7 @@ import click
 from vita_ckpt.api.inspect import as_checkpoint, check_key, inspect, list_tensors, module_tree
 from vita_ckpt.checks.audio_summary import AudioSummary
 from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
-from vita_ckpt.cli import console, render
+from vita_ckpt.cli import completion, console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, html_option, write_output
 from vita_ckpt.cli.paths import ANYWHERE, key_option
@@ -20,7 +20,9 @@ from vita_ckpt.core.anatomy.families import FAMILIES
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.kinds import CHECKPOINTS
+from vita_ckpt.core.memory import Memory
 from vita_ckpt.core.reading_notes import reading_notes
+from vita_ckpt.core.spelling import did_you_mean_tensor
 from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import printable
 
@@ -50,6 +52,7 @@ _KINDS = {
     "pattern",
     is_flag=False,
     flag_value="*",
+    shell_complete=completion.tensors,
     metavar="[GLOB]",
     help="List the tensors, or those whose names match GLOB.",
 )
@@ -58,6 +61,20 @@ _KINDS = {
 )
 @click.option("--values", is_flag=True, help="Read every byte: how large values are, by part.")
 @html_option
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    shell_complete=completion.dtypes,
+    help="Estimate the memory in f32, bf16 or f16.  [default: the commonest of the weights]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1 << 20),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Estimate the memory for N inputs at once.",
+)
 @key_option
 @click.pass_obj
 def command(
@@ -69,6 +86,8 @@ def command(
     depth: int | None,
     values: bool,
     page: Output | None,
+    dtype: str | None,
+    batch: int,
     key: str | None,
 ) -> int:
     """Show what a checkpoint is, without loading it.
@@ -85,12 +104,14 @@ def command(
     check_key(key, opened)
     for note in reading_notes(opened):
         settings.note(note)
-    inspection = inspect(opened, stores=stores)
+    inspection = inspect(opened, dtype=dtype, batch=batch, stores=stores)
     tensors = list_tensors(opened, pattern) if pattern is not None else None
     modules = module_tree(opened, depth) if depth is not None else None
     found = _distributions(opened, settings) if values else None
     if page is not None:
         write_output(page, _page(inspection, opened, found))
+    if tensors == [] and pattern is not None:
+        settings.note(_no_tensor(pattern, opened))
     if as_json:
         said = None if found is None else {part: one.to_dict() for part, one in found.items()}
         lists = {"tensor_list": tensors, "modules": modules, "values": said}
@@ -125,6 +146,11 @@ def _page(
         list(_facts(inspection)),
         values,
     )
+
+
+def _no_tensor(pattern: str, opened: Checkpoint) -> str:
+    hint = did_you_mean_tensor(pattern, opened.tensors)
+    return f"no tensor is called {pattern}" + (f" ({hint})" if hint else "")
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:
@@ -247,6 +273,24 @@ def _facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
         )
     if inspection.tiles is not None:
         yield "tiles", inspection.tiles
+    if inspection.memory is not None:
+        yield from _memory(inspection.memory)
+
+
+def _memory(memory: Memory) -> Iterable[tuple[str, str]]:
+    sizes: dict[int, list[str]] = {}
+    for dtype, size in memory.weights_as.items():
+        if dtype != memory.dtype:
+            sizes.setdefault(size, []).append(dtype)
+    others = (f"{render.size(size)} in {' or '.join(dtypes)}" for size, dtypes in sizes.items())
+    needs = [f"weights {render.size(memory.weights)} in {memory.dtype} ({', '.join(others)})"]
+    if memory.kv_cache_per_1000_tokens is not None:
+        needs.append(f"KV cache {render.size(memory.kv_cache_per_1000_tokens)} for 1,000 tokens")
+    if memory.tower_activations is not None:
+        needs.append(f"tower {render.size(memory.tower_activations)} for one image")
+    if memory.batch > 1:
+        needs.append(f"tokens and image of each of {memory.batch} inputs")
+    yield "memory", "; ".join(needs)
 
 
 def _family_facts(inspection: Inspection) -> Iterable[tuple[str, str]]:

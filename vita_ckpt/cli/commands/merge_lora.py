@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.plans.lora import plan_merge_lora
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import (
@@ -35,6 +36,7 @@ from vita_ckpt.cli.plan_options import (
 )
 @click.option(
     "--dtype",
+    shell_complete=completion.dtypes,
     metavar="DTYPE",
     help="Merge in f32, bf16 or f16, and write everything in it; f16 gives what upstream's loader "
     "holds.  [default: the base's]",

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.plans.projector import plan_merge_projector
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.cli.plan_options import (
@@ -35,6 +36,7 @@ from vita_ckpt.cli.plan_options import (
 )
 @click.option(
     "--dtype",
+    shell_complete=completion.dtypes,
     metavar="DTYPE",
     help="Write the projector as f32, bf16 or f16.  [default: the base's]",
 )

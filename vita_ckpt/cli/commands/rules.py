@@ -7,13 +7,14 @@ from dataclasses import asdict
 import click
 
 from vita_ckpt.checks.rules import GROUPS, RULES
-from vita_ckpt.cli import console, render
-from vita_ckpt.core.error_codes import explain_error
+from vita_ckpt.cli import completion, console, render
+from vita_ckpt.core.error_codes import ERRORS, explain_error
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError
 
 
 @click.command("rules")
-@click.argument("rule", required=False)
+@click.argument("rule", required=False, shell_complete=completion.one_of(RULES))
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON.")
 def command(rule: str | None, as_json: bool) -> None:
     """List the rules, or explain one."""
@@ -42,7 +43,11 @@ def _explain_error(code: str, *, as_json: bool) -> None:
             "unknown-rule",
             code,
             expected="a rule, or the code of an error",
-            hint="vita-ckpt rules lists the rules, docs/errors.md the errors",
+            hint=did_you_mean(
+                code,
+                {*RULES, *ERRORS},
+                "vita-ckpt rules lists the rules, docs/errors.md the errors",
+            ),
         )
     kind, meaning = explained
     if as_json:

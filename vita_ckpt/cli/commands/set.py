@@ -7,15 +7,23 @@ from typing import Any
 import click
 
 from vita_ckpt.api.plans.config import parse_value, plan_set
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
+from vita_ckpt.core.anatomy.config_keys import LANGUAGE_KEYS, VISION_KEYS
 from vita_ckpt.errors import UsageError
 
 
 @click.command("set")
 @click.argument("checkpoint", type=ANYWHERE)
-@click.argument("pairs", metavar="KEY=VALUE...", nargs=-1, required=True)
+@click.argument(
+    "pairs",
+    metavar="KEY=VALUE...",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.one_of((*VISION_KEYS, *LANGUAGE_KEYS), end="="),
+)
 @surgery_options
 @click.pass_obj
 def command(settings: Settings, /, checkpoint: str, pairs: tuple[str, ...], **run: Any) -> int:

@@ -14,7 +14,7 @@ from vita_ckpt.api.validate import KINDS, holds_checkpoints
 from vita_ckpt.api.validate_many import validate_all
 from vita_ckpt.checks.files import finding_of_error
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.cli import console
+from vita_ckpt.cli import completion, console
 from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
@@ -52,8 +52,20 @@ if TYPE_CHECKING:
     "--golden", type=LOCAL, metavar="FILE", help="Compare with a golden of verify; runs it."
 )
 @key_option
-@click.option("--select", multiple=True, metavar="RULE", help="Look at these rules only; a glob.")
-@click.option("--ignore", multiple=True, metavar="RULE", help="Leave these rules out; a glob.")
+@click.option(
+    "--select",
+    multiple=True,
+    shell_complete=completion.one_of(RULES),
+    metavar="RULE",
+    help="Look at these rules only; a glob.",
+)
+@click.option(
+    "--ignore",
+    multiple=True,
+    shell_complete=completion.one_of(RULES),
+    metavar="RULE",
+    help="Leave these rules out; a glob.",
+)
 @click.option("--strict/--no-strict", default=None, help="Warnings fail too.")
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."

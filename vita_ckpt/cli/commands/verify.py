@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vita_ckpt.api import verify as api
-from vita_ckpt.cli import console, render
+from vita_ckpt.cli import completion, console, render
 from vita_ckpt.cli.launched import rank_options, run_in_ranks, speaks
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", metavar="auto|cuda|cuda:N|cpu", help="Where to run.")
 @click.option(
     "--dtype",
+    shell_complete=completion.torch_dtypes,
     metavar="DTYPE",
     help="float32, bfloat16 …; float32 is faster on CPUs without bfloat16.  [default: the "
     "checkpoint's]",

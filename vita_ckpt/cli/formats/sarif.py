@@ -17,6 +17,8 @@ from vita_ckpt.core.report import Finding, Report, Selection, worst_first
 from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.errors import printable, redacted
 
+# Names the address of the project's documentation, below which the page of the rules lies.
+_DOCS: Final = "VITA_CKPT_DOCS"
 _SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
@@ -64,11 +66,17 @@ def _invocation(reports: Sequence[Report], selection: Selection) -> dict[str, An
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
+    docs = os.environ.get(_DOCS, "").rstrip("/")
+    page = f"{docs}/rules.md#{rule.id}" if docs.startswith("https://") else None
     return {
         "id": rule.id,
+        **({"helpUri": page} if page else {}),
         "shortDescription": {"text": rule.title},
         "fullDescription": {"text": rule.why},
-        "help": {"text": rule.why},
+        "help": {
+            "text": rule.why,
+            **({"markdown": f"{rule.why} [Rules]({page})"} if page else {}),
+        },
         "defaultConfiguration": {"level": rule.severity},
     }
 
@@ -76,6 +84,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
 def _result(report: Report, finding: Finding, order: Mapping[str, int]) -> dict[str, Any]:
     uri = _uri(finding.file or report.path)
     identity = "\0".join((finding.rule, _uri(report.path), uri, finding.subject))
+    fingerprint = hashlib.sha256(_unicode(identity)).hexdigest()
     location: dict[str, Any] = {
         # Code scanning shows only what has a line; a tensor has none.
         "physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}},
@@ -90,7 +99,9 @@ def _result(report: Report, finding: Finding, order: Mapping[str, int]) -> dict[
         "locations": [location],
         # What was expected and got may change: the same thing is still wrong.
         "partialFingerprints": {
-            "finding/v1": hashlib.sha256(_unicode(identity)).hexdigest()[:32],
+            "finding/v1": fingerprint[:32],
+            # GitHub knows an alert again by this one alone, and would make it of the line's text.
+            "primaryLocationLineHash": f"{fingerprint[:16]}:1",
         },
     }
 

@@ -1,4 +1,4 @@
-"""A look through any pickle, in whatever it is packed: which globals it names, nothing executed.
+"""Find which globals a pickle names, however it is packed, without executing anything.
 
 Where :mod:`unpickler` reads one kind of pickle and refuses all others, this reads every kind and
 understands none. The stack is kept only as far as it holds texts, since names of globals come from

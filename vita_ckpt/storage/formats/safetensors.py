@@ -91,12 +91,12 @@ def read_safetensors(source: Source) -> SafetensorsFile:
 
 
 def encode_header(
-    entries: Iterable[tuple[str, str, Shape]], metadata: Mapping[str, str]
+    entries: Iterable[tuple[str, str, Shape]], metadata: Mapping[str, str], spaces: int = 0
 ) -> tuple[bytes, int]:
     """Header bytes for tensors stored one after another, and the bytes of their data.
 
     ``entries`` are (name, dtype, shape) in storage order. The header is padded with spaces so that
-    the data starts at a multiple of 8, as the library writes it.
+    the data starts at a multiple of 8, as the library writes it, and with as many ``spaces`` more.
     """
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
@@ -112,7 +112,7 @@ def encode_header(
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-len(raw) % 8 + spaces)
     return len(raw).to_bytes(8, "little") + raw, offset
 
 

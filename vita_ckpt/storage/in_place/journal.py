@@ -172,7 +172,7 @@ def _busy(root: str, got: str) -> InputError:
     return InputError(
         "surgery-under-way",
         root,
-        expected="a checkpoint that nobody works on",
+        expected="a checkpoint that no other process works on",
         got=got,
         hint="wait until it has ended",
     )

@@ -1,4 +1,4 @@
-"""Reading the journal of an in-place surgery, and telling one's own from a stranger's.
+"""Read the journal of a surgery in place, and tell the user's own from another's.
 
 A journal may come with a checkpoint. Whoever made it up, it can name only files that a surgery
 changes, and it counts only if it was signed here for the directory it lies in.

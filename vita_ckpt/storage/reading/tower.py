@@ -9,7 +9,7 @@ from typing import Any
 
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily
-from vita_ckpt.core.anatomy.towers import TowerDirectory
+from vita_ckpt.core.anatomy.towers import Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.errors import INCONCLUSIVE, InputError
@@ -47,11 +47,29 @@ def open_tower(path: str, stores: Stores) -> TowerDirectory:
     config_path = os.path.join(path, CONFIG)
     store = stores.store_of(path)
     if is_file(store, config_path):
-        config, _ = read_json(store, config_path)
+        config: Mapping[str, Any] = read_json(store, config_path)[0]
+        if "model_type" not in config and "vision_config" not in config:
+            config = _with_model_type(config, path, stores)
         return TowerDirectory(path, None, towers.tower_of_config(config), config)
+    return TowerDirectory(path, None, _tower_at(path, stores))
+
+
+def _with_model_type(config: Mapping[str, Any], path: str, stores: Stores) -> Mapping[str, Any]:
+    """Return a tower's config with the type that its weights are of, which loaders do not ask."""
+    try:
+        tower = _tower_at(path, stores)
+    except INCONCLUSIVE:
+        raise
+    except InputError:
+        return config
+    if tower is None or tower.traits.lone_file:
+        return config
+    return {**config, "model_type": tower.traits.model_type}
+
+
+def _tower_at(path: str, stores: Stores) -> Tower | None:
     tensors = open_checkpoint(path, stores).tensors
-    tower = towers.tower_of_shapes({name: tensor.shape for name, tensor in tensors.items()})
-    return TowerDirectory(path, None, tower)
+    return towers.tower_of_shapes({name: tensor.shape for name, tensor in tensors.items()})
 
 
 def read_tower_config(

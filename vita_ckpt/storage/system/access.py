@@ -1,4 +1,4 @@
-"""Who may read a file or directory, and giving another one no more than that."""
+"""Tell who may read a file or directory, and open another one to no others."""
 
 from __future__ import annotations
 

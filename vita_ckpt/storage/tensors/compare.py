@@ -52,7 +52,11 @@ def differing(
     changed since it was opened.
     """
     with team.agreement(), paused_collection():
-        cut = portions(_byte_spans(pairs), _nbytes)
+        spans = list(_byte_spans(pairs))
+        cut = portions(spans, _nbytes)
+    # What need not be read is done.
+    unread = sum(before.nbytes for before, _ in pairs.values()) - sum(map(_nbytes, spans))
+    progress(unread // team.size)
     found = evaluate(
         _differing,
         cut,

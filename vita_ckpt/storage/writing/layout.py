@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -43,6 +43,7 @@ from vita_ckpt.storage.formats.safetensors import encode_header
 
 # Bytes of a shard, as transformers' save_pretrained has it by default.
 _LARGEST_SHARD: Final = 5_000_000_000
+_PAGE: Final = 4096
 # What writes a part on its own as upstream loads it: a file of torch.
 _AS_FINAL_PT = ("extract-audio-encoder",)
 
@@ -57,17 +58,26 @@ class CarriedFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A weight file to write; ``entries`` are (name, tensor) in storage order."""
+    """A weight file to write; ``entries`` are (name, tensor) in storage order.
+
+    The header of a safetensors file ends with ``spaces`` more than it needs.
+    """
 
     name: str
     metadata: Mapping[str, str]
     entries: tuple[tuple[str, Tensor], ...]
     format: Literal["safetensors", "torch"] = "safetensors"
+    spaces: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors, without the header."""
         return sum(tensor.nbytes for _, tensor in self.entries)
+
+    def header(self) -> tuple[bytes, int]:
+        """Return the header of the safetensors file, and the bytes of its data."""
+        described = [(name, tensor.dtype, tensor.shape) for name, tensor in self.entries]
+        return encode_header(described, self.metadata, self.spaces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,9 +390,26 @@ def _weight_files(
         elif now:
             name = _safetensors_name(shard)
             in_order = storage_order(now, _ranks(now, before, shard.file))
-            written.append(WrittenShard(name, _metadata(shard), in_order))
+            new = WrittenShard(name, _metadata(shard), in_order)
+            written.append(replace(new, spaces=_spaces(new)))
         weight_map |= dict.fromkeys(now, _safetensors_name(shard))
     return carried, written, _index_text(base, target, weight_map)
+
+
+def _spaces(shard: WrittenShard) -> int:
+    """Return the spaces with which most of what is copied keeps its place, modulo a page.
+
+    Then the kernel copies whole pages, which takes less than joining parts of two.
+    """
+    shifts: Counter[int] = Counter()
+    position = len(shard.header()[0])
+    for _, tensor in shard.entries:
+        if isinstance(tensor, TensorRef) and tensor.strides is None:
+            shifts[(tensor.offset - position) % _PAGE] += tensor.nbytes
+        position += tensor.nbytes
+    best = max(shifts, key=lambda shift: (shifts[shift], -shift), default=0)
+    # The data must still start at a multiple of 8.
+    return 0 if best % 8 or shifts[best] < _PAGE else best
 
 
 def _place(base: Checkpoint, target: Checkpoint) -> dict[str, list[str]]:

@@ -13,7 +13,6 @@ from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.team import ALONE, Team
 from vita_ckpt.errors import MalformedFileError, StaleInputError
-from vita_ckpt.storage.formats.safetensors import encode_header
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
 from vita_ckpt.storage.writing.layout import PatchedShard, WrittenShard, WrittenText
@@ -139,6 +138,5 @@ def _described(shard: WrittenShard | PatchedShard) -> tuple[int, str, Iterable[s
     if isinstance(shard, PatchedShard):
         header = digest(shard.header[8:]) if shard.header else shard.file.digest
         return shard.file.size, header, shard.names
-    entries = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
-    encoded, size = encode_header(entries, shard.metadata)
+    encoded, size = shard.header()
     return len(encoded) + size, digest(encoded[8:]), [name for name, _ in shard.entries]

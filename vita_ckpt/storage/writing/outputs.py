@@ -13,7 +13,6 @@ from typing import IO, Final
 
 from vita_ckpt.core.options import Link
 from vita_ckpt.errors import UsageError
-from vita_ckpt.storage.formats.safetensors import encode_header
 from vita_ckpt.storage.formats.torch_writer import Entry, check_writable, write_state_dict
 from vita_ckpt.storage.system.access import limit, make_directory
 from vita_ckpt.storage.system.os_errors import require_space
@@ -142,11 +141,11 @@ class Outputs:
 
     def write_shard(self, shard: WrittenShard, inputs: Inputs) -> None:
         """Write a safetensors file, or one as of torch.save."""
-        described = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
         if shard.format == "torch":
+            described = [(name, tensor.dtype, tensor.shape) for name, tensor in shard.entries]
             self._write_torch(shard, described, inputs)
             return
-        header, size = encode_header(described, shard.metadata)
+        header, size = shard.header()
         self.require(len(header) + size)
         sources = sources_of(tensor for _, tensor in shard.entries)
         with self._file(shard.name, sources) as target:

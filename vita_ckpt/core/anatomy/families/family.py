@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
@@ -124,8 +124,8 @@ class ModelFamily:
     the tower's own class decides it. ``tiling`` returns how images become tiles and their features
     those of an image, ``has_newline`` whether the model has an ``image_newline``, ``added_tokens``
     the tokens that the loader adds. ``image_count`` says what becomes of too many and too few
-    images. Of the towers in ``own_processors`` the family prepares images by constants, whatever
-    the tower's directory says.
+    images. ``own_sizes`` maps the families of towers whose images are prepared by constants,
+    whatever the tower's directory says, to the size in pixels that is one of them.
 
     ``unscaled`` names the language models whose rotary scaling the family's classes leave out.
     ``dropped`` are prefixes of tensors that the loader drops, or that never reach the output, where
@@ -158,7 +158,7 @@ class ModelFamily:
     added_tokens: Callable[[Config], tuple[str, ...]] = _no_tokens
     tiling: Callable[[Config], Tiling] = _flat
     image_count: ImageCount = ImageCount.AT_LEAST
-    own_processors: tuple[str, ...] = ()
+    own_sizes: Mapping[str, int] = field(default_factory=dict)
     unscaled: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     fault: Callable[[Config, Features], str] = _no_fault
@@ -213,7 +213,9 @@ class ModelFamily:
         found = towers.tower_of_shapes(shapes)
         if found is None:
             return None
-        own = {"patch_size": found.patch_size, "image_size": found.image_size}
+        size = self.own_sizes.get(found.family, 0)
+        same = found.patch_size and size // found.patch_size == found.grid
+        own = {"patch_size": found.patch_size, "image_size": size if same else found.image_size}
         for (width, layers), keys in found.traits.published.items():
             whole = {"hidden_size": width, "num_hidden_layers": layers, **own, **keys}
             stored = self.stored_tower(found.family, whole)

@@ -33,6 +33,7 @@ from vita_ckpt.core.anatomy.families.llava import (
 from vita_ckpt.core.anatomy.tiles import Tiling
 
 _SIGLIP: Final = "siglip"
+_SIGLIP_SIZE: Final = 384
 _LAYERS: Final = "num_hidden_layers"
 _NUMBER: Final = (int, float)
 
@@ -194,7 +195,7 @@ LLAVA_NEXT: Final = ModelFamily(
     features=_features,
     tiling=_tiling,
     image_count=ImageCount.LAST_AGAIN,
-    own_processors=(_SIGLIP,),
+    own_sizes={_SIGLIP: _SIGLIP_SIZE},
     own_keys=tuple(_OWN_KEYS),
     own_value=_own_value,
     stored_tower=_stored_tower,

@@ -9,7 +9,13 @@ from vita_ckpt.core.anatomy.towers.detect import (
     tower_of_shapes,
     tower_prefix,
 )
-from vita_ckpt.core.anatomy.towers.dispatch import Dispatch, Outcome, Reason, check_path, dispatch
+from vita_ckpt.core.anatomy.towers.dispatch import (
+    Dispatch,
+    Outcome,
+    Reason,
+    check_dispatch,
+    dispatch,
+)
 from vita_ckpt.core.anatomy.towers.families import (
     FAMILIES,
     KNOWN,
@@ -41,7 +47,7 @@ __all__ = [
     "Shapes",
     "Tower",
     "TowerDirectory",
-    "check_path",
+    "check_dispatch",
     "config_of_shapes",
     "dispatch",
     "enumerate_words",

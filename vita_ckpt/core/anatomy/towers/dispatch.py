@@ -71,9 +71,8 @@ def dispatch(path: str, use_s2: bool) -> Dispatch:
     return Dispatch(None, None, Reason(Outcome.NO_WORD))
 
 
-def check_path(path: str, family: str, use_s2: bool, hint: str) -> None:
-    """Raise InputError ``tower-path-misleads`` unless upstream builds ``family`` from ``path``."""
-    by_path = dispatch(path, use_s2)
+def check_dispatch(path: str, family: str, by_path: Dispatch, hint: str) -> None:
+    """Raise InputError ``tower-path-misleads`` unless ``family`` is what upstream builds."""
     if by_path.family != family:
         raise InputError(
             "tower-path-misleads",
