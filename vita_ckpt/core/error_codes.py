@@ -772,14 +772,6 @@ SECTIONS: Final = (
                 "the config names a tower and the checkpoint has none of its tensors",
             ),
             ErrorCodes(
-                ("newline-absent",),
-                "what a surgery makes needs an `image_newline`, and no input has one",
-            ),
-            ErrorCodes(
-                ("run-rows-absent",),
-                "the config of a run counts more token embeddings than it or its base has",
-            ),
-            ErrorCodes(
                 ("tower-path-unreachable",),
                 "the loader of the checkpoint's family takes the tower of its directory, which is "
                 "not here: give it with `--tower`",
