@@ -786,6 +786,16 @@ SECTIONS: Final = (
                 " names it",
             ),
             ErrorCodes(
+                ("run-rows-absent",),
+                "a run of LLaVA counts more tokens than it or its base has rows for, and its loader"
+                " takes uninitialised memory: `resize-embeddings` gives the base rows",
+            ),
+            ErrorCodes(
+                ("newline-absent",),
+                "a projector run lacks the `image_newline` that merging tiles needs: the run of the"
+                " next stage has one",
+            ),
+            ErrorCodes(
                 ("tower-path-misleads",),
                 "upstream would take the tower's path for another family: rename the directory,"
                 " or give the path with `--tower-path`",
