@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from vita_ckpt import (
     VitaCkptError,
     explain,
     inspect,
+    open_checkpoint,
     plan_merge_projector,
     validate,
 )
@@ -388,3 +390,85 @@ def test_shards_without_an_index_are_not_sent_from_one_refusal_to_the_next(shard
     found = only(sharded, "missing-index")
     assert f"vita-ckpt convert {sharded} --ignore-index" in found.hint
     assert "name one of" not in found.hint
+
+
+def said(path: Path) -> str:
+    """Message and hint of the one error, whether it is raised or found."""
+    try:
+        (found,) = (one for one in validate(path).findings if one.severity == "error")
+    except InputError as error:
+        return str(error)
+    return f"{found.message} ({found.hint})"
+
+
+CONTENTS = {
+    "web page": (b"<!DOCTYPE html><html></html>", "a web page was saved"),
+    "json": (b'{"error":"Invalid username or password."}', "the error of a server was saved"),
+    "xml": (b"<?xml version='1.0'?><Error/>", "the error of a server was saved"),
+    "text": (b"404: Not Found", "the error of a server was saved"),
+}
+
+
+@pytest.mark.parametrize("what", CONTENTS)
+def test_an_answer_of_a_server_in_place_of_a_file(base: Path, tmp_path: Path, what: str) -> None:
+    content, words = CONTENTS[what]
+    for path in (base / "model.safetensors", tmp_path / "mm_projector.bin"):
+        path.write_bytes(content)
+        assert words in said(path), path
+
+
+CONFIGS: dict[str, tuple[Callable[[str], bytes], str]] = {
+    "a byte order mark": (lambda text: b"\xef\xbb\xbf" + text.encode(), "byte order mark"),
+    "utf-16": (lambda text: text.encode("utf-16"), "save it as UTF-8"),
+    "a comma": (lambda text: text.rstrip()[:-1].encode() + b",}", "no comma after a last"),
+    "single quotes": (lambda text: text.replace('"', "'").encode(), "double quotes only"),
+    "Python": (lambda text: text.replace("false", "False").encode(), "true, false and null"),
+    "a comment": (lambda text: b"// edited\n" + text.encode(), "no comments"),
+}
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_a_config_that_an_editor_broke(base: Path, what: str) -> None:
+    change, words = CONFIGS[what]
+    config = base / "config.json"
+    config.write_bytes(change(config.read_text()))
+    assert words in said(base)
+
+
+def test_links_into_a_cache_that_was_cleaned(base: Path, tmp_path: Path) -> None:
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").symlink_to("../../blobs/deadbeef")
+    assert "a link to ../../blobs/deadbeef, where nothing is" in said(base)
+    assert "cp -rL" in said(base)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert "where nothing is" in said(tmp_path / "link")
+
+
+def test_archives_are_to_be_unpacked(base: Path, tmp_path: Path) -> None:
+    for kind in ("zip", "gztar"):
+        archive = shutil.make_archive(str(tmp_path / "model"), kind, base)
+        assert "unpack it" in said(Path(archive))
+
+
+def test_weights_that_lie_further_down(base: Path, tmp_path: Path) -> None:
+    for place in ("models--org--vita/snapshots/abc", "above/vita"):
+        shutil.copytree(base, tmp_path / place)
+        top = tmp_path / place.partition("/")[0]
+        with pytest.raises(InputError, match=f"weights lie in .*{place}: name that"):
+            open_checkpoint(top)
+
+
+def test_a_lora_run_whose_adapter_is_no_file(base: Path, tmp_path: Path) -> None:
+    """The cause is said, not that there are no deltas; a run without one is none."""
+    run = tmp_path / "lora-run"
+    run.mkdir()
+    (run / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    (run / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    names = {f"base_model.model.{name}": t for name, t in whole(base).items() if "proj" in name}
+    torch.save(names, run / "non_lora_trainables.bin")
+    errors = {one.rule for one in validate(run).findings if one.severity == "error"}
+    assert errors == {"git-lfs-pointer"}
+    (run / "adapter_model.safetensors").unlink()
+    (run / "adapter_config.json").unlink()
+    found = only(run, "lora-config-missing")
+    assert "merge-projector takes the projector" in found.hint

@@ -225,6 +225,8 @@ SHARDED: list[tuple[str, Change]] = [
     ("unsafe-pickle", write("evil.bin", pickle.dumps(Evil(), protocol=2))),
     ("pickle-runs-code", write("vocab.pkl", pickle.dumps(Evil()))),
     ("pickle-runs-code", write("sub/rng_state_0.pth", pickle.dumps(Evil()))),
+    ("pickle-runs-code", write("checkpoint-5/optimizer.pt", pickle.dumps(Evil()))),
+    ("pickle-runs-code", write("checkpoint-5/global_step5/x.pt", pickle.dumps(Evil()))),
     ("pickle-runs-code", write("tokenizer.model", pickle.dumps(Evil()))),
     ("pickle-runs-code", write("scheduler.pt", pickle.dumps(Evil(), protocol=0))),
     (

@@ -212,6 +212,20 @@ def test_s2_widths() -> None:
         plan_merge_projector(base_of(spec), adapter_of(one))
 
 
+def test_a_width_that_does_not_fit_says_what_it_was_trained_for() -> None:
+    siglip, internvit = Spec(tower=TowerSpec("siglip")), Spec()
+    for spec, wide, out, hint in (
+        (siglip, 3 * siglip.mm_hidden, siglip.hidden, "with S2 at 3 scales"),
+        (siglip, siglip.mm_hidden + 1, siglip.hidden, "for another tower)"),
+        (internvit, 3 * internvit.mm_hidden, internvit.hidden, "for another tower)"),
+        (internvit, internvit.mm_hidden, internvit.hidden + 1, "for another language model"),
+    ):
+        adapter = adapter_of(mm_projector("mlp2x_gelu", wide, out))
+        with pytest.raises(AdapterError) as error:
+            plan_merge_projector(base_of(spec), adapter)
+        assert hint in str(error.value)
+
+
 MLP = mm_projector("mlp2x_gelu", Spec().mm_hidden, Spec().hidden)
 MISFITS: list[tuple[str, Shapes, str]] = [
     ("adapter-no-projector", {}, "without a single tensor"),

@@ -189,7 +189,13 @@ def report_on(
 
 
 # A finding of the second rule says again what one of the first says of the same file.
-_SAID_BY: Final = {"other-weights": "ambiguous-weights", "config-missing": "invalid-json"}
+_UNREADABLE: Final = ("invalid-json", "unreadable-file", "git-lfs-pointer")
+_SAID_BY: Final = {
+    "other-weights": ("ambiguous-weights",),
+    "config-missing": _UNREADABLE,
+    "lora-config-missing": _UNREADABLE,
+    "lora-pair-incomplete": (*_UNREADABLE, "truncated-file", "header-too-small"),
+}
 
 
 def _said_once(findings: Sequence[Finding]) -> list[Finding]:
@@ -199,7 +205,7 @@ def _said_once(findings: Sequence[Finding]) -> list[Finding]:
         one
         for one in findings
         if one.rule not in _SAID_BY
-        or (_SAID_BY[one.rule], os.path.basename(one.subject)) not in said
+        or not any((rule, os.path.basename(one.subject)) in said for rule in _SAID_BY[one.rule])
     ]
 
 

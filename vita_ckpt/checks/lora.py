@@ -27,12 +27,18 @@ def check_lora(subject: Subject) -> Iterator[Finding]:
         return
     run = subject.checkpoint
     if run.adapter_config is None:
-        if read_names(run.tensors).deltas:
+        beside = (
+            "the deltas" if read_names(run.tensors).deltas else "what a run trained, and deltas"
+        )
+        if run.layout == "lora" or beside == "the deltas":
             yield finding(
                 "lora-config-missing",
                 ADAPTER_CONFIG,
-                "expected it beside the deltas, got none",
-                hint="copy it from the run",
+                f"expected it beside {beside}, got none",
+                hint="copy it from the run"
+                if beside == "the deltas"
+                else "copy it and the adapter from the run; merge-projector takes the projector "
+                "that is here",
                 file=run.root,
             )
         return

@@ -9,21 +9,10 @@ from string import digits
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy.wrappers import BASE_LAYER, PEFT_MODEL, WRAPPERS
 from vita_ckpt.core.binding import Binding
 from vita_ckpt.core.remedies import merge_unmerged
 
-# A component of a name that a wrapper adds, and what the wrapper is.
-_WRAPPERS: Final = {
-    "_orig_mod": "a torch.compile wrapper",
-    "module": "a DataParallel or DeepSpeed wrapper",
-    "_fsdp_wrapped_module": "an FSDP wrapper",
-    "_checkpoint_wrapped_module": "an activation checkpoint wrapper",
-    "base_layer": "PEFT layers that were not merged",
-    "modules_to_save": "PEFT modules that were not merged",
-    "base_model": "a PEFT wrapper",
-}
-_UNMERGED: Final = "base_layer"
-_PEFT: Final = "base_model"
 _VISION_LEVEL: Final = "vision_model"
 _FUSED_EXPERTS: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj", ".mlp.gate.weight")
 _SPLIT_EXPERTS: Final = ".block_sparse_moe."
@@ -71,15 +60,15 @@ def _causes(
     deltas = {name for name in strange if parts.part_of(name) == parts.LORA}
     own = [name for name in strange if name not in deltas]
     for added, pairs in _grouped(own, lacking).items():
-        wrapper = next((word for word in added.split(".") if word in _WRAPPERS), None)
+        wrapper = next((word for word in added.split(".") if word in WRAPPERS), None)
         example = pairs[0][0]
         names = {name for pair in pairs for name in pair}
         if wrapper is None:
             what, mend = f"{len(pairs)} names have {added}. too many", "rename the tensors"
         else:
-            what, mend = f"{_WRAPPERS[wrapper]}: {added}. is in {len(pairs)} names", convert
-        if wrapper == _UNMERGED or (wrapper == _PEFT and deltas):
-            what = f"{_WRAPPERS[_UNMERGED]}: {added}. is in {len(pairs)} names"
+            what, mend = f"{WRAPPERS[wrapper]}: {added}. is in {len(pairs)} names", convert
+        if wrapper == BASE_LAYER or (wrapper == PEFT_MODEL and deltas):
+            what = f"{WRAPPERS[BASE_LAYER]}: {added}. is in {len(pairs)} names"
             mend = f"{merge_unmerged(root)} merges them, as peft's merge_and_unload() does"
             names |= deltas
         yield Cause(f"{what}, such as {example}", example, mend, frozenset(names))
@@ -98,9 +87,7 @@ def _causes(
         strange = {name: None for name in strange if name not in names}
     known = bound if isinstance(bound, set) else set(bound)
     for added, pairs in _grouped(strange, known).items():
-        if not pairs[0][0].startswith(f"{added}.") and _WRAPPERS.keys().isdisjoint(
-            added.split(".")
-        ):
+        if not pairs[0][0].startswith(f"{added}.") and WRAPPERS.keys().isdisjoint(added.split(".")):
             continue
         example, right = pairs[0]
         yield Cause(

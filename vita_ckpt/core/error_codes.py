@@ -371,7 +371,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-tokenizer-file",),
-                "a file of a run's tokenizer that is no text, or too large to be one",
+                "a file of a tokenizer that is no text, or too large to be one",
             ),
             ErrorCodes(
                 ("invalid-run-config",),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vita_ckpt.core.anatomy import parts
+from vita_ckpt.core.anatomy import parts, wrappers
 from vita_ckpt.core.binding import is_harmless, is_tied
 from vita_ckpt.core.checkpoint import Checkpoint, LoraMerge, Shape, Stored, Tensor, cast, source_of
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
@@ -25,9 +25,9 @@ _DELTA: Final = re.compile(
     r"(\.(?P<adapter>(?!(weight|bias)$)[^.]+))?(\.(?P<leaf>weight|bias))?",
     re.ASCII,
 )
-BASE_LAYER: Final = ".base_layer."
-_SAVED: Final = ".modules_to_save."
-_ORIGINAL: Final = ".original_module."
+BASE_LAYER: Final = f".{wrappers.BASE_LAYER}."
+_SAVED: Final = f".{wrappers.MODULES_TO_SAVE}."
+_ORIGINAL: Final = f".{wrappers.ORIGINAL_MODULE}."
 _LM_HEAD_MODULE: Final = parts.LM_HEAD.removesuffix(".weight")
 
 

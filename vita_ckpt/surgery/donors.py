@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from vita_ckpt.core.anatomy import parts, projectors
+from vita_ckpt.core.anatomy.wrappers import (
+    ANYWHERE,
+    FLAT,
+    IN_FRONT,
+    MODULES_TO_SAVE,
+    ORIGINAL_MODULE,
+)
 from vita_ckpt.core.checkpoint import Checkpoint, Stored, source_of
 from vita_ckpt.core.quantisation import refuse_codes
 from vita_ckpt.errors import AdapterError, printable
 
 KEYWORD: Final = "mm_projector"
 _T = TypeVar("_T")
-
-# What wraps a module and puts its own name into those of the tensors: anywhere, or in front.
-_ANYWHERE: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_IN_FRONT: Final = "module"
-# PEFT keeps a module that it trains whole twice: as it was, and by the name of the adapter.
-_TRAINED: Final = "modules_to_save"
-_ORIGINAL: Final = "original_module"
-_FLAT: Final = "_flat_param"
 
 # The projector of transformers' LLaVA, and the names of mlp2x_gelu.
 _LLAVA_HF: Final = "multi_modal_projector"
@@ -143,7 +142,7 @@ def _is_of_projector(name: str) -> bool:
 def _unwrapped(name: str) -> tuple[str | None, list[str]]:
     """Return a name without the names of wrappers, and these; None for PEFT's untrained copy."""
     words = name.split(".")
-    if _ORIGINAL in words:
+    if ORIGINAL_MODULE in words:
         return None, []
     kept: list[str] = []
     wrappers: list[str] = []
@@ -153,10 +152,10 @@ def _unwrapped(name: str) -> tuple[str | None, list[str]]:
         if skip_next:
             wrappers[-1] += f".{word}"
             skip_next = False
-        elif word == _TRAINED:
+        elif word == MODULES_TO_SAVE:
             wrappers.append(word)
             skip_next = True
-        elif word in _ANYWHERE or (word == _IN_FRONT and in_front):
+        elif word in ANYWHERE or (word == IN_FRONT and in_front):
             wrappers.append(word)
         else:
             kept.append(word)
@@ -173,7 +172,7 @@ def _upstream_names(
         origin = plain[error.subject]
         file = source_of(checkpoint.tensors[origin])
         raise error.with_subject(f"{file}: {origin}") from error
-    flat = next((plain[name] for name in stored.values() if _FLAT in name.split(".")), None)
+    flat = next((plain[name] for name in stored.values() if FLAT in name.split(".")), None)
     if flat is not None:
         raise AdapterError(
             "flat-parameter",

@@ -151,6 +151,7 @@ class _Widths:
 
     in_widths: Mapping[str, int]  # by source, in order of precedence
     out_widths: Mapping[str, int]
+    width_of_scale: int | None = None  # of a tower that runs at one scale and could at several
 
     @classmethod
     def of(
@@ -181,7 +182,8 @@ class _Widths:
             out_widths["embed_tokens"] = embed[1]
         elif type(config.get("hidden_size")) is int:
             out_widths["hidden_size"] = config["hidden_size"]
-        return cls(in_widths, out_widths)
+        has_s2 = tower is not None and tower.traits.has_s2 and scales == 1
+        return cls(in_widths, out_widths, tower.width if tower is not None and has_s2 else None)
 
     def check(self, adapter: Checkpoint, found: Projector, weights: Mapping[str, Stored]) -> None:
         """Raise AdapterError unless the projector fits."""
@@ -197,8 +199,19 @@ class _Widths:
                     adapter.root,
                     expected=f"a projector with {side} width {sources}",
                     got=f"{found} ({name} {list(tensor.shape)})",
-                    hint="the adapter was trained for another tower or language model",
+                    hint=self._hint(side, got),
                 )
+
+    def _hint(self, side: str, got: int) -> str:
+        if side == "out":
+            return "the adapter was trained for another language model"
+        scales, rest = divmod(got, self.width_of_scale) if self.width_of_scale else (0, 1)
+        if rest:
+            return "the adapter was trained for another tower"
+        return (
+            f"the adapter was trained for another tower, or with S2 at {scales} scales: then set "
+            "use_s2 and s2_scales of the base first"
+        )
 
 
 def _choose_type(

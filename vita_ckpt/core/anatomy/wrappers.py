@@ -5,15 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-# torch.compile, DataParallel and DeepSpeed, FSDP, activation checkpoints; PEFT around a whole model
-# and around a module that it trains whole.
-_WRAPPERS: Final = (
-    ("_orig_mod",),
-    ("module",),
-    ("_fsdp_wrapped_module",),
-    ("_checkpoint_wrapped_module",),
-    ("base_model", "model"),
-    ("modules_to_save", "default"),
+# What wrappers put into a name, as a whole level, and what they are: anywhere, and in front, since
+# further inside a model may have a module of this name. A parameter that FSDP has flattened is none
+# of the model's.
+ANYWHERE: Final = {
+    "_orig_mod": "a torch.compile wrapper",
+    "_fsdp_wrapped_module": "an FSDP wrapper",
+    "_checkpoint_wrapped_module": "an activation checkpoint wrapper",
+}
+IN_FRONT: Final = "module"
+FLAT: Final = "_flat_param"
+# PEFT keeps a layer with deltas, and a module that it trains whole twice: as it was, and by the
+# name of the adapter.
+BASE_LAYER: Final = "base_layer"
+MODULES_TO_SAVE: Final = "modules_to_save"
+ORIGINAL_MODULE: Final = "original_module"
+PEFT_MODEL: Final = "base_model"
+WRAPPERS: Final = {
+    **ANYWHERE,
+    IN_FRONT: "a DataParallel or DeepSpeed wrapper",
+    BASE_LAYER: "PEFT layers that were not merged",
+    MODULES_TO_SAVE: "PEFT modules that were not merged",
+    PEFT_MODEL: "a PEFT wrapper",
+}
+
+# Those that stand for nothing: around a whole model, and around a module that is trained whole.
+_LEVELS: Final = (
+    *((word,) for word in (*ANYWHERE, IN_FRONT)),
+    (PEFT_MODEL, "model"),
+    (MODULES_TO_SAVE, "default"),
 )
 
 
@@ -37,7 +57,7 @@ def unwrapped(name: str) -> str:
 
 def _wrapper_at(levels: Sequence[str], at: int) -> int:
     """Return how many levels from ``at`` on belong to a wrapper; the last one is the tensor."""
-    for wrapper in _WRAPPERS:
+    for wrapper in _LEVELS:
         end = at + len(wrapper)
         if end < len(levels) and tuple(levels[at:end]) == wrapper:
             return len(wrapper)

@@ -7,13 +7,9 @@ from collections.abc import Collection, Mapping
 from typing import Final, TypeVar
 
 from vita_ckpt.core.anatomy.parts import PEFT_PREFIX
+from vita_ckpt.core.anatomy.wrappers import ANYWHERE, FLAT, IN_FRONT
 from vita_ckpt.errors import MalformedFileError, UsageError
 
-# What torch.compile, FSDP and activation checkpoints put into a name, as whole parts, anywhere.
-_ANYWHERE: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# What DataParallel puts in front. Further inside, a model may have a module of this name.
-_IN_FRONT: Final = "module"
-_FLAT: Final = "_flat_param"
 # The count of an averaged model, beside its tensors.
 _AVERAGED: Final = "n_averaged"
 
@@ -33,7 +29,7 @@ def without_wrappers(tensors: Mapping[str, _V], path: str) -> dict[str, _V]:
     and for two tensors of one name.
     """
     origins = {name: _without_inner(name) for name in tensors}
-    wrappers, front = 1, f"{_IN_FRONT}."
+    wrappers, front = 1, f"{IN_FRONT}."
     while wrappers:
         others = {o: name for o, name in origins.items() if name != _AVERAGED}
         if not others or not all(name.startswith(front) for name in others.values()):
@@ -42,7 +38,7 @@ def without_wrappers(tensors: Mapping[str, _V], path: str) -> dict[str, _V]:
         origins = {o: _without_inner(name.removeprefix(front)) for o, name in others.items()}
     found: dict[str, _V] = {}
     for origin, name in origins.items():
-        if _FLAT in name.split("."):
+        if FLAT in name.split("."):
             raise MalformedFileError(
                 "flattened-parameters",
                 f"{path}: {origin}",
@@ -59,7 +55,7 @@ def without_wrappers(tensors: Mapping[str, _V], path: str) -> dict[str, _V]:
 
 
 def _without_inner(name: str) -> str:
-    return ".".join(level for level in name.split(".") if level not in _ANYWHERE)
+    return ".".join(level for level in name.split(".") if level not in ANYWHERE)
 
 
 def is_delta(name: str) -> bool:

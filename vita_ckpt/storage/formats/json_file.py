@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from vita_ckpt.core.checkpoint import File
 from vita_ckpt.core.digest import digest
@@ -46,12 +46,24 @@ def read_json_object(source: Source) -> tuple[dict[str, Any], File]:
             got="it stands there twice",
         ) from error
     except UnicodeDecodeError as error:
-        raise MalformedFileError("invalid-json", path, expected="UTF-8", got=str(error)) from error
+        raise MalformedFileError(
+            "invalid-json",
+            path,
+            expected="UTF-8",
+            got=str(error),
+            hint="an editor saved it as UTF-16: save it as UTF-8"
+            if data.startswith((b"\xff\xfe", b"\xfe\xff"))
+            else "",
+        ) from error
     except (ValueError, RecursionError) as error:
         got = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        hint = hint_of_web_page(data[:64])
+        page = hint_of_answer(data[:64])
         raise MalformedFileError(
-            "invalid-json", path, expected="JSON", got="HTML" if hint else got, hint=hint
+            "invalid-json",
+            path,
+            expected="JSON",
+            got="the answer of a server" if page else got,
+            hint=page or _hint_of_syntax(data),
         ) from error
     if not isinstance(value, dict):
         raise MalformedFileError(
@@ -86,13 +98,32 @@ def _is_deeper(value: Any, levels: int) -> bool:
     return bool(level)
 
 
-def hint_of_web_page(start: bytes, hint: str = "") -> str:
-    """Return what to do about a web page in place of the file; ``hint`` if it is none."""
-    if not start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+# How a server's answer begins that was saved as if it were the file.
+_PAGES: Final = (b"<!doctype html", b"<html")
+_ANSWERS: Final = (
+    *(b"<?xml", b'{"error', b"404", b"403", b"401", b"not found", b"entry not found"),
+    *(b"access denied", b"access to model", b"invalid username", b"forbidden", b"unauthorized"),
+)
+
+
+def hint_of_answer(start: bytes, hint: str = "") -> str:
+    """Return what to do about a server's answer in place of the file; ``hint`` if it is none."""
+    text = start.lstrip().lower()
+    if not text.startswith(_PAGES + _ANSWERS):
         return hint
+    what = "a web page" if text.startswith(_PAGES) else "the error of a server"
     return (
-        "a web page was saved in its place: download the file itself, with a token if the "
+        f"{what} was saved in its place: download the file itself, with a token if the "
         "repository asks for one"
+    )
+
+
+def _hint_of_syntax(data: bytes) -> str:
+    if data.startswith(b"\xef\xbb\xbf"):
+        return "an editor saved it with a byte order mark: save it as UTF-8 without one"
+    return (
+        "JSON has double quotes only, true, false and null, no comments, and no comma after a last "
+        "entry"
     )
 
 

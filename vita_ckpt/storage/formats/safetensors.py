@@ -13,7 +13,7 @@ from vita_ckpt.core.checkpoint import File, Shape, TensorRef
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.formats.json_file import hint_of_web_page, raise_lfs_pointer
+from vita_ckpt.storage.formats.json_file import hint_of_answer, raise_lfs_pointer
 from vita_ckpt.storage.stores.base import Source
 from vita_ckpt.storage.system.collection import paused_collection
 
@@ -67,7 +67,7 @@ def read_safetensors(source: Source) -> SafetensorsFile:
             path,
             expected=f"a header of at most {LARGEST_HEADER} bytes",
             got=f"{length} bytes",
-            hint=hint_of_web_page(start, "this is not a safetensors file"),
+            hint=hint_of_answer(start, "this is not a safetensors file"),
         )
     if 8 + length > seen.size:
         raise MalformedFileError(

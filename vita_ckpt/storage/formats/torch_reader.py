@@ -21,7 +21,7 @@ from vita_ckpt.core.pickled import (
     without_data,
 )
 from vita_ckpt.errors import InputError, MalformedFileError
-from vita_ckpt.storage.formats.json_file import hint_of_web_page, raise_lfs_pointer
+from vita_ckpt.storage.formats.json_file import hint_of_answer, raise_lfs_pointer
 from vita_ckpt.storage.formats.source_stream import SourceStream
 from vita_ckpt.storage.formats.torch_zip import Archive
 from vita_ckpt.storage.formats.unpickler import (
@@ -273,6 +273,11 @@ class _Located:
         return self._tuples[id(value)][1]
 
 
+# gzip, xz, zstd, bzip2, 7z and rar.
+_ARCHIVES: Final = (b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh", b"7z\xbc\xaf", b"Rar!")
+_UNPACK: Final = "an archive of files: unpack it, and name the directory"
+
+
 def _open(source: Source) -> _Opened:
     path = source.file.path
     start = source.read(min(source.file.size, 40), 0)
@@ -289,7 +294,7 @@ def _open(source: Source) -> _Opened:
         path,
         expected="a zip or a legacy pickle of torch.save",
         got=f"a file that starts with {start[:8]!r}",
-        hint=hint_of_web_page(start),
+        hint=_UNPACK if start.startswith(_ARCHIVES) else hint_of_answer(start),
     )
 
 
@@ -298,7 +303,11 @@ def _open_zip(source: Source) -> _Opened:
     archive = Archive(source)
     if _PICKLE not in archive:
         raise MalformedFileError(
-            "not-a-torch-file", path, expected="data.pkl in the zip", got="no such record"
+            "not-a-torch-file",
+            path,
+            expected="data.pkl in the zip",
+            got="no such record",
+            hint=_UNPACK,
         )
     if "constants.pkl" in archive:
         raise InputError(

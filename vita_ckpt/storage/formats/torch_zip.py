@@ -221,6 +221,8 @@ class Archive:
                 f"{self._path}: {name}",
                 expected="entries stored as they are",
                 got="a compressed or encrypted one",
+                hint="torch.save compresses nothing: unpack it, and name the file or the directory "
+                "in it",
             )
         fields = data[position + length : position + length + extra]
         position += length + extra

@@ -74,6 +74,11 @@ _LEFT_OUT_KINDS: Final = {
     Kind.OTHER: LeftOut.NOT_REGULAR,
 }
 
+# Of a directory without weights so many entries are looked into.
+_MOST_FOLDERS: Final = 64
+# Where the hub's cache has the files of each revision.
+_SNAPSHOTS: Final = "snapshots"
+
 _WEIGHTS_LEFT_BEHIND: Final = (
     "the weights were not saved, or not copied with the config.json: those of a projector run are "
     "mm_projector.bin"
@@ -359,8 +364,23 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
         root,
         expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
         got=what_it_looks_like(names),
-        hint=_WEIGHTS_LEFT_BEHIND if foreign is None and CONFIG in names else remedy,
+        hint=_WEIGHTS_LEFT_BEHIND
+        if foreign is None and CONFIG in names
+        else remedy or _hint_of_folders(store, root, names),
     )
+
+
+def _hint_of_folders(store: Store, root: str, names: list[str]) -> str:
+    """Return where weights lie below a directory on this disk that has none itself."""
+    folders = [os.path.join(root, name) for name in names[:_MOST_FOLDERS] if store.is_local]
+    folders += [
+        os.path.join(folder, name)
+        for folder in folders
+        if os.path.basename(folder) == _SNAPSHOTS and is_directory(store, folder)
+        for name in store.listing(folder)[:_MOST_FOLDERS]
+    ]
+    found = [f for f in folders if is_directory(store, f) and weight_files_of(store.listing(f))]
+    return f"weights lie in {found[-1]}: name that" if found else ""
 
 
 def _read_provenance(store: Store, root: str, files: dict[str, File]) -> dict[str, Any] | None:

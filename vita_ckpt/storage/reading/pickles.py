@@ -10,8 +10,14 @@ from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import may_be_pickle
+from vita_ckpt.core.left_out import LeftOut
+from vita_ckpt.core.pickle_globals import judge
 from vita_ckpt.errors import INCONCLUSIVE, InputError
-from vita_ckpt.storage.stores.base import Store
+from vita_ckpt.storage.stores.base import Kind, Store
+
+# In all steps together so many files are looked at, and in a step so many levels.
+_MOST_OF_STEPS: Final = 512
+_DEEPEST: Final = 3
 
 # Files of these names are texts or tensors: what they start with is not looked at.
 _OTHERS: Final = re.compile(
@@ -33,6 +39,11 @@ class ScannedPickle:
     globals: frozenset[tuple[str, str]]
     computed: bool
     failure: str
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether it would run code when it is loaded."""
+        return self.computed or any(judge(*found) == "runs-code" for found in self.globals)
 
 
 def is_pickle(store: Store, path: str) -> bool:
@@ -61,13 +72,16 @@ def scan_beside(
 ) -> tuple[ScannedPickle, ...]:
     """Look through the pickles of a directory that are no weights of it, but not through ``known``.
 
-    Weights themselves are read as tensors, and refused where they are more than that.
+    Weights themselves are read as tensors, and refused where they are more than that. In the steps
+    of a training below, which are checkpoints of their own, it is only told what runs code.
     """
-    return tuple(
+    beside = (
         _scan(store, checkpoint.root, name)
         for name in _beside(store, checkpoint)
         if os.path.join(checkpoint.root, name) not in known
     )
+    steps = (_scan(store, checkpoint.root, name) for name in _of_steps(store, checkpoint))
+    return (*beside, *(found for found in steps if found.runs_code))
 
 
 def _beside(store: Store, checkpoint: Checkpoint) -> Iterator[str]:
@@ -79,6 +93,30 @@ def _beside(store: Store, checkpoint: Checkpoint) -> Iterator[str]:
                 continue
         if is_pickle(store, path):
             yield name
+
+
+def _of_steps(store: Store, checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield the pickles in the directories of steps on this disk, up to a number of files."""
+    folders = [
+        (name, 0)
+        for name, reason in checkpoint.left_out.items()
+        if reason is LeftOut.OTHER_CHECKPOINTS and store.is_local
+    ]
+    left = _MOST_OF_STEPS
+    while folders and left:
+        folder, depth = folders.pop()
+        for name in store.listing(os.path.join(checkpoint.root, folder))[:left]:
+            relative = f"{folder}/{name}"
+            entry = store.look(os.path.join(checkpoint.root, relative))
+            if entry is None:
+                continue
+            left -= 1
+            if entry.kind is Kind.DIRECTORY and depth < _DEEPEST:
+                folders.append((relative, depth + 1))
+            elif entry.file is not None and is_pickle(
+                store, os.path.join(checkpoint.root, relative)
+            ):
+                yield relative
 
 
 def _scan(store: Store, root: str, name: str) -> ScannedPickle:

@@ -65,7 +65,8 @@ def token_ids(checkpoint: Checkpoint, stores: Stores) -> dict[str, int] | None:
 def read_tokenizer_files(path: str, stores: Stores) -> tuple[Checkpoint, dict[str, str]]:
     """Return a directory with a tokenizer as a checkpoint without weights, and its texts by name.
 
-    Raises InputError if it is no directory, or a file of the tokenizer is no UTF-8.
+    Raises InputError if it is no directory, or a file of the tokenizer is no text, or of an
+    unlikely size.
     """
     store = stores.store_of(path)
     root, entry = find(store, path)
@@ -78,24 +79,7 @@ def read_tokenizer_files(path: str, stores: Stores) -> tuple[Checkpoint, dict[st
         if found is None or found.file is None:
             continue
         files[name] = found.file
-        with store.open(os.path.join(root, name)) as source:
-            data = source.read(min(source.file.size, _LARGEST_FILE), 0)
-        try:
-            texts[name] = data.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                "not-a-tokenizer",
-                os.path.join(root, name),
-                expected="a text in UTF-8",
-                got=f"byte {data[error.start]:#04x} at {error.start}",
-            ) from error
-        if source.file.size > _LARGEST_FILE:
-            raise InputError(
-                "not-a-tokenizer",
-                os.path.join(root, name),
-                expected=f"at most {_LARGEST_FILE} bytes",
-                got=f"{source.file.size}",
-            )
+        texts[name] = _text(stores, found.file)
     return Checkpoint(root, "none", {}, files=files), texts
 
 
@@ -131,15 +115,19 @@ def new_tokenizer_files(base: Checkpoint, run: Checkpoint, stores: Stores) -> di
     for name in sorted(TOKENIZER_FILES):
         if name not in run.files:
             continue
-        data = _content(stores, run.files[name])
-        there = base.files.get(name)
-        if there is not None and there.size == len(data) and _content(stores, there) == data:
-            continue
-        try:
-            found[name] = data.decode()
-        except UnicodeDecodeError as error:
-            raise _unlikely(run.files[name], "bytes that are no UTF-8") from error
+        file, there = run.files[name], base.files.get(name)
+        text = _text(stores, file)
+        if there is None or there.size != file.size or _content(stores, there) != text.encode():
+            found[name] = text
     return found
+
+
+def _text(stores: Stores, file: File) -> str:
+    try:
+        return _content(stores, file).decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.object[error.start]:#04x} at {error.start}, which is no UTF-8"
+        raise _unlikely(file, byte) from error
 
 
 def _content(stores: Stores, file: File) -> bytes:
@@ -155,5 +143,5 @@ def _unlikely(file: File, got: str) -> MalformedFileError:
         file.path,
         expected="a text file of a tokenizer",
         got=got,
-        hint="remove it from the run, or save the tokenizer again",
+        hint="take a sound copy of it, or save the tokenizer again",
     )

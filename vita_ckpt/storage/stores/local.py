@@ -13,7 +13,12 @@ from vita_ckpt.core.address import is_inside
 from vita_ckpt.core.checkpoint import LocalFile
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.stores.base import Entry, Kind, Range, Source
-from vita_ckpt.storage.system.os_errors import os_reason, unreadable, unreadable_directory
+from vita_ckpt.storage.system.os_errors import (
+    dangling,
+    os_reason,
+    unreadable,
+    unreadable_directory,
+)
 
 # Large reads go to the same offset in a page as in the file: at a slightly higher offset some
 # processors copy at a sixth of the speed.
@@ -69,7 +74,7 @@ class LocalStore:
         try:
             os.stat(path)
         except OSError as error:
-            return os_reason(error)
+            return dangling(path) or os_reason(error)
         except ValueError as error:
             return str(error)
         return "nothing there"

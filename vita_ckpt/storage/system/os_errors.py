@@ -8,12 +8,28 @@ from typing import Final
 
 from vita_ckpt.errors import InputError, OutputError
 
+_COPY_WHAT_IT_IS: Final = (
+    "what it leads to was removed, or left behind by a copy: download it again, or copy with cp -rL"
+)
+
 
 def unreadable(path: str, error: OSError) -> InputError:
     """Return the error for a file that cannot be opened or read."""
+    gone = dangling(path)
+    if gone:
+        return InputError("unreadable-file", path, got=gone, hint=_COPY_WHAT_IT_IS)
     return InputError(
         "unreadable-file", path, got=os_reason(error), hint="check the path and its permissions"
     )
+
+
+def dangling(path: str) -> str:
+    """Return in words that ``path`` is a link to what is not there; empty if it is none."""
+    try:
+        is_broken = os.path.islink(path) and not os.path.exists(path)
+        return f"a link to {os.readlink(path)}, where nothing is" if is_broken else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def unreadable_directory(path: str, error: OSError) -> InputError:
