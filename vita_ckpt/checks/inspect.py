@@ -316,7 +316,7 @@ def inspect_checkpoint(
 
 
 def _memory(checkpoint: Checkpoint, found: Kind, dtype: str | None, batch: int) -> Memory | None:
-    if found.name not in (VITA, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
+    if found.name not in (*WHOLE, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
         return None
     config = checkpoint.config or {}
     scales = None
