@@ -22,6 +22,7 @@ from vita_ckpt.checks.files import (
 )
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.pickles import check_pickles, check_weights
+from vita_ckpt.checks.runs import check_run
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.checks.training import check_training
@@ -293,8 +294,6 @@ def _run(subject: Subject) -> Iterator[Finding]:
 
         yield from check_lora(subject)
     if subject.family is not VITA:
-        from vita_ckpt.checks.runs import check_run  # noqa: PLC0415 - of some families only
-
         yield from check_run(subject)
 
 
