@@ -749,7 +749,7 @@ def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
 
 
 def _lora(checkpoint: Checkpoint) -> LoraSummary | None:
-    deltas = sum(parts.part_of(name) == parts.LORA for name in checkpoint.tensors)
+    deltas = Counter(map(parts.part_of, checkpoint.tensors))[parts.LORA]
     if checkpoint.layout != "lora" and not deltas:
         return None
     config = checkpoint.adapter_config or {}
