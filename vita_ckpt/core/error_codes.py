@@ -768,6 +768,10 @@ SECTIONS: Final = (
                 "the projector cannot take this number of tokens",
             ),
             ErrorCodes(
+                ("newline-absent",),
+                "a surgery would make a model whose merging of tiles lacks `image_newline`",
+            ),
+            ErrorCodes(
                 ("tower-absent",),
                 "the config names a tower and the checkpoint has none of its tensors",
             ),
@@ -1017,6 +1021,10 @@ SECTIONS: Final = (
             ErrorCodes(
                 ("audio-adapter-does-not-fit",),
                 "the audio adapter is not of the type or the widths of the base's",
+            ),
+            ErrorCodes(
+                ("run-rows-absent",),
+                "the run's config counts more tokens than the base or the run has rows for",
             ),
             ErrorCodes(
                 ("adapter-no-projector",),

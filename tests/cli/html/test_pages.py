@@ -127,7 +127,6 @@ def test_a_page_replaces_nothing_but_a_file(cli: Cli, tmp_path: Path) -> None:
             (BASE / "page.html", "output-overlaps-input"),
             (tmp_path / "gone" / "page.html", "no-output-directory"),
             ("-", "invalid-output"),
-            ("", "invalid-output"),
         ):
             result = cli(*command, "--html", path)
             assert_one_error(result, 2, word, f"--html {path}")
