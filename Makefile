@@ -49,7 +49,7 @@ picture: $(STAMP) browser
 	$(BIN)/python -m docs.picture
 
 browser:
-	@command -v chromium-headless-shell chromium >/dev/null || \
+	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
 		apt-get install -y chromium-headless-shell fonts-dejavu-core || \
 		sudo apt-get install -y chromium-headless-shell fonts-dejavu-core
 

@@ -94,7 +94,7 @@ def measure(root: Path, runs: int) -> int:
     show(found)
     whole, tiny, imports = found.values()
     kept = [
-        claim("inspect / import click, json", whole.middle / imports.middle, 4),
+        claim("inspect / import click, json", whole.middle / imports.middle, 2),
         claim("inspect, peak MB", whole.peak / 1e6, 60),
     ]
     print(f"       5 GB / tiny: {whole.middle / tiny.middle:.2f}")

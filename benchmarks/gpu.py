@@ -1,10 +1,11 @@
 """On a GPU: the goldens against the CPU, how fast weights get there, and verify at full size.
 
-Usage: python benchmarks/gpu.py [--dir DIR] [--runs N] [--layers N] [--device cuda|cpu].
-DIR takes 17 GB for a while. Exit 2 where there is no GPU. The peer of loading reads the same files
-with two threads into pinned memory and copies them to the GPU. The runs are interleaved, each in a
-process of its own, and time starts once everything is imported and the GPU is awake. ``--device
-cpu`` rehearses every step with a checkpoint of a few kilobytes and claims nothing.
+Usage: python benchmarks/gpu.py [--dir DIR] [--golden CASES] [--runs N] [--layers N]
+[--device cuda|cpu]. DIR takes 17 GB for a while. CASES are goldens beside the repository's. Exit 2
+where there is no GPU. The peer of loading reads the same files with two threads into pinned memory
+and copies them to the GPU. The runs are interleaved, each in a process of its own, and time starts
+once everything is imported and the GPU is awake. ``--device cpu`` rehearses every step with a
+checkpoint of a few kilobytes and claims nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -81,18 +84,19 @@ def main() -> int:
     """Compare, build, measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=Path, default=None)
+    parser.add_argument("--golden", type=Path, default=GOLDEN)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=FULL.layers)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
-        return rehearse(arguments.dir)
+        return rehearse(arguments.dir, arguments.golden)
     if not torch.cuda.is_available():
         print("no GPU that torch sees: nothing was measured", file=sys.stderr)
         return 2
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     print(f"{machine()}\n{', '.join(names)}, CUDA {torch.version.cuda}")
-    kept = goldens("cuda:0")
+    kept = goldens("cuda:0", arguments.golden)
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="vita-ckpt-bench-") as name:
         base = built(Path(name), "full", arguments.layers)
         kept += loading(base, arguments.runs, "cuda:0")
@@ -102,10 +106,10 @@ def main() -> int:
     return 0 if all(kept) else 1
 
 
-def rehearse(directory: Path | None) -> int:
+def rehearse(directory: Path | None, more: Path) -> int:
     """Run every step on the CPU with a tiny checkpoint: the code, not the figures."""
     print(f"{machine()}\na rehearsal on the CPU: the figures mean nothing")
-    if not all(goldens("cpu")):
+    if not all(goldens("cpu", more)):
         return 1
     with tempfile.TemporaryDirectory(dir=directory, prefix="vita-ckpt-bench-") as name:
         spec = Spec()
@@ -117,31 +121,49 @@ def rehearse(directory: Path | None) -> int:
     return 0 if all(pipelined) else 1
 
 
-def goldens(device: str) -> list[bool]:
+def goldens(device: str, more: Path) -> list[bool]:
     """Image features, embeddings and logits of every golden, in float32."""
     print(f"goldens, {device} against the CPU, float32")
     kept = []
-    for case in (f"A{number}" for number in range(1, 9)):
-        root = GOLDEN / case / ("swapped_by_upstream" if case == "A8" else "base")
-        inputs = load_file(GOLDEN / case / "inputs.safetensors")
-        ids, pixels = inputs["input_ids"], inputs["pixel_values"]
-        found = []
-        for place in (device, "cpu"):
-            model = load_model(root, device=place)
-            with torch.inference_mode():
-                outputs = [
-                    model.encode_images(pixels),
-                    model.embed_multimodal(ids, pixels),
-                    model(input_ids=ids, pixel_values=pixels).logits,
-                    model(input_ids=inputs["text_input_ids"]).logits,
-                ]
-            found.append(outputs)
+    for case in cases(more):
+        inputs = load_file(case / "inputs.safetensors")
+        found = [outputs(case, inputs, place) for place in (device, "cpu")]
         worst = max(
             float(((one.cpu() - other) ** 2).sum() / (other**2).sum())
             for one, other in zip(*found, strict=True)
         )
-        kept.append(claim(f"{case}, NMSE", worst, 1e-9))
+        kept.append(claim(f"{case.name}, NMSE", worst, 1e-9))
     return kept
+
+
+def cases(more: Path) -> list[Path]:
+    """The cases of VITA and of its relatives, as far as they are here."""
+    names = (*(f"A{number}" for number in range(1, 9)), *(f"F{number}" for number in range(1, 18)))
+    places = [(GOLDEN / name, more / name) for name in names]
+    found = (next((place for place in pair if place.is_dir()), None) for pair in places)
+    return [place for place in found if place is not None]
+
+
+def outputs(case: Path, inputs: dict[str, Tensor], device: str) -> list[Tensor]:
+    """What a model makes of pictures and of text."""
+    names = ("swapped_by_upstream", "base", "merged_by_upstream")
+    root = next(case / name for name in names if (case / name).is_dir())
+    named = json.loads((root / "config.json").read_text())["mm_vision_tower"]
+    # A config may name its tower on the hub; VITA's is in the checkpoint.
+    near = (case / str(named), *sorted(case.glob("tower-*")))
+    tower = next((place for place in near if place.is_dir()), None)
+    model = load_model(root, device=device, dtype="float32", tower=tower)
+    ids, pixels = inputs["input_ids"], inputs["pixel_values"]
+    tiles: dict[str, Any] = {
+        key: inputs[key] for key in ("tiles_per_image", "image_sizes") if key in inputs
+    }
+    with torch.inference_mode():
+        return [
+            model.encode_images(pixels),
+            model.embed_multimodal(ids, pixels, **tiles),
+            model(input_ids=ids, pixel_values=pixels, **tiles).logits,
+            model(input_ids=inputs["text_input_ids"]).logits,
+        ]
 
 
 def loading(base: Path, runs: int, device: str) -> list[bool]:

@@ -26,19 +26,29 @@ class Runs:
         """The median of the seconds."""
         return median(self.seconds)
 
+    @property
+    def middle_cpu(self) -> float:
+        """The median of the seconds of processors."""
+        return median(self.cpu)
+
 
 def in_turn(
-    commands: Mapping[str, Sequence[str]], runs: int, between: Callable[[str], None] | None = None
+    commands: Mapping[str, Sequence[str]],
+    runs: int,
+    between: Callable[[str], None] | None = None,
+    *,
+    may_fail: bool = False,
 ) -> dict[str, Runs]:
     """Every command once as a warm-up, then ``runs`` times each, A B C A B C ….
 
-    ``between`` is called after each run with the name of the command.
+    ``between`` is called after each run with the name of the command. With ``may_fail`` a command
+    may end in any way.
     """
     results = {name: Runs() for name in commands}
     for turn in range(runs + 1):
         for name, command in commands.items():
             before = _cpu_of_children()
-            seconds, peak = run(command)
+            seconds, peak = run(command, may_fail=may_fail)
             cpu = _cpu_of_children() - before
             if between is not None:
                 between(name)
@@ -49,17 +59,21 @@ def in_turn(
     return results
 
 
-def run(command: Sequence[str], may_find: bool = False) -> tuple[float, int]:
+def run(
+    command: Sequence[str], may_find: bool = False, *, may_fail: bool = False
+) -> tuple[float, int]:
     """Wall seconds and peak resident bytes of a command, which must succeed.
 
-    With ``may_find`` exit code 1, findings, counts as success too.
+    With ``may_find`` exit code 1, findings, counts as success too; with ``may_fail`` any, and what
+    it says about that is not shown.
     """
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    errors = subprocess.DEVNULL if may_fail else None
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode and not (may_find and process.returncode == 1):
+    if process.returncode and not may_fail and not (may_find and process.returncode == 1):
         raise SystemExit(f"{command} failed")
     return seconds, usage.ru_maxrss * 1024
 
@@ -86,7 +100,7 @@ def show(results: Mapping[str, Runs]) -> None:
         spread = f"{min(runs.seconds):.3f}–{max(runs.seconds):.3f}"
         print(
             f"  {name:<34} {runs.middle:8.3f} s  ({spread}, n={len(runs.seconds)})"
-            f"  CPU {median(runs.cpu):7.2f} s  peak {runs.peak / 1e6:7.1f} MB"
+            f"  CPU {runs.middle_cpu:7.3f} s  peak {runs.peak / 1e6:7.1f} MB"
         )
 
 

@@ -1,7 +1,8 @@
-"""verify on several processes of this machine: bytes and memory of each, equality with one process.
+"""Commands in several processes of this machine: bytes, memory, and equality with one process.
 
-Usage: python benchmarks/scale.py [--dir DIR] [--ranks N] [--layers N] [--dtype NAME]. The language
-model has ``--layers`` layers of VITA-1.5's shapes, by default few enough for 5 GB in DIR.
+Usage: python benchmarks/scale.py [--dir DIR] [--ranks N] [--layers N] [--dtype NAME] [--only WHAT].
+The language model has ``--layers`` layers of VITA-1.5's shapes, by default few enough for 10 GB in
+DIR. ``--only`` is ``verify`` or ``scans``.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +36,76 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--only", choices=["verify", "scans"])
     arguments = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="vita-ckpt-bench-") as name:
         base = built(Path(name), "base", arguments.layers)
-        kept = pipeline(base, arguments.dtype, arguments.ranks, "cpu")
+        kept = []
+        if arguments.only != "scans":
+            kept += pipeline(base, arguments.dtype, arguments.ranks, "cpu")
+        if arguments.only != "verify":
+            kept += scans(base, arguments.ranks)
     return 0 if all(kept) else 1
+
+
+def scans(base: Path, size: int) -> list[bool]:
+    """Each rank's share of the bytes, its memory, and that the report is one process's."""
+    other = shutil.copytree(base, base.with_name("other"))
+    shard = next(iter(sorted(other.glob("*.safetensors"))))
+    with open(shard, "r+b") as file:  # the last tensor's last value is another
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\0\0")
+    whole = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    kept = []
+    for name, arguments, sides in (
+        ("validate --values", ["validate", str(base), "--values", "--json"], 1),
+        ("diff --values", ["diff", str(base), str(other), "--values", "--json"], 2),
+    ):
+        command = [sys.executable, "-m", "vita_ckpt", *arguments]
+        outcomes = [measured(command, processes) for processes in (1, size)]
+        (one, (alone,)), (together, ranks) = outcomes
+        print(
+            f"{name}, {sides} × {whole / 1e9:.2f} GB: one process {alone.seconds:.1f} s, "
+            f"{alone.peak / 1e6:.0f} MB; {size} ranks {max(r.seconds for r in ranks):.1f} s"
+        )
+        for number, rank in enumerate(ranks):
+            print(
+                f"  rank {number}: read {rank.read / 1e9:.2f} GB, CPU {rank.cpu:.1f} s, peak "
+                f"{rank.peak / 1e6:.0f} MB"
+            )
+        kept.append(claim(f"{name}: reports that differ from one process's", one != together, 0))
+        most = max(rank.read for rank in ranks) / alone.read
+        kept.append(claim(f"{name}: the largest share of what one reads", most, 1 / size + 0.1))
+    return kept
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What a process took: seconds by the clock and of CPUs, and bytes."""
+
+    seconds: float
+    cpu: float
+    read: int
+    peak: int
+
+
+def measured(command: list[str], size: int) -> tuple[str, list[Rank]]:
+    """Run a command in ``size`` processes; return rank 0's output, and what each took."""
+    started = time.perf_counter()
+    found = []
+    with tempfile.TemporaryFile("w+") as output:
+        processes = start(command, size, output.fileno())
+        for process in processes:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            counts = Path(f"/proc/{process.pid}/io").read_text().split()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            seconds = time.perf_counter() - started
+            cpu = usage.ru_utime + usage.ru_stime
+            found.append(Rank(seconds, cpu, int(counts[1]), usage.ru_maxrss * 1024))
+        output.seek(0)
+        return output.read(), found
 
 
 def pipeline(base: Path, dtype: str, size: int, device: str) -> list[bool]:
@@ -72,13 +140,21 @@ def pipeline(base: Path, dtype: str, size: int, device: str) -> list[bool]:
 
 def launched(command: list[str], size: int) -> dict[str, Any]:
     """Run a command in ``size`` processes with one thread each; return rank 0's report."""
+    processes = start(command, size, subprocess.PIPE)
+    texts = [process.communicate()[0] for process in processes]
+    report: dict[str, Any] = json.loads(texts[0])
+    return report
+
+
+def start(command: list[str], size: int, output: int) -> list[subprocess.Popen[bytes]]:
+    """Start a command in ``size`` processes with one thread each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    processes = [
+    return [
         subprocess.Popen(
             command,
-            stdout=subprocess.PIPE,
+            stdout=output,
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
@@ -91,9 +167,6 @@ def launched(command: list[str], size: int) -> dict[str, Any]:
         )
         for rank in range(size)
     ]
-    texts = [process.communicate()[0] for process in processes]
-    report: dict[str, Any] = json.loads(texts[0])
-    return report
 
 
 def told(report: dict[str, Any]) -> dict[str, Any]:

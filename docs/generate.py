@@ -71,7 +71,7 @@ FOLDERS = (
     "core/training",
 )
 # The commands of the demo that the README shows.
-IN_THE_README = ("$ vita-ckpt merge-projector", "$ vita-ckpt verify")
+IN_THE_README = ("$ mkdir", "$ vita-ckpt merge-projector", "$ vita-ckpt verify demo-out/merged")
 BEGIN, END = "<!-- demo: written by docs/generate.py -->\n", "<!-- demo ends -->\n"
 
 

@@ -12,8 +12,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fixtures.builder import (
+    TowerSpec,
+    below,
+    mm_projector,
+    typed,
+    vision_tower,
+    write_model,
+    write_tower,
+)
 from tests.conftest import golden_cases
 from vita_ckpt import Report, explain, inspect, validate
+from vita_ckpt.core.anatomy.families import FAMILIES
+from vita_ckpt.core.anatomy.language_tensors import expected_shapes
 
 Tensors = dict[str, np.ndarray]
 Change = Callable[[Tensors, dict[str, Any]], object]
@@ -166,3 +177,57 @@ def test_bunnys_trained_tower_is_read_from_safetensors_alone(tmp_path: Path) -> 
         apply(plan, tmp_path / "c/bin")
         assert errors(validate(tmp_path / "c/bin")) == ["tower-not-loadable"]
         assert outcome(tmp_path / "c/bin") == "stops"
+
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 32,
+    "head_dim": 4,
+    "num_local_experts": 2,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type"),
+    [
+        (family, kind)
+        for family in ("bunny", "llava", "llava-next")
+        for kind in FAMILIES[family].by_type
+    ],
+)
+def test_every_backbone_of_every_family(
+    family: str, model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = FAMILIES[family].by_type[model_type]
+    own = {"delay_load": False} if family == "llava-next" else {}
+    config = {
+        **SMALL,
+        **own,
+        "model_type": model_type,
+        "architectures": [backbone.architecture],
+        "mm_vision_tower": "tower-clip",
+        "mm_hidden_size": 8,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "use_mm_proj": True,
+        "torch_dtype": "float32",
+    }
+    language = expected_shapes(backbone.language_model, config)
+    shapes = {**language, **below("model.mm_projector.", mm_projector("mlp2x_gelu", 8, 16))}
+    shapes |= below("model.vision_tower.vision_tower.", vision_tower(TowerSpec("clip")))
+    write_model(tmp_path / "base", typed(shapes), config)
+    write_tower(tmp_path / "tower-clip", TowerSpec("clip"))
+    monkeypatch.chdir(tmp_path)
+    assert errors(validate("base")) == []
+    assert outcome(Path("base")) == "complete"
+    assert inspect("base").disagreements == ()
+    head = "lm_head.weight" in language
+    assert head == (backbone.language_model not in ("Gemma", "MiniCPM"))

@@ -46,6 +46,7 @@ ON_THE_HUB = {
     "merge-lora --adapter",
     "merge-lora --adapter-config",
     "merge-lora --base",
+    "merge-lora --tower",
     "merge-projector --adapter",
     "merge-projector --base",
     "merge-projector --tower",

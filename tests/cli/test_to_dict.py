@@ -38,7 +38,7 @@ def as_json(value: dict[str, Any]) -> Any:
 
 def test_inspect(cli: Cli) -> None:
     printed = json.loads(cli("inspect", BASE, "--json", "--tensors", "--depth", "2").out)
-    more = {"tensor_list": list_tensors(BASE), "modules": module_tree(BASE, 2)}
+    more = {"tensor_list": list_tensors(BASE), "modules": module_tree(BASE, 2), "values": None}
     assert printed == as_json({**inspect(BASE).to_dict(), **more})
 
 

@@ -83,7 +83,7 @@ def test_a_disk_that_refuses_what_is_fetched(machine: Machine) -> None:
 
 def test_what_a_killed_check_fetched_is_found(machine: Machine, tmp_path: Path) -> None:
     machine.hub.add("org/vita", BASE)
-    machine.hub.faults.append(Fault(r"^/org/vita/[0-9a-f]{40}/", "stall", 30, 9, skip=8))
+    machine.hub.faults.append(Fault(r"^/org/vita/[0-9a-f]{40}/", "stall", 30, 9, skip=4))
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     program = [sys.executable, "-c", RUN, "validate", "hf://org/vita", "--values"]

@@ -23,7 +23,7 @@ BASE = GOLDEN / "A7" / "base"
 STORED = r"^/org/vita/[0-9a-f]{40}/"
 # Whoever runs the tests in the background may have it ignored, which is inherited.
 HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-PLANNING = 8  # requests for the headers of four shards
+PLANNING = 4  # requests for the headers of four shards
 
 
 @contextmanager

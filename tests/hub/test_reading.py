@@ -643,6 +643,15 @@ def test_rounds_of_requests(machine: Machine, tmp_path: Path, shards: int, round
     assert len([seen for seen in machine.hub.seen if seen.large]) == shards
 
 
+@pytest.mark.parametrize("command", ["inspect", "explain", "validate"])
+def test_a_whole_checkpoint_takes_three_rounds(machine: Machine, command: str) -> None:
+    machine.hub.add("org/vita", BASE)
+    machine.hub.quiet = 0.2
+    assert machine.run(command, "hf://org/vita").code == 0
+    assert machine.hub.rounds <= 3
+    assert len({seen.path for seen in machine.hub.seen}) == len(machine.hub.seen)
+
+
 def test_a_long_header_takes_one_round_more(machine: Machine, tmp_path: Path) -> None:
     """Of it the rest is fetched, from where the hub had redirected to."""
     root = sharded(tmp_path / "base", 4, tensors=2000)

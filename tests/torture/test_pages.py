@@ -209,12 +209,22 @@ def test_everything_can_be_reached_by_the_keyboard(
     assert page.ask("document.querySelector(location.hash).getBoundingClientRect().top") < 300
 
 
-def test_paper_shows_what_is_folded(opened: Callable[..., Browser], pages: dict[str, Path]) -> None:
-    page = opened(pages["diff"])
+@pytest.mark.parametrize("name", ["inspect", "diff", "lora", "validate"])
+def test_paper_shows_what_is_folded_and_cuts_nothing_off(
+    opened: Callable[..., Browser], pages: dict[str, Path], name: str
+) -> None:
+    page = opened(pages[name], width=720)  # of A4 within its margins
     page.call("Emulation.setEmulatedMedia", media="print")
-    height = page.ask("document.querySelector('details table').getBoundingClientRect().height")
+    heights = page.ask(
+        "[...document.querySelectorAll('details table')].map(e => e.getBoundingClientRect().height)"
+    )
+    widest = page.ask(
+        "Math.max(...[...document.querySelectorAll('body *:not(.skip)')]"
+        ".map(e => e.getBoundingClientRect().right))"
+    )
     page.call("Emulation.setEmulatedMedia", media="")
-    assert height > 50
+    assert all(height > 40 for height in heights)
+    assert widest <= 720
 
 
 def hostile(root: Path, number: int) -> Path:

@@ -98,7 +98,6 @@ def push_directory(
 
     Those among them that hold headers only are ``outlined``, by their paths.
     """
-
     surveyed = survey(root, stores)
     checkpoint = surveyed.checkpoint
     report = report_on(surveyed, stores, outlined=outlined)
@@ -123,22 +122,23 @@ def push_directory(
         card = hub_card(repository, checkpoint.config or {}, known).encode()
     if known:
         card = with_lineage(card, {**(checkpoint.provenance or {}), "operations": known})
-    contents: dict[str, str | bytes] = {name: file.path for name, file in files.items()}
-    contents[MODEL_CARD] = card
-    contents |= _manifest_with(checkpoint, card, stores)
+    written = {MODEL_CARD: card, **_manifest_with(checkpoint, card, stores)}
+    kept = {n: file for n, file in copies.items() if n in files and n not in written}
+    contents = {name: file.path for name, file in files.items() if name not in kept}
     done = upload(
         stores.hub.session,
         repository,
-        {name: content for name, content in contents.items() if name not in copies},
+        {**contents, **written},
         check,
-        copies={name: file for name, file in copies.items() if name in files},
+        copies=kept,
         fetch=fetch,
         private=private,
         revision=revision,
         create_pr=create_pr,
         message=message or f"Upload {os.path.basename(root)} with vita-ckpt",
     )
-    return Push(report, done.url, tuple(sorted(contents)), left_out, done.removed, done.copied)
+    names = tuple(sorted({*files, *written}))
+    return Push(report, done.url, names, left_out, done.removed, done.copied)
 
 
 def _manifest_with(checkpoint: Checkpoint, card: bytes, stores: Stores) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from vita_ckpt.checks.files import (
 )
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.pickles import check_pickles, check_weights
+from vita_ckpt.checks.runs import check_run
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.checks.training import check_training
@@ -56,6 +57,7 @@ from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError, VitaCkptError
 from vita_ckpt.storage.reading.checkpoint import choose_weights
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.survey import Survey, survey
+from vita_ckpt.storage.reading.unused_tower import difference_from_directory
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
@@ -284,8 +286,6 @@ def _with_unused_tower(subject: Subject, stores: Stores, *, everything: bool) ->
     directory = subject.tower_directory
     if not subject.reads_directory or directory is None or directory.path is None:
         return subject
-    from vita_ckpt.storage.reading.unused_tower import difference_from_directory  # noqa: PLC0415 - of some families only
-
     found = difference_from_directory(
         subject.checkpoint, directory.path, stores, everything=everything
     )
@@ -299,8 +299,6 @@ def _run(subject: Subject) -> Iterator[Finding]:
 
         yield from check_lora(subject)
     if subject.family is not VITA:
-        from vita_ckpt.checks.runs import check_run  # noqa: PLC0415 - of some families only
-
         yield from check_run(subject)
 
 

@@ -316,12 +316,9 @@ def inspect_checkpoint(
 
 
 def _memory(checkpoint: Checkpoint, found: Kind, dtype: str | None, batch: int) -> Memory | None:
-    if found.name not in (VITA, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
+    if found.name not in (*WHOLE, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
         return None
-    config = checkpoint.config or {}
-    scales = None
-    if config.get("use_s2") is True:
-        scales = towers.parse_s2_scales(str(config.get("s2_scales", towers.DEFAULT_S2_SCALES)))
+    scales = (found.family or VITA).s2_scales(checkpoint.config or {})
     return estimate(checkpoint, dtype=dtype, batch=batch, scales=scales or ())
 
 
@@ -749,7 +746,7 @@ def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
 
 
 def _lora(checkpoint: Checkpoint) -> LoraSummary | None:
-    deltas = sum(parts.part_of(name) == parts.LORA for name in checkpoint.tensors)
+    deltas = Counter(map(parts.part_of, checkpoint.tensors))[parts.LORA]
     if checkpoint.layout != "lora" and not deltas:
         return None
     config = checkpoint.adapter_config or {}

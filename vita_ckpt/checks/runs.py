@@ -1,4 +1,4 @@
-"""Check runs of VITA's relatives: whether their own loaders take them, and what nobody fills."""
+"""Check runs of VITA's relatives: whether their own loaders take them, and what stays unset."""
 
 from __future__ import annotations
 

@@ -12,6 +12,10 @@ _GAP: Final = 2  # spaces between two columns
 _WORD: Final = re.compile(r"\S+\s*")
 # A word that is too long, such as the name of a tensor, is broken after one of these.
 _PART: Final = re.compile(r"[^./,]*[./,]+|[^./,]+")
+# Tables fit terminals from this width on. Where one does not fit otherwise, a word is broken after
+# one of these too, as in the name of a key.
+_NARROWEST: Final = 60
+_SMALL_PART: Final = re.compile(r"[^./,_-]*[./,_-]+|[^./,_-]+")
 
 
 def terminal_width(stream: TextIO | None = None) -> int | None:
@@ -34,12 +38,19 @@ def fit(
     """Return the cells of ``rows`` and ``headers`` with line breaks: the table fits if it can.
 
     The widest columns are narrowed first. A line breaks between words, and after a ``.``, ``/`` or
-    ``,`` in a word that is wider than its column. A table of longer parts stays wider.
+    ``,`` in a word that is wider than its column; if that is not enough for 60 columns or more,
+    after a ``_`` or ``-`` too. A table of longer parts stays wider.
     """
     columns = list(zip(headers, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    least = [max(map(_longest_part, column)) for column in columns]
-    excess = sum(widths) + _GAP * (len(widths) - 1) - width
+    gaps = _GAP * (len(widths) - 1)
+    part = _PART
+    least = [max(_longest_part(cell, part) for cell in column) for column in columns]
+    if width >= _NARROWEST and sum(least) + gaps > width:
+        smaller = [max(_longest_part(cell, _SMALL_PART) for cell in c) for c in columns]
+        if sum(smaller) + gaps <= width:
+            part, least = _SMALL_PART, smaller
+    excess = sum(widths) + gaps - width
     while excess > 0:
         wide = [at for at, size in enumerate(widths) if size > least[at]]
         if not wide:
@@ -50,22 +61,30 @@ def fit(
         excess -= widths[widest] - narrower
         widths[widest] = narrower
     head, *body = (
-        ["\n".join(_lines(cell, widths[at])) for at, cell in enumerate(row)]
+        ["\n".join(_lines(cell, widths[at], part)) for at, cell in enumerate(row)]
         for row in (headers, *rows)
     )
     return body, head
 
 
-def _longest_part(text: str) -> int:
-    return max((len(part) for word in text.split() for part in _PART.findall(word)), default=0)
+def wrapped(line: str, indent: int, width: int) -> list[str]:
+    """Return a line in pieces of at most ``width``, broken between words; all but one indented."""
+    if len(line) <= width or indent >= width:
+        return [line]
+    first, rest = line[:indent], _lines(line[indent:], width - indent, _SMALL_PART)
+    return [first + rest[0], *(" " * indent + piece for piece in rest[1:])]
 
 
-def _lines(text: str, width: int) -> list[str]:
+def _longest_part(text: str, part: re.Pattern[str]) -> int:
+    return max((len(found) for word in text.split() for found in part.findall(word)), default=0)
+
+
+def _lines(text: str, width: int, part: re.Pattern[str]) -> list[str]:
     lines = [""]
     for word in _WORD.findall(text):
-        parts = [word] if len(word.rstrip()) <= width else _PART.findall(word)
-        for part in parts:
-            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+        pieces = [word] if len(word.rstrip()) <= width else part.findall(word)
+        for piece in pieces:
+            if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
                 lines.append("")
-            lines[-1] += part
+            lines[-1] += piece
     return [line.rstrip() for line in lines]

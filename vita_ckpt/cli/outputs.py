@@ -230,7 +230,7 @@ def _output(value: str) -> Output:
 
 def _page(path: str) -> Output:
     option = f"--html {path}"
-    if path in ("", "-"):
+    if path == "-":
         raise UsageError("invalid-output", option, expected="a file", hint="such as report.html")
     return Output("html", local(path), option)
 

@@ -768,6 +768,10 @@ SECTIONS: Final = (
                 "the projector cannot take this number of tokens",
             ),
             ErrorCodes(
+                ("newline-absent",),
+                "a surgery would make a model whose merging of tiles lacks `image_newline`",
+            ),
+            ErrorCodes(
                 ("tower-absent",),
                 "the config names a tower and the checkpoint has none of its tensors",
             ),
@@ -784,6 +788,16 @@ SECTIONS: Final = (
                 ("tower-config-unknown",),
                 "the tower's tensors do not determine its config: `--tower` or `--tower-config`"
                 " names it",
+            ),
+            ErrorCodes(
+                ("run-rows-absent",),
+                "a run of LLaVA counts more tokens than it or its base has rows for, and its loader"
+                " takes uninitialised memory: `resize-embeddings` gives the base rows",
+            ),
+            ErrorCodes(
+                ("newline-absent",),
+                "a projector run lacks the `image_newline` that merging tiles needs: the run of the"
+                " next stage has one",
             ),
             ErrorCodes(
                 ("tower-path-misleads",),
@@ -1007,6 +1021,10 @@ SECTIONS: Final = (
             ErrorCodes(
                 ("audio-adapter-does-not-fit",),
                 "the audio adapter is not of the type or the widths of the base's",
+            ),
+            ErrorCodes(
+                ("run-rows-absent",),
+                "the run's config counts more tokens than the base or the run has rows for",
             ),
             ErrorCodes(
                 ("adapter-no-projector",),

@@ -154,7 +154,7 @@ def _name(  # noqa: PLR0911 - one for each
     if shards_in_all(file) > 1:
         return SHARD
     names = checkpoint.tensors
-    found = Counter((parts.part_of if relative is None else relative.part_of)(n) for n in names)
+    found = Counter(map(parts.part_of if relative is None else relative.part_of, names))
     if checkpoint.layout == "lora":
         return LORA_RUN
     # In a training state PEFT's names are as they must be.
@@ -208,13 +208,15 @@ def wrapper_of(names: Iterable[str]) -> str | None:
 
 def is_unmerged(names: Mapping[str, Any]) -> bool:
     """Return whether names are those of a whole model with its adapter still beside the weights."""
-    if any("base_layer" in n or "original_module" in n for n in names) and any(
+    text = "\n".join(names)  # what no name holds, a single look at all of them tells
+    if ("base_layer" in text or "original_module" in text) and any(
         not _UNMERGED.isdisjoint(name.split(".")) for name in names
     ):
         return True
-    return any(
-        name.removeprefix(parts.PEFT_PREFIX) == parts.EMBED_TOKENS for name in names
-    ) and any(parts.part_of(name) == parts.LORA for name in names)
+    tables = parts.EMBED_TOKENS, parts.PEFT_PREFIX + parts.EMBED_TOKENS
+    return any(table in names for table in tables) and any(
+        parts.part_of(name) == parts.LORA for name in (names if "lora_" in text else ())
+    )
 
 
 def _has_tower(checkpoint: Checkpoint) -> bool:

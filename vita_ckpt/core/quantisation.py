@@ -86,10 +86,12 @@ def quantisation_of(checkpoint: Checkpoint) -> Quantisation | None:
     """Return the quantisation of a checkpoint by its config and its names; None if it has none."""
     names = checkpoint.tensors
     settings = _settings(checkpoint.config)
-    if settings is None and not any(
-        name.endswith((".qweight", ".weight_packed", *_SCALES, *_BITSANDBYTES_4)) for name in names
-    ):
-        return None
+    if settings is None:
+        # What no name ends with, a single look at all of them tells.
+        text = "\n".join((*names, ""))
+        ends = (".qweight", ".weight_packed", *_SCALES, *_BITSANDBYTES_4)
+        if not any(f"{end}\n" in text for end in ends):
+            return None
     bits = _bits(settings or {})
     codes: dict[str, int] = {}
     aids: set[str] = set()

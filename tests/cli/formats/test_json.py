@@ -31,6 +31,7 @@ def test_json_says_everything() -> None:
     assert clean == {
         "path": "/elsewhere/projector",
         "kind": "projector",
+        "family": None,
         "read": True,
         "ok": True,
         "errors": 0,

@@ -8,10 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.builder import Spec, random_fill, write_checkpoint, write_safetensors
+from fixtures.builder import (
+    FULL,
+    Spec,
+    checkpoint_shapes,
+    random_fill,
+    write_checkpoint,
+    write_safetensors,
+)
 from tests.cli.pages import read_page
 from tests.cli.reports import HOSTILE
 from tests.conftest import GOLDEN, Cli, assert_one_error
+from vita_ckpt.checks.change_map import change_maps
+from vita_ckpt.checks.diff import Difference, TensorDifference
+from vita_ckpt.cli.html.difference import difference_page
+from vita_ckpt.core.checkpoint import LocalFile, TensorRef
+from vita_ckpt.core.distance import Distance
 
 BASE = GOLDEN / "A7" / "base"
 
@@ -115,7 +127,6 @@ def test_a_page_replaces_nothing_but_a_file(cli: Cli, tmp_path: Path) -> None:
             (BASE / "page.html", "output-overlaps-input"),
             (tmp_path / "gone" / "page.html", "no-output-directory"),
             ("-", "invalid-output"),
-            ("", "invalid-output"),
         ):
             result = cli(*command, "--html", path)
             assert_one_error(result, 2, word, f"--html {path}")
@@ -144,3 +155,22 @@ def test_hostile_names_are_text(cli: Cli, tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "<script>" in read_page(page).text
     assert "\u202e" not in page
+
+
+def test_pages_of_vita_1_5_are_small() -> None:
+    """Every tensor of a model of its size has changed: the page stays below 300 kB."""
+    file = LocalFile("model.safetensors", 1 << 40, 0, "")
+    before = {n: TensorRef(file, 0, "BF16", s) for n, s in checkpoint_shapes(FULL).items()}
+    assert len(before) > 1000
+    distance = Distance(1, 1, max_abs=0.123456789, delta=0.0123456789, before=1.0, after=1.0)
+    tensors = tuple(TensorDifference(n, ref, ref, distance) for n, ref in before.items())
+    found = Difference("a", "b", True, False, (), (), tensors, (), (), ())
+    page = difference_page(found)
+    assert len(page.encode()) < 300_000
+    assert {one.stack: len(one.rows) for one in change_maps(tensors)} == {
+        "model.layers": 28,
+        "model.vision_tower.vision_tower.encoder.layers": 24,
+        "model.audio_encoder.encoder.enc.1.encoders": 24,
+        "model.audio_encoder.encoder.enc": 2,
+        "model.mm_projector": 3,
+    }

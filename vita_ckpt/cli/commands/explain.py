@@ -13,6 +13,7 @@ from vita_ckpt.checks.explain.explanation import Explanation
 from vita_ckpt.checks.explain.loaders import LOADERS
 from vita_ckpt.checks.explain.trace import LoaderTrace, some_files
 from vita_ckpt.cli import console, render
+from vita_ckpt.cli.fitting import terminal_width, wrapped
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.errors import printable
@@ -81,8 +82,10 @@ def _trace(trace: LoaderTrace) -> Iterator[str]:
     if trace.lm_head is not None:
         rows.append(("", f"lm_head: {trace.lm_head}"))
     width = max((len(action) for action, _ in rows), default=0)
+    columns = terminal_width()
     for action, detail in rows:
-        yield f"  {action.ljust(width)}  {detail}"
+        line = printable(f"  {action.ljust(width)}  {detail}")
+        yield from wrapped(line, width + 4, columns) if columns else [line]
 
 
 def _divergence(divergence: Divergence) -> Iterator[str]:

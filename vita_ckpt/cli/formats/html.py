@@ -63,7 +63,7 @@ def _overview(reports: Sequence[Report]) -> Child:
             tag("a", wording.title(report), href=f"#checkpoint-{number}")
             if number <= _MOST_SECTIONS
             else wording.title(report),
-            report.kind if report.read else "could not be read",
+            report.what if report.read else "could not be read",
             *(report.count(severity) for severity in SEVERITIES),
         )
         for number, report in enumerate(reports, 1)
@@ -80,7 +80,7 @@ def _overview(reports: Sequence[Report]) -> Child:
 
 
 def _checkpoint(report: Report, rules: Mapping[str, Rule], nbytes: int) -> Iterator[Markup]:
-    yield tag("p", f"{report.kind} · ", _verdict(report.findings), " ", _counts(report))
+    yield tag("p", f"{report.what} · ", _verdict(report.findings), " ", _counts(report))
     causes: dict[tuple[str, str], list[Finding]] = {}
     for finding in worst_first(report.findings):
         causes.setdefault((finding.rule, finding.hint), []).append(finding)

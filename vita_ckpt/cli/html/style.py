@@ -102,7 +102,11 @@ _PAPER: Final = """
 body { font-size: 10pt }
 nav, .skip { display: none }
 .scroll { overflow: visible; border: 0 }
-svg { min-width: 0 }
+svg, svg.map, svg.narrow { min-width: 0; max-width: 100% }
+table { font-size: 8pt }
+th, td, thead th, td.r, th.r, th[scope=row]:not(.name) { white-space: normal; padding: .2rem .3rem;
+  overflow-wrap: anywhere }
+th.name, td.name, th.first, td.text { min-width: 0 }
 details::details-content { content-visibility: visible; block-size: auto }
 * { print-color-adjust: exact; -webkit-print-color-adjust: exact }
 tr, figure { break-inside: avoid }

@@ -30,7 +30,3 @@ BACKBONES: Final[dict[str, Backbone]] = {
         Backbone("vita-Mistral", "VITAMistralForCausalLM", "nemo", "Mistral", "mistral"),
     )
 }
-
-PLAIN_LANGUAGE_MODELS: Final[dict[str, str]] = {
-    backbone.plain_model_type: backbone.language_model for backbone in BACKBONES.values()
-}

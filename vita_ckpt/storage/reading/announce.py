@@ -35,15 +35,15 @@ def announce(
 ) -> None:
     """Announce configs, ``index`` and headers of a checkpoint's directory that holds ``names``.
 
-    ``weights`` are its weight files. Where there is an index, they are taken to be what has the
-    names that ``save_pretrained`` gives; if it names others, these come after it.
+    ``weights`` are its weight files, if that is known; beside an index they are taken to be what
+    has the names that ``save_pretrained`` gives. If the index names others, these come after it.
     """
     if store.is_local:
         return
     listed = frozenset(names)
     texts = {CONFIG, ORIGIN_CONFIG, PROVENANCE, index or ADAPTER_CONFIG} & listed
     shards = frozenset(weights)
-    if index is not None:
+    if index is not None and not shards:
         suffix = SAFETENSORS_SUFFIX if index == SAFETENSORS_INDEX else ".bin"
         shards = frozenset(n for n in weight_files_of(listed) if n.endswith(suffix))
 

@@ -14,13 +14,15 @@ from vita_ckpt.core.filenames import (
     SAFETENSORS_INDEX,
     TORCH_INDEX,
     TRAINING_STATE,
+    index_of,
 )
 from vita_ckpt.errors import INCONCLUSIVE, InputError
+from vita_ckpt.storage.reading.announce import announce
 from vita_ckpt.storage.reading.checkpoint import check_no_json, vita_and_serving
 from vita_ckpt.storage.reading.in_progress import check_whole
 from vita_ckpt.storage.reading.index import check_inside, weight_map_of
 from vita_ckpt.storage.reading.paths import Stores, find, is_file, read_json, read_optional
-from vita_ckpt.storage.reading.shards import prefetch_shards, read_shard
+from vita_ckpt.storage.reading.shards import read_shard
 from vita_ckpt.storage.stores.base import Store
 
 _T = TypeVar("_T")
@@ -44,9 +46,9 @@ def read_weight_files(path: str | os.PathLike[str], stores: Stores) -> WeightFil
         folder = os.path.dirname(root)
         return WeightFiles(root, (name,), {name: _weight_file(store, folder, name)}, {}, lone=True)
     names = tuple(n for n in store.listing(root) if is_file(store, os.path.join(root, n)))
-    indexes = {n: _index(store, root, n) for n in _INDEXES if n in names}
     weights = {n for n in names if n.endswith(_SUFFIXES) and not TRAINING_STATE.fullmatch(n)}
-    prefetch_shards(store, root, sorted(weights))
+    announce(store, root, names, index_of(names), weights)
+    indexes = {n: _index(store, root, n) for n in _INDEXES if n in names}
     files = {name: _weight_file(store, root, name) for name in sorted(weights)}
     for index in indexes.values():
         for name in sorted(set(index.weight_map.values()) - files.keys()):

@@ -182,10 +182,6 @@ class ModelFamily:
             return None
         return next((b for b in self.backbones if b.language_model == plain.name), None)
 
-    def get(self, config: Config, key: str) -> Any:
-        """Return the value of one of :attr:`keys`, by default its own; REQUIRED if it has none."""
-        return config.get(key, self.keys[key].default)
-
     def projector_type(self, config: Config) -> Any:
         """Return the value of ``mm_projector_type``, with the family's default."""
         return config.get("mm_projector_type", self.default_projector)

@@ -28,7 +28,6 @@ from vita_ckpt.core.anatomy.towers.family import Family, enumerate_words, listed
 from vita_ckpt.core.anatomy.towers.s2 import (
     DEFAULT_S2_SCALES,
     fits_s2_scales,
-    number_of_scales,
     parse_s2_scales,
 )
 from vita_ckpt.core.anatomy.towers.shapes import Shapes
@@ -55,7 +54,6 @@ __all__ = [
     "fits_s2_scales",
     "inner_config",
     "listed",
-    "number_of_scales",
     "own_names",
     "parse_s2_scales",
     "standalone_names",

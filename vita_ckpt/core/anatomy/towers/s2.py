@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from vita_ckpt.core.anatomy.towers.tower import Tower
 
@@ -32,11 +31,3 @@ def fits_s2_scales(tower: Tower, scales: tuple[int, ...]) -> bool:
         if rest or side // tower.patch_size != tower.grid:
             return False
     return True
-
-
-def number_of_scales(config: Mapping[str, Any]) -> int:
-    """Return the number of S2 scales that a VITA config asks for: 1 without S2."""
-    if config.get("use_s2") is not True:
-        return 1
-    scales = parse_s2_scales(str(config.get("s2_scales", DEFAULT_S2_SCALES)))
-    return len(scales) if scales else 1
