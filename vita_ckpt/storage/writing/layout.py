@@ -391,20 +391,20 @@ def _weight_files(
             name = _safetensors_name(shard)
             in_order = storage_order(now, _ranks(now, before, shard.file))
             new = WrittenShard(name, _metadata(shard), in_order)
-            written.append(replace(new, spaces=_spaces(new)))
+            written.append(replace(new, spaces=_spaces(new, shard.file)))
         weight_map |= dict.fromkeys(now, _safetensors_name(shard))
     return carried, written, _index_text(base, target, weight_map)
 
 
-def _spaces(shard: WrittenShard) -> int:
-    """Return the spaces with which most of what is copied keeps its place, modulo a page.
+def _spaces(shard: WrittenShard, base: File) -> int:
+    """Return the spaces with which most of what is copied from ``base`` keeps its place in a page.
 
     Then the kernel copies whole pages, which takes less than joining parts of two.
     """
     shifts: Counter[int] = Counter()
     position = len(shard.header()[0])
     for _, tensor in shard.entries:
-        if isinstance(tensor, TensorRef) and tensor.strides is None:
+        if isinstance(tensor, TensorRef) and tensor.source == base and tensor.strides is None:
             shifts[(tensor.offset - position) % _PAGE] += tensor.nbytes
         position += tensor.nbytes
     best = max(shifts, key=lambda shift: (shifts[shift], -shift), default=0)
