@@ -8,6 +8,7 @@ BARE := .venv-bare
 SITE := .venv-site
 TEST_TOOLS := hatchling hypothesis jsonschema pytest-xdist junitparser markdown-it-py pytest PyYAML \
 	sarif-pydantic
+BROWSER := apt-get install -qy chromium-headless-shell fonts-dejavu-core
 # One process more than there are processors: some tests wait for what is slow on purpose.
 PROCESSES := $(shell expr $$(nproc) + 1)
 
@@ -50,8 +51,7 @@ picture: $(STAMP) browser
 
 browser:
 	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || \
-		apt-get install -y chromium-headless-shell fonts-dejavu-core || \
-		sudo apt-get install -y chromium-headless-shell fonts-dejavu-core
+		$(BROWSER) || { apt-get -q update && $(BROWSER); } || sudo $(BROWSER)
 
 check: lint test
 
