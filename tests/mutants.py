@@ -46,6 +46,7 @@ STRANGERS = (
 
 Tensors = dict[str, np.ndarray]
 Mutation = Callable[[Tensors, str, random.Random], None]
+Change = Callable[[Path, Path], object]
 
 
 def rename(tensors: Tensors, name: str, _rng: random.Random) -> None:
@@ -179,6 +180,109 @@ KEYS = (
 )
 CONFIG_MUTATIONS = (drop_key, change_key, add_key)
 DTYPE_MUTATIONS: tuple[Mutation, ...] = (integers, half)
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def in_shards(base: Path, change: Callable[[dict[str, Any]], object], shards: int = 1) -> None:
+    """Turn the one file into shards with an index."""
+    single = base / "model.safetensors"
+    tensors = load_file(single)
+    single.unlink()
+    weight_map: dict[str, str] = {}
+    for number in range(shards):
+        shard = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        names = list(tensors)[number::shards]
+        save_file({name: tensors[name] for name in names}, base / shard, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, shard)
+    index: dict[str, Any] = {"metadata": {}, "weight_map": weight_map}
+    change(index)
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def put(**keys: Any) -> Change:
+    """Set keys of the checkpoint's config."""
+    return lambda base, _tower: edit_json(base / "config.json", lambda c: c.update(keys))
+
+
+def put_in_tower(**keys: Any) -> Change:
+    """Set keys of the tower's own config."""
+    return lambda _base, tower: edit_json(
+        tower / "config.json", lambda c: c.get("vision_config", c).update(keys)
+    )
+
+
+def cut_tower(_base: Path, tower: Path) -> None:
+    weights = tower / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+
+
+def say_no_format(_base: Path, tower: Path) -> None:
+    save_file(load_file(tower / "model.safetensors"), tower / "model.safetensors")
+
+
+def stray(base: Path, *, trained: bool, only: str = "") -> None:
+    """Put other values of some tensors in a file that the index does not name."""
+    tensors = {n: t + 1 for n, t in load_file(base / "model.safetensors").items() if only in n}
+    in_shards(base, lambda index: None)
+    save_file(tensors, base / "old.safetensors", {"format": "pt"})
+    edit_json(base / "config.json", lambda c: c.update(unfreeze_vision_tower=trained))
+
+
+def pickle_beside(base: Path, added: int) -> None:
+    tensors = load_file(base / "model.safetensors").items()
+    torch.save({n: torch.from_numpy(t) + added for n, t in tensors}, base / "pytorch_model.bin")
+
+
+def index_of_others(base: Path, change: Callable[[dict[str, str]], object]) -> None:
+    in_shards(base, lambda index: change(index["weight_map"]), shards=2)
+
+
+def swap_files(weight_map: dict[str, str]) -> None:
+    first, *_, second = weight_map
+    weight_map[first] = weight_map[second]
+
+
+# What lies around the tensors: a change of a checkpoint and its tower, and whether it is sound.
+AROUND: dict[str, tuple[Change, bool]] = {
+    "cut weights of the tower": (cut_tower, False),
+    "weights of the tower without their format": (say_no_format, False),
+    "no weights of the tower": (lambda _, tower: (tower / "model.safetensors").unlink(), False),
+    "a list of channels": (put_in_tower(num_channels=[3]), False),
+    "an epsilon that is a text": (put_in_tower(layer_norm_eps="1e-5"), False),
+    "an unread key of the tower": (put_in_tower(attention_dropout="x"), True),
+    "a stray file": (lambda base, _: stray(base, trained=False), True),
+    "a stray file, the tower trained": (lambda base, _: stray(base, trained=True), False),
+    "a stray file without a tower, the tower trained": (
+        lambda base, _: stray(base, trained=True, only="mm_projector"),
+        True,
+    ),
+    "the same weights pickled": (lambda base, _: pickle_beside(base, 0), True),
+    "other weights pickled": (lambda base, _: pickle_beside(base, 1), False),
+    "an index that names the wrong file": (
+        lambda base, _: index_of_others(base, swap_files),
+        False,
+    ),
+    "an index that names a tensor too many": (
+        lambda base, _: index_of_others(base, lambda m: m.update(x=next(iter(m.values())))),
+        False,
+    ),
+    "an index with another total_size": (
+        lambda base, _: in_shards(base, lambda index: index.update(metadata={"total_size": 5})),
+        True,
+    ),
+    "another architecture": (put(architectures=["LlamaForCausalLM"]), False),
+    "no architecture": (put(architectures=None), True),
+    "no type of a projector": (put(mm_projector_type=None), False),
+    "a rate that is a text": (put(mm_projector_lr="2e-5"), True),
+    "a flag of training that is a text": (put(tune_mm_mlp_adapter="true"), True),
+    "a flag of the loader that is a text": (put(unfreeze_vision_tower="false"), False),
+    "a path that is a number": (put(mm_audio_encoder=7), False),
+}
 
 
 def names_like(tensors: Mapping[str, object], name: str) -> list[str]:

@@ -6,13 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from fixtures.builder import write_tokenizer
-from tests.mutants import CONFIG_MUTATIONS, DTYPE_MUTATIONS, MUTATIONS, holds, judge, mutant
+from tests.mutants import (
+    AROUND,
+    CONFIG_MUTATIONS,
+    DTYPE_MUTATIONS,
+    MUTATIONS,
+    edit_json,
+    holds,
+    in_shards,
+    judge,
+    mutant,
+)
 
 
 @pytest.mark.parametrize("seed", range(len(MUTATIONS)))
@@ -71,7 +80,7 @@ def test_a_second_set_of_weights_beside_an_index(
     index = {"metadata": {}, "weight_map": names}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     judged = judge(base)
-    assert judged["validate"] == {"ambiguous-weights", "stale-weights"}
+    assert judged["validate"] == {"ambiguous-weights"}
     assert judged["explain"] == {"partial"}
     assert judged["verify"] == {"ambiguous-weights"}
 
@@ -117,17 +126,31 @@ def test_all_three_judge_directories_alike(
     assert [not rules for rules in judged.values()] == [is_sound] * 3, judged
 
 
-def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
+@pytest.mark.parametrize("what", AROUND)
+def test_all_three_judge_what_lies_around_alike(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One change to the config, to the tower's directory, or to the files beside the weights."""
+    change, is_sound = AROUND[what]
+    base = mutant("A2", 0, tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    (tower,) = (tmp_path / "case").glob("tower-*")
+    change(base, tower)
+    judged = judge(base)
+    assert [not rules for rules in judged.values()] == [is_sound] * 3, judged
 
 
-def in_shards(base: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Turn the one file into one shard with an index."""
-    shard = "model-00001-of-00001.safetensors"
-    names = load_file(base / "model.safetensors")
-    (base / "model.safetensors").rename(base / shard)
-    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
-    change(index)
-    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+@pytest.mark.parametrize("what", ["cut weights of the tower", "no weights of the tower"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_relative_reads_the_directory_of_its_tower_too(
+    what: str, trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever tower wins in the end."""
+    change, _ = AROUND[what]
+    base = mutant("F12", 0, tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    edit_json(base / "config.json", lambda c: c.update(unfreeze_vision_tower=trained))
+    (tower,) = (tmp_path / "case").glob("tower-*")
+    change(base, tower)
+    judged = judge(base)
+    assert all(judged.values()), judged

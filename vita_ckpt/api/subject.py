@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from vita_ckpt.checks.explain.tower_files import why_unreadable
 from vita_ckpt.checks.files import check_kind, finding_of_error, intended_kind
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.binding import Surroundings, bind, builds_audio
+from vita_ckpt.core.anatomy.families import VITA, family_of
+from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
+from vita_ckpt.core.binding import Surroundings, bind, builds_audio, tower_family
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import part_as
 from vita_ckpt.core.report import Finding
 from vita_ckpt.errors import INCONCLUSIVE, InputError, VitaCkptError
 from vita_ckpt.storage.reading.audio import find_audio_encoder, open_audio_directory
+from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.references import find_base
 from vita_ckpt.storage.reading.surroundings import look_around
@@ -74,6 +78,8 @@ def gather(
         carried = attempt(lambda: read_carried_config(checkpoint, stores))
     config = checkpoint.config or {}
     own_config = carried or (directory.config if directory is not None else None)
+    if given is None and taken_for in kinds.WHOLE:
+        directory = _as_it_loads(config, directory, stores)
     around = Surroundings(
         directory,
         own_config,
@@ -101,6 +107,19 @@ def gather(
         surroundings=around,
     )
     return subject, findings
+
+
+def _as_it_loads(
+    config: Mapping[str, Any], directory: TowerDirectory | None, stores: Stores
+) -> TowerDirectory | None:
+    """Return the tower's directory with what keeps a loader from reading its weights, if any."""
+    if directory is None or directory.path is None or directory.problem is not None:
+        return directory
+    built = tower_family(config, Surroundings(directory), family_of(config) or VITA)
+    if built is None:
+        return directory
+    problem = why_unreadable(read_weight_files(directory.path, stores), built)
+    return replace(directory, problem=problem)
 
 
 def file_of(error: VitaCkptError) -> str:

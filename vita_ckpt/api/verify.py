@@ -17,13 +17,17 @@ from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, local, locate
 from vita_ckpt.api.ranks import told_to_all
 from vita_ckpt.api.subject import gather
+from vita_ckpt.checks.files import finding_of_error
+from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import VITA
 from vita_ckpt.core.progress import OnProgress, unwatched
+from vita_ckpt.core.report import Finding
 from vita_ckpt.core.requirements import require_runnable
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, read_json
+from vita_ckpt.storage.reading.survey import Survey, survey
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.writing.atomic_file import check_new, write_new
 
@@ -196,10 +200,12 @@ def _verify(
         earlier = None if golden is None else _read_golden(os.fspath(golden))
         place = None if tower is None else locate(tower, stores)
         require_runnable(checkpoint)
-        subject, _ = gather(
+        surveyed = _survey(path, checkpoint.root, stores)
+        subject, known = gather(
             checkpoint,
             stores,
             kind=VITA,
+            surveyed=surveyed,
             tower=place,
             audio_encoder=None if audio_encoder is None else locate(audio_encoder, stores),
         )
@@ -225,6 +231,7 @@ def _verify(
             max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens,
             on_progress=on_progress,
             ranks=ranks,
+            known=[*_problems(surveyed), *known],
         )
     if save_golden is not None and verification is not None and verification.golden is not None:
         write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
@@ -232,6 +239,22 @@ def _verify(
         verification = ranks.share(verification)
     assert verification is not None  # noqa: S101 - only other ranks than 0 have none
     return verification
+
+
+def _survey(path: Checkpoint | StrPath, root: str, stores: Stores) -> Survey | None:
+    """Survey a directory on the disk: what lies beside the weights, opening does not look at.
+
+    None for what the caller has opened, perhaps in another way.
+    """
+    if isinstance(path, Checkpoint) or is_remote(root):
+        return None
+    return survey(root, stores)
+
+
+def _problems(surveyed: Survey | None) -> list[Finding]:
+    if surveyed is None:
+        return []
+    return [finding_of_error(problem.error, problem.file) for problem in surveyed.problems]
 
 
 def _identity(checkpoint: Checkpoint) -> str:

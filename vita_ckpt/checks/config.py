@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from vita_ckpt.checks.inspect import ConfigLine
@@ -11,11 +11,15 @@ from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import parts, projectors, towers
-from vita_ckpt.core.anatomy.config_values import wrong_language_values, wrong_tower_values
+from vita_ckpt.core.anatomy.config_values import (
+    wrong_language_values,
+    wrong_tower_values,
+    wrong_vision_values,
+)
 from vita_ckpt.core.anatomy.families import REQUIRED
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers.tower import Tower
-from vita_ckpt.core.binding import features_of, language_model_of, tower_class
+from vita_ckpt.core.binding import contradiction_of, features_of, language_model_of, tower_class
 from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.remedies import set_path
@@ -68,9 +72,11 @@ def _keys(subject: Subject) -> Iterator[Finding]:
     has_projector = any(
         part.name == parts.MM_PROJECTOR and part.tensors > 0 for part in subject.inspection.parts
     )
+    deciding = _deciding(subject)
     for key, line in subject.inspection.config.items():
         if line.problem is not None:
-            yield _of(subject, "config-type", key, line.problem)
+            rule = "config-type" if key in deciding else "config-type-unread"
+            yield _of(subject, rule, key, line.problem)
         elif line.agrees is False and key not in _ELSEWHERE:
             rule = "config-stale" if key in _STALE else "config-weights-mismatch"
             if key == "mm_projector_type" and not projectors.is_known(
@@ -85,6 +91,15 @@ def _keys(subject: Subject) -> Iterator[Finding]:
                 continue  # not all of them could be counted
             yield _of(subject, rule, key, _disagreement(line))
     yield from _hidden_size(subject)
+
+
+def _deciding(subject: Subject) -> Collection[str]:
+    """Return the keys whose values no model can be built with: a loader is stopped by them."""
+    language = language_model_of(subject.config)
+    if language is None or subject.kind not in (*kinds.WHOLE, kinds.LANGUAGE_MODEL):
+        return subject.inspection.config.keys()
+    beyond = wrong_language_values(language.name, subject.config)
+    return [wrong.key for wrong in (*beyond, *wrong_vision_values(subject.family, subject.config))]
 
 
 def _hidden_size(subject: Subject) -> Iterator[Finding]:
@@ -126,14 +141,11 @@ def _model_type(subject: Subject) -> Iterator[Finding]:
             subject, "unknown-model-type", "model_type", f"expected {known}, got {model_type!r}"
         )
         return
-    architectures = config.get("architectures")
-    if backbone is not None and architectures != [backbone.architecture]:
-        yield _of(
-            subject,
-            "architecture-mismatch" if architectures else "architecture-missing",
-            "architectures",
-            f"expected ['{backbone.architecture}'], got {architectures!r}",
-        )
+    if contradiction := contradiction_of(config, family):
+        yield _of(subject, "architecture-mismatch", "architectures", contradiction)
+    elif backbone is not None and not config.get("architectures"):
+        message = f"expected ['{backbone.architecture}'], got {config.get('architectures')!r}"
+        yield _of(subject, "architecture-missing", "architectures", message)
 
 
 def _values(subject: Subject) -> Iterator[Finding]:

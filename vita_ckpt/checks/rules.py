@@ -60,17 +60,25 @@ _FILES: Final = (
     ),
     Rule(
         "index-total-size",
-        "error",
+        "warning",
         "total_size of the index is not the size of the tensors",
-        "Tools that plan memory or check a download by it are misled; it is a trace of an index "
-        "that was edited or belongs to other files.",
+        "Loaders do not read it, but tools that plan memory or check a download by it are misled; "
+        "it is a trace of an index that was edited or belongs to other files.",
     ),
     Rule(
         "stale-weights",
+        "warning",
+        "a weight file that the index does not name, and that a loader may read all the same",
+        "Once unfreeze_vision_tower is set, upstream reads every *.safetensors file of the "
+        "directory: old weights come back.",
+    ),
+    Rule(
+        "stray-tower",
         "error",
-        "a weight file that the index does not name but that some loader reads",
-        "Upstream reads every *.safetensors file of the directory when unfreeze_vision_tower is "
-        "set, and huggingface_hub prefers a single file to an index: old weights come back.",
+        "a weight file beside the checkpoint's, from which a loader takes the tower too",
+        "unfreeze_vision_tower is set: upstream reads the tower again from every *.safetensors "
+        "file of the directory, and which one counts depends on their order. One that cannot be "
+        "read stops it.",
     ),
     Rule(
         "other-weights",
@@ -548,6 +556,12 @@ _CONFIG: Final = (
         "a key of the config has a value of the wrong type, or one that no model can have",
         'The string "false" is true in Python; numbers as text fail far from here, and so do sizes '
         "that no model has.",
+    ),
+    Rule(
+        "config-type-unread",
+        "warning",
+        "a key of the config that decides nothing of the model has a value of the wrong type",
+        "No loader is stopped by it; training, or a program that reads the config, may be.",
     ),
     Rule(
         "config-weights-mismatch",

@@ -26,6 +26,7 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES, Backbone
 from vita_ckpt.core.anatomy.config_values import (
     wrong_language_values,
     wrong_sizes,
+    wrong_tower_values,
     wrong_vision_values,
 )
 from vita_ckpt.core.anatomy.families import (
@@ -205,7 +206,7 @@ class Binding:
     ``left_out`` are stored tensors that the loader drops and the model is the same. ``has_vision``
     is set for loaders that build the modules of ``family`` where the config has them. ``fault``
     says why a model that is loaded to the end fails at its first image, ``audio_fault`` at its
-    first recording.
+    first recording. ``contradiction`` says what in the config contradicts the model that is built.
     """
 
     parts: Mapping[str, PartBinding]
@@ -216,6 +217,7 @@ class Binding:
     fault: str = ""
     audio_fault: str = ""
     family: ModelFamily | None = None
+    contradiction: str = ""
 
     def part(self, name: str) -> PartBinding:
         """Return the binding of a part; that of one that is not built, if it is neither stored."""
@@ -308,7 +310,20 @@ def bind(
     if tower is not None:
         fault = _fault(config, _described(tower, tensors, surroundings), surroundings, family)
     audio_fault = _audio_fault(config, tensors, surroundings) if family.has_audio else ""
-    return replace(bound, fault=fault, audio_fault=audio_fault)
+    return replace(
+        bound,
+        fault=fault,
+        audio_fault=audio_fault,
+        contradiction=contradiction_of(config, family),
+    )
+
+
+def contradiction_of(config: Mapping[str, Any], family: ModelFamily) -> str:
+    """Return which class the config names instead of that of its model type; empty if none."""
+    backbone, said = family.backbone(config), config.get("architectures")
+    if backbone is None or not said or said == [backbone.architecture]:
+        return ""
+    return f"expected ['{backbone.architecture}'], got {said!r}"
 
 
 def judge_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> str:
@@ -445,6 +460,8 @@ def _stop_of_directory(
         problem = problem or f"{tower.path} has no config.json: it raises"
     if problem is not None:
         return Stop("tower-directory-unreadable", problem)
+    for wrong in wrong_tower_values(tower.config or {}):
+        return Stop("config-type", f"{wrong.key} of the tower is {wrong.got}, not {wrong.expected}")
     if tower.tower is not None and tower.tower.family != built and family is VITA:
         return _stop_of_misled_tower(path, tower.tower.family, built)
     return None
@@ -468,9 +485,7 @@ def _stop_of_reading_again(
 def stop_of_audio(config: Mapping[str, Any], surroundings: Surroundings) -> Stop | None:
     """Return where building the audio encoder stops a loader of VITA."""
     if not builds_audio(config):
-        path = config.get("mm_audio_encoder")
-        wrong = path is not None and not isinstance(path, str)
-        return Stop("config-type", f"mm_audio_encoder is {path!r}, no path") if wrong else None
+        return None
     if config.get("audio_prompt_finetune") and not prompt_rows(config):
         number = config.get("audio_prompt_num")
         return Stop("config-type", f"audio_prompt_num is {number!r}, no number of embeddings")

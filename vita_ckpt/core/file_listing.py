@@ -33,12 +33,16 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index, which maps each tensor to a file; ``metadata`` is None if it is absent."""
+    """An index, which maps each tensor to a file; ``metadata`` is None if it is absent.
+
+    ``mismatch`` is the first thing that it says otherwise than the files that it names.
+    """
 
     name: str
     weight_map: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Any] | None = None
     trouble: Trouble | None = None
+    mismatch: Trouble | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class WeightFiles:
     files among them and those that an index names, ``indexes`` the indexes. ``config_trouble`` is
     the reason why ``config`` could not be read. ``serving_config`` is what config.json says where
     VITA's config is in another file. ``lone`` is set where ``root`` is itself a weight
-    file.
+    file. ``other_pickled`` names a tensor by which complete pickled weights differ from the
+    safetensors files beside them; None if there are none, or they are the same.
     """
 
     root: str
@@ -61,6 +66,7 @@ class WeightFiles:
     adapter_config: Mapping[str, Any] | None = None
     serving_config: Mapping[str, Any] | None = None
     lone: bool = False
+    other_pickled: str | None = None
 
     def path_of(self, name: str) -> str:
         """Return the full path of one of the files."""

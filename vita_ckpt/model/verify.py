@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from vita_ckpt.checks.audio import check_audio_directory
-from vita_ckpt.checks.config import check_config, check_rows
+from vita_ckpt.checks.config import check_config
+from vita_ckpt.checks.files import check_left_out
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
@@ -89,6 +90,7 @@ def verify_checkpoint(
     on_progress: OnProgress = unwatched,
     stores: Stores | None = None,
     ranks: Ranks | None = None,
+    known: Iterable[Finding] = (),
 ) -> Verification | None:
     """Build the model strictly, run it once on synthetic inputs, and say what is wrong.
 
@@ -96,9 +98,9 @@ def verify_checkpoint(
     are rows of one batch, so the weights are read once. ``against`` is a checkpoint whose text-only
     logits must be the same; ``golden`` the fingerprint of an earlier verification. ``image`` is a
     file that takes the place of the first synthetic image and is what ``prompt`` asks about: its
-    answer has at most ``max_new_tokens``, and is encoded and decoded by ``tokenizer``. Errors of
-    the input are raised as :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does
-    not work gives findings.
+    answer has at most ``max_new_tokens``, and is encoded and decoded by ``tokenizer``. ``known``
+    are findings of whoever read the files. Errors of the input are raised as
+    :func:`~vita_ckpt.model.load.load_model` does, a checkpoint that does not work gives findings.
 
     With ``ranks`` each of them runs some layers. Rank 0 asks and judges, the others may return
     None; ``golden``, ``image`` and ``prompt`` are only rank 0's.
@@ -109,13 +111,13 @@ def verify_checkpoint(
     question = None
     if prompt is not None and tokenizer is not None:
         question = ask(checkpoint, prompt, with_image=picture is not None, tokenizer=tokenizer)
-    findings: list[Finding] = []
+    findings = [found for found in known if found.severity == "error"]
     started = time.perf_counter()
     bound = subject.binding
     check_language_values(subject.config)
-    if bound is None or not bound.is_complete:
-        findings += _why_not(subject)
-    if bound is None or has_errors(f for f in findings if f.rule not in _AUDIO):
+    findings += _wrong(subject)
+    incomplete = bound is None or not bound.is_complete
+    if bound is None or (incomplete and has_errors(f for f in findings if f.rule not in _AUDIO)):
         return _not_run(checkpoint, findings, dtype, time.perf_counter() - started)
     check_values(checkpoint, subject.surroundings, bound, stores)
     findings += _before_it_runs(subject)
@@ -671,8 +673,8 @@ _IGNORED_BECAUSE: Final = {
 }
 
 
-def _why_not(subject: Subject) -> list[Finding]:
-    """Return the errors that validate finds too: why the loader does not bind every tensor."""
+def _wrong(subject: Subject) -> list[Finding]:
+    """Return the errors of tensors and config that validate finds too."""
     found = [*check_structure(subject), *check_config(subject)]
     found += unsaid(subject, found)
     return [finding for finding in found if finding.severity == "error"]
@@ -680,7 +682,7 @@ def _why_not(subject: Subject) -> list[Finding]:
 
 def _before_it_runs(subject: Subject) -> list[Finding]:
     """Return what is known to be wrong, and keeps nothing from being run here."""
-    found = (*check_loaders(subject.checkpoint), *check_rows(subject))
+    found = (*check_loaders(subject.checkpoint), *check_left_out(subject))
     untrained = [_untrained()] if needs_alignment(subject.checkpoint) else []
     return [*(finding for finding in found if finding.severity == "error"), *untrained]
 

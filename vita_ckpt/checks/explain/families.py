@@ -175,9 +175,9 @@ def _finish_tower(
     """Record where the tower's weights come from, once the checkpoint is loaded."""
     part = bound.parts[parts.VISION_TOWER]
     own = sum(name.startswith(parts.TOWER_MODULE) for name in (*tracer.sources, *bound.left_out))
+    built = tower_class(config, lookup.surroundings, family)
+    filled = read_tower_directory(tracer, lookup, str(built.family if built else ""))
     if part.source is PartSource.TOWER_DIRECTORY:
-        built = tower_class(config, lookup.surroundings, family)
-        filled = read_tower_directory(tracer, lookup, str(built.family if built else ""))
         tracer.tower = PartSource.TOWER_DIRECTORY if filled else PartSource.RANDOM
         if own:
             tracer.step("tower", f"{own} tensors of the checkpoint are dropped: its directory wins")

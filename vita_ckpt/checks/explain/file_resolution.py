@@ -67,10 +67,18 @@ def from_pretrained(tracer: Tracer, *, old: bool, build: Callable[[], None] | No
     name = _choose(tracer, FROM_PRETRAINED_ORDER)
     if name is None:
         tracer.stop("not-a-checkpoint", f"none of {', '.join(FROM_PRETRAINED_ORDER)}")
+    if name.startswith(SAFETENSORS) and (other := tracer.files.other_pickled) is not None:
+        tracer.flaws.append(name)
+        tracer.step("leaves out", f"complete pickled weights: {other} differs, meant or not")
     if name not in tracer.files.indexes:
         _say_second_set(tracer, name)
         return _single(tracer, name, old=old, build=build)
     index = _index(tracer, name)
+    if index.mismatch is not None:
+        tracer.flaws.append(index.name)
+        tracer.step(
+            "passes over", f"what offloading to the disk trips over: {index.mismatch.message}"
+        )
     if index.metadata is None:
         tracer.stop("no-index-metadata", f"{name} has no metadata: KeyError")
     if not index.weight_map:

@@ -150,6 +150,9 @@ def record(
     tracer.ignored += misfit.unexpected
     tracer.harmless += [name for name in bound.left_out if not is_harmless(name)]
     tracer.integers += bound.integers
+    if bound.contradiction:
+        tracer.flaws.append("architectures")
+        tracer.step("passes over", f"architectures, by which servers choose: {bound.contradiction}")
     if misfit.missing:
         example = f"such as {misfit.missing[0]}"
         tracer.step("lacks", f"{by_part(misfit.missing)}, {example}: {fate}")

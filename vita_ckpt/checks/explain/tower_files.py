@@ -7,10 +7,11 @@ from typing import Any
 
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import VISION_LEVEL, Found, Lookup, describe_mismatch
-from vita_ckpt.checks.explain.trace import Tracer, some_files
+from vita_ckpt.checks.explain.trace import LoaderTrace, Tracer, some_files
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.binding import PartSource, is_tied
 from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.file_listing import WeightFiles
 from vita_ckpt.core.tensor_match import compare
 
 
@@ -19,9 +20,7 @@ def read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
     files = lookup.files
     if files is None:
         return True
-    inner = Tracer(tracer.loader, files)
-    names: list[str] = []
-    trace = inner.trace(lambda own: names.extend(_tower_names(own, family)))
+    trace, names = _replay(tracer.loader, files, family)
     if trace.stopped_by is not None:
         tracer.stop(trace.stopped_by, f"in the tower's directory: {trace.steps[-1].detail}")
     tracer.tower_files += map(files.path_of, trace.files_read)
@@ -39,6 +38,18 @@ def read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
         )
         return False
     return True
+
+
+def why_unreadable(files: WeightFiles, family: str) -> str | None:
+    """Return why a loader cannot read the weights in the directory of a tower; None if it can."""
+    trace, _ = _replay("", files, family)
+    return None if trace.stopped_by is None else trace.steps[-1].detail
+
+
+def _replay(loader: str, files: WeightFiles, family: str) -> tuple[LoaderTrace, list[str]]:
+    names: list[str] = []
+    trace = Tracer(loader, files).trace(lambda own: names.extend(_tower_names(own, family)))
+    return trace, names
 
 
 def read_tower_again(tracer: Tracer, wanted: Mapping[str, Shape]) -> None:
@@ -67,6 +78,7 @@ def read_tower_again(tracer: Tracer, wanted: Mapping[str, Shape]) -> None:
         tracer.stop("shape-mismatch", describe_mismatch(misfit.mismatched[0]))
     twice = [tensor for tensor, holders in found.items() if len(holders) > 1]
     if twice:
+        tracer.flaws += twice
         tracer.step(
             "tower", f"{len(twice)} tensors are in several files: the one listed last counts"
         )

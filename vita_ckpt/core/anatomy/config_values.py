@@ -125,12 +125,23 @@ _LANGUAGE_MODEL: Final[dict[str, Bound]] = {
 _VITA: Final[dict[str, Bound]] = {
     "torch_dtype": _DTYPE,
     "dtype": _DTYPE,
+    "mm_vision_tower": _optional(_TEXT),
+    "mm_audio_encoder": _optional(_TEXT),
+    "unfreeze_vision_tower": _optional(_BOOLEAN),
+    "continuous_training": _optional(_BOOLEAN),
     "mm_hidden_size": _optional(_WIDTH),
     "mm_projector_type": _TEXT,
     "use_s2": _optional(_BOOLEAN),
     "s2_scales": _optional(_TEXT),
     "tokenizer_model_max_length": _optional(_integer(1, 1 << 63)),
     "tokenizer_padding_side": _optional(_TEXT),
+}
+# Those that are read only where there is an audio encoder.
+_AUDIO: Final[dict[str, Bound]] = {
+    "freeze_audio_encoder": _optional(_BOOLEAN),
+    "freeze_audio_encoder_adapter": _optional(_BOOLEAN),
+    "audio_prompt_finetune": _optional(_BOOLEAN),
+    "audio_prompt_num": _optional(_integer(0, 1 << 24)),
 }
 
 # Keys of rope_scaling, and of rope_parameters in configs of transformers 5.
@@ -201,10 +212,10 @@ def wrong_sizes(family: str, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def wrong_language_values(family: str, config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
     """Return what no language model of this family, and no VITA model, can be built with."""
-    keys = {key: value for key, value in config.items() if key in _VITA}
+    bounds = {**_VITA, **_AUDIO} if config.get("mm_audio_encoder") else _VITA
     return (
         *_wrong_language_values(family, config, _LANGUAGE_MODEL),
-        *_beyond(keys, _VITA),
+        *_beyond(config, bounds),
         *_wrong_rope(family, config),
     )
 

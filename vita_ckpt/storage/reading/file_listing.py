@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from vita_ckpt.core.checkpoint import TensorRef
 from vita_ckpt.core.file_listing import Index, Trouble, WeightFile, WeightFiles
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
     ORIGIN_CONFIG,
+    PICKLE_SUFFIXES,
+    SAFETENSORS,
     SAFETENSORS_INDEX,
     TORCH_INDEX,
     TRAINING_STATE,
@@ -20,8 +24,14 @@ from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.announce import announce
 from vita_ckpt.storage.reading.checkpoint import check_no_json, vita_and_serving
 from vita_ckpt.storage.reading.in_progress import check_whole
-from vita_ckpt.storage.reading.index import check_inside, weight_map_of
+from vita_ckpt.storage.reading.index import (
+    check_inside,
+    index_mismatches,
+    tensors_by_shard,
+    weight_map_of,
+)
 from vita_ckpt.storage.reading.paths import Stores, find, is_file, read_json, read_optional
+from vita_ckpt.storage.reading.rival_weights import other_weights
 from vita_ckpt.storage.reading.shards import read_shard
 from vita_ckpt.storage.stores.base import Store
 
@@ -55,11 +65,39 @@ def read_weight_files(path: str | os.PathLike[str], stores: Stores) -> WeightFil
             files[name] = _indexed(store, root, name, index.name)
     if not files:
         store.check_known(f"{root}: weights")
+    indexes = {name: _compared(root, index, files) for name, index in indexes.items()}
     config, trouble = _attempt(lambda: read_optional(store, root, CONFIG)[0])
     origin, _ = _attempt(lambda: read_optional(store, root, ORIGIN_CONFIG)[0])
     config, serving, _ = vita_and_serving(config, origin)
     adapter, _ = _attempt(lambda: read_optional(store, root, ADAPTER_CONFIG)[0])
-    return WeightFiles(root, names, files, indexes, config, trouble, adapter, serving)
+    other = _other_pickled(files, indexes) if store.is_local else None
+    return WeightFiles(
+        root, names, files, indexes, config, trouble, adapter, serving, other_pickled=other
+    )
+
+
+def _compared(root: str, index: Index, files: Mapping[str, WeightFile]) -> Index:
+    """Return the index with the first thing that its files say otherwise."""
+    path = os.path.join(root, index.name)
+    shards = tensors_by_shard(index.weight_map)
+    if any(files[name].trouble is not None for name in shards):
+        return index  # where a loader stops
+    for name, promised in shards.items():
+        for error in index_mismatches(path, index.weight_map, name, promised, files[name].tensors):
+            return replace(index, mismatch=Trouble(error.code, str(error)))
+    return index
+
+
+def _other_pickled(files: Mapping[str, WeightFile], indexes: Mapping[str, Index]) -> str | None:
+    """Return a tensor by which complete pickled weights differ from the safetensors files."""
+    pickled: dict[str, TensorRef] = {}
+    for name, file in files.items():
+        if name.startswith("pytorch_model") and name.endswith(PICKLE_SUFFIXES):
+            pickled |= file.tensors
+    index = indexes.get(SAFETENSORS_INDEX)
+    named = [SAFETENSORS] if index is None else sorted({*index.weight_map.values()})
+    own = [files[name] for name in named if name in files]
+    return other_weights({n: t for file in own for n, t in file.tensors.items()}, pickled)
 
 
 def _index(store: Store, root: str, name: str) -> Index:
