@@ -51,6 +51,13 @@ def test_one_screen_says_what_it_is(cli: Cli, case: str) -> None:
     assert " NO" not in result.out
 
 
+def test_every_fact_of_a_relative_is_told_once(cli: Cli) -> None:
+    lines = cli("inspect", GOLDEN / "F13" / "base").out.splitlines()
+    facts = [line.split("  ")[0] for line in lines[lines.index("", 4) + 1 :] if "  " in line]
+    assert {"family", "tower from", "tiles"} <= set(facts)
+    assert len(facts) == len(set(facts))
+
+
 def test_json_keeps_its_schema(cli: Cli) -> None:
     for arguments in ([], ["--tensors"], ["--tensors", "*norm*"], ["--depth", "3"], ["--values"]):
         result = cli("inspect", GOLDEN / "A1" / "base", "--json", *arguments)

@@ -80,7 +80,10 @@ def refuse_swapped(
 
 
 def path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
-    """Return the string that upstream will look a tower up by: the path as it was given."""
+    """Return the string that upstream will look a tower up by: the path as it was given.
+
+    Of weights in a directory that has a config it is the directory, which is what upstream opens.
+    """
     named = (donor.config or {}).get("mm_vision_tower")
     if isinstance(named, str) and named:  # another VITA checkpoint
         return named
@@ -90,8 +93,10 @@ def path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
         path = "/".join(filter(None, (address.repository, address.below)))
     shapes = {name: tensor.shape for name, tensor in donor.tensors.items()}
     found = tower_of_shapes(shapes)
-    if found is not None and found.traits.lone_file and donor.shards[0].name:
-        return os.path.join(path, donor.shards[0].name)  # upstream opens the file itself
+    if found is not None and found.traits.lone_file:
+        return os.path.join(path, donor.shards[0].name) if donor.shards[0].name else path
+    if donor.layout == "file" and donor.config is not None:
+        return os.path.dirname(path) or os.curdir
     return path
 
 

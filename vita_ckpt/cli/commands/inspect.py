@@ -301,7 +301,6 @@ def _family_facts(inspection: Inspection) -> Iterable[tuple[str, str]]:
     facts = {
         "tower from": inspection.tower_source,
         "features": inspection.features,
-        "tiles": inspection.tiles,
     }
     yield from ((label, fact) for label, fact in facts.items() if fact is not None)
 
