@@ -196,6 +196,22 @@ def test_every_backbone_is_on_a_known_language_model() -> None:
             assert expected_shapes(model.name, {})
 
 
+@pytest.mark.parametrize("value", [None, [], {}, ["a"], [[1]], "x", 0, -1, 10**30, 0.5, True])
+def test_a_config_may_hold_anything(value: Any) -> None:
+    for family in FAMILIES.values():
+        for key in family.keys:
+            config = {"mm_vision_select_layer": -2, "mm_vision_tower": "clip", key: value}
+            family.dispatch(config, lambda _: False)
+            family.tower_source(config, Load(stored=True))
+            family.s2_scales(config)
+            family.has_newline(config)
+            family.added_tokens(config)
+            family.tiles(config)
+            found = family.features(config, "clip", 4) if family.features is not None else None
+            if found is not None:
+                family.fault(config, found)
+
+
 def test_residual_projectors_and_the_pooler() -> None:
     wanted = projectors.expected_shapes(projectors.Projector("mlp2x_res2x_gelu", 32, 64))
     assert wanted["3.pre_norm.weight"] == (64,)

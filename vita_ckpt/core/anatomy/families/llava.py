@@ -134,7 +134,9 @@ def _tower_source(config: Config, load: Load) -> TowerSource:
 def _features(config: Config, tower: str, states: int) -> Features | None:
     layer = select_layer(config)
     word = config.get("mm_vision_select_feature", "patch")
-    if layer is None or not -states <= layer < states or word not in CLASS_TOKEN:
+    if layer is None or not -states <= layer < states:
+        return None
+    if not isinstance(word, str) or word not in CLASS_TOKEN:
         return None
     return Features((layer,), CLASS_TOKEN[word])
 
