@@ -167,7 +167,8 @@ def add_key(config: dict[str, Any], rng: random.Random) -> None:
             ("head_dim", 4),
         )
     )
-    config[key] = value
+    if key != "mm_audio_encoder" or key not in config:  # one that is named stays reachable
+        config[key] = value
 
 
 # Keys that decide what a loader builds.
