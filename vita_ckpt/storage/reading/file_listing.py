@@ -94,6 +94,8 @@ def _other_pickled(files: Mapping[str, WeightFile], indexes: Mapping[str, Index]
     for name, file in files.items():
         if name.startswith("pytorch_model") and name.endswith(PICKLE_SUFFIXES):
             pickled |= file.tensors
+    if not pickled:
+        return None
     index = indexes.get(SAFETENSORS_INDEX)
     named = [SAFETENSORS] if index is None else sorted({*index.weight_map.values()})
     own = [files[name] for name in named if name in files]
