@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -808,3 +809,12 @@ def test_whatever_a_config_says_is_a_finding(base: Path, value: Any) -> None:
             (base / name).write_text(json.dumps(content))
             validate(base)
         (base / name).unlink()
+
+
+def test_a_family_without_audio_has_nothing_to_say_about_it(tmp_path: Path) -> None:
+    root = tmp_path / "base"
+    shutil.copytree(GOLDEN / "F16" / "base", root)
+    config = json.loads((root / "config.json").read_text())
+    before = validate(root).findings
+    (root / "config.json").write_text(json.dumps(config | {"mm_audio_encoder": "audio"}))
+    assert validate(root).findings == before

@@ -222,7 +222,7 @@ def _paths(subject: Subject) -> Iterator[Finding]:
             "mm_vision_tower",
             f"expected the tower's path, since there are its tensors, got {path!r}",
         )
-    audio = config.get("mm_audio_encoder")
+    audio = config.get("mm_audio_encoder") if subject.family.has_audio else None
     if isinstance(audio, str) and audio:
         found = subject.audio_directory
         yield from _path(subject, "mm_audio_encoder", audio, found is not None and found.path)

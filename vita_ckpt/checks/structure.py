@@ -83,7 +83,7 @@ def check_binding(subject: Subject, binding: Binding) -> Iterator[Finding]:
             yield from _vision_tower(subject, tower.without(known), known)
         yield from _projector(subject, projector.without(known), known)
         yield from _newline(subject, binding.part(parts.IMAGE_NEWLINE).without(known))
-    if subject.kind == kinds.VITA:
+    if subject.kind in kinds.WHOLE and subject.family.has_audio:
         yield from check_audio(subject, binding.part(parts.AUDIO_ENCODER).without(known), known)
     special = (parts.LANGUAGE_MODEL, parts.AUDIO_ENCODER) + _VISION * vision
     for part, bound in binding.parts.items():
