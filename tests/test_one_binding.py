@@ -154,3 +154,18 @@ def test_a_relative_reads_the_directory_of_its_tower_too(
     change(base, tower)
     judged = judge(base)
     assert all(judged.values()), judged
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_sound"),
+    [({"mm_patch_merge_type": "x"}, False), ({"mm_audio_encoder": "audio"}, True)],
+    ids=["no way to merge tiles", "audio that the family has not"],
+)
+def test_all_three_judge_the_keys_of_a_relative_alike(
+    keys: dict[str, str], is_sound: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = mutant("F13", 0, tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    edit_json(base / "config.json", lambda c: c.update(keys))
+    judged = judge(base)
+    assert [not rules for rules in judged.values()] == [is_sound] * 3, judged

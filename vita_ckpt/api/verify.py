@@ -20,10 +20,10 @@ from vita_ckpt.api.subject import gather
 from vita_ckpt.checks.files import finding_of_error
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.kinds import VITA
+from vita_ckpt.core.kinds import CHECKPOINTS
 from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.report import Finding
-from vita_ckpt.core.requirements import require_runnable
+from vita_ckpt.core.requirements import family_of_model, require_runnable
 from vita_ckpt.core.verification import Verification
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, read_json
@@ -204,7 +204,7 @@ def _verify(
         subject, known = gather(
             checkpoint,
             stores,
-            kind=VITA,
+            kind=CHECKPOINTS[family_of_model(checkpoint).name],
             surveyed=surveyed,
             tower=place,
             audio_encoder=None if audio_encoder is None else locate(audio_encoder, stores),

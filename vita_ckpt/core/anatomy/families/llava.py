@@ -98,7 +98,10 @@ def fault(config: Config, features: Features) -> str:
         return ""
     if not config.get("image_grid_pinpoints"):
         return "AttributeError: image_aspect_ratio 'anyres' without image_grid_pinpoints"
-    if isinstance(merge, str) and merge.startswith("spatial") and features.class_token:
+    is_spatial = isinstance(merge, str) and merge.startswith("spatial")
+    if merge != "flat" and not is_spatial:
+        return f"ValueError: mm_patch_merge_type {merge!r} is neither flat nor spatial"
+    if is_spatial and features.class_token:
         return "AssertionError: tiles cannot be laid out with a class token in each of them"
     return ""
 
