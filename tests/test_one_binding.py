@@ -80,7 +80,7 @@ def test_a_second_set_of_weights_beside_an_index(
     index = {"metadata": {}, "weight_map": names}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     judged = judge(base)
-    assert judged["validate"] == {"ambiguous-weights"}
+    assert judged["validate"] == {"ambiguous-weights", "stale-weights"}
     assert judged["explain"] == {"partial"}
     assert judged["verify"] == {"ambiguous-weights"}
 

@@ -53,8 +53,8 @@ class TestForms:
         files = {"model-00001-of-00002.safetensors": names[:half]}
         files["model-00002-of-00002.safetensors"] = names[half:]
         for file, some in files.items():
-            save_file({n: tensors[n] for n in some}, tower / file)
-        index = {"weight_map": {n: file for file, some in files.items() for n in some}}
+            save_file({n: tensors[n] for n in some}, tower / file, {"format": "pt"})
+        index = {"metadata": {}, "weight_map": {n: f for f, some in files.items() for n in some}}
         (tower / "model.safetensors.index.json").write_text(json.dumps(index))
         (tmp_path / "swapped").rename(tmp_path / "first")
         assert self.swapped(base, tower, tmp_path) == want

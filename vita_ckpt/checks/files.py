@@ -165,13 +165,12 @@ def check_left_out(subject: Subject) -> Iterator[Finding]:
         elif name in TRAINED_FILES and subject.kind in _MODELS:
             yield from _trained(subject, name, path)
         elif reads_again and name.endswith(SAFETENSORS_SUFFIX):
-            is_read = _is_read(subject, name)
             yield finding(
-                "stray-tower" if is_read else "stale-weights",
+                "stale-weights",
                 name,
                 "expected only files that the checkpoint consists of, got one that upstream's "
-                f"loader reads all the same {'since' if is_read else 'when'} unfreeze_vision_tower "
-                f"is set{_against(subject, name)}",
+                "loader reads all the same when unfreeze_vision_tower is set"
+                + _against(subject, name),
                 hint=_DECIDE,
                 file=path,
             )
@@ -185,16 +184,6 @@ def check_left_out(subject: Subject) -> Iterator[Finding]:
                 file=path,
             )
     yield from _state_of_step(subject)
-
-
-def _is_read(subject: Subject, name: str) -> bool:
-    """Return whether a loader that reads a trained tower again takes tensors from a stray file.
-
-    It reads those of the directory itself, and stops over one that cannot be read.
-    """
-    rival = subject.rivals.get(name)
-    holds_tower = rival is None or rival.holds_tower
-    return bool(subject.config.get("unfreeze_vision_tower")) and holds_tower and "/" not in name
 
 
 def _against(subject: Subject, name: str) -> str:

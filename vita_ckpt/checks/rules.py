@@ -60,25 +60,17 @@ _FILES: Final = (
     ),
     Rule(
         "index-total-size",
-        "warning",
+        "error",
         "total_size of the index is not the size of the tensors",
-        "Loaders do not read it, but tools that plan memory or check a download by it are misled; "
-        "it is a trace of an index that was edited or belongs to other files.",
+        "Tools that plan memory or check a download by it are misled; it is a trace of an index "
+        "that was edited or belongs to other files.",
     ),
     Rule(
         "stale-weights",
-        "warning",
-        "a weight file that the index does not name, and that a loader may read all the same",
-        "Once unfreeze_vision_tower is set, upstream reads every *.safetensors file of the "
-        "directory: old weights come back.",
-    ),
-    Rule(
-        "stray-tower",
         "error",
-        "a weight file beside the checkpoint's, from which a loader takes the tower too",
-        "unfreeze_vision_tower is set: upstream reads the tower again from every *.safetensors "
-        "file of the directory, and which one counts depends on their order. One that cannot be "
-        "read stops it.",
+        "a weight file that the index does not name but that some loader reads",
+        "Upstream reads every *.safetensors file of the directory when unfreeze_vision_tower is "
+        "set, and huggingface_hub prefers a single file to an index: old weights come back.",
     ),
     Rule(
         "other-weights",

@@ -12,14 +12,12 @@ class Rival:
     ``shared`` counts the tensors that the checkpoint has too, by name; None where they are of
     another kind than the checkpoint's, or none of these could be read. ``differs`` is one of them
     that is another there, None if none is as far as was read: all shapes and dtypes, the values of
-    small tensors. ``newer`` is None where it is not known. ``holds_tower`` is whether it has
-    tensors under the names of a model's vision tower.
+    small tensors. ``newer`` is None where it is not known.
     """
 
     shared: int | None
     differs: str | None
     newer: bool | None
-    holds_tower: bool = False
 
     def __str__(self) -> str:
         age = {True: "it is newer", False: "it is not newer", None: ""}[self.newer]

@@ -5,11 +5,12 @@ Read from the sources of transformers 4.41.1, 5.5.0 and 5.23.0, huggingface_hub 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import Tracer, some_files
+from vita_ckpt.core.anatomy.families import family_of
 from vita_ckpt.core.checkpoint import TensorRef
 from vita_ckpt.core.file_listing import Index, WeightFile
 from vita_ckpt.core.filenames import (
@@ -19,6 +20,7 @@ from vita_ckpt.core.filenames import (
     SAFETENSORS_SUFFIX,
     TORCH,
     TORCH_INDEX,
+    TRAINED_FILES,
 )
 
 # PreTrainedModel.from_pretrained (4.41.1) and _get_resolved_checkpoint_files (5.x): the first that
@@ -72,8 +74,10 @@ def from_pretrained(tracer: Tracer, *, old: bool, build: Callable[[], None] | No
         tracer.step("leaves out", f"complete pickled weights: {other} differs, meant or not")
     if name not in tracer.files.indexes:
         _say_second_set(tracer, name)
+        _say_stray(tracer, [name])
         return _single(tracer, name, old=old, build=build)
     index = _index(tracer, name)
+    _say_stray(tracer, index.weight_map.values())
     if index.mismatch is not None:
         tracer.flaws.append(index.name)
         tracer.step(
@@ -81,6 +85,7 @@ def from_pretrained(tracer: Tracer, *, old: bool, build: Callable[[], None] | No
         )
     if index.metadata is None:
         tracer.stop("no-index-metadata", f"{name} has no metadata: KeyError")
+    _say_total_size(tracer, index, index.metadata)
     if not index.weight_map:
         tracer.stop("invalid-index", f"{name} names no file: IndexError")
     if build is not None:
@@ -155,6 +160,28 @@ def _say_second_set(tracer: Tracer, single: str) -> None:
         return
     tracer.flaws.append(index.name)
     tracer.step("leaves out", f"the files of {index.name}: a second set of weights, meant or not")
+
+
+def _say_stray(tracer: Tracer, read: Collection[str]) -> None:
+    """Record files of weights that are not read, and would be once the tower is trained."""
+    family = family_of(tracer.files.config or {})
+    if family is None or "unfreeze_vision_tower" not in family.keys:
+        return
+    others = [name for name in tracer.files.names if name.endswith(SAFETENSORS_SUFFIX)]
+    stray = [name for name in others if name not in read and name not in TRAINED_FILES]
+    if stray and not any(name in tracer.flaws for name in (SAFETENSORS_INDEX, TORCH_INDEX)):
+        tracer.flaws.extend(stray)
+        tracer.step("leaves out", f"{some_files(stray)}: weights beside those that it reads")
+
+
+def _say_total_size(tracer: Tracer, index: Index, metadata: Mapping[str, Any]) -> None:
+    """Record a total_size that is not the size of the tensors; no loader reads it."""
+    files = (tracer.files.files.get(name) for name in {*index.weight_map.values()})
+    tensors = {name: t for file in files if file is not None for name, t in file.tensors.items()}
+    said, size = metadata.get("total_size"), sum(t.nbytes for t in tensors.values())
+    if said is not None and said != size and index.mismatch is None:
+        tracer.flaws.append(index.name)
+        tracer.step("passes over", f"total_size {said!r}, where the tensors have {size} bytes")
 
 
 def _chosen(tracer: Tracer, name: str, why: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from vita_ckpt.core.anatomy.parts import LORA, TOWER_MODULE, part_of
+from vita_ckpt.core.anatomy.parts import LORA, part_of
 from vita_ckpt.core.checkpoint import File, LocalFile, Shard, TensorRef
 from vita_ckpt.core.rivals import Rival
 
@@ -27,8 +27,7 @@ def rival(
     times = [s.file.mtime_ns for s in shards if isinstance(s.file, LocalFile)]
     newer = file.mtime_ns > max(times) if isinstance(file, LocalFile) and times else None
     comparable = ours and not any(part_of(name) == LORA for name in theirs)
-    holds_tower = any(name.startswith(TOWER_MODULE) for name in theirs)
-    return Rival(len(shared) if comparable else None, differs, newer, holds_tower)
+    return Rival(len(shared) if comparable else None, differs, newer)
 
 
 def other_weights(ours: Mapping[str, TensorRef], pickled: Mapping[str, TensorRef]) -> str | None:
