@@ -216,7 +216,7 @@ TOY = ModelFamily(
         "s2_scales": Key((str,)),
     },
     loaders=("toy",),
-    library="transformers 4.41",
+    runs_on="transformers 4.41",
 )
 '''
 MODEL_FAMILY_EDITS: dict[str, Callable[[str], str]] = {
@@ -342,6 +342,21 @@ def enums(schema: Any) -> list[list[Any]]:
     return own + [found for value in schema.values() for found in enums(value)]
 
 
+def run_in_copy(script: str, copy: Path, work: Path) -> list[Any]:
+    """Run a script with the copy of the package; it prints JSON."""
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(copy)],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found: list[Any] = json.loads(result.stdout)
+    return found
+
+
 def test_the_schemas_list_the_families_of_the_table() -> None:
     names = {family.name for family in towers.KNOWN}
     classes = {family.tower_class for family in towers.KNOWN}
@@ -384,16 +399,7 @@ def test_a_tower_family_and_a_projector_type_are_added_by_their_recipes(
     follow(copy, "A projector type", PROJECTOR_EDITS, "toy")
     work = tmp_path / "work"
     write_inputs(work)
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, str(copy)],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    tower, swap, swapped, extract, validate, verify, refused = json.loads(result.stdout)
+    tower, swap, swapped, extract, validate, verify, refused = run_in_copy(RUN, copy, work)
     for command in (tower, swap, swapped, extract, validate, verify):
         assert command[1] == 0, command
     schema = json.loads((copy / SCHEMA).read_text())
@@ -421,16 +427,9 @@ def test_a_model_family_is_added_by_its_recipe(tmp_path: Path, copy: Path) -> No
     follow(copy, "A model family", MODEL_FAMILY_EDITS, "toy")
     work = tmp_path / "work"
     write_run(work)
-    result = subprocess.run(
-        [sys.executable, "-c", RUN_MODEL_FAMILY, str(copy)],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    merge, inspected, validated, explained, set_, verify, swap = run_in_copy(
+        RUN_MODEL_FAMILY, copy, work
     )
-    assert result.returncode == 0, result.stderr
-    merge, inspected, validated, explained, set_, verify, swap = json.loads(result.stdout)
     for command in (merge, inspected, validated, explained, set_, verify):
         assert command[1] == 0, command
     report = json.loads(inspected[2])

@@ -46,7 +46,7 @@ def diff(
     whatever their dtypes (but F4 and F6). ``only`` are globs of what may change, and of which
     something must: of tensor names, ``config:KEY`` or ``file:PATH``; the result's ``breaches`` say
     where they do not hold. Raises InputError if one side cannot be read, StaleInputError if a file
-    changes meanwhile.
+    changes while it is read.
 
     Of what is on the hub headers and configs are read, which with the hub's digests often say that
     tensors are the same; the others are ``unread`` in the result. ``fetch`` and ``only`` fetch

@@ -24,7 +24,7 @@ def distributions(
     Keys are the names of parts, as in :func:`~vita_ckpt.inspect`. Bytes that several names share
     are read once. What lies on the hub is downloaded. ``on_progress`` is told what is being read,
     and how far that is: see :mod:`vita_ckpt.core.progress`. Raises InputError if the checkpoint
-    cannot be read, StaleInputError if a file changes meanwhile.
+    cannot be read, StaleInputError if a file changes while it is read.
     """
     stores = Stores() if stores is None else stores
     opened = downloaded(as_checkpoint(checkpoint, stores), stores)

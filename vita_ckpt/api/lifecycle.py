@@ -47,7 +47,7 @@ def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
 
 
 def history(path: StrPath, *, stores: Stores | None = None) -> History:
-    """Return what was done to a checkpoint, and whether the last of it can be undone.
+    """Return what was done to a checkpoint, and whether the last operation can be undone.
 
     Raises InputError if the checkpoint cannot be read.
     """
@@ -115,7 +115,7 @@ def last_undoable(path: StrPath) -> Undoable | None:
 def drop_undo(path: StrPath) -> int:
     """Remove what is kept to undo the last in-place surgery; return its size in bytes, or 0.
 
-    Raises InputError if somebody works on the checkpoint.
+    Raises InputError if another process is changing the checkpoint.
     """
     return rollback.drop_undo(_directory(path))
 

@@ -60,8 +60,9 @@ def push(
     goes on where it stopped when it is run again. A model card is added, or its section on the
     lineage, from ``vita_ckpt.json``; in the directory nothing changes.
 
-    What goes up is what was validated: a file that changes meanwhile stops it before the commit.
-    Links are followed to weights, inside the directory and to blobs of the hub's cache only.
+    The files that are uploaded are those that were validated. If one of them changes before the
+    commit, the push stops. Links are followed to weights, inside the directory and to blobs of the
+    hub's cache only.
 
     Raises UsageError for what is no directory here, no name of a repository or of a branch,
     InputError if it holds no checkpoint or is in the middle of a surgery, StaleInputError if it

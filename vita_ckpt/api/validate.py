@@ -99,8 +99,8 @@ def validate(
     the state dict to read in files of ``torch.save`` that hold several. ``on_progress`` is told
     what is being read, and how far that is: see :mod:`vita_ckpt.core.progress`. What is wrong are
     findings; raises InputError only if nothing is there, or nothing of a known kind, HubError if
-    the hub does not give what is asked for, StaleInputError if a file changes meanwhile, UsageError
-    for an unknown kind or loader, or for a ``key`` without such a file.
+    the hub does not give what is asked for, StaleInputError if a file changes while it is read,
+    UsageError for an unknown kind or loader, or for a ``key`` without such a file.
 
     With the ``ranks`` of :func:`join_ranks` every process of a launcher makes the same call. They
     share the bytes that are to be read, and all return the same report or raise the same error;

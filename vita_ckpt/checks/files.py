@@ -152,8 +152,7 @@ def _other_kind(checkpoint: Checkpoint, got: str, hint: str = "") -> Finding:
 def check_left_out(subject: Subject) -> Iterator[Finding]:
     """Check for weights that are not part of the checkpoint, and for the state of its training."""
     checkpoint = subject.checkpoint
-    # VITA and Bunny read a trained tower again, from whatever file it is in.
-    reads_again = subject.kind in kinds.WHOLE and "unfreeze_vision_tower" in subject.family.keys
+    reads_again = subject.kind in kinds.WHOLE and subject.family.reads_tower_again
     for name, reason in checkpoint.left_out.items():
         path = posixpath.join(checkpoint.root, name)
         if reason is LeftOut.TRAINING_STATE:

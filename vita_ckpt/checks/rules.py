@@ -254,8 +254,9 @@ _FORMATS: Final = tuple(
         ),
         (
             ("expanded-tensor",),
-            "tensors of a .bin that repeat a few bytes until they fill a disk",
-            "A view with a stride of 0 is as large as it says once somebody writes it.",
+            "tensors of a .bin that repeat a few bytes, and would fill a disk",
+            "A view with a stride of 0 takes few bytes in the file. Written out, it takes all that "
+            "its shape says.",
         ),
         (
             ("not-a-torch-file", "torchscript-archive", "big-endian-file", "not-a-regular-file"),
@@ -275,7 +276,7 @@ _FORMATS: Final = tuple(
         (
             ("path-outside-checkpoint",),
             "an index that names a file outside the directory",
-            "The index is broken or hostile: a loader would read somebody else's files.",
+            "The index is broken or hostile. A loader would read files of others.",
         ),
         (
             ("invalid-index",),

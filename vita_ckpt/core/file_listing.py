@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vita_ckpt.core.checkpoint import TensorRef
+from vita_ckpt.core.checkpoint import Tensor, TensorRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +71,12 @@ class WeightFiles:
     def path_of(self, name: str) -> str:
         """Return the full path of one of the files."""
         return self.root if self.lone else f"{self.root}/{name}"
+
+
+def other_total_size(metadata: Mapping[str, Any], tensors: Iterable[Tensor]) -> int | None:
+    """Return the bytes of tensors if an index's metadata says another number; None if it is right.
+
+    An index need not say one.
+    """
+    said, size = metadata.get("total_size"), sum(tensor.nbytes for tensor in tensors)
+    return size if said is not None and said != size else None

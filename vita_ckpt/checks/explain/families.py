@@ -16,6 +16,7 @@ from vita_ckpt.checks.explain.matching import (
     trace_projector,
     trace_rows,
 )
+from vita_ckpt.checks.explain.runs import is_run, read_run
 from vita_ckpt.checks.explain.tower_files import (
     read_tower_again,
     read_tower_directory,
@@ -41,7 +42,7 @@ from vita_ckpt.core.binding import (
     stop_of_tower,
     tower_class,
 )
-from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJECTOR_RUN
+from vita_ckpt.core.filenames import PROJECTOR_RUN
 from vita_ckpt.core.runs import stop_of_run, unfilled_by_run
 
 
@@ -49,7 +50,7 @@ def replay(family: ModelFamily) -> Callable[[Tracer, Lookup], None]:
     """Return the replay of a family's loader."""
 
     def run(tracer: Tracer, lookup: Lookup) -> None:
-        if _is_run(tracer):
+        if is_run(tracer):
             _load_run(tracer, family)
         else:
             _load_model(tracer, lookup, family)
@@ -191,26 +192,10 @@ def _finish_tower(
         read_tower_again(tracer, part.wanted)
 
 
-def _is_run(tracer: Tracer) -> bool:
-    """Return whether these files are a LoRA or a projector run, which is loaded onto a base."""
-    names = set(tracer.files.names)
-    model = set(file_resolution.FROM_PRETRAINED_ORDER) & names
-    return not model and bool(names & {ADAPTER_CONFIG, NON_LORA, PROJECTOR_RUN})
-
-
 def _load_run(tracer: Tracer, family: ModelFamily) -> None:
     """Replay the loader on a run: its own config over the base's weights."""
     config = require_config(tracer)
-    names = set(tracer.files.names)
-    lora: list[str] = next(([name] for name in LORA_FILES if name in names), [])
-    lora += [NON_LORA] if NON_LORA in names else []
-    for name in lora or [PROJECTOR_RUN]:
-        if name in tracer.files.files:
-            file = tracer.read(tracer.files.files[name])
-            tracer.sources |= dict.fromkeys(file.tensors, name)
-    held = any(parts.part_of(name) == parts.MM_PROJECTOR for name in tracer.sources)
-    tracer.projector = PartSource.CHECKPOINT if held else PartSource.BASE
-    tracer.dtype = "float16"
+    lora = read_run(tracer)
     tracer.step(
         "builds", "the model by the run's config.json, and fills it with the base's weights"
     )

@@ -12,7 +12,7 @@ from typing import Any, Final
 from vita_ckpt.checks.explain.trace import Tracer, some_files
 from vita_ckpt.core.anatomy.families import family_of
 from vita_ckpt.core.checkpoint import TensorRef
-from vita_ckpt.core.file_listing import Index, WeightFile
+from vita_ckpt.core.file_listing import Index, WeightFile, other_total_size
 from vita_ckpt.core.filenames import (
     LOADED_FORMATS,
     SAFETENSORS,
@@ -165,7 +165,7 @@ def _say_second_set(tracer: Tracer, single: str) -> None:
 def _say_stray(tracer: Tracer, read: Collection[str]) -> None:
     """Record files of weights that are not read, and would be once the tower is trained."""
     family = family_of(tracer.files.config or {})
-    if family is None or "unfreeze_vision_tower" not in family.keys:
+    if family is None or not family.reads_tower_again:
         return
     others = [name for name in tracer.files.names if name.endswith(SAFETENSORS_SUFFIX)]
     stray = [name for name in others if name not in read and name not in TRAINED_FILES]
@@ -178,8 +178,9 @@ def _say_total_size(tracer: Tracer, index: Index, metadata: Mapping[str, Any]) -
     """Record a total_size that is not the size of the tensors; no loader reads it."""
     files = (tracer.files.files.get(name) for name in {*index.weight_map.values()})
     tensors = {name: t for file in files if file is not None for name, t in file.tensors.items()}
-    said, size = metadata.get("total_size"), sum(t.nbytes for t in tensors.values())
-    if said is not None and said != size and index.mismatch is None:
+    size = other_total_size(metadata, tensors.values())
+    if size is not None and index.mismatch is None:
+        said = metadata["total_size"]
         tracer.flaws.append(index.name)
         tracer.step("passes over", f"total_size {said!r}, where the tensors have {size} bytes")
 

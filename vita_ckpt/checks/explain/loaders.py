@@ -39,7 +39,7 @@ LOADERS: Final[dict[str, tuple[str, Replay]]] = {
     TRANSFORMERS_4_41: ("plain transformers 4.41, from_pretrained", transformers_4_41),
     TRANSFORMERS_5_6: ("plain transformers 5.6 and later, from_pretrained", transformers_5_6),
     **{
-        name: (f"{family.label}'s builder.py, {family.library}", replay(family))
+        name: (f"{family.label}'s builder.py, {family.runs_on}", replay(family))
         for family in FAMILIES.values()
         if family is not VITA
         for name in family.loaders

@@ -19,6 +19,7 @@ from vita_ckpt.checks.explain.matching import (
     trace_projector,
     trace_rows,
 )
+from vita_ckpt.checks.explain.runs import is_run, read_run
 from vita_ckpt.checks.explain.tower_files import (
     read_tower_again,
     read_tower_directory,
@@ -38,7 +39,6 @@ from vita_ckpt.core.binding import (
 )
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
-    LORA_FILES,
     NON_LORA,
     ORIGIN_CONFIG,
     PROJECTOR_RUN,
@@ -47,14 +47,14 @@ from vita_ckpt.core.filenames import (
 
 def vita_1_5(tracer: Tracer, lookup: Lookup) -> None:
     """Replay the loader of VITA-1.5."""
-    if _is_run(tracer):
+    if is_run(tracer):
         _stop_at_run(tracer)
     _vita(tracer, lookup, delayed=False)
 
 
 def vita_1_0(tracer: Tracer, lookup: Lookup) -> None:
     """Replay the loader of VITA-1.0: the tower is filled last, unless training goes on."""
-    if _is_run(tracer):
+    if is_run(tracer):
         _load_run(tracer)
         return
     config = tracer.files.config or {}
@@ -110,26 +110,11 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     tracer.step("casts", "to float16, whatever torch_dtype says")
 
 
-def _is_run(tracer: Tracer) -> bool:
-    """Return whether these files are a LoRA or a projector run, which is loaded onto a base."""
-    names = set(tracer.files.names)
-    model = set(file_resolution.FROM_PRETRAINED_ORDER) & names
-    return not model and bool(names & {ADAPTER_CONFIG, NON_LORA, PROJECTOR_RUN})
-
-
 def _read_run(tracer: Tracer) -> bool:
     """Read the files of a run; True for a LoRA run."""
-    names = set(tracer.files.names)
-    lora: list[str] = next(([name] for name in LORA_FILES if name in names), [])
-    lora += [NON_LORA] if NON_LORA in names else []
-    for name in lora or [PROJECTOR_RUN]:
-        if name in tracer.files.files:
-            file = tracer.read(tracer.files.files[name])
-            tracer.sources |= dict.fromkeys(file.tensors, name)
-    held = any(parts.part_of(name) == parts.MM_PROJECTOR for name in tracer.sources)
-    tracer.projector = PartSource.CHECKPOINT if held else PartSource.BASE
-    tracer.tower, tracer.dtype = PartSource.BASE, "float16"
-    return bool(lora) or ADAPTER_CONFIG in names
+    lora = read_run(tracer)
+    tracer.tower = PartSource.BASE
+    return bool(lora) or ADAPTER_CONFIG in tracer.files.names
 
 
 def _stop_at_run(tracer: Tracer) -> NoReturn:

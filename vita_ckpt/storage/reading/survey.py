@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, Shard, TensorRef
+from vita_ckpt.core.file_listing import other_total_size
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -337,14 +338,15 @@ class _Surveyor:
 
     def _total_size(self, path: str, index: Mapping[str, Any]) -> None:
         metadata = index.get("metadata")
-        said = metadata.get("total_size") if isinstance(metadata, dict) else None
-        size = sum(tensor.nbytes for tensor in self.tensors.values())
-        if said is not None and said != size:
+        if not isinstance(metadata, dict):
+            return
+        size = other_total_size(metadata, self.tensors.values())
+        if size is not None:
             error = MalformedFileError(
                 "index-total-size",
                 path,
                 expected=f"total_size {size}, the bytes of the tensors",
-                got=repr(said),
+                got=repr(metadata["total_size"]),
                 hint="write the index anew: any surgery does",
             )
             self._note(path, error)

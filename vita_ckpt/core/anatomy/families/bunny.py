@@ -88,7 +88,7 @@ BUNNY: Final = ModelFamily(
         "tokenizer_padding_side": Key((str,), choices=SIDES),
     },
     loaders=("bunny",),
-    library="transformers 4.38",
+    runs_on="transformers 4.38",
     refused_run=_refused_run,
     unscaled=("Qwen2",),
 )

@@ -132,8 +132,9 @@ class ModelFamily:
     nothing else binds them. ``fault`` returns why keys that do not go together make the first image
     fail, empty if they do. ``tiles`` says how a picture becomes several tiles, None if it does not.
     ``loaders`` are the names of its loaders in ``explain``, the one that judges first, and
-    ``library`` is what they run on. ``refused_run`` says why the loader raises over a projector run
-    of a config, None if it does not. ``has_audio`` says whether there are audio modules.
+    ``runs_on`` is the library that they run on. ``refused_run`` says why the loader raises over a
+    projector run of a config, None if it does not. ``has_audio`` says whether there are audio
+    modules.
     """
 
     name: str
@@ -149,7 +150,7 @@ class ModelFamily:
     s2_towers: tuple[str, ...]
     keys: Mapping[str, Key]
     loaders: tuple[str, ...]
-    library: str
+    runs_on: str
     features: Callable[[Config, str, int], Features | None] | None = None
     own_keys: tuple[str, ...] = ()
     own_value: Callable[[Config], str | None] = _nothing
@@ -165,6 +166,11 @@ class ModelFamily:
     refused_run: Callable[[Config], str | None] = _nothing
     tiles: Callable[[Config], str | None] = _nothing
     has_audio: bool = False
+
+    @property
+    def reads_tower_again(self) -> bool:
+        """Whether a trained tower is read again, from every safetensors file of the directory."""
+        return self.unfreeze_key == "unfreeze_vision_tower"
 
     def backbone(self, config: Config) -> Backbone | None:
         """Return the backbone that a config's ``model_type`` names; None if it names none."""

@@ -170,7 +170,7 @@ LLAVA: Final = ModelFamily(
         "image_aspect_ratio": Key((str,), "square", ("square", "pad", "anyres")),
     },
     loaders=("llava",),
-    library="transformers 4.37.2",
+    runs_on="transformers 4.37.2",
     features=_features,
     tiling=_tiling,
     has_newline=has_newline,

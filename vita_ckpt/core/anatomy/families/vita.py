@@ -54,7 +54,7 @@ VITA: Final = ModelFamily(
         for key, types in VISION_KEYS.items()
     },
     loaders=("vita-1.5", "vita-1.0"),
-    library="transformers 4.41.1",
+    runs_on="transformers 4.41.1",
     image_count=ImageCount.EXACT,
     has_audio=True,
 )
