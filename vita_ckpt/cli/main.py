@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from itertools import islice
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -17,7 +20,7 @@ import click
 
 from vita_ckpt import __version__
 from vita_ckpt.cli import console
-from vita_ckpt.cli.examples import epilog
+from vita_ckpt.cli.examples import EXAMPLES, epilog
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
+_MOST_NAMES: Final = 1000  # of a directory in which a mistyped path is looked for
 _NO_SPACE: Final = """\
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]]; then
         compopt -o nospace
@@ -122,6 +126,8 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _SUMMARIES and not args[0].startswith("-"):
             hint = did_you_mean(args[0], _SUMMARIES).replace("did", "Did", 1)
+            if os.path.exists(args[0]):
+                hint = f"It is a path: vita-ckpt inspect {shlex.quote(args[0])}"
             ctx.fail(f"No such command {args[0]!r}. {hint}".rstrip())
         return super().resolve_command(ctx, args)
 
@@ -259,7 +265,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     except VitaCkptError as error:
         if debug:
             _print_traceback()
-        _print_error(str(error))
+        _print_error(str(_nearest_path(error)))
         return error.exit_code
     except click.exceptions.Abort as error:
         # What was being written says in which state that is left.
@@ -273,7 +279,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
             return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "vita-ckpt"
-        _print_error(f"usage: {printable(error.format_message())} ({command} --help)")
+        _print_error(f"usage: {printable(_usage(error))} ({command} --help)")
         return error.exit_code
     except BrokenPipeError:
         console.forget_stdout()
@@ -293,6 +299,54 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         )
         return 3
     return result if isinstance(result, int) else 0
+
+
+def _nearest_path(error: VitaCkptError) -> VitaCkptError:
+    """Return the error; for a path that does not exist, with a guess at its last component."""
+    folder, name = os.path.split(error.subject)
+    if error.code != "not-found" or not name:
+        return error
+    with contextlib.suppress(OSError, ValueError):
+        there = [entry.name for entry in islice(os.scandir(folder or os.curdir), _MOST_NAMES)]
+        return error.replaced(hint=did_you_mean(name, there, error.hint))
+    return error
+
+
+def _usage(error: click.ClickException) -> str:
+    """Word a wrong call, and what may have been meant by it, or an example."""
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        have = [name for name, command in _commands() if error.option_name in _options_of(command)]
+        if have:  # nearer than a word that looks like it
+            return f"No such option {error.option_name!r}. It is an option of {', '.join(have)}."
+    elif isinstance(error, click.MissingParameter) and error.ctx and error.param:
+        for option in error.ctx.command.params:
+            value = error.ctx.params.get(option.name or "")
+            if isinstance(getattr(option, "flag_value", None), str) and isinstance(value, str):
+                missing = error.param.human_readable_name
+                return f"{message} {option.opts[0]} took {value!r}: name {missing} first."
+    elif isinstance(error, click.BadParameter) and error.param is not None:
+        kind = error.param.type
+        if isinstance(kind, click.Choice):
+            word = error.message.partition("'")[2].partition("'")[0]
+            meant = did_you_mean(word, [str(c) for c in kind.choices])
+            return f"{message} {meant.replace('did', 'Did', 1)}".rstrip()
+        return message
+    if isinstance(error, click.UsageError) and error.ctx and error.ctx.info_name in EXAMPLES:
+        return f"{message.rstrip('.')}. For example: {EXAMPLES[error.ctx.info_name][0]}"
+    return message
+
+
+def _commands() -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(cli)
+    for name in _SUMMARIES:
+        command = cli.get_command(context, name)
+        if command is not None:
+            yield name, command
+
+
+def _options_of(command: click.Command) -> set[str]:
+    return {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
 
 
 def _open_standard_streams() -> None:

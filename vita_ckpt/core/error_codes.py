@@ -119,7 +119,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("output-overlaps-input",),
-                "the output is, holds or lies in an input",
+                "the output is, contains or lies in an input",
             ),
             ErrorCodes(
                 ("unknown-attention",),

@@ -255,7 +255,7 @@ def _config_of(run: Checkpoint) -> LoraConfig:
             got=f"{len(run.tensors)} tensors of another layout",
             hint=f"give the directory that it lies in, {posixpath.dirname(run.root)}"
             if is_file_of_run
-            else "merge-projector takes a projector; a checkpoint with deltas in it is the --base",
+            else "merge-projector merges a projector; a checkpoint with its LoRA is the --base",
         )
     if run.adapter_config is None:
         raise AdapterError(
