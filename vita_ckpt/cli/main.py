@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
 _MOST_NAMES: Final = 1000  # of a directory in which a mistyped path is looked for
-_NO_SPACE: Final = """\
-    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]]; then
-        compopt -o nospace
-    fi
-"""
 
 # Every command in its section, with the first sentence of its help. Each lives in the module of its
 # name, which is imported only when the command runs: to list the commands costs nothing.
@@ -162,13 +157,9 @@ class _LazyGroup(click.Group):
 def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
     if shell is None or ctx.resilient_parsing:
         return
-    from click.shell_completion import get_completion_class  # noqa: PLC0415 - seldom needed
+    from vita_ckpt.cli.completion import script  # noqa: PLC0415 - seldom needed
 
-    completion = get_completion_class(shell)
-    assert completion is not None  # noqa: S101 - the choices are click's own
-    script = completion(cli, {}, "vita-ckpt", _COMPLETE_VARIABLE).source()
-    # In bash a word that is not complete, such as KEY= or the start of a name, gets no space.
-    click.echo(script.replace("    return 0\n", f"{_NO_SPACE}    return 0\n"))
+    click.echo(script(shell, cli, _COMPLETE_VARIABLE))
     ctx.exit()
 
 
