@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.shell_completion import get_completion_class
 
 from fixtures.builder import Spec, write_checkpoint
 from vita_ckpt.cli import completion
@@ -84,7 +85,7 @@ def test_names_of_tensors(completed: Completed, tmp_path: Path) -> None:
 def test_the_script_has_what_click_leaves_out(shell: str) -> None:
     """Each text of click's script that is replaced is there, in every click."""
     script = completion.script(shell, cli, "_X")
-    plain = completion.get_completion_class(shell)
+    plain = get_completion_class(shell)
     assert plain is not None
     source = plain(cli, {}, "vita-ckpt", "_X").source()
     for old, new in completion._LACKS[shell]:

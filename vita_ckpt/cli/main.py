@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
+_WIDEST: Final = 80  # columns of a help
 _MOST_NAMES: Final = 1000  # of a directory in which a mistyped path is looked for
 
 # Every command in its section, with the first sentence of its help. Each lives in the module of its
@@ -102,7 +104,32 @@ class Settings:
             console.warn(printable(text))
 
 
+class _Formatter(click.HelpFormatter):
+    """Wrap a help between words only: click would break vita-ckpt.toml after its hyphen."""
+
+    _HYPHEN: Final = "\N{NON-BREAKING HYPHEN}"  # while it is wrapped
+
+    def write(self, string: str) -> None:
+        super().write(string.replace(self._HYPHEN, "-"))
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", self._HYPHEN))
+
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        unbroken = [(first, text.replace("-", self._HYPHEN)) for first, text in rows]
+        # A narrow terminal leaves the long names of tensors room beside the options.
+        super().write_dl(unbroken, col_max if self.width > 70 else 18, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class _LazyGroup(click.Group):
+    context_class = _Context
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_SUMMARIES)
 
@@ -113,7 +140,8 @@ class _LazyGroup(click.Group):
         command: click.Command = module.command
         if "--quiet" not in (option for one in command.params for option in one.opts):
             _options_everywhere(command)
-            command.epilog = epilog(cmd_name)
+            command.context_class = _Context
+        command.epilog = epilog(cmd_name, min(shutil.get_terminal_size().columns, _WIDEST))
         return command
 
     def resolve_command(
@@ -198,7 +226,7 @@ def _options_everywhere(command: Any) -> Any:
 
 @click.group(
     cls=_LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _WIDEST},
 )
 @click.version_option(__version__, "--version", prog_name="vita-ckpt")
 @click.option(
