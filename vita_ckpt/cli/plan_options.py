@@ -107,10 +107,11 @@ def surgery_options(command: _Command) -> _Command:
             type=click.Choice(LINKS),
             default="auto",
             show_default=True,
-            help="Weight files that stay as they are. auto: reflink, else copy. reflink: blocks "
-            "shared until one side is written to. copy: bytes of their own. hardlink: another name "
-            "for the base's file; a program that writes into the one changes the other, --in-place "
-            "does not. symlink: what the base has, --in-place on it included; lost when it moves.",
+            help="How to make weight files that stay unchanged. With reflink they share blocks "
+            "until one side is written to. With copy they have bytes of their own. With auto it is "
+            "reflink where the file system can, else copy. A hardlink is another name of the "
+            "base's file: a program that writes into one changes both, --in-place does not. A "
+            "symlink shows what the base has, after --in-place too, and breaks if the base moves.",
         ),
         click.option(
             "--digest",

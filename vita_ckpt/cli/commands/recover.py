@@ -17,8 +17,8 @@ from vita_ckpt.cli.progress import shown_progress
     "--force",
     is_flag=True,
     help="Trust a journal that you did not sign for this directory, as in a checkpoint of yours "
-    "that was moved or restored; take over from a process of another host, which must be dead; "
-    "and put back what is damaged.",
+    "that was moved or restored. Take over from a process of another host, which must be dead. Put "
+    "back what is damaged.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema put-back-v1).")
 @click.pass_obj
