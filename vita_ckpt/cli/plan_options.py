@@ -92,7 +92,7 @@ def surgery_options(command: _Command) -> _Command:
             "--in-place",
             is_flag=True,
             help="Change the checkpoint where it is, at the cost of what changes; 'vita-ckpt undo' "
-            "brings back what was there.",
+            "restores the old state.",
         ),
         click.option(
             "--push",
@@ -125,7 +125,7 @@ def surgery_options(command: _Command) -> _Command:
             "--carry",
             multiple=True,
             metavar="GLOB",
-            help="Take along pickles that are no weight files and match, as vocab.pkl. They can "
+            help="Take along pickles that match and are not weight files, as vocab.pkl. They can "
             "run code when they are loaded, so they are left out by default. Can be repeated.",
         ),
     )
