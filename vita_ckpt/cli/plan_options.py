@@ -119,7 +119,9 @@ def surgery_options(command: _Command) -> _Command:
             help="Add a manifest with the digest of every file, for 'vita-ckpt validate --deep'.",
         ),
         click.option(
-            "--model-card", is_flag=True, help="Say in README.md how the checkpoint was made."
+            "--model-card",
+            is_flag=True,
+            help="Write the hub's metadata, and how the checkpoint was made, into README.md.",
         ),
         click.option(
             "--carry",
