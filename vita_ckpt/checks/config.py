@@ -20,7 +20,7 @@ from vita_ckpt.core.anatomy.families import REQUIRED
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.core.binding import contradiction_of, features_of, language_model_of, tower_class
-from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
+from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.remedies import set_path
 from vita_ckpt.core.report import Finding
@@ -309,12 +309,12 @@ def _tower(subject: Subject) -> Iterator[Finding]:
     for wrong in () if config is None else wrong_tower_values(config):
         message = f"expected {wrong.expected} in the tower's config, got {wrong.got}"
         yield finding("config-type", wrong.key, message)
+    yield from _carried(subject)
     if tower is None:
         return
-    configs = subject.tower_configs if subject.kind in kinds.WHOLE else (config,)
-    described = towers.tower_of_config(configs[0]) if configs and configs[0] is not None else None
-    if described is not None and subject.kind in kinds.WHOLE:
-        own = subject.family.stored_tower(described.family, configs[0] or {})
+    described = towers.tower_of_config(config) if config is not None else None
+    if config is not None and described is not None and subject.kind in kinds.WHOLE:
+        own = subject.family.stored_tower(described.family, config)
         described = towers.tower_of_config(own) or described
     if described is not None and not subject.reads_directory:
         yield from _differences(tower, described)
@@ -333,6 +333,16 @@ def _tower(subject: Subject) -> Iterator[Finding]:
             message = f"expected tokens that a {kind} projector can take, got {tokens} of {tower}"
             yield _of(subject, "projector-tokens", "mm_projector_type", message)
     yield from _processor(subject, described or tower)
+
+
+def _carried(subject: Subject) -> Iterator[Finding]:
+    """Check the config of a tower that comes with a checkpoint whose loader reads another."""
+    carried = subject.surroundings.carried
+    if carried is None or carried is subject.tower_config:
+        return
+    for wrong in wrong_tower_values(carried):
+        message = f"expected {wrong.expected} in {CARRIED_CONFIG}, got {wrong.got}"
+        yield finding("config-type-unread", wrong.key, message)
 
 
 def _differences(tower: Tower, described: Tower) -> Iterator[Finding]:

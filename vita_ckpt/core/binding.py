@@ -433,6 +433,18 @@ def stop_of_model(config: Mapping[str, Any], family: ModelFamily | None = VITA) 
     return None
 
 
+def takes_directory(
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    surroundings: Surroundings,
+    loader: str | None = None,
+) -> bool:
+    """Return whether the loader ends with the tower of its directory, whatever is stored."""
+    traits = _LOADERS[loader or judge_of(config, tensors)]
+    source = None if traits is None else _tower_source(traits, config, tensors, surroundings)
+    return source is TowerSource.DIRECTORY
+
+
 def stop_of_tower(
     config: Mapping[str, Any], surroundings: Surroundings, family: ModelFamily = VITA
 ) -> Stop | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vita_ckpt.core.anatomy import parts, towers
@@ -86,19 +86,18 @@ def read_tower_config(
     else:
         carried = read_given_config(tower, stores)
     directory = find_tower(checkpoint, stores) if carried is None else None
-    return tower_config_of(checkpoint, carried, directory)
+    config = carried or (directory.config if directory is not None else None)
+    return tower_config_of(checkpoint, () if config is None else (config,))
 
 
 def tower_config_of(
-    checkpoint: Checkpoint,
-    carried: Mapping[str, Any] | None,
-    directory: TowerDirectory | None,
-    family: ModelFamily = VITA,
+    checkpoint: Checkpoint, configs: Sequence[Mapping[str, Any]], family: ModelFamily = VITA
 ) -> Mapping[str, Any] | None:
-    """Return the config of the tower in a checkpoint, as :func:`read_tower_config` does.
+    """Return the config of the tower in a checkpoint: the first of ``configs``, or its tensors'.
 
-    ``carried`` is one that comes with the checkpoint or is given for it, ``family`` is that of the
-    checkpoint. Of a tower that the family stores without a part of it, it is the whole one's.
+    EVA-CLIP's sizes always come from its tensors. ``family`` is that of the checkpoint. Of a tower
+    that the family stores without a part of it, it is the whole one's. Raises InputError
+    ``tower-absent`` and ``tower-config-unknown``.
     """
     own = _own_tower(checkpoint)
     if not own:
@@ -113,10 +112,8 @@ def tower_config_of(
         return None
     if has_lone_file(checkpoint):
         return _sizes_of_shapes(checkpoint, own)
-    if carried is not None:
-        return carried
-    if directory is not None and directory.config is not None:
-        return directory.config
+    if configs:
+        return configs[0]
     return family.whole_tower(own) or _sizes_of_shapes(checkpoint, own)
 
 
