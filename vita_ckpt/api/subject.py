@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +83,7 @@ def gather(
     else:
         carried = attempt(lambda: read_carried_config(checkpoint, stores))
     config = checkpoint.config or {}
+    family = family_of(config, checkpoint.tensors) or VITA
     around = Surroundings(
         directory,
         carried,
@@ -90,10 +91,12 @@ def gather(
         path_exists=given.path_exists if given is not None else None,
         safetensors=all(shard.format == "safetensors" for shard in checkpoint.shards),
         name=os.path.basename(checkpoint.root),
+        processor=attempt(lambda: read_processor(checkpoint, stores)),
     )
     if taken_for in kinds.WHOLE:
         whole = takes_directory(config, checkpoint.tensors, around, loader)
-        directory = _as_it_loads(config, around, stores, is_given=given is not None, whole=whole)
+        built = tower_family(config, around, family)
+        directory = _as_it_loads(built, around, stores, is_given=given is not None, whole=whole)
         around = replace(around, tower=directory)
     bound = None
     if taken_for in (*kinds.WHOLE, kinds.LANGUAGE_MODEL) and checkpoint.tensors:
@@ -104,17 +107,17 @@ def gather(
         unread=surveyed.unread if surveyed is not None else frozenset(),
         rivals=surveyed.rivals if surveyed is not None else {},
         taken=surveyed.taken if surveyed is not None else frozenset(),
-        processor=attempt(lambda: read_processor(checkpoint, stores)),
         tokens=attempt(lambda: count_tokens(checkpoint, stores)),
         base=find_base(checkpoint, stores) if taken_for == kinds.LORA_RUN else None,
         binding=bound,
         surroundings=around,
+        family=family,
     )
     return subject, findings
 
 
 def _as_it_loads(
-    config: Mapping[str, Any],
+    built: str | None,
     around: Surroundings,
     stores: Stores,
     *,
@@ -123,16 +126,13 @@ def _as_it_loads(
 ) -> TowerDirectory | None:
     """Return the tower's directory with what keeps a loader from reading its weights, if any.
 
-    One that is given in its place may be a config alone. ``whole`` is set where the loader ends
-    with the tower that it finds there.
+    One that is given in its place may be a config alone. ``built`` is the family of the tower that
+    the loader builds, ``whole`` is set where it ends with the one that it finds there.
     """
     directory = around.tower
     if directory is None or directory.path is None or directory.problem is not None:
         return directory
-    built = tower_family(config, around, family_of(config) or VITA)
-    if built is None:
-        return directory
-    if is_given and directory.path.endswith(".json"):
+    if built is None or (is_given and directory.path.endswith(".json")):
         return directory
     files = read_weight_files(directory.path, stores)
     if is_given and not files.files:

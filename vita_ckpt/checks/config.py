@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from vita_ckpt.checks.inspect import ConfigLine
@@ -19,7 +19,13 @@ from vita_ckpt.core.anatomy.config_values import (
 from vita_ckpt.core.anatomy.families import REQUIRED
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers.tower import Tower
-from vita_ckpt.core.binding import contradiction_of, features_of, language_model_of, tower_class
+from vita_ckpt.core.binding import (
+    contradiction_of,
+    features_of,
+    language_model_of,
+    tower_class,
+    unfit_image_size,
+)
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.remedies import set_path
@@ -357,29 +363,14 @@ def _differences(tower: Tower, described: Tower) -> Iterator[Finding]:
 
 
 def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:
-    size = _processor_size(subject.processor or {})
-    if size is None or tower.image_size is None:
-        return
-    fitting = {tower.image_size}
-    # With S2 upstream sets the largest scale itself.
-    fitting |= set(subject.family.s2_scales(subject.config) or ())
-    if size not in fitting:
+    size = unfit_image_size(subject.processor, tower, subject.config, subject.family)
+    if size is not None:
         yield finding(
             "processor-size-mismatch",
             PROCESSOR,
             f"expected images of {tower.image_size} px, which the tower takes, got {size} px",
             hint="the processor belongs to another tower",
         )
-
-
-def _processor_size(processor: Mapping[str, Any]) -> int | None:
-    """Return the side in pixels of the images that a processor makes; None if not specified."""
-    crops = processor.get("do_center_crop") is not False and "crop_size" in processor
-    size = processor.get("crop_size" if crops else "size")
-    if isinstance(size, Mapping):
-        sides = [size.get(key) for key in ("height", "width", "shortest_edge") if key in size]
-        size = sides[0] if sides and all(side == sides[0] for side in sides) else None
-    return size if type(size) is int else None
 
 
 def _provenance(subject: Subject) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 from vita_ckpt.checks.inspect import Inspection
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
-from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding import Binding, PartSource, Surroundings
 from vita_ckpt.core.checkpoint import Checkpoint
@@ -20,20 +20,19 @@ from vita_ckpt.core.rivals import Rival
 class Subject:
     """A checkpoint as it was read, what was found around it, and how a loader binds it.
 
-    ``unread`` names tensors in files that could not be read. ``processor`` is the tower's
-    ``preprocessor_config.json``, and ``tokens`` the number of tokens in the tokenizer; each is None
-    if it was not found. ``base`` is the checkpoint that a LoRA run was trained on, ``binding`` None
-    for what no loader builds a language model from.
+    ``unread`` names tensors in files that could not be read. ``tokens`` is the number of tokens in
+    the tokenizer, None if it was not found. ``base`` is the checkpoint that a LoRA run was trained
+    on, ``binding`` None for what no loader builds a language model from.
     ``rivals`` compare other weights in the directory with the checkpoint's, ``taken`` names files
     that hold what a stale index promises elsewhere. ``surroundings`` is what lies around it and
     decides what binds. ``unused_tower`` names a tensor by which a stored tower that the loader does
-    not take differs from the directory's, None if it does not, or that is not known.
+    not take differs from the directory's, None if it does not, or that is not known. ``family`` is
+    the model's: VITA's if its config does not name another.
     """
 
     checkpoint: Checkpoint
     inspection: Inspection
     unread: frozenset[str] = frozenset()
-    processor: Mapping[str, Any] | None = None
     tokens: int | None = None
     base: Checkpoint | None = None
     binding: Binding | None = None
@@ -41,16 +40,12 @@ class Subject:
     taken: frozenset[str] = frozenset()
     surroundings: Surroundings = field(default_factory=Surroundings)
     unused_tower: str | None = None
+    family: ModelFamily = VITA
 
     @property
     def kind(self) -> str:
         """The detected kind of the checkpoint."""
         return self.inspection.kind
-
-    @property
-    def family(self) -> ModelFamily:
-        """The family of the model: VITA's if its config does not name another."""
-        return family_of(self.checkpoint.config, self.checkpoint.tensors) or VITA
 
     @property
     def reads_directory(self) -> bool:
@@ -79,6 +74,11 @@ class Subject:
     def tower_config(self) -> Mapping[str, Any] | None:
         """The tower's own config: its directory's, which loaders read, or one that is carried."""
         return next(iter(self.surroundings.tower_configs), None)
+
+    @property
+    def processor(self) -> Mapping[str, Any] | None:
+        """The tower's ``preprocessor_config.json``; None if it was not found."""
+        return self.surroundings.processor
 
     @property
     def audio_directory(self) -> AudioDirectory | None:

@@ -20,7 +20,7 @@ from vita_ckpt.core.anatomy.families import ModelFamily
 from vita_ckpt.core.binding import PartSource, is_tied, stop_of_tower, tower_class
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.file_listing import WeightFiles
-from vita_ckpt.core.filenames import CARRIED_CONFIG
+from vita_ckpt.core.filenames import CARRIED_CONFIG, PROCESSOR
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError
 
@@ -50,7 +50,19 @@ def build_tower(
         tracer.step(
             "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
         )
+    _read_processor(tracer, lookup, family, dispatch.family)
     return dispatch.family
+
+
+def _read_processor(tracer: Tracer, lookup: Lookup, family: ModelFamily, built: str) -> None:
+    """Record an image processor that cannot be read: the loader raises, of its own directory's."""
+    trouble, tower = lookup.processor_trouble, lookup.tower
+    if trouble is None or built in family.own_sizes:
+        return
+    if tower is not None and tower.path is not None and tower.path in trouble.message:
+        tracer.stop(trouble.code, f"its image processor: {trouble.message}")
+    tracer.flaws.append(PROCESSOR)
+    tracer.step("passes over", f"an image processor that others read: {trouble.message}")
 
 
 def _pass_over_carried(tracer: Tracer, lookup: Lookup) -> None:
