@@ -201,7 +201,7 @@ def tower_config(
     """
     if not _is_of_directory(bound):
         family = family_of_model(checkpoint)
-        return tower_config_of(checkpoint, around.carried, around.tower, family)
+        return tower_config_of(checkpoint, around.tower_configs, family)
     directory = _directory(checkpoint, around)
     if directory.config is not None:
         return directory.config
