@@ -45,7 +45,7 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
     multiple=True,
     metavar="GLOB",
     help="A contract: exit 1 if anything else changed, or none of it did. A glob of tensor names, "
-    "config:KEY or file:PATH; may be given several times.",
+    "config:KEY or file:PATH. Can be repeated.",
 )
 @click.option(
     "--fetch",

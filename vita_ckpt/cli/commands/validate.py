@@ -74,7 +74,12 @@ if TYPE_CHECKING:
 )
 @click.option("--strict/--no-strict", default=None, help="Warnings fail too.")
 @click.option(
-    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Checkpoints at once.",
 )
 @click.option(
     "--all", "every", is_flag=True, help="Name every tensor, also where many have one fault."
