@@ -96,7 +96,7 @@ def command(
         raise UsageError(
             "options-exclude-each-other",
             "--only",
-            expected="either --only, which wants a change, or --exit-code, which wants none",
+            expected="either --only, which requires a change, or --exit-code, which requires none",
             got="both",
         )
     outputs = outputs if page is None else (*outputs, page)
