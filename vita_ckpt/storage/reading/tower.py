@@ -48,7 +48,7 @@ def open_tower(path: str, stores: Stores) -> TowerDirectory:
     store = stores.store_of(path)
     if is_file(store, config_path):
         config: Mapping[str, Any] = read_json(store, config_path)[0]
-        if "model_type" not in config and "vision_config" not in config:
+        if towers.family_of_config(config) is None:
             config = _with_model_type(config, path, stores)
         return TowerDirectory(path, None, towers.tower_of_config(config), config)
     return TowerDirectory(path, None, _tower_at(path, stores))
