@@ -308,6 +308,11 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         _print_error(f"system: {printable(': '.join(_os_error_parts(error)))}")
         console.forget_stdout()
         return 3
+    except MemoryError:
+        if debug:
+            _print_traceback()
+        _print_error("system: out of memory")
+        return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
         if debug:
             _print_traceback()
