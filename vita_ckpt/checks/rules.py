@@ -103,6 +103,12 @@ _FILES: Final = (
         "No loader knows which of them to read.",
     ),
     Rule(
+        "weights-misnamed",
+        "error",
+        "the only weight file of a model's directory has a name that no loader looks for",
+        "Loaders find no weights in it.",
+    ),
+    Rule(
         "several-steps",
         "error",
         "a run with several projectors",
