@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
-import traceback
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -222,6 +222,9 @@ def cli(ctx: click.Context) -> None:
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
     _heed_interrupts()  # the command is imported, and is about to begin
+    if not gc.isenabled():  # by entry: what was imported stays, and need not be looked at
+        gc.freeze()
+        gc.enable()
     ctx.ensure_object(Settings)
     # Read by huggingface_hub once something on the hub is asked for: errors are said here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -314,6 +317,8 @@ def _print_error(line: str) -> None:
 
 
 def _print_traceback() -> None:
+    import traceback  # noqa: PLC0415 - start-up
+
     for line in traceback.format_exc().splitlines():
         console.warn(escaped(line))
 

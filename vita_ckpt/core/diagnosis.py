@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from string import digits
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.wrappers import BASE_LAYER, PEFT_MODEL, WRAPPERS
 from vita_ckpt.core.binding import Binding
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.remedies import merge_unmerged
 
 _VISION_LEVEL: Final = "vision_model"

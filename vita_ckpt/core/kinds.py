@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, towers
@@ -19,6 +19,7 @@ from vita_ckpt.core.anatomy.families import (
 from vita_ckpt.core.anatomy.families import VITA as VITA_FAMILY
 from vita_ckpt.core.anatomy.relatives import Relative, relative_of
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA, shards_in_all
 from vita_ckpt.core.quantisation import Quantisation, quantisation_of
 from vita_ckpt.core.remedies import take_out

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, wrappers
 from vita_ckpt.core.binding import is_harmless, is_tied
 from vita_ckpt.core.checkpoint import Checkpoint, LoraMerge, Shape, Stored, Tensor, cast, source_of
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.lora_config import LoraConfig, Problem
 from vita_ckpt.core.patterns import PatternError

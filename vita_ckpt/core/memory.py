@@ -8,11 +8,11 @@ its layers, which upstream keeps (``output_hidden_states``), and what one layer 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, parameters
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import BITS, CAST_SOURCES, CAST_TARGETS
 
 _TOKENS: Final = 1000

@@ -6,11 +6,11 @@ A code is worth nothing without its scale: taken alone, or converted, it is anot
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import AdapterError, InputError
 
 _WORD: Final = 32  # bits of the words that GPTQ, AWQ and compressed-tensors pack codes into

@@ -18,11 +18,11 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any, Final
 
 from vita_ckpt.core.checkpoint import File, RemoteFile
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.formats.source_stream import SourceStream
 from vita_ckpt.storage.stores.base import Source

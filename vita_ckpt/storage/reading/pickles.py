@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import may_be_pickle
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.pickle_globals import judge

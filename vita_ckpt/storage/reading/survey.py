@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeVar
 
 from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, Shard, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.file_listing import other_total_size
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
