@@ -780,7 +780,7 @@ def _match(
         if head is not None:
             detail = f"{head} beside names without model.: taken for corrupt"
             stop = Stop("foreign-prefix", detail)
-    rest = {name: tensor for name, tensor in tensors.items() if name not in unread}
+    rest = {n: t for n, t in tensors.items() if n not in unread} if unread else tensors
     found, left_out, strange = _place(loader, config, rest, places, is_base=is_base)
     left_out += unread
     stored = {place: name for name, place in found.items()}

@@ -33,7 +33,6 @@ class _Default:
 
 
 _DEFAULT: Final = _Default()
-_set: Final = object.__setattr__
 
 
 def _frozen(cls: type, *, repr: bool, eq: bool) -> type:
@@ -41,7 +40,6 @@ def _frozen(cls: type, *, repr: bool, eq: bool) -> type:
     dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
     fields = dataclasses.fields(cls)
     shared: dict[str, Any] = {
-        "__init__": _init(fields, hasattr(cls, "__post_init__")),
         "__setattr__": _refuse,
         "__delattr__": _refuse,
         "__reduce__": _reduce,
@@ -62,12 +60,16 @@ def _frozen(cls: type, *, repr: bool, eq: bool) -> type:
     body["__slots__"] = tuple(name for name in names if name not in own)
     made = type(cls)(cls.__name__, cls.__bases__, body)
     made.__qualname__ = cls.__qualname__
+    made.__init__ = _init(made, fields)  # type: ignore[misc] # mypy sees a method of all types
     return made
 
 
-def _init(fields: tuple[dataclasses.Field[Any], ...], has_post_init: bool) -> Any:
-    """Write and compile the method that each class needs its own of."""
-    scope: dict[str, Any] = {"_set": _set, "_default": _DEFAULT}
+def _init(cls: type, fields: tuple[dataclasses.Field[Any], ...]) -> Any:
+    """Write and compile the method that each class needs its own of.
+
+    It fills the slots by their descriptors, which is the fastest way around ``__setattr__``.
+    """
+    scope: dict[str, Any] = {"_default": _DEFAULT}
     parameters, lines = ["self"], []
     for field in fields:
         name, default = field.name, f"_default_{field.name}"
@@ -81,8 +83,9 @@ def _init(fields: tuple[dataclasses.Field[Any], ...], has_post_init: bool) -> An
             value = f"{default}() if {name} is _default else {name}"
         else:
             parameters.append(name)
-        lines.append(f"_set(self, {name!r}, {value})")
-    if has_post_init:
+        scope[f"_set_{name}"] = getattr(cls, name).__set__
+        lines.append(f"_set_{name}(self, {value})")
+    if hasattr(cls, "__post_init__"):
         lines.append("self.__post_init__()")
     source = f"def __init__({', '.join(parameters)}): {'; '.join(lines) or 'pass'}"
     exec(source, scope)  # noqa: S102 - of names of fields

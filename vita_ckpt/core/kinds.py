@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -67,9 +67,10 @@ class Kind:
     quantisation: Quantisation | None = None
     family: ModelFamily | None = None
 
-    def part_of(self, name: str) -> str:
-        """Return the part that a tensor belongs to, by the names of its family."""
-        return parts.part_of(name) if self.relative is None else self.relative.part_of(name)
+    @property
+    def part_of(self) -> Callable[[str], str]:
+        """The function from the name of a tensor to its part, by the names of its family."""
+        return parts.part_of if self.relative is None else self.relative.part_of
 
 
 def kind_of(checkpoint: Checkpoint) -> Kind:

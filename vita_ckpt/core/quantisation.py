@@ -107,14 +107,6 @@ def quantisation_of(checkpoint: Checkpoint) -> Quantisation | None:
     return Quantisation(_method(settings, methods), codes, frozenset(aids))
 
 
-def true_parameters(checkpoint: Checkpoint) -> int:
-    """Return the number of parameters of a checkpoint: of codes, what they stand for."""
-    found = quantisation_of(checkpoint)
-    if found is None:
-        return sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
-    return sum(found.parameters(name, tensor) for name, tensor in checkpoint.tensors.items())
-
-
 def refuse_codes(checkpoint: Checkpoint, names: Iterable[str], what: str) -> None:
     """Raise AdapterError ``quantised-part`` if one of ``names`` is quantised in ``checkpoint``."""
     found = quantisation_of(checkpoint)
