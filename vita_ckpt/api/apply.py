@@ -7,9 +7,10 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 
 from vita_ckpt import __version__
@@ -40,6 +41,7 @@ from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.provenance import Written, encode, lineage, needs_alignment
 from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.relocation import remote_refs
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.summary import (
     FileSize,
     PlannedChange,
@@ -521,7 +523,7 @@ def summarize(
     pickles = dict.fromkeys(pickles_left_out(target, options.carry), LeftOut.PICKLE)
     return replace(
         summary,
-        notes=(*plan.notes, *map(_pickle_note, pickles)),
+        notes=(*plan.notes, *map(_pickle_note, pickles), *_carries_nothing(target, options.carry)),
         rewritten=_sizes(layout.shards) + _text_sizes(layout.texts),
         carried=tuple(FileSize(file.name, file.source.size) for file in layout.carried),
         left_out={**plan.base.left_out, **pickles},
@@ -532,6 +534,16 @@ def summarize(
 def _pickle_note(name: str) -> str:
     left = f"{name} is {LeftOut.PICKLE}: it is left out"
     return f"{left}; --carry {shlex.quote(name)} takes it along"
+
+
+def _carries_nothing(target: Checkpoint, carry: Collection[str]) -> Iterator[str]:
+    """Say which globs of --carry match no pickle that would have been left out."""
+    pickles = pickles_left_out(target, ())
+    names = {part for name in pickles for part in (name, os.path.basename(name))}
+    for glob in carry:
+        if not any(fnmatchcase(name, glob) for name in names):
+            hint = did_you_mean(glob, names)
+            yield f"--carry {glob} matches no pickle that is left out" + (hint and f" ({hint})")
 
 
 def unchanged(summary: Summary) -> Summary:

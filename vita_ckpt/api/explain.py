@@ -15,12 +15,13 @@ from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy.families import VITA, recognise
 from vita_ckpt.core.checkpoint import Checkpoint, Layout
-from vita_ckpt.core.file_listing import WeightFiles
+from vita_ckpt.core.file_listing import Trouble, WeightFiles
 from vita_ckpt.core.filenames import (
     ADDED_TOKENS,
     CARRIED_CONFIG,
     CONFIG,
     ORIGIN_CONFIG,
+    PROCESSOR,
     SAFETENSORS,
     SAFETENSORS_INDEX,
     TOKENIZER,
@@ -33,9 +34,9 @@ from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tokenizer import count_tokens
-from vita_ckpt.storage.reading.tower import find_tower, read_carried_config
+from vita_ckpt.storage.reading.tower import find_tower, read_carried_config, read_processor
 
-_LOOKED_INTO: Final = (TOKENIZER, VOCABULARY, ADDED_TOKENS, CARRIED_CONFIG)
+_LOOKED_INTO: Final = (TOKENIZER, VOCABULARY, ADDED_TOKENS, CARRIED_CONFIG, PROCESSOR)
 _T = TypeVar("_T")
 
 
@@ -85,14 +86,27 @@ def _look_up(files: WeightFiles, stores: Stores) -> Lookup:
         return found
     tower = find_tower(beside, stores)
     path = tower.path if tower is not None else None
+    processor, trouble = _processor(beside, stores)
+    found = replace(found, tower=tower, processor=processor, processor_trouble=trouble)
     if path is None:
-        return replace(found, tower=tower)
+        return found
     return replace(
         found,
-        tower=tower,
         files=_attempt(lambda: read_weight_files(path, stores)),
         from_here=not is_remote(path) and "\0" not in name and os.path.exists(name),
     )
+
+
+def _processor(
+    beside: Checkpoint, stores: Stores
+) -> tuple[Mapping[str, Any] | None, Trouble | None]:
+    """Return the tower's image processor, or why it cannot be read."""
+    try:
+        return read_processor(beside, stores), None
+    except INCONCLUSIVE:
+        raise
+    except InputError as error:
+        return None, Trouble(error.code, str(error))
 
 
 def _beside(files: WeightFiles, stores: Stores) -> Checkpoint:

@@ -754,6 +754,12 @@ _LORA: Final = (
         "a LoRA delta for a module that adapter_config.json does not target",
         "PEFT ignores it without a word.",
     ),
+    Rule(
+        "lora-bias-absent",
+        "warning",
+        "a bias that adapter_config.json says was trained is not in the run",
+        'Older versions of PEFT save none with `bias="lora_only"`: a merge keeps the base\'s.',
+    ),
 )
 
 _TRAINING: Final = (

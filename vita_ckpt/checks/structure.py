@@ -167,10 +167,9 @@ def _vision_tower(
     own = parts.below(parts.TOWER_MODULE, shapes)
     recognised = towers.tower_of_shapes(own)
     family = tower_family(subject.config, subject.surroundings, subject.family)
-    configs = subject.tower_configs
-    described = None
-    if configs and recognised is not None:
-        stored = subject.family.stored_tower(recognised.family, configs[0])
+    config, described = subject.tower_config, None
+    if config is not None and recognised is not None:
+        stored = subject.family.stored_tower(recognised.family, config)
         described = towers.tower_of_config(stored)
     if recognised is not None and (
         family is None

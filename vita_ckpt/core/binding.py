@@ -144,7 +144,8 @@ class Surroundings:
     checkpoint or is given for it, ``audio`` what ``mm_audio_encoder`` leads to. ``path_exists`` is
     whether ``mm_vision_tower`` is a path that exists, by default whether there is a ``tower``: one
     that is given may stand in for what does not. ``safetensors`` is whether the weights are in such
-    files, ``name`` the name of their directory, which some loaders read.
+    files, ``name`` the name of their directory, which some loaders read. ``processor`` is the
+    tower's ``preprocessor_config.json``.
     """
 
     tower: TowerDirectory | None = None
@@ -153,6 +154,7 @@ class Surroundings:
     path_exists: bool | None = None
     safetensors: bool = True
     name: str = ""
+    processor: Mapping[str, Any] | None = None
 
     def exists(self, path: str) -> bool:
         """Return whether the path of the tower exists here."""
@@ -432,6 +434,18 @@ def stop_of_model(config: Mapping[str, Any], family: ModelFamily | None = VITA) 
     for wrong in beyond:
         return Stop("config-type", f"{wrong.key} is {wrong.got}, not {wrong.expected}")
     return None
+
+
+def takes_directory(
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    surroundings: Surroundings,
+    loader: str | None = None,
+) -> bool:
+    """Return whether the loader ends with the tower of its directory, whatever is stored."""
+    traits = _LOADERS[loader or judge_of(config, tensors)]
+    source = None if traits is None else _tower_source(traits, config, tensors, surroundings)
+    return source is TowerSource.DIRECTORY
 
 
 def stop_of_tower(
@@ -714,7 +728,11 @@ def _fault(
     """Return why tower and projector do not go together, which shows at the first image."""
     own = surroundings.tower.tower if surroundings.tower is not None else None
     if tower is not None:
-        return next(_faults(config, tower, family), "")
+        found = next(_faults(config, tower, family), "")
+        size = unfit_image_size(surroundings.processor, tower, config, family)
+        if not found and size is not None:
+            return f"images of {size} px, where the tower takes {tower.image_size} px"
+        return found
     if own is None or family is VITA:
         return ""
     built = towers.FAMILIES[str(tower_family(config, surroundings, family))]
@@ -748,6 +766,36 @@ def _faults(config: Mapping[str, Any], tower: Tower, family: ModelFamily) -> Ite
         yield f"{tokens} tokens are none that a {kind} projector can take"
     if fault := family.fault(config, features):
         yield fault
+
+
+def unfit_image_size(
+    processor: Mapping[str, Any] | None,
+    tower: Tower,
+    config: Mapping[str, Any],
+    family: ModelFamily,
+) -> int | None:
+    """Return the size in pixels of the images that a processor makes, if it is not the tower's.
+
+    Pixels beyond the last whole patch make no difference. With S2 upstream sets the largest scale
+    itself.
+    """
+    size = _image_size(processor or {})
+    if size is None or tower.image_size is None or tower.family in family.own_sizes:
+        return None
+    patch = tower.patch_size or 1
+    if size // patch == tower.image_size // patch or size in (family.s2_scales(config) or ()):
+        return None
+    return size
+
+
+def _image_size(processor: Mapping[str, Any]) -> int | None:
+    """Return the side in pixels of the images that a processor makes; None if not specified."""
+    crops = processor.get("do_center_crop") is not False and "crop_size" in processor
+    size = processor.get("crop_size" if crops else "size")
+    if isinstance(size, Mapping):
+        sides = [size.get(key) for key in ("height", "width", "shortest_edge") if key in size]
+        size = sides[0] if sides and all(side == sides[0] for side in sides) else None
+    return size if type(size) is int else None
 
 
 def features_of(config: Mapping[str, Any], tower: Tower, family: ModelFamily) -> Features | None:

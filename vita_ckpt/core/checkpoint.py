@@ -105,6 +105,14 @@ class TensorRef:
         return (sum((n - 1) * stride for n, stride in axes) + 1) * BITS[self.dtype] // 8
 
 
+def rows_of(ref: TensorRef, start: int, stop: int) -> TensorRef:
+    """Return the rows from ``start`` to before ``stop`` of a tensor with at least one dimension."""
+    step = prod(ref.shape[1:]) if ref.strides is None else ref.strides[0]
+    offset = ref.offset + start * step * BITS[ref.dtype] // 8
+    shape = (stop - start, *ref.shape[1:])
+    return TensorRef(ref.source, offset, ref.dtype, shape, ref.strides)
+
+
 @dataclass(frozen=True, slots=True)
 class Cast:
     """A tensor converted to another floating dtype as torch's ``Tensor.to`` does."""

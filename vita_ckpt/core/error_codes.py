@@ -120,7 +120,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("output-overlaps-input",),
-                "the output is, holds or lies in an input",
+                "the output is, contains or lies in an input",
             ),
             ErrorCodes(
                 ("unknown-attention",),
@@ -504,9 +504,9 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("unreadable-tensor",),
-                "the values of a tensor are not in the file as they are: it is a part of a "
+                "the values of a tensor are not in the file as they are. It is a part of a "
                 "DTensor, sparse, quantised, of a dtype that no weight file has, or without "
-                "data; the hint is the call that makes it plain before saving",
+                "data. The hint is the call that makes it plain before saving",
             ),
             ErrorCodes(
                 (

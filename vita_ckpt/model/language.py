@@ -20,6 +20,7 @@ from vita_ckpt.core.anatomy.config_values import (
 )
 from vita_ckpt.core.anatomy.families import FAMILIES, family_of
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 
 _IS_OLD: Final = int(transformers.__version__.split(".")[0]) < 5
@@ -71,6 +72,7 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
             "unknown-attention",
             attn,
             expected="an attention implementation that the library has here: sdpa, eager …",
+            hint=did_you_mean(attn, ("sdpa", "eager", "flash_attention_2", "flex_attention")),
         ) from error
     if name in _REBUILT:
         _REBUILT[name](model)

@@ -389,7 +389,7 @@ def _adapter_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
             checkpoint.root,
             expected=f"tensors named {_ADAPTER_PREFIX}*",
             got=f"{', '.join(list(checkpoint.tensors)[:4])}…" if checkpoint.tensors else "nothing",
-            hint="audio_adpter.bin, its run or a checkpoint with audio",
+            hint="name audio_adpter.bin, its run, or a checkpoint with audio",
         )
     empty = next((name for name, tensor in weights.items() if 0 in tensor.shape), None)
     if empty is not None:

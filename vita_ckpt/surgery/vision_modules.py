@@ -641,6 +641,7 @@ def _projector(
             "unknown-projector-type",
             kind,
             expected=projectors.listed(family.projector_types),
+            hint=projectors.meant(kind, family.projector_types),
         )
     adapter = args.pretrain_mm_mlp_adapter
     if adapter is not None:

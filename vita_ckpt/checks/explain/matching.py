@@ -27,7 +27,7 @@ from vita_ckpt.core.binding import (
 from vita_ckpt.core.checkpoint import Shape, TensorRef
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.diagnosis import diagnose
-from vita_ckpt.core.file_listing import WeightFiles
+from vita_ckpt.core.file_listing import Trouble, WeightFiles
 
 # Stored tensors by name, each with the file that it is from.
 Found = Mapping[str, tuple[TensorRef, str]]
@@ -45,7 +45,8 @@ class Lookup:
     ``tower`` lies at ``mm_vision_tower``, ``files`` are that directory's, ``carried`` is a tower's
     config in the directory itself. ``from_here`` is set if the path leads there from the working
     directory, where VITA's loaders look. ``audio`` is what ``mm_audio_encoder`` leads to,
-    ``tokens`` what ``len(tokenizer)`` will be.
+    ``tokens`` what ``len(tokenizer)`` will be. ``processor`` is the tower's image processor, which
+    cannot be read for the reason ``processor_trouble``.
     """
 
     name: str = ""
@@ -56,11 +57,20 @@ class Lookup:
     from_here: bool = False
     audio: AudioDirectory | None = None
     tokens: int | None = None
+    processor: Mapping[str, Any] | None = None
+    processor_trouble: Trouble | None = None
 
     @property
     def surroundings(self) -> Surroundings:
         """What of it decides what binds."""
-        return Surroundings(self.tower, self.carried, self.audio, None, self.safetensors, self.name)
+        return Surroundings(
+            self.tower,
+            self.carried,
+            self.audio,
+            safetensors=self.safetensors,
+            name=self.name,
+            processor=self.processor,
+        )
 
 
 def require_config(tracer: Tracer) -> Mapping[str, Any]:

@@ -14,19 +14,20 @@ from vita_ckpt.checks.explain.matching import (
     refuse_whole_model,
     require_backbone,
     require_config,
-    say_fetched,
     stop_at,
     trace_projector,
     trace_rows,
 )
 from vita_ckpt.checks.explain.runs import is_run, read_run
 from vita_ckpt.checks.explain.tower_files import (
+    build_tower,
     read_tower_again,
     read_tower_directory,
     trace_lm_head,
 )
 from vita_ckpt.checks.explain.trace import Tracer, by_part
 from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.binding import (
     VITA_1_0,
     VITA_1_5,
@@ -35,7 +36,6 @@ from vita_ckpt.core.binding import (
     bind,
     built_projector,
     stop_of_projector,
-    stop_of_tower,
 )
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
@@ -73,12 +73,15 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
             f"{ORIGIN_CONFIG}, if it is named as VITA's demo does; else config.json, a server's",
         )
     backbone = require_backbone(tracer, config)
-    family: list[str] = []
+    tower: str | None = None
 
     def build() -> None:
+        nonlocal tower
         tracer.model_class, tracer.dtype = backbone.architecture, "float16"
         tracer.step("builds", f"{backbone.architecture}, loader name {backbone.loader_name}")
-        family.extend(_build_tower(tracer, lookup, config, delayed=delayed))
+        tower = build_tower(tracer, lookup, config, VITA)
+        if tower is not None:
+            _look_into_tower(tracer, lookup, tower, delayed=delayed)
         build_audio(tracer, lookup, config)
 
     read = file_resolution.from_pretrained(tracer, old=True, build=build)
@@ -89,7 +92,7 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     if unnamed:
         tracer.ignored += unnamed
         tracer.step("leaves out", f"{by_part(unnamed)}: the index does not name them")
-    if family:
+    if tower is not None:
         stop_at(tracer, stop_of_projector(config))
         if (projector := built_projector(config)) is not None:
             tracer.step("projector", f"{projector}, from the config")
@@ -99,9 +102,9 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     trace_lm_head(tracer, config, found)
     fate = "uninitialised memory, or drawn at random"
     record(tracer, bound, found, fate, quiet=(parts.LM_HEAD,))
-    if family:
+    if tower is not None:
         trace_projector(tracer, bound, "N(0, 0.02), biases zero, without a word")
-        _finish_tower(tracer, lookup, config, bound, family=family[0], delayed=delayed)
+        _finish_tower(tracer, lookup, config, bound, tower=tower, delayed=delayed)
     for fault, what in ((bound.fault, "image"), (bound.audio_fault, "recording")):
         if fault:
             tracer.fault = tracer.fault or fault
@@ -160,38 +163,19 @@ def _load_run(tracer: Tracer) -> None:
         tracer.step("leaves out", f"{dropped[0]} and such: no name of the model")
 
 
-def _build_tower(
-    tracer: Tracer, lookup: Lookup, config: Mapping[str, Any], *, delayed: bool
-) -> list[str]:
-    """Build the tower before the weights are read; return its family, nothing without a tower."""
-    path = config.get("mm_vision_tower")
-    if not isinstance(path, str) or not path:
-        tracer.tower = tracer.projector = PartSource.NOT_BUILT
-        tracer.step("tower", "none: the config names no mm_vision_tower")
-        return []
-    dispatch = towers.dispatch(path, bool(config.get("use_s2")))
-    stop = stop_of_tower(config, lookup.surroundings)
-    if dispatch.family is None:
-        tracer.stop(*((stop.code, stop.detail) if stop is not None else ("", path)))
-    tracer.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
-    stop_at(tracer, stop)
+def _look_into_tower(tracer: Tracer, lookup: Lookup, built: str, *, delayed: bool) -> None:
+    """Read the tower's directory before the weights, as far as it is here."""
     tower = lookup.tower
     if tower is None or tower.path is None:
-        say_fetched(tracer, "tower", path)
-        return [dispatch.family]
-    if tower.tower is not None and tower.tower.family != dispatch.family:
+        return
+    if tower.tower is not None and tower.tower.family != built:
         label = towers.FAMILIES[tower.tower.family].label
         detail = f"{tower.path} is {label}: the class is built from its config, nothing fits"
         tracer.step("tower", detail)
-    if not lookup.from_here:
-        tracer.step(
-            "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
-        )
     if delayed:
         tracer.step("tower", "its config only, from its directory; weights follow at the end")
     else:
-        read_tower_directory(tracer, lookup, dispatch.family)
-    return [dispatch.family]
+        read_tower_directory(tracer, lookup, built)
 
 
 def _finish_tower(
@@ -200,12 +184,12 @@ def _finish_tower(
     config: Mapping[str, Any],
     bound: Binding,
     *,
-    family: str,
+    tower: str,
     delayed: bool,
 ) -> None:
     """Record where the tower's weights come from, once the checkpoint is loaded."""
     if delayed:
-        filled = read_tower_directory(tracer, lookup, family)
+        filled = read_tower_directory(tracer, lookup, tower)
         tracer.tower = PartSource.TOWER_DIRECTORY if filled else PartSource.RANDOM
     else:
         tracer.tower = bound.parts[parts.VISION_TOWER].source

@@ -106,6 +106,10 @@ def survey(path: str | os.PathLike[str], stores: Stores, key: str = "") -> Surve
     root, entry = find(store, path)
     surveyor = _Surveyor(store, root, key)
     found = surveyor.directory() if entry.is_directory else surveyor.file()
+    if not found.problems:  # a surgery may have begun while it was read
+        folder = root if entry.is_directory else store.folder_of(root)
+        surveyor._passes(root, lambda: check_whole(store, folder))
+        found = replace(found, problems=tuple(surveyor.problems))
     if key and any(shard.format == "torch" for shard in found.checkpoint.shards):
         found = replace(found, checkpoint=replace(found.checkpoint, key=key))
     return found
