@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.anatomy.towers import KNOWN, listed
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.report import Finding, Severity
 
 

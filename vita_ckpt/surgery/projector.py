@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
@@ -22,6 +21,7 @@ from vita_ckpt.core.checkpoint import (
     cast,
     source_of,
 )
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.plan import (
     AddTensor,
