@@ -8,7 +8,7 @@ from typing import Protocol
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.checkpoint import Shard
 from vita_ckpt.core.pickle_globals import Judgement, judge
-from vita_ckpt.core.pickled import listed
+from vita_ckpt.core.reading_notes import listed
 from vita_ckpt.core.report import Finding
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.anatomy.towers import KNOWN, listed
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.report import Finding, Severity
 
 
@@ -101,6 +101,12 @@ _FILES: Final = (
         "error",
         "several weight files and no index",
         "No loader knows which of them to read.",
+    ),
+    Rule(
+        "weights-misnamed",
+        "error",
+        "the only weight file of a model's directory has a name that no loader looks for",
+        "Loaders find no weights in it.",
     ),
     Rule(
         "several-steps",

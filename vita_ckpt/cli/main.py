@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shlex
-import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ import click
 from vita_ckpt import __version__
 from vita_ckpt.cli import console
 from vita_ckpt.cli.examples import EXAMPLES, epilog
+from vita_ckpt.cli.fitting import terminal_width
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
@@ -141,7 +141,7 @@ class _LazyGroup(click.Group):
         if "--quiet" not in (option for one in command.params for option in one.opts):
             _options_everywhere(command)
             command.context_class = _Context
-        command.epilog = epilog(cmd_name, min(shutil.get_terminal_size().columns, _WIDEST))
+        command.epilog = epilog(cmd_name, min(terminal_width() or _WIDEST, _WIDEST))
         return command
 
     def resolve_command(
@@ -241,6 +241,9 @@ def cli(ctx: click.Context) -> None:
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
     _heed_interrupts()  # the command is imported, and is about to begin
+    if not gc.isenabled():  # by entry: what was imported stays, and need not be looked at
+        gc.freeze()
+        gc.enable()
     ctx.ensure_object(Settings)
     # Read by huggingface_hub once something on the hub is asked for: errors are said here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -307,6 +310,11 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
             _print_traceback()
         _print_error(f"system: {printable(': '.join(_os_error_parts(error)))}")
         console.forget_stdout()
+        return 3
+    except MemoryError:
+        if debug:
+            _print_traceback()
+        _print_error("system: out of memory")
         return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
         if debug:
@@ -386,6 +394,8 @@ def _print_error(line: str) -> None:
 
 
 def _print_traceback() -> None:
+    import traceback  # noqa: PLC0415 - start-up
+
     for line in traceback.format_exc().splitlines():
         console.warn(escaped(line))
 

@@ -8,7 +8,7 @@ unexpected, and the one it should be missing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
 from vita_ckpt.core.anatomy.towers.tower import Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, Tensor
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import is_real
 from vita_ckpt.core.tensor_match import KeyMismatch
 from vita_ckpt.errors import InputError
@@ -321,8 +322,10 @@ def bind(
 
 
 def contradiction_of(config: Mapping[str, Any], family: ModelFamily) -> str:
-    """Return which class the config names instead of that of its model type; empty if none."""
+    """Return what in the config names another class than the family's; empty if nothing does."""
     backbone, said = family.backbone(config), config.get("architectures")
+    if backbone is None and "mm_vision_tower" in config:
+        return f"expected {', '.join(family.by_type)}, got model_type {config.get('model_type')!r}"
     if backbone is None or not said or said == [backbone.architecture]:
         return ""
     return f"expected ['{backbone.architecture}'], got {said!r}"
@@ -344,6 +347,12 @@ def judge_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> str:
 def bind_to(wanted: Shapes, tensors: Tensors) -> Binding:
     """Bind tensors to those of a module, by their whole names."""
     return _match(_Loader(), {}, tensors, {parts.VISION_TOWER: wanted}, None)
+
+
+def model_name(root: str) -> str:
+    """Return the name by which upstream's loaders know a directory; of a step the run's with it."""
+    *_, parent, own = ("", *root.rstrip("/").split("/"))
+    return f"{parent}_{own}" if own.startswith("checkpoint-") else own
 
 
 def is_harmless(name: str) -> bool:
@@ -827,7 +836,7 @@ def _match(
         if head is not None:
             detail = f"{head} beside names without model.: taken for corrupt"
             stop = Stop("foreign-prefix", detail)
-    rest = {name: tensor for name, tensor in tensors.items() if name not in unread}
+    rest = {n: t for n, t in tensors.items() if n not in unread} if unread else tensors
     found, left_out, strange = _place(loader, config, rest, places, is_base=is_base)
     left_out += unread
     stored = {place: name for name, place in found.items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.report import Report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Final, Literal
 
@@ -24,6 +23,7 @@ from vita_ckpt.core.anatomy.audio.tensors import (
     prompt_rows,
 )
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape, Tensor, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.plan import (
     AddTensor,
     DropTensor,

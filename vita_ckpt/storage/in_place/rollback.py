@@ -11,8 +11,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import HOME
 from vita_ckpt.core.journal import Journal, PatchedFile, SavedRange
 from vita_ckpt.core.manifest import FileDigest

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import STEP
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.training.filenames import (
