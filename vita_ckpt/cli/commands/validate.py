@@ -24,7 +24,7 @@ from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
-from vita_ckpt.errors import VitaCkptError, printable
+from vita_ckpt.errors import VitaCkptError
 
 if TYPE_CHECKING:
     from vita_ckpt.model.ranks import Ranks
@@ -159,7 +159,7 @@ def command(
                 reports.append(Report(path, UNKNOWN, (why,), read=False))
         if speaks(ranks):
             for error in unread:
-                console.warn(f"error: {printable(error)}")
+                console.warn_of(error)
             # For a person the lines above say it all, if there is nothing else to say.
             silent = len(unread) == len(reports) and report_format == "text"
             shown = None if silent else report_format
