@@ -226,6 +226,13 @@ def cut_tower(_base: Path, tower: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-7])
 
 
+def edit_tower(tower: Path, change: Callable[[Tensors, str], object]) -> None:
+    """Change a tensor of the tower's directory."""
+    tensors = load_file(tower / "model.safetensors")
+    change(tensors, next(name for name in tensors if name.endswith("layers.0.mlp.fc1.weight")))
+    save_file(tensors, tower / "model.safetensors", {"format": "pt"})
+
+
 def say_no_format(_base: Path, tower: Path) -> None:
     save_file(load_file(tower / "model.safetensors"), tower / "model.safetensors")
 
@@ -287,6 +294,35 @@ AROUND: dict[str, tuple[Change, bool]] = {
     "a flag of training that is a text": (put(tune_mm_mlp_adapter="true"), True),
     "a flag of the loader that is a text": (put(unfreeze_vision_tower="false"), False),
     "a path that is a number": (put(mm_audio_encoder=7), False),
+    "the type of a plain language model": (put(model_type="qwen2"), False),
+    "a name of the weights that is none": (
+        lambda base, _: (base / "model.safetensors").rename(base / "weights.safetensors"),
+        False,
+    ),
+    "a tokenizer that is no JSON": (
+        lambda base, _: (base / "tokenizer.json").write_text("{"),
+        False,
+    ),
+    "a quantisation without a method": (put(quantization_config={}), False),
+    "an image processor that is no JSON": (
+        lambda _, tower: (tower / "preprocessor_config.json").write_text("{"),
+        False,
+    ),
+    "images of another size": (
+        lambda _, tower: edit_json(tower / "preprocessor_config.json", lambda c: c.update(size=14)),
+        False,
+    ),
+    "weights of the tower of another shape": (
+        lambda _, tower: edit_tower(tower, lambda t, n: t.update({n: t[n][:1]})),
+        False,
+    ),
+    "a tensor less of the tower": (lambda _, tower: edit_tower(tower, lambda t, n: t.pop(n)), True),
+    "a carried config that nothing reads": (
+        lambda base, _: (base / "vision_tower_config.json").write_text(
+            '{"model_type": "siglip_vision_model", "hidden_size": "x"}'
+        ),
+        True,
+    ),
 }
 
 

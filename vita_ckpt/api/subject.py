@@ -19,6 +19,7 @@ from vita_ckpt.core.binding import (
     Surroundings,
     bind,
     builds_audio,
+    model_name,
     takes_directory,
     tower_family,
 )
@@ -90,7 +91,7 @@ def gather(
         audio,
         path_exists=given.path_exists if given is not None else None,
         safetensors=all(shard.format == "safetensors" for shard in checkpoint.shards),
-        name=os.path.basename(checkpoint.root),
+        name=model_name(checkpoint.root),
         processor=attempt(lambda: read_processor(checkpoint, stores)),
     )
     if taken_for in kinds.WHOLE:

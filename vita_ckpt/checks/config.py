@@ -318,12 +318,13 @@ def _tower(subject: Subject) -> Iterator[Finding]:
     yield from _carried(subject)
     if tower is None:
         return
-    described = towers.tower_of_config(config) if config is not None else None
-    if config is not None and described is not None and subject.kind in kinds.WHOLE:
-        own = subject.family.stored_tower(described.family, config)
-        described = towers.tower_of_config(own) or described
-    if described is not None and not subject.reads_directory:
-        yield from _differences(tower, described)
+    whole = described = towers.tower_of_config(config) if config is not None else None
+    if config is not None and whole is not None and subject.kind in kinds.WHOLE:
+        own = subject.family.stored_tower(whole.family, config)
+        described = towers.tower_of_config(own) or whole
+    if whole is not None and described is not None and not subject.reads_directory:
+        # One that is stored whole is cut when it is loaded.
+        yield from _differences(tower, described if tower.differences(whole) else whole)
     if tower.has_odd_grid:
         message = f"expected {tower.traits.grid_needed}, got {tower.grid}"
         yield finding("odd-patch-grid", "model.vision_tower", message)

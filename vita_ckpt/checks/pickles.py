@@ -1,4 +1,4 @@
-"""What the pickles beside the weights would do when somebody loads them."""
+"""What the pickles beside the weights would do when they are loaded."""
 
 from __future__ import annotations
 

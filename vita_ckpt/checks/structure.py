@@ -37,7 +37,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 def check_structure(subject: Subject) -> Iterator[Finding]:
     """Check the names, shapes and dtypes of tensors by every rule about them."""
     checkpoint = subject.checkpoint
-    yield from _empty(checkpoint)
+    yield from _empty(subject)
     if subject.binding is not None:
         yield from check_binding(subject, subject.binding)
     elif subject.kind == kinds.TOWER:
@@ -48,9 +48,10 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
     yield from _not_floating(subject)
 
 
-def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for name, tensor in checkpoint.tensors.items():
-        if 0 in tensor.shape:
+def _empty(subject: Subject) -> Iterator[Finding]:
+    unread = frozenset(subject.binding.left_out) if subject.binding is not None else ()
+    for name, tensor in subject.checkpoint.tensors.items():
+        if 0 in tensor.shape and name not in unread:
             yield finding(
                 "empty-tensor",
                 name,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from itertools import islice
+from itertools import islice, pairwise
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -196,11 +196,6 @@ def _hush(ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
         ctx.ensure_object(Settings).hush()
 
 
-def _color(_ctx: click.Context, _param: click.Parameter, choice: str | None) -> None:
-    if choice is not None:
-        console.choose_colour(choice)
-
-
 def _options_everywhere(command: Any) -> Any:
     """Add the options that are taken before and after the name of a command."""
     quiet = click.option(
@@ -210,7 +205,7 @@ def _options_everywhere(command: Any) -> Any:
         callback=_hush,
         help="Print only data and errors.",
     )
-    # It is looked for among the arguments: an error may come before they are parsed.
+    # These two are looked for among the arguments: an error may come before they are parsed.
     debug = click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     )
@@ -218,7 +213,6 @@ def _options_everywhere(command: Any) -> Any:
         "--color",
         type=click.Choice(["auto", "always", "never"]),
         expose_value=False,
-        callback=_color,
         help="Colour the verdicts; auto: on a terminal.",
     )
     return debug(color(quiet(command)))
@@ -271,6 +265,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
     console.prepare()
+    # Looked for among the arguments, as --debug is: an error may come before they are parsed.
+    for word, choice in pairwise((*arguments, "")):
+        given, _, joined = word.partition("=")
+        if given == "--color":
+            console.choose_colour(joined or choice)
     sys.exit(_run(arguments))
 
 
@@ -311,6 +310,11 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
             _print_traceback()
         _print_error(f"system: {printable(': '.join(_os_error_parts(error)))}")
         console.forget_stdout()
+        return 3
+    except MemoryError:
+        if debug:
+            _print_traceback()
+        _print_error("system: out of memory")
         return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
         if debug:

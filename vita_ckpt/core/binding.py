@@ -322,8 +322,10 @@ def bind(
 
 
 def contradiction_of(config: Mapping[str, Any], family: ModelFamily) -> str:
-    """Return which class the config names instead of that of its model type; empty if none."""
+    """Return what in the config names another class than the family's; empty if nothing does."""
     backbone, said = family.backbone(config), config.get("architectures")
+    if backbone is None and "mm_vision_tower" in config:
+        return f"expected {', '.join(family.by_type)}, got model_type {config.get('model_type')!r}"
     if backbone is None or not said or said == [backbone.architecture]:
         return ""
     return f"expected ['{backbone.architecture}'], got {said!r}"
@@ -345,6 +347,12 @@ def judge_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> str:
 def bind_to(wanted: Shapes, tensors: Tensors) -> Binding:
     """Bind tensors to those of a module, by their whole names."""
     return _match(_Loader(), {}, tensors, {parts.VISION_TOWER: wanted}, None)
+
+
+def model_name(root: str) -> str:
+    """Return the name by which upstream's loaders know a directory; of a step the run's with it."""
+    *_, parent, own = ("", *root.rstrip("/").split("/"))
+    return f"{parent}_{own}" if own.startswith("checkpoint-") else own
 
 
 def is_harmless(name: str) -> bool:

@@ -37,6 +37,10 @@ class Cause:
     twice: bool = False
 
 
+# No model has names as long: each word less of one is a name that is looked up.
+_MOST_WORDS: Final = 64
+
+
 def diagnose(binding: Binding, root: str) -> tuple[Cause, ...]:
     """Return why names do not bind, as far as it is known; ``root`` is the checkpoint's path."""
     mismatch = binding.mismatch
@@ -132,6 +136,8 @@ def _without_digits(name: str) -> str:
 def _without(name: str) -> Iterator[tuple[str, str]]:
     """Yield the name without each run of components, and the run."""
     words = name.split(".")
+    if len(words) > _MOST_WORDS:
+        return
     for length in range(1, min(_MOST_COMPONENTS, len(words) - 1) + 1):
         for start in range(len(words) - length + 1):
             end = start + length

@@ -18,7 +18,7 @@ HISTORY_VERSION: Final = 1
 class PutBack:
     """A checkpoint restored to its state before ``operation``, which began at ``time``.
 
-    ``recovered`` is set where the surgery, or an undo of it, had died in the middle. ``kept`` are
+    ``recovered`` is set where the surgery, or an undo of it, was interrupted. ``kept`` are
     files that the surgery added and that have changed since: they are still there.
     """
 

@@ -283,7 +283,10 @@ _REBUILT: Final[Mapping[str, Callable[[Any], None]]] = {
 
 def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of transformers' config that a checkpoint's own class would have used."""
-    keys = LANGUAGE_MODELS[name].keys(config)
+    keys, defaults = LANGUAGE_MODELS[name].keys(config), LANGUAGE_MODELS[name].defaults
+    for key, default in defaults.items():
+        if type(default) is float and type(keys[key]) is int:  # which 5.x refuses
+            keys[key] = float(keys[key])
     if name not in _WITHOUT_TABLES:
         keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
     if keys.get("head_dim", 0) is None:

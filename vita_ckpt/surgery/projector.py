@@ -57,7 +57,8 @@ def plan_extract_projector(
     weights = donor.tensors
     prefix = "" if bare else parts.PROJECTOR_PREFIX
     family = family_of_model(checkpoint)
-    others = {name: checkpoint.stored[name] for name in donor.others if name in checkpoint.stored}
+    stored = checkpoint.stored
+    others = {name: stored[name] for name in donor.others if name in stored}
     named = _with_newline(others, extras, checkpoint.config or {}, family)
     more, _ = _split_extras(others, named)
     found = projectors.candidates(_shapes(weights), projectors.EVERY_TYPE)

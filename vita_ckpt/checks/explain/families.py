@@ -8,8 +8,8 @@ from typing import Any, Final
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
     Lookup,
+    begin,
     record,
-    refuse_whole_model,
     require_config,
     stop_at,
     trace_projector,
@@ -23,7 +23,7 @@ from vita_ckpt.checks.explain.tower_files import (
     trace_lm_head,
 )
 from vita_ckpt.checks.explain.trace import Tracer
-from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import (
     BUNNY,
     LLAVA,
@@ -57,10 +57,7 @@ def replay(family: ModelFamily) -> Callable[[Tracer, Lookup], None]:
 
 
 def _load_model(tracer: Tracer, lookup: Lookup, family: ModelFamily) -> None:
-    config = require_config(tracer)
-    refuse_whole_model(tracer, config)
-    if towers.tower_of_config(config) is not None:
-        tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
+    config = begin(tracer, lookup)
     stop_at(tracer, stop_of_model(config, family))
     backbone = family.backbone(config) or family.backbone_on(config.get("model_type"))
     if backbone is None:
