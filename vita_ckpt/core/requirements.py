@@ -14,12 +14,18 @@ from vita_ckpt.core.quantisation import refuse_quantised
 from vita_ckpt.core.remedies import consolidate
 from vita_ckpt.errors import InputError
 
-_LAYOUTS: Final = {
-    "lora": "LoRA run",
-    "run": "projector run",
-    "file": "lone weight file",
-    "state": "training state",
-    "none": "nothing",
+LAYOUTS: Final = {
+    "lora": "a LoRA run",
+    "run": "a projector run",
+    "file": "a lone weight file",
+    "state": "a training state",
+    "none": "no weights",
+}
+_HINTS: Final = {
+    "lora": "merge-lora merges a run into the checkpoint that it was trained on",
+    "run": "merge-projector merges a run into a checkpoint",
+    "file": "give the directory of a checkpoint; merge-projector takes such a file as the adapter",
+    "none": "give the directory in which the weights are",
 }
 
 
@@ -97,13 +103,15 @@ def refuse_training_state(checkpoint: Checkpoint) -> None:
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if checkpoint.layout in ("safetensors", "torch") and checkpoint.config is not None:
         return checkpoint.config
-    layout = _LAYOUTS.get(checkpoint.layout)
     raise InputError(
         "not-a-vita-checkpoint",
         checkpoint.root,
         expected="a checkpoint directory with config.json and the model's weights",
-        got=f"a {layout}" if layout is not None else "no config.json",
-        hint="an adapter is merged into a checkpoint with merge-projector"
-        if checkpoint.layout != "state"
-        else f"{consolidate(checkpoint.root)} makes a checkpoint of it",
+        got=LAYOUTS.get(checkpoint.layout, "no config.json"),
+        hint=_HINTS.get(checkpoint.layout)
+        or (
+            f"{consolidate(checkpoint.root)} makes a checkpoint of it"
+            if checkpoint.layout == "state"
+            else "copy config.json from the model that these weights are of"
+        ),
     )

@@ -35,6 +35,7 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.remedies import validate
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import AdapterError, InputError, UsageError
@@ -349,7 +350,7 @@ def _require_adapter(plan: Plan, known: AudioAdapter) -> Plan:
     compare(wanted, found).refuse(
         plan.base.root,
         f"every tensor of the audio adapter, {known}",
-        f"vita-ckpt validate {plan.base.root} lists what does not fit",
+        f"{validate(plan.base.root)} lists what does not fit",
     )
     return plan
 
