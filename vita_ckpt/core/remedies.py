@@ -10,7 +10,7 @@ from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.relatives import Relative
 
 # The names by which extract-projector finds a projector.
-_PROJECTORS: Final = ("mm_projector.", "multi_modal_projector.")
+_PROJECTORS: Final = ("mm_projector.", "multi_modal_projector.", "connector._connector.")
 
 
 def ignore_index(root: str) -> str:

@@ -22,6 +22,8 @@ from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import AdapterError, printable
 
 KEYWORD: Final = "mm_projector"
+# TinyLLaVA's: a module in a module.
+_TINY_LLAVA: Final = "connector._connector"
 _T = TypeVar("_T")
 # How many names a message has.
 _LISTED: Final = 4
@@ -220,6 +222,13 @@ def _other_names(
         return {_OF_LLAVA_HF[name]: origin for name, origin in inner.items()}, (note,)
     if inner:
         raise _of_another_family(checkpoint, f"{_LLAVA_HF} of {', '.join(list(inner)[:6])}")
+    inner = _below(_TINY_LLAVA, plain)
+    if inner:
+        kind = str((checkpoint.config or {}).get("connector_type", ""))
+        shapes = {name: checkpoint.tensors[origin].shape for name, origin in inner.items()}
+        if "relu" in kind or not projectors.candidates(shapes, projectors.EVERY_TYPE):
+            raise _of_another_family(checkpoint, f"TinyLLaVA's connector {kind}".rstrip())
+        return inner, (f"names: those below {_TINY_LLAVA}., as TinyLLaVA has them",)
     first = _below(_INTERNVL, plain).get("0.weight")
     if first is not None and len(checkpoint.tensors[first].shape) == 1:
         raise _of_another_family(checkpoint, f"InternVL's {_INTERNVL}, with a LayerNorm ({first})")

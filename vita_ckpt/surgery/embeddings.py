@@ -10,7 +10,7 @@ from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD
 from vita_ckpt.core.binding import is_tied
 from vita_ckpt.core.checkpoint import Checkpoint, Mean, Part, Pieces, RandomInit, Tensor, TensorRef
 from vita_ckpt.core.dtype import BITS, CAST_SOURCES
-from vita_ckpt.core.kinds import refuse_unmerged
+from vita_ckpt.core.kinds import refuse_relative, refuse_unmerged
 from vita_ckpt.core.plan import Edit, Plan, Record, ReplaceTensor, SetConfig
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.remedies import mend_names
@@ -57,6 +57,7 @@ def plan_resize_embeddings(
     """
     refuse_training_state(checkpoint)
     refuse_unmerged(checkpoint)
+    refuse_relative(checkpoint, "a checkpoint, or a plain language model,")
     if not 0 < tokens < _MOST_ROWS or not 0 < multiple_of < _MOST_ROWS:
         raise UsageError(
             "invalid-size",

@@ -120,7 +120,7 @@ def plan_merge_run(
     vision = None
     if is_plain(base) and family_of(run.config) not in (None, VITA):
         vision = vision_of_run(base, run, tower, tower_path, stores)
-    elif tower is not None:
+    elif tower is not None and not is_plain(base):
         raise UsageError(
             "tower-already-there",
             base.root,
