@@ -151,7 +151,7 @@ def test_verdicts_are_coloured_where_asked(
 ) -> None:
     (base / "config.json").write_text((base / "config.json").read_text().replace("16", "24"))
     clean = {name: value for name, value in os.environ.items() if "COLOR" not in name}
-    for arguments in (["validate", str(base)], ["inspect", str(base)], ["inspect", "nowhere"]):
+    for arguments in (["validate", str(base)], ["inspect", str(base)], ["bogus"]):
         done = subprocess.run(
             [sys.executable, "-m", "vita_ckpt", *arguments, *option],
             env=clean | variables,

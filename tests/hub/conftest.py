@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +9,10 @@ import pytest
 
 from fixtures.hub_server import HubServer
 from tests.conftest import Result
-from tests.hub.forked import Forker
+from tests.forker import ROOT, Fork, Forker
 
-ROOT = Path(__file__).parent.parent.parent
 # huggingface_hub's uploads use what its HTTP library has deprecated.
 WARNINGS = ("-W", "error", "-W", "ignore:Use 'content=:DeprecationWarning")
-RUN = "from vita_ckpt.cli.main import main; main()"
 
 
 class Machine:
@@ -29,11 +26,15 @@ class Machine:
         self.work = root / "work"
         self.work.mkdir()
 
-    def run(self, *arguments: object, **environment: str) -> Result:
-        """Run the command line; what the hub has seen before is forgotten."""
+    def run(self, *arguments: object, program: str | None = None, **environment: str) -> Result:
+        """Run the command line, or a program; what the hub has seen before is forgotten."""
         self.hub.seen.clear()
+        return self.start(*arguments, program=program, **environment).result()
+
+    def start(self, *arguments: object, program: str | None = None, **environment: str) -> Fork:
+        """Start the command line, or a program."""
         own = self.hub.environment(self.home, PYTHONPATH=str(ROOT), **environment)
-        return self._forker.run([str(a) for a in arguments], self.work, own, self.root)
+        return self._forker.start(arguments, program=program, cwd=self.work, environment=own)
 
     @property
     def large_bytes(self) -> int:
@@ -55,7 +56,7 @@ def header_of(path: Path) -> int:
 
 @pytest.fixture(scope="session")
 def forker() -> Iterator[Forker]:
-    with Forker(WARNINGS, {**os.environ, "PYTHONPATH": str(ROOT)}) as forker:
+    with Forker("warm_for_the_hub", warnings=WARNINGS) as forker:
         yield forker
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, wrappers
@@ -26,6 +26,7 @@ from vita_ckpt.core.checkpoint import (
     rows_of,
     source_of,
 )
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.lora_config import LoraConfig, Problem
 from vita_ckpt.core.patterns import PatternError

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import LORA_FILES, TRAINED_FILES
 from vita_ckpt.core.left_out import LeftOut
-from vita_ckpt.core.pickled import listed
 from vita_ckpt.core.remedies import validate
 
 _DIRECTORIES: Final = ("safetensors", "torch", "lora")
@@ -37,3 +36,9 @@ def reading_notes(checkpoint: Checkpoint) -> Iterator[str]:
                 f"{name}: objects beside the tensors are not made: {listed(shard.objects)}; "
                 "torch.load(weights_only=True) refuses this file"
             )
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names for a sentence, the first of them if they are many."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -9,7 +9,14 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.language_tensors import LanguageModel, of_plain_type
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.kinds import refuse_other_family, refuse_relative
+from vita_ckpt.core.kinds import (
+    AUDIO_ADAPTER,
+    LORA_RUN,
+    PROJECTOR,
+    kind_of,
+    refuse_other_family,
+    refuse_relative,
+)
 from vita_ckpt.core.quantisation import refuse_quantised
 from vita_ckpt.core.remedies import consolidate
 from vita_ckpt.errors import InputError
@@ -21,11 +28,10 @@ LAYOUTS: Final = {
     "state": "a training state",
     "none": "no weights",
 }
-_HINTS: Final = {
-    "lora": "merge-lora merges a run into the checkpoint that it was trained on",
-    "run": "merge-projector merges a run into a checkpoint",
-    "file": "give the directory of a checkpoint; merge-projector takes such a file as the adapter",
-    "none": "give the directory in which the weights are",
+_MERGED_WITH: Final = {
+    PROJECTOR: "vita-ckpt merge-projector merges it into a checkpoint",
+    LORA_RUN: "vita-ckpt merge-lora merges it into its base",
+    AUDIO_ADAPTER: "vita-ckpt merge-audio-adapter merges it into a checkpoint",
 }
 
 
@@ -108,10 +114,14 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
         checkpoint.root,
         expected="a checkpoint directory with config.json and the model's weights",
         got=LAYOUTS.get(checkpoint.layout, "no config.json"),
-        hint=_HINTS.get(checkpoint.layout)
-        or (
-            f"{consolidate(checkpoint.root)} makes a checkpoint of it"
-            if checkpoint.layout == "state"
-            else "copy config.json from the model that these weights are of"
-        ),
+        hint=_hint(checkpoint),
     )
+
+
+def _hint(checkpoint: Checkpoint) -> str:
+    """Return what to do with something that is no checkpoint."""
+    if checkpoint.layout == "state":
+        return f"{consolidate(checkpoint.root)} makes a checkpoint of it"
+    if checkpoint.layout in ("safetensors", "torch"):
+        return "copy config.json from the model that these weights are of"
+    return _MERGED_WITH.get(kind_of(checkpoint).name, "name the directory of a checkpoint")

@@ -30,7 +30,7 @@ from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.quantisation import quantisation_of
 from vita_ckpt.core.remedies import validate
 from vita_ckpt.core.requirements import LAYOUTS, refuse_training_state
-from vita_ckpt.core.spelling import did_you_mean
+from vita_ckpt.core.spelling import did_you_mean, globs_of_nothing
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.preconditions import require_binding
@@ -85,8 +85,13 @@ def plan_convert(
         wanted = {name: tensor for name, tensor in tensors.items() if name not in packed}
         converted = _cast_all(wanted, origins, reasons, dtype, only, keep)
         notes += _kept_dtypes(converted, wanted, dtype)
+        called = {*tensors, *(name for stored in origins.values() for name in stored)}
+        notes += [f"--keep {sentence}" for sentence in globs_of_nothing(keep, called)]
         tensors |= converted
         settings += _dtype_settings(checkpoint, dtype, only)
+    elif keep or only:
+        option = "--keep" if keep else "--part"
+        notes += [f"{option} limits --dtype, which is not given: no tensor is converted"]
     plan = _plan(checkpoint, tensors, reasons, settings)
     asked = {"names": names, "dtype": dtype, "parts": sorted(only), "keep": sorted(keep)}
     form = {"format": weight_files.format, "max_shard_size": weight_files.max_shard_size}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from vita_ckpt.core.anatomy import parts, projectors
@@ -17,6 +17,7 @@ from vita_ckpt.core.anatomy.wrappers import (
     ORIGINAL_MODULE,
 )
 from vita_ckpt.core.checkpoint import Checkpoint, Stored, source_of
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.quantisation import refuse_codes
 from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import AdapterError, printable

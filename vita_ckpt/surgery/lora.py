@@ -258,7 +258,7 @@ def require_run(run: Checkpoint) -> None:
             got=f"{len(run.tensors)} tensors, {LAYOUTS.get(run.layout, 'a checkpoint')}",
             hint=f"give the directory that it lies in, {posixpath.dirname(run.root)}"
             if is_file_of_run
-            else "merge-projector takes a projector; a checkpoint with deltas in it is the --base",
+            else "merge-projector merges a projector; a checkpoint with its LoRA is the --base",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from shlex import quote
 from typing import Any, Final, Literal
 
@@ -22,6 +22,7 @@ from vita_ckpt.core.binding import (
     tower_class,
 )
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape, Stored
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.core.kinds import kind_of, refuse_relative, refuse_unmerged
 from vita_ckpt.core.plan import (
@@ -643,6 +644,7 @@ def _projector(
             "unknown-projector-type",
             kind,
             expected=projectors.listed(family.projector_types),
+            hint=projectors.meant(kind, family.projector_types),
         )
     adapter = args.pretrain_mm_mlp_adapter
     if adapter is not None:
