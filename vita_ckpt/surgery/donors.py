@@ -143,9 +143,9 @@ _FEW: Final = 64
 
 
 def without_inner_wrappers(donor: Checkpoint) -> Checkpoint:
-    """Return a donor of a tower under names without the levels of wrappers inside the tower.
+    """Return a donor under names without the levels of wrappers inside its modules.
 
-    What is in front of a tower's names does not matter, so it stays. Raises AdapterError where two
+    What is in front of a part's names does not matter, so it stays. Raises AdapterError where two
     tensors get one name.
     """
     if not any(f".{word}." in f".{name}" for name in donor.tensors for word in ANYWHERE):

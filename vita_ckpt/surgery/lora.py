@@ -28,7 +28,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import described, needs_alignment, operations
 from vita_ckpt.core.quantisation import quantisation_of
-from vita_ckpt.core.remedies import merge_unmerged
+from vita_ckpt.core.remedies import merge_unmerged, validate
 from vita_ckpt.core.requirements import (
     LAYOUTS,
     family_of_model,
@@ -288,7 +288,7 @@ def _refuse(problems: Sequence[Problem], root: str) -> None:
         f"{root}: {first.subject}",
         expected=first.expected,
         got=f"{first.got}{more}",
-        hint=first.hint or "vita-ckpt validate says all that is wrong with the run",
+        hint=first.hint or f"{validate(root)} says all that is wrong with the run",
     )
 
 
