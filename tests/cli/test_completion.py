@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 
 from fixtures.builder import Spec, write_checkpoint
+from tests.forker import Forker
 
 RUN = [sys.executable, "-m", "vita_ckpt"]
+SHARED: list[Forker] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared(forker: Forker) -> None:
+    SHARED[:] = [forker]
 
 
 def completed(shell: str, *words: str) -> list[str]:
@@ -23,11 +30,9 @@ def completed(shell: str, *words: str) -> list[str]:
         "COMP_WORDS": " ".join(("vita-ckpt", *words)),
         "COMP_CWORD": last,
     }
-    done = subprocess.run(
-        RUN, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    assert done.stderr == ""
-    lines = done.stdout.strip().splitlines()
+    done = SHARED[0].run((), environment={**os.environ, **environment})
+    assert done.err == ""
+    lines = done.out.strip().splitlines()
     if shell == "zsh":  # three lines for each: type, word, help
         return lines[1::3]
     return [line.split(",")[1].split("\t")[0] for line in lines]
