@@ -119,6 +119,12 @@ def warm_for_torch() -> None:
         import_module(module)
 
 
+def warm_without_the_package() -> None:
+    """Import what verify imports of others."""
+    for module in ("click.testing", "torch", "transformers.modeling_utils", "PIL.Image"):
+        import_module(module)
+
+
 def warm_for_both() -> None:
     """Import what commands on a hub import that verify."""
     warm_for_the_hub()
