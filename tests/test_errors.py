@@ -49,3 +49,9 @@ def test_no_log_command() -> None:
     for text in ("##[error]x", "a ###[b", "##VSO[task]"):
         assert "##[" not in printable(text)
         assert "##VSO[" not in printable(text)
+
+
+def test_what_shows_nothing_is_spelt_out() -> None:
+    hidden = "\U000e0041\u2060\u180e\u00ad\ufff9\u206f\u202e\n\x9b\ud800"
+    spelt = r"\U000e0041\u2060\u180e\xad\ufff9\u206f\u202e\x0a\x9b\ud800"
+    assert printable(f"a{hidden}é漢🙂") == f"a{spelt}é漢🙂"

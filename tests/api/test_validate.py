@@ -428,10 +428,10 @@ CONFIG: list[tuple[str, Change]] = [
     ("invalid-provenance", write("vita_ckpt.json", '{"needs_alignment": "yes"}')),
     ("invalid-json", write("vita_ckpt.json", "[]")),
     ("invalid-json", write("preprocessor_config.json", "nothing")),
-    ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 9}')),
+    ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 16}')),
     (
         "processor-size-mismatch",
-        write("preprocessor_config.json", '{"crop_size": {"height": 9, "width": 9}}'),
+        write("preprocessor_config.json", '{"crop_size": {"height": 16, "width": 16}}'),
     ),
     (
         "fewer-embeddings-than-tokens",
@@ -676,7 +676,7 @@ class TestTowers:
             ("config-missing", lambda root: (root / "config.json").unlink()),
             ("tower-directory-mismatch", config(hidden_size=16)),
             ("shape-mismatch", config(intermediate_size=17)),
-            ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 9}')),
+            ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 16}')),
             ("missing-tensor", drop("layer_norm2.bias")),
         ],
     )
@@ -767,6 +767,7 @@ def test_every_rule_is_tested() -> None:
         "mid-surgery",
         "unreadable-file",
         "missing-index",
+        "weights-misnamed",
         "several-steps",
         "adapter-no-projector",
         *(

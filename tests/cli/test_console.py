@@ -139,7 +139,7 @@ def test_verdicts_are_coloured_where_asked(
 ) -> None:
     (base / "config.json").write_text((base / "config.json").read_text().replace("16", "24"))
     clean = {name: value for name, value in os.environ.items() if "COLOR" not in name}
-    for arguments in (["validate", str(base)], ["inspect", str(base)], ["inspect", "nowhere"]):
+    for arguments in (["validate", str(base)], ["inspect", str(base)], ["bogus"]):
         done = forker.run([*arguments, *option], environment=clean | variables)
         printed = done.out + done.err
         assert ("\x1b[31m" in printed) == expected, printed

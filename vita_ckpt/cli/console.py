@@ -37,6 +37,8 @@ _COLOURS: Final = (
     (re.compile(r"(?m)^warning\b"), 33),
     (re.compile(r"(?m)(?<=  )yes$"), 32),
     (re.compile(r"(?m)(?<=  )NO$"), 31),
+    (re.compile(r"(?m)^it works$"), 32),
+    (re.compile(r"(?m)^it does not work$"), 31),
 )
 
 

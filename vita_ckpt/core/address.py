@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import UsageError
 
 SCHEME: Final = "hf://"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, towers
@@ -19,6 +19,7 @@ from vita_ckpt.core.anatomy.families import (
 from vita_ckpt.core.anatomy.families import VITA as VITA_FAMILY
 from vita_ckpt.core.anatomy.relatives import Relative, relative_of
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA, shards_in_all
 from vita_ckpt.core.quantisation import Quantisation, quantisation_of
 from vita_ckpt.core.remedies import take_out
@@ -66,9 +67,10 @@ class Kind:
     quantisation: Quantisation | None = None
     family: ModelFamily | None = None
 
-    def part_of(self, name: str) -> str:
-        """Return the part that a tensor belongs to, by the names of its family."""
-        return parts.part_of(name) if self.relative is None else self.relative.part_of(name)
+    @property
+    def part_of(self) -> Callable[[str], str]:
+        """The function from the name of a tensor to its part, by the names of its family."""
+        return parts.part_of if self.relative is None else self.relative.part_of
 
 
 def kind_of(checkpoint: Checkpoint) -> Kind:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.pickled import listed
 
 
 def reading_notes(checkpoint: Checkpoint) -> Iterator[str]:
@@ -20,3 +19,9 @@ def reading_notes(checkpoint: Checkpoint) -> Iterator[str]:
                 f"{name}: objects beside the tensors are not made: {listed(shard.objects)}; "
                 "torch.load(weights_only=True) refuses this file"
             )
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names for a sentence, the first of them if they are many."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

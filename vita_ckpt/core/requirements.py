@@ -9,7 +9,14 @@ from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.language_tensors import LanguageModel, of_plain_type
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.kinds import refuse_other_family, refuse_relative
+from vita_ckpt.core.kinds import (
+    AUDIO_ADAPTER,
+    LORA_RUN,
+    PROJECTOR,
+    kind_of,
+    refuse_other_family,
+    refuse_relative,
+)
 from vita_ckpt.core.quantisation import refuse_quantised
 from vita_ckpt.core.remedies import consolidate
 from vita_ckpt.errors import InputError
@@ -20,6 +27,12 @@ _LAYOUTS: Final = {
     "file": "lone weight file",
     "state": "training state",
     "none": "nothing",
+}
+
+_MERGED_WITH: Final = {
+    PROJECTOR: "vita-ckpt merge-projector merges it into a checkpoint",
+    LORA_RUN: "vita-ckpt merge-lora merges it into its base",
+    AUDIO_ADAPTER: "vita-ckpt merge-audio-adapter merges it into a checkpoint",
 }
 
 
@@ -103,7 +116,7 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
         checkpoint.root,
         expected="a checkpoint directory with config.json and the model's weights",
         got=f"a {layout}" if layout is not None else "no config.json",
-        hint="an adapter is merged into a checkpoint with merge-projector"
-        if checkpoint.layout != "state"
-        else f"{consolidate(checkpoint.root)} makes a checkpoint of it",
+        hint=f"{consolidate(checkpoint.root)} makes a checkpoint of it"
+        if checkpoint.layout == "state"
+        else _MERGED_WITH.get(kind_of(checkpoint).name, "name the directory of a checkpoint"),
     )

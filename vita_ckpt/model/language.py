@@ -20,6 +20,7 @@ from vita_ckpt.core.anatomy.config_values import (
 )
 from vita_ckpt.core.anatomy.families import FAMILIES, family_of
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 
 _IS_OLD: Final = int(transformers.__version__.split(".")[0]) < 5
@@ -71,6 +72,7 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
             "unknown-attention",
             attn,
             expected="an attention implementation that the library has here: sdpa, eager …",
+            hint=did_you_mean(attn, ("sdpa", "eager", "flash_attention_2", "flex_attention")),
         ) from error
     if name in _REBUILT:
         _REBUILT[name](model)
@@ -281,7 +283,10 @@ _REBUILT: Final[Mapping[str, Callable[[Any], None]]] = {
 
 def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of transformers' config that a checkpoint's own class would have used."""
-    keys = LANGUAGE_MODELS[name].keys(config)
+    keys, defaults = LANGUAGE_MODELS[name].keys(config), LANGUAGE_MODELS[name].defaults
+    for key, default in defaults.items():
+        if type(default) is float and type(keys[key]) is int:  # which 5.x refuses
+            keys[key] = float(keys[key])
     if name not in _WITHOUT_TABLES:
         keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
     if keys.get("head_dim", 0) is None:

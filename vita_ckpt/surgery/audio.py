@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Final, Literal
 
@@ -24,6 +23,7 @@ from vita_ckpt.core.anatomy.audio.tensors import (
     prompt_rows,
 )
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape, Tensor, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.plan import (
     AddTensor,
     DropTensor,
@@ -389,7 +389,7 @@ def _adapter_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
             checkpoint.root,
             expected=f"tensors named {_ADAPTER_PREFIX}*",
             got=f"{', '.join(list(checkpoint.tensors)[:4])}…" if checkpoint.tensors else "nothing",
-            hint="audio_adpter.bin, its run or a checkpoint with audio",
+            hint="name audio_adpter.bin, its run, or a checkpoint with audio",
         )
     empty = next((name for name, tensor in weights.items() if 0 in tensor.shape), None)
     if empty is not None:

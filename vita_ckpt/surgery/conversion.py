@@ -28,7 +28,7 @@ from vita_ckpt.core.plan import (
 )
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.requirements import refuse_training_state
-from vita_ckpt.core.spelling import did_you_mean
+from vita_ckpt.core.spelling import did_you_mean, globs_of_nothing
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.preconditions import require_binding
@@ -74,8 +74,13 @@ def plan_convert(
     if dtype is not None:
         converted = _cast_all(tensors, origins, reasons, dtype, only, keep)
         notes += _kept_dtypes(converted, tensors, dtype)
+        called = {*tensors, *(name for stored in origins.values() for name in stored)}
+        notes += [f"--keep {sentence}" for sentence in globs_of_nothing(keep, called)]
         tensors |= converted
         settings += _dtype_settings(checkpoint, dtype, only)
+    elif keep or only:
+        option = "--keep" if keep else "--part"
+        notes += [f"{option} limits --dtype, which is not given: no tensor is converted"]
     plan = _plan(checkpoint, tensors, reasons, settings)
     asked = {"names": names, "dtype": dtype, "parts": sorted(only), "keep": sorted(keep)}
     form = {"format": weight_files.format, "max_shard_size": weight_files.max_shard_size}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from vita_ckpt.core.anatomy import parts, projectors
@@ -16,6 +15,7 @@ from vita_ckpt.core.anatomy.wrappers import (
     ORIGINAL_MODULE,
 )
 from vita_ckpt.core.checkpoint import Checkpoint, Stored, source_of
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.quantisation import refuse_codes
 from vita_ckpt.errors import AdapterError, printable
 

@@ -255,7 +255,7 @@ def _config_of(run: Checkpoint) -> LoraConfig:
             got=f"{len(run.tensors)} tensors of another layout",
             hint=f"give the directory that it lies in, {posixpath.dirname(run.root)}"
             if is_file_of_run
-            else "merge-projector takes a projector; a checkpoint with deltas in it is the --base",
+            else "merge-projector merges a projector; a checkpoint with its LoRA is the --base",
         )
     if run.adapter_config is None:
         raise AdapterError(
@@ -337,7 +337,9 @@ def _reason(name: str, merged: Merged) -> str:
     module = name.rpartition(".")[0]
     if module in merged.deltas:
         return "the LoRA delta merged"
-    return "as trained" if name in merged.trained else "no longer tied"
+    if module in merged.tokens:
+        return "the rows of tokens that were trained"
+    return "as trained" if name in merged.trained or not merged.is_untied else "no longer tied"
 
 
 def _has_projector(merged: Merged) -> bool:
@@ -439,6 +441,13 @@ def _notes(merged: Merged, config: LoraConfig) -> Iterator[str]:
         yield f"targeted by the config, without a delta, unchanged: {_listed(merged.untrained)}"
     if merged.ignored:
         yield f"with a delta, not targeted by the config, unchanged: {_listed(merged.ignored)}"
+    for module, rows in merged.tokens.items():
+        yield f"{rows} rows of {printable(module)} as trained, by trainable_token_indices"
+    if merged.without_bias:
+        yield (
+            f"bias {config.bias!r}: trained and saved in neither file of the run, so the base's "
+            f"stay: {_listed(merged.without_bias)}"
+        )
     if merged.is_untied:
         yield "embeddings and head were one tensor and are two now, as they were trained"
 

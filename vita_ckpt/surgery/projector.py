@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
@@ -22,6 +21,7 @@ from vita_ckpt.core.checkpoint import (
     cast,
     source_of,
 )
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.plan import (
     AddTensor,
@@ -57,7 +57,8 @@ def plan_extract_projector(
     weights = donor.tensors
     prefix = "" if bare else parts.PROJECTOR_PREFIX
     family = family_of_model(checkpoint)
-    others = {name: checkpoint.stored[name] for name in donor.others if name in checkpoint.stored}
+    stored = checkpoint.stored
+    others = {name: stored[name] for name in donor.others if name in stored}
     named = _with_newline(others, extras, checkpoint.config or {}, family)
     more, _ = _split_extras(others, named)
     found = projectors.candidates(_shapes(weights), projectors.EVERY_TYPE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
@@ -21,6 +21,7 @@ from vita_ckpt.core.binding import (
     tower_class,
 )
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape, Stored
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.core.kinds import kind_of, refuse_relative
 from vita_ckpt.core.plan import (
@@ -640,6 +641,7 @@ def _projector(
             "unknown-projector-type",
             kind,
             expected=projectors.listed(family.projector_types),
+            hint=projectors.meant(kind, family.projector_types),
         )
     adapter = args.pretrain_mm_mlp_adapter
     if adapter is not None:

@@ -16,6 +16,7 @@ from vita_ckpt.core.plan import (
     Plan,
     PutFile,
 )
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tokenizer import (
@@ -25,6 +26,7 @@ from vita_ckpt.storage.reading.tokenizer import (
 from vita_ckpt.surgery import embeddings
 from vita_ckpt.surgery.embeddings import NewRows
 
+_INITS: Final = ("mean", "normal", "zeros")
 _MOST_DIGITS: Final = 9  # of a row's number
 
 
@@ -87,12 +89,16 @@ def plan_resize_embeddings(
 
 
 def _new_rows(init: str, seed: int, ids: Mapping[str, int] | None) -> NewRows:
-    if init in ("mean", "normal", "zeros"):
+    if init in _INITS:
         return NewRows(init, seed)  # type: ignore[arg-type]
     kind, colon, token = init.partition(":")
     if kind != "copy" or not colon:
         raise UsageError(
-            "unknown-choice", "--init", expected="mean, normal, zeros or copy:TOKEN", got=init
+            "unknown-choice",
+            "--init",
+            expected="mean, normal, zeros or copy:TOKEN",
+            got=init,
+            hint=did_you_mean(init, _INITS),
         )
     if ids is not None and token in ids:
         return NewRows("copy", seed, ids[token])
@@ -103,6 +109,7 @@ def _new_rows(init: str, seed: int, ids: Mapping[str, int] | None) -> NewRows:
         init,
         expected="a token of the checkpoint's tokenizer, or the number of a row",
         got="no tokenizer that is read" if ids is None else "no such token",
+        hint=did_you_mean(token, ids or ()),
     )
 
 

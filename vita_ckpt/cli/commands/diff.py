@@ -176,7 +176,7 @@ def _screen(found: Difference, limit: int) -> Iterator[str]:
             yield ""
             yield from _most(lines, limit)
     yield ""
-    yield _verdict(found)
+    yield printable("; ".join((_verdict(found), *(f"--only {miss}" for miss in found.misses))))
 
 
 def _part_row(part: PartDifference, values: bool) -> list[object]:

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 
 @click.command("validate")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=ANYWHERE)
-@click.option("--kind", type=click.Choice(KINDS), help="What to take PATH for.")
+@click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    metavar="KIND",
+    help=f"Take PATH for this: {', '.join(KINDS)}.  [default: what it holds]",
+)
 @click.option(
     "--values", is_flag=True, help="Read every byte: NaN, infinity, float16, dead layers."
 )
@@ -44,8 +49,9 @@ if TYPE_CHECKING:
 @click.option(
     "--loader",
     type=click.Choice(LOADER_NAMES),
-    help="The loader that must bind every tensor, as explain names them; by default the one of the "
-    "model's family.",
+    metavar="LOADER",
+    help=f"The loader that must bind every tensor: {', '.join(LOADER_NAMES)}.  [default: the one "
+    "of the model's family]",
 )
 @click.option("--verify", is_flag=True, help="Run the model once too (extra model).")
 @click.option(
