@@ -622,6 +622,7 @@ class TestLora:
             ({"target_parameters": ["experts"]}, "lora-unsupported"),
             ({"target_modules": ["q_proj"]}, "lora-target-untrained"),
             ({"target_modules": ["k_proj"]}, "lora-delta-untargeted"),
+            ({"bias": "lora_only"}, "lora-bias-absent"),
             ({"base_model_name_or_path": None}, "lora-base-absent"),
             ({"base_model_name_or_path": "/nowhere/base"}, "lora-base-absent"),
             ({"base_model_name_or_path": "nobody/nothing"}, "lora-base-absent"),
