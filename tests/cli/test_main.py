@@ -20,6 +20,10 @@ from vita_ckpt.cli import main
 def test_usage_errors_are_one_line_too(cli: Cli, base: Path) -> None:
     assert_one_error(cli("merge-projector", "--base", base), 2, "usage", "--adapter", "--help")
     assert_one_error(cli("nonsense"), 2, "usage", "nonsense")
+    assert "example" not in cli("inspect", base, "--jsn").err
+    assert "--zzz'. For example: vita-ckpt inspect " in cli("inspect", base, "--zzz").err.replace(
+        "No such option: --zzz", "No such option '--zzz'"
+    )
 
 
 def test_a_mistyped_command_is_guessed(cli: Cli) -> None:

@@ -327,27 +327,41 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
 
 def _usage(error: click.ClickException) -> str:
     """Word a wrong call, and what may have been meant by it, or an example."""
-    message = error.format_message()
+    message, meant = error.format_message(), ""
+    context = getattr(error, "ctx", None)
     if isinstance(error, click.NoSuchOption):
         have = [name for name, command in _commands() if error.option_name in _options_of(command)]
         if have:  # nearer than a word that looks like it
-            return f"No such option {error.option_name!r}. It is an option of {', '.join(have)}."
-    elif isinstance(error, click.MissingParameter) and error.ctx and error.param:
-        for option in error.ctx.command.params:
-            value = error.ctx.params.get(option.name or "")
-            if isinstance(getattr(option, "flag_value", None), str) and isinstance(value, str):
-                missing = error.param.human_readable_name
-                return f"{message} {option.opts[0]} took {value!r}: name {missing} first."
-    elif isinstance(error, click.BadParameter) and error.param is not None:
-        kind = error.param.type
-        if isinstance(kind, click.Choice):
-            word = error.message.partition("'")[2].partition("'")[0]
-            meant = did_you_mean(word, [str(c) for c in kind.choices])
-            return f"{message} {meant.replace('did', 'Did', 1)}".rstrip()
-        return message
-    if isinstance(error, click.UsageError) and error.ctx and error.ctx.info_name in EXAMPLES:
-        return f"{message.rstrip('.')}. For example: {EXAMPLES[error.ctx.info_name][0]}"
-    return message
+            message, meant = error.message, f"It is an option of {', '.join(have)}."
+        elif error.possibilities:
+            return message
+    elif isinstance(error, click.MissingParameter):
+        meant = _taken_by_an_option(error)
+    elif isinstance(error, click.BadParameter):
+        meant = _nearest_choice(error)
+        context = None  # an example does not show which values there are
+    if not meant and context is not None and context.info_name in EXAMPLES:
+        meant = f"For example: {EXAMPLES[context.info_name][0]}"
+    return f"{message.rstrip('.')}. {meant}" if meant else message
+
+
+def _taken_by_an_option(error: click.MissingParameter) -> str:
+    """Name an option that took the argument that is missing, as --tensors takes a path."""
+    if error.ctx is None or error.param is None:
+        return ""
+    for option in error.ctx.command.params:
+        value = error.ctx.params.get(option.name or "")
+        if isinstance(getattr(option, "flag_value", None), str) and isinstance(value, str):
+            return f"{option.opts[0]} took {value!r}: name {error.param.human_readable_name} first."
+    return ""
+
+
+def _nearest_choice(error: click.BadParameter) -> str:
+    kind = error.param.type if error.param is not None else None
+    if not isinstance(kind, click.Choice):
+        return ""
+    word = error.message.partition("'")[2].partition("'")[0]
+    return did_you_mean(word, [str(c) for c in kind.choices]).replace("did", "Did", 1)
 
 
 def _commands() -> Iterator[tuple[str, click.Command]]:
