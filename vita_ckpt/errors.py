@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final, TypeVar
 
 _E = TypeVar("_E", bound="VitaCkptError")
@@ -23,14 +24,18 @@ _UNPRINTABLE = {
     *range(0xD800, 0xE000),
     *range(0xE0000, 0xE0080),  # letters that no terminal shows and programs read
 }
-_ESCAPES = {
-    code: f"\\x{code:02x}"
-    if code < 1 << 8
-    else f"\\u{code:04x}"
-    if code < 1 << 16
-    else f"\\U{code:08x}"
-    for code in _UNPRINTABLE
-}
+
+
+@cache
+def _escapes() -> dict[int, str]:
+    return {
+        code: f"\\x{code:02x}"
+        if code < 1 << 8
+        else f"\\u{code:04x}"
+        if code < 1 << 16
+        else f"\\U{code:08x}"
+        for code in _UNPRINTABLE
+    }
 
 
 # What nobody else may read: user and password of a URL, its query, and tokens.
@@ -73,7 +78,10 @@ def escaped(text: str) -> str:
 
     Control characters and the beginnings of log commands are escaped, credentials left out.
     """
-    return _LOG_COMMAND.sub(r"#\\x23", redacted(text).translate(_ESCAPES))
+    line = redacted(text)
+    if not line.isprintable():  # as none of those is
+        line = line.translate(_escapes())
+    return _LOG_COMMAND.sub(r"#\\x23", line)
 
 
 def printable(text: object) -> str:

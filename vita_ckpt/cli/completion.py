@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import click
-from click.shell_completion import get_completion_class
 
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.errors import VitaCkptError
@@ -101,6 +100,8 @@ def script(shell: str, command: click.Command, variable: str) -> str:
 
     ``variable`` of the environment tells the program that a shell asks it for words.
     """
+    from click.shell_completion import get_completion_class  # noqa: PLC0415 - seldom needed
+
     completion = get_completion_class(shell)
     assert completion is not None  # noqa: S101 - the choices are click's own
     text = completion(command, {}, "vita-ckpt", variable).source()
