@@ -106,8 +106,8 @@ def check_kind(checkpoint: Checkpoint, kind: str) -> Iterator[Finding]:
             root,
             "expected merged weights, got a model of PEFT with its adapter beside the weights: "
             + next(iter(_unmerged_names(checkpoint)), ""),
-            hint=f"{merge_unmerged(root)} merges it, by the run's adapter_config.json or "
-            "--lora-alpha; in PEFT, merge_and_unload() before save_pretrained()",
+            hint=f"{merge_unmerged(root)} merges it, FILE being the run's adapter_config.json; in "
+            "PEFT, merge_and_unload() before save_pretrained()",
             file=root,
         )
     elif kind == kinds.TRAINING_STATE and state is not None:

@@ -475,6 +475,11 @@ SECTIONS: Final = (
                 "be taken out of it, nothing is put into it",
             ),
             ErrorCodes(
+                ("unmerged-peft",),
+                "a model that was saved with its LoRA deltas unmerged: `merge-lora` without "
+                "`--adapter` merges them into it, and other surgeries come after that",
+            ),
+            ErrorCodes(
                 ("quantised-weights",),
                 "the weights are quantised, and what was asked for needs them in a floating dtype",
             ),

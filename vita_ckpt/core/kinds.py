@@ -22,7 +22,7 @@ from vita_ckpt.core.checkpoint import Checkpoint, Tensor
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA, shards_in_all
 from vita_ckpt.core.quantisation import Quantisation, quantisation_of
-from vita_ckpt.core.remedies import take_out
+from vita_ckpt.core.remedies import merge_unmerged, take_out
 from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import InputError
 
@@ -121,6 +121,19 @@ def refuse_relative(checkpoint: Checkpoint, what: str) -> None:
             expected=f"{what} of {listed_families()}",
             got=f"{relative.label}{_model_type(checkpoint.config)}",
             hint=f"{take_out(relative, checkpoint.tensors)}; nothing can be put into it",
+        )
+
+
+def refuse_unmerged(checkpoint: Checkpoint) -> None:
+    """Raise InputError ``unmerged-peft`` for a model that was saved with its deltas unmerged."""
+    if kind_of(checkpoint).name == PEFT_MODEL:
+        raise InputError(
+            "unmerged-peft",
+            checkpoint.root,
+            expected="merged weights",
+            got="a model of PEFT with its adapter beside the weights",
+            hint=f"first {merge_unmerged(checkpoint.root)}, where FILE is the run's "
+            "adapter_config.json",
         )
 
 

@@ -77,6 +77,11 @@ class Quantisation:
             return 0
         return self.codes.get(name, prod(tensor.shape))
 
+    @property
+    def modules(self) -> frozenset[str]:
+        """The names of the modules whose weights are codes."""
+        return frozenset(name.rpartition(".")[0] for name in self.codes)
+
     def is_part(self, name: str) -> bool:
         """Return whether a tensor is quantised, or gives one that is its values."""
         return name in self.codes or name in self.aids

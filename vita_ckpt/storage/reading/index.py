@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vita_ckpt.core.filenames import SAFETENSORS, SAFETENSORS_INDEX, TORCH
+from vita_ckpt.core.remedies import validate
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.stores.base import Store
 
@@ -95,7 +96,8 @@ def missing_shard(path: str, index_name: str, got: str = "nothing there") -> Inp
         path,
         expected=f"the file that {index_name} names",
         got=got,
-        hint="copy or download it; vita-ckpt validate says whether other files hold its tensors",
+        hint=f"copy or download it; {validate(os.path.dirname(path))} says whether other files "
+        "hold its tensors",
     )
 
 
