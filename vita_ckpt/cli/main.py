@@ -21,6 +21,7 @@ from vita_ckpt import __version__
 from vita_ckpt.cli import console
 from vita_ckpt.cli.examples import EXAMPLES, epilog
 from vita_ckpt.cli.fitting import terminal_width
+from vita_ckpt.cli.shells import script
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
@@ -185,8 +186,6 @@ class _LazyGroup(click.Group):
 def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
     if shell is None or ctx.resilient_parsing:
         return
-    from vita_ckpt.cli.completion import script  # noqa: PLC0415 - seldom needed
-
     click.echo(script(shell, cli, _COMPLETE_VARIABLE))
     ctx.exit()
 
