@@ -59,9 +59,18 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
     if name == "Phi3" and _IS_OLD:  # it warns of every attention but one, on every pass
         logging.getLogger(kind.__module__).setLevel(logging.ERROR)
     usual = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
-    library_config = getattr(transformers, f"{name}Config")(
-        **_library_keys(name, config), attn_implementation=attn or usual
-    )
+    keys = _library_keys(name, config)
+    try:
+        library_config = getattr(transformers, f"{name}Config")(
+            **keys, attn_implementation=attn or usual
+        )
+    except Exception as error:  # whatever a version of the library raises of a value
+        raise InputError(
+            "unsupported-config",
+            name,
+            expected="a config that this version of transformers takes",
+            got=str(error),
+        ) from error
     try:
         model: Any = kind(library_config)
     except (ImportError, ValueError) as error:
@@ -281,7 +290,15 @@ _REBUILT: Final[Mapping[str, Callable[[Any], None]]] = {
 
 def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of transformers' config that a checkpoint's own class would have used."""
-    keys = LANGUAGE_MODELS[name].keys(config)
+    model = LANGUAGE_MODELS[name]
+    # An integer is a number to 4.41, but not to the library's newer versions.
+    keys = {
+        key: float(value)
+        if type(value) is int and type(model.defaults.get(key)) is float
+        else value
+        for key, value in model.keys(config).items()
+        if key != "initializer_range"  # nothing is drawn, and newer versions have bounds for it
+    }
     if name not in _WITHOUT_TABLES:
         keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
     if keys.get("head_dim", 0) is None:
