@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
-
 import vita_ckpt
 from docs.api import EXAMPLES, NOT_RUN
 from vita_ckpt.checks.rules import GROUPS
@@ -241,16 +239,16 @@ def demo() -> str:
 
 def _helps() -> Iterator[tuple[str, str]]:
     names = ["-h", "--help"]
-    context = click.Context(
-        cli, info_name="vita-ckpt", terminal_width=90, max_content_width=90, help_option_names=names
+    context = cli.context_class(
+        cli, info_name="vita-ckpt", terminal_width=80, max_content_width=80, help_option_names=names
     )
     yield "vita-ckpt", cli.get_help(context)
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         if command is None:
             raise LookupError(name)
-        child = click.Context(
-            command, context, info_name=name, terminal_width=90, max_content_width=90
+        child = command.context_class(
+            command, context, info_name=name, terminal_width=80, max_content_width=80
         )
         yield f"vita-ckpt {name}", command.get_help(child)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import signal
@@ -45,6 +46,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if collection_path.suffix != ".py" or find_spec("torch") is not None:
         return None
     return True if _NEEDS_TORCH.search(collection_path.read_text("utf-8")) else None
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what is there for good: torch's modules, and thousands of tests.
+
+    ``verify`` collects what it has let go of each time, which would look at all of it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def golden_cases(*names: str) -> list[Path]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import jsonschema
 import pytest
 
-from tests.conftest import GOLDEN, Cli
+from tests.conftest import GOLDEN, Cli, Result
 from vita_ckpt import errors
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli import main
@@ -50,11 +51,11 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 
 
 def test_every_command_with_json_has_its_schema() -> None:
-    said = {name.strip("`"): re.findall(r"\((.*?)\)", link)[0] for name, link in table("Reports")}
-    assert {Path(path).name for path in said.values()} == {p.name for p in SCHEMAS.glob("*.json")}
-    for path in said.values():
-        assert (ROOT / "docs" / path).exists()
-    changing = said.popitem()[0]
+    *rows, (changing, _) = table("Reports")
+    said = {n: link for names, link in rows for n in re.findall("`([a-z-]+)`", names)}
+    paths = {re.findall(r"\((.*?)\)", link)[0] for _, link in table("Reports")}
+    assert {Path(path).name for path in paths} == {p.name for p in SCHEMAS.glob("*.json")}
+    assert all((ROOT / "docs" / path).exists() for path in paths)
     assert changing == "every command that changes or extracts"
     with_json = {name for name, command in commands().items() if "--json" in options(command)}
     surgeries = {n for n in with_json if "--out" in options(commands()[n])}
@@ -83,6 +84,14 @@ def test_the_variables_are_read() -> None:
             assert name.startswith("HF_") or f'"{name}"' in source, name
 
 
+def reported(result: Result, schema: str) -> Any:
+    """Return the report that a command printed, which fits its schema."""
+    assert result.code == 0
+    report = json.loads(result.out)
+    jsonschema.validate(report, json.loads((SCHEMAS / f"{schema}.json").read_text()))
+    return report
+
+
 def test_what_is_said_of_running_again_holds(cli: Cli, tmp_path: Path) -> None:
     base, out = GOLDEN / "A7" / "base", tmp_path / "out"
     run = ("set", base, "image_aspect_ratio=pad", "--out", out, "--json")
@@ -96,8 +105,10 @@ def test_what_is_said_of_running_again_holds(cli: Cli, tmp_path: Path) -> None:
     in_place = ("set", out, "image_aspect_ratio=pad", "--in-place")
     assert "nothing to change" in cli(*in_place).out
     assert cli("set", out, "image_aspect_ratio=square", "--in-place").code == 0
-    assert [cli("undo", out).code, cli("undo", out).code] == [0, 3]
-    assert [cli("recover", out).code, cli("recover", out).code] == [0, 0]
+    assert reported(cli("undo", out, "--json"), "put-back-v1")["restored"]["operation"] == "set"
+    assert cli("undo", out).code == 3
+    assert reported(cli("recover", out, "--json"), "put-back-v1")["restored"] is None
+    assert reported(cli("clean", out, "--json"), "clean-v1")["found"] == []
     rules = json.loads(cli("rules", "--json").out)
     assert {frozenset(one) for one in rules} == {frozenset(("id", "severity", "title", "why"))}
 

@@ -17,10 +17,12 @@ from tests.mutants import (
     DTYPE_MUTATIONS,
     MUTATIONS,
     edit_json,
+    edit_tower,
     holds,
     in_shards,
     judge,
     mutant,
+    put_in_tower,
 )
 
 
@@ -159,6 +161,37 @@ def test_a_relative_reads_the_directory_of_its_tower_too(
     change(base, tower)
     judged = judge(base)
     assert all(judged.values()), judged
+
+
+@pytest.mark.parametrize(
+    ("change", "is_sound"),
+    [
+        (lambda _, tower: edit_tower(tower, lambda t, n: t.pop(n)), False),
+        (put_in_tower(intermediate_size=7), False),
+        (lambda base, _: empty_in_tower(base), True),
+    ],
+    ids=["a tensor less of the tower", "another size of the tower", "an empty one that is unread"],
+)
+def test_the_tower_of_a_relatives_directory(
+    change: Callable[[Path, Path], object],
+    is_sound: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is the model's: what is stored is not read."""
+    base = mutant("F12", 0, tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    (tower,) = (tmp_path / "case").glob("tower-*")
+    change(base, tower)
+    judged = judge(base)
+    assert [not rules for rules in judged.values()] == [is_sound] * 3, judged
+
+
+def empty_in_tower(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    name = next(name for name in tensors if name.startswith("model.vision_tower."))
+    tensors[name] = tensors[name][:0]
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,14 @@ SIGNATURES = {
     "clean": ("(path: 'StrPath', *, dry_run: 'bool' = False) -> 'list[tuple[Leftover, bool]]'"),
     "drop_undo": ("(path: 'StrPath') -> 'int'"),
     "history": ("(path: 'StrPath', *, stores: 'Stores | None' = None) -> 'History'"),
-    "recover": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack | None'"),
-    "undo": ("(path: 'StrPath', *, force: 'bool' = False) -> 'PutBack'"),
+    "recover": (
+        "(path: 'StrPath', *, force: 'bool' = False, "
+        "on_progress: 'OnProgress' = unwatched) -> 'PutBack | None'"
+    ),
+    "undo": (
+        "(path: 'StrPath', *, force: 'bool' = False, "
+        "on_progress: 'OnProgress' = unwatched) -> 'PutBack'"
+    ),
     "check_plan": (
         "(plan: 'Plan', *, on_progress: 'OnProgress' = unwatched, flushed: 'Flushed' = "
         "not_said, stores: 'Stores | None' = None) -> 'None'"

@@ -18,6 +18,19 @@ def test_no_page_message_or_rule_has_a_banned_turn() -> None:
     assert [(place, turn) for place, text in texts for turn in words.found_in(text)] == []
 
 
+def test_no_sentence_is_too_long() -> None:
+    texts = list(words.paragraphs())
+    assert len(texts) > 1500
+    assert [(place, long) for place, text in texts for long in words.too_long(text)] == []
+
+
+def test_a_long_sentence_is_found() -> None:
+    long = "It " + "very " * 40 + "long."
+    assert words.too_long(f"Short. {long} Short: {'a ' * 20}") == [f"{long[:50]}… (42 words)"]
+    page = f"# Title\n\n```\n{long}\n```\n\n- item\n  more\n- {long}\n\n| a | {long} |\n"
+    assert list(words._paragraphs(page)) == ["item more", long, " a ", f" {long} "]
+
+
 @pytest.mark.parametrize(
     "text",
     [

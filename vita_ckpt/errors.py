@@ -35,7 +35,10 @@ _ESCAPES = {
 
 # What nobody else may read: user and password of a URL, its query, and tokens.
 # Compiled when the first text needs them: most commands print none that does.
-_USER_OF_URL = r"(?i)(\b[a-z][a-z0-9+.-]{0,20}:/{1,3}|(?<![\w:/])//(?=[^\s/?#'\"<>@:]*:))[^\s/?#'\"<>]*@(?=[^\s/])"
+_USER_OF_URL = (
+    r"(?i)(\b[a-z][a-z0-9+.-]{0,20}:/{1,3}|(?<![\w:/])//(?=[^\s/?#'\"<>@:]*:))"
+    r"[^\s/?#'\"<>]*@(?=[^\s/])"
+)
 _QUERY_OF_URL = r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3}[^\s?'\"<>]{0,2000})\?[^\s'\"<>)]+"
 _CREDENTIAL_OF_QUERY = (
     r"(?i)([?&](?:x-(?:amz|goog|ms)-[a-z-]+|sig|signature|[a-z_-]*(?:token|key|secret)|pass(?:word)?"

@@ -428,10 +428,10 @@ CONFIG: list[tuple[str, Change]] = [
     ("invalid-provenance", write("vita_ckpt.json", '{"needs_alignment": "yes"}')),
     ("invalid-json", write("vita_ckpt.json", "[]")),
     ("invalid-json", write("preprocessor_config.json", "nothing")),
-    ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 9}')),
+    ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 16}')),
     (
         "processor-size-mismatch",
-        write("preprocessor_config.json", '{"crop_size": {"height": 9, "width": 9}}'),
+        write("preprocessor_config.json", '{"crop_size": {"height": 16, "width": 16}}'),
     ),
     (
         "fewer-embeddings-than-tokens",
@@ -622,6 +622,7 @@ class TestLora:
             ({"target_parameters": ["experts"]}, "lora-unsupported"),
             ({"target_modules": ["q_proj"]}, "lora-target-untrained"),
             ({"target_modules": ["k_proj"]}, "lora-delta-untargeted"),
+            ({"bias": "lora_only"}, "lora-bias-absent"),
             ({"base_model_name_or_path": None}, "lora-base-absent"),
             ({"base_model_name_or_path": "/nowhere/base"}, "lora-base-absent"),
             ({"base_model_name_or_path": "nobody/nothing"}, "lora-base-absent"),
@@ -676,7 +677,7 @@ class TestTowers:
             ("config-missing", lambda root: (root / "config.json").unlink()),
             ("tower-directory-mismatch", config(hidden_size=16)),
             ("shape-mismatch", config(intermediate_size=17)),
-            ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 9}')),
+            ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 16}')),
             ("missing-tensor", drop("layer_norm2.bias")),
         ],
     )
@@ -759,6 +760,18 @@ def test_a_flat_parameter_of_fsdp_is_named(tmp_path: Path) -> None:
     assert "flat-parameter" in [one.rule for one in found]
 
 
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("lora-run", "lora-config-missing"), ("audio-adapter", "adapter-no-audio-adapter")],
+)
+def test_what_is_not_of_the_kind_that_is_asked_for_is_not_sound(
+    base: Path, kind: str, rule: str
+) -> None:
+    (found,) = (one for one in validate(base, kind=kind).findings if one.severity == "error")
+    assert found.rule == rule
+    assert found.hint.endswith("a vita-checkpoint: leave --kind out")
+
+
 def test_every_rule_is_tested() -> None:
     """The rules of files, names, config and LoRA runs each fail somewhere above."""
     here = Path(__file__)
@@ -767,6 +780,7 @@ def test_every_rule_is_tested() -> None:
         "mid-surgery",
         "unreadable-file",
         "missing-index",
+        "weights-misnamed",
         "several-steps",
         "adapter-no-projector",
         *(

@@ -44,6 +44,33 @@ def test_a_mistyped_command_is_guessed(cli: Cli) -> None:
             "did you mean 'embed_tokens'?",
         ),
         (("inspect", "BASE", "--tensors", "*mm_projetor*"), 0, "did you mean '*mm_projector*'?"),
+        (("diff", "BASE", "BASE", "--only", "*mm_projetor*"), 1, "did you mean '*mm_projector*'?"),
+        (("diff", "BASE", "BASE", "--only", "config:mm_vison_tower"), 1, "'mm_vision_tower'?"),
+        (("diff", "BASE", "BASE", "--only", "file:zzz"), 1, "zzz matches no file"),
+        (
+            ("convert", "BASE", "--dtype=f16", "--keep=*lm_haed*", "--dry-run"),
+            0,
+            "--keep *lm_haed* matches no tensor (did you mean '*lm_head*'?)",
+        ),
+        (("convert", "BASE", "--keep=*norm*", "--dry-run"), 0, "--keep limits --dtype"),
+        (("set", "BASE", "use_s2=true", "--carry=x.pkl", "--dry-run"), 0, "--carry x.pkl matches"),
+        (("set", "BASE", "image_aspect_ratio=padd", "--dry-run"), 2, "did you mean 'pad'?"),
+        (("set", "BASE", "mm_projector_type=mlp3x_glu", "--dry-run"), 2, "'mlp3x_gelu'?"),
+        (("set", "use_s2=true", "BASE", "--dry-run"), 2, "CHECKPOINT comes first"),
+        (("explain", "BASE", "--loader", "vita1.5"), 2, "Did you mean 'vita-1.5'?"),
+        (("explain", "BASE", "--only", "x"), 2, "It is an option of diff."),
+        (("inspect", "BASE", "--jsn"), 2, "'--json'"),
+        (("inspect", "--tensors", "BASE"), 2, "name CHECKPOINT first"),
+        (("BASE",), 2, "It is a path: vita-ckpt inspect "),
+        (("inspect", "BASEE"), 3, "did you mean 'base'? check the path"),
+        (("swap-tower", "--base=BASE", "--tower=BASE", "--projector=reint"), 3, "'reinit'?"),
+        (("swap-audio-encoder", "--base=BASE", "--audio-encoder=BASE"), 3, "with final.pt"),
+        (("merge-projector", "BASE", "x"), 2, "For example: vita-ckpt merge-projector --base "),
+        (("rules", "a", "b"), 2, "For example: vita-ckpt rules"),
+        (("push", "org/name", "BASE"), 2, "DIR comes first"),
+        (("undo", "BASE/config.json"), 3, "name the directory "),
+        (("undo", "BASE/confg"), 3, "did you mean 'config.json'?"),
+        (("resize-embeddings", "BASE", "--tokens=9", "--init=meen"), 2, "did you mean 'mean'?"),
     ],
 )
 def test_what_is_mistyped_is_guessed(
@@ -51,7 +78,7 @@ def test_what_is_mistyped_is_guessed(
 ) -> None:
     result = cli(*(word.replace("BASE", str(base)) for word in arguments))
     assert result.code == code
-    assert hint in result.err
+    assert hint in result.err + result.out
 
 
 def test_the_list_of_commands_is_theirs() -> None:

@@ -22,6 +22,7 @@ from vita_ckpt import (
     distributions,
     plan_merge_projector,
     plan_set,
+    undo,
     validate,
 )
 from vita_ckpt.cli.progress import described, duration
@@ -111,6 +112,14 @@ def test_every_byte_is_told_in_place(base: Path, adapter: Path) -> None:
     for what in ("digesting", "saving", "checking"):
         assert told.is_complete(what), what
     assert (1600, 1600) in told.steps["writing"]
+
+
+def test_every_byte_is_told_of_what_is_put_back(base: Path, adapter: Path) -> None:
+    apply_in_place(plan_merge_projector(base, adapter), options=Options(digest=True))
+    told = Told()
+    undo(base, on_progress=told)
+    for what in ("checking", "restoring"):
+        assert told.is_complete(what), what
 
 
 def test_verify_names_layer_and_token() -> None:

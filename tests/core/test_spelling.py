@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vita_ckpt.core.spelling import did_you_mean, did_you_mean_tensor
+from vita_ckpt.core.spelling import did_you_mean, did_you_mean_tensor, globs_of_nothing
 
 LAYERS = [
     f"model.layers.{number}.{module}.weight"
@@ -56,3 +56,10 @@ def test_many_tensors_take_no_time() -> None:
     assert did_you_mean_tensor("model.layers.63.mlp.expert.511.w3", names) == (
         "did you mean 'model.layers.63.mlp.experts.511.w3'?"
     )
+
+
+def test_globs_of_nothing() -> None:
+    assert globs_of_nothing(("*norm*", "*.q_prj.*", "zzz*"), NAMES) == [
+        "*.q_prj.* matches no tensor (did you mean '*.q_proj.*'?)",
+        "zzz* matches no tensor",
+    ]

@@ -29,13 +29,17 @@ from vita_ckpt import (
     open_checkpoint,
     plan_merge_lora,
     plan_merge_projector,
+    plan_resize_embeddings,
+    plan_swap_tower,
     save_plan,
     undo,
     validate,
 )
+from vita_ckpt.core.reading_notes import reading_notes
 
 CASES = ("L1", "L2", "L3", "L4")
 MODULE = "model.layers.0.self_attn.q_proj"
+EMBED = "model.embed_tokens"
 DELTAS = "adapter_model.safetensors"
 UNREACHABLE = "tower-path-unreachable"
 Tensors = dict[str, torch.Tensor]
@@ -93,6 +97,20 @@ def configure(path: Path, **values: Any) -> None:
 def merged(case: Path, **options: Any) -> tuple[Plan, Tensors]:
     plan = plan_merge_lora(case / "base", case / "lora", **options)
     return plan, loaded(Path(apply(plan, case / "out")))
+
+
+def tied(case: Path) -> torch.Tensor:
+    """The embeddings of the base, to which its head is tied from now on."""
+    for file in (case / "base").glob("*.safetensors"):
+        kept = {n: t for n, t in load_file(file).items() if n != "lm_head.weight"}
+        save_file(kept, file, metadata={"format": "pt"})
+    index = case / "base" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"].pop("lm_head.weight")
+    size = sum(tensor.nbytes for tensor in loaded(case / "base").values())
+    index.write_text(json.dumps({**content, "metadata": {"total_size": size}}))
+    configure(case / "base" / "config.json", tie_word_embeddings=True)
+    return loaded(case / "base")[f"{EMBED}.weight"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -216,19 +234,7 @@ def test_a_projector_in_modules_to_save_is_in_both_files(case: Path) -> None:
 
 @pytest.mark.parametrize("trained", ["model.embed_tokens", "lm_head"])
 def test_tied_embeddings_are_two_tensors_once_one_is_trained(case: Path, trained: str) -> None:
-    file = next((case / "base").glob("*00002-of-00002.safetensors"))
-    others = {n: t for n, t in load_file(file).items() if n != "lm_head.weight"}
-    if len(others) < len(load_file(file)):
-        save_file(others, file, metadata={"format": "pt"})
-    index = case / "base" / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"].pop("lm_head.weight")
-    index.write_text(json.dumps({"weight_map": content["weight_map"]}))
-    for first in (case / "base").glob("*00001-of-00002.safetensors"):
-        kept = {n: t for n, t in load_file(first).items() if n != "lm_head.weight"}
-        save_file(kept, first, metadata={"format": "pt"})
-    configure(case / "base" / "config.json", tie_word_embeddings=True)
-    before = loaded(case / "base")["model.embed_tokens.weight"]
+    before = tied(case)
     new = torch.randn(before.shape).bfloat16()
     name = f"base_model.model.{trained}.modules_to_save.default.weight"
     edit_beside(case / "lora", lambda tensors: {**tensors, name: new})
@@ -253,6 +259,91 @@ def test_more_rows_are_the_vocabulary(case: Path) -> None:
     assert len(after["lm_head.weight"]) == rows
     assert json.loads((case / "out" / "config.json").read_text())["vocab_size"] == rows
     assert unsound(case / "out") == []
+
+
+def with_tokens(case: Path, rows: list[int], named: str = EMBED) -> torch.Tensor:
+    """Train some rows by themselves, as peft saves them; return them."""
+    new = torch.randn(len(rows), 48).bfloat16()
+    name = f"base_model.model.{named}.token_adapter.trainable_tokens_delta"
+    edit(case / "lora", lambda tensors: {**tensors, name: new})
+    configure(case / "lora" / "adapter_config.json", trainable_token_indices=rows)
+    return new
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_rows_of_tokens_that_were_trained_by_themselves(case: Path, is_tied: bool) -> None:
+    expected = tied(case) if is_tied else loaded(case / "base")[f"{EMBED}.weight"]
+    rows = [5, 0, len(expected) - 1, 6]
+    expected[rows] = with_tokens(case, rows)
+    plan, after = merged(case)
+    assert torch.equal(after[f"{EMBED}.weight"], expected)
+    assert ("lm_head.weight" in after) != is_tied
+    assert f"4 rows of {EMBED} as trained, by trainable_token_indices" in plan.notes
+    assert not [f for f in validate(case / "lora").findings if f.severity == "error"]
+    assert unsound(case / "out") == []
+    apply_in_place(plan_merge_lora(case / "base", case / "lora"))
+    assert same(loaded(case / "base"), after) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([1], "lora-rank-mismatch.*1 rows"),
+        ([1, 1], "lora-config-invalid"),
+        ([0, 100_000], "lora-target-absent.*resize-embeddings"),
+    ],
+)
+def test_rows_that_are_not_the_bases(case: Path, rows: list[int], said: str) -> None:
+    with_tokens(case, [0, 1])
+    configure(case / "lora" / "adapter_config.json", trainable_token_indices=rows)
+    with pytest.raises(AdapterError, match=said):
+        plan_merge_lora(case / "base", case / "lora")
+
+
+@pytest.mark.parametrize(("alpha", "is_one"), [(14, True), (7, False)])
+def test_deltas_of_a_tied_head_count_once_if_they_were_kept_tied(
+    case: Path, alpha: int, is_one: bool
+) -> None:
+    """What ensure_weight_tying saves: the same delta twice, and embeddings as the only target."""
+    table = tied(case)
+    a, b = torch.randn(5, len(table)).bfloat16(), torch.randn(48, 5).bfloat16()
+    deltas = {
+        f"{EMBED}.lora_embedding_A": a,
+        f"{EMBED}.lora_embedding_B": b,
+        "lm_head.lora_A.weight": b.T.contiguous(),
+        "lm_head.lora_B.weight": a.T.contiguous(),
+    }
+    edit(case / "lora", lambda t: {**t, **{f"base_model.model.{n}": v for n, v in deltas.items()}})
+    config = json.loads((case / "lora" / "adapter_config.json").read_text())
+    configure(
+        case / "lora" / "adapter_config.json",
+        target_modules=[*config["target_modules"], "embed_tokens"],
+        ensure_weight_tying=True,
+        alpha_pattern={"embed_tokens": 14, "lm_head": alpha},
+        peft_version="0.21.2",
+    )
+    plan, after = merged(case)
+    assert ("lm_head.weight" in after) != is_one
+    assert not torch.equal(after[f"{EMBED}.weight"], table)
+    assert any("one tensor and are two now" in note for note in plan.notes) != is_one
+    assert unsound(case / "out") == []
+
+
+def test_biases_that_were_trained_and_not_saved_are_said(case: Path) -> None:
+    """As peft leaves out those of bias="lora_only"."""
+    configure(case / "lora" / "adapter_config.json", bias="lora_only")
+    plan, _ = merged(case)
+    assert any("saved in neither file" in note and "bias" in note for note in plan.notes)
+    assert "lora-bias-absent" in {found.rule for found in validate(case / "lora").findings}
+
+
+@pytest.mark.parametrize("initial", ["mica", "orthogonal", None, False])
+def test_how_deltas_began_does_not_matter_where_the_base_was_kept(
+    case: Path, initial: str | bool | None
+) -> None:
+    plan = plan_merge_lora(case / "base", case / "lora")
+    configure(case / "lora" / "adapter_config.json", init_lora_weights=initial)
+    assert plan_merge_lora(case / "base", case / "lora").notes == plan.notes
 
 
 def unmerged(case: Path, prefix: str = "") -> Path:
@@ -292,6 +383,31 @@ def test_deltas_that_were_saved_unmerged(case: Path, prefix: str) -> None:
     assert same(loaded(root), expected) == []
 
 
+def test_other_surgeries_say_that_deltas_are_unmerged(case: Path) -> None:
+    root = unmerged(case, "base_model.model.")
+    file = case / "lora" / "non_lora_trainables.bin"
+    command = re.escape(f"merge-lora --base {root} --adapter-config FILE --out OUT")
+    plans: tuple[Callable[[], object], ...] = (
+        lambda: plan_merge_projector(root, file),
+        lambda: plan_resize_embeddings(root, tokens=100),
+        lambda: plan_swap_tower(root, GOLDEN / "A2" / "tower-siglip"),
+    )
+    for plan in plans:
+        with pytest.raises(InputError, match=f"unmerged-peft.*{command}"):
+            plan()
+    out = Path(apply(plan_merge_lora(root, lora_alpha=7), case / "out"))
+    assert not any("upstream" in note for note in plan_merge_lora(root, lora_alpha=7).notes)
+    assert plan_merge_projector(out, file).edits
+
+
+def test_a_projector_run_is_no_lora_run_whatever_its_base(case: Path) -> None:
+    run = case / "projector"
+    run.mkdir()
+    shutil.copy(case / "lora" / "non_lora_trainables.bin", run / "mm_projector.bin")
+    with pytest.raises(AdapterError, match=r"not-a-lora-run.*a projector run"):
+        plan_merge_lora(adapter=run)
+
+
 def test_deltas_saved_unmerged_are_not_merged_with_bad_values(case: Path) -> None:
     root = unmerged(case)
     edit_file = root / "model.safetensors"
@@ -312,6 +428,46 @@ def without(part: str) -> Callable[[Tensors], Tensors]:
 
 def renamed(old: str, new: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {n.replace(old, new): t for n, t in tensors.items()}
+
+
+def add_lora_biases(run: Path) -> None:
+    """Give every delta a bias, of layers without one too."""
+    configure(run / "adapter_config.json", lora_bias=True)
+    biases = {
+        name.replace(".weight", ".bias"): torch.ones(len(tensor)).bfloat16()
+        for name, tensor in load_file(run / DELTAS).items()
+        if ".lora_B." in name
+    }
+    edit(run, lambda tensors: {**tensors, **biases})
+
+
+WRAPPED = {
+    "_orig_mod": ("base_model.model.", "_orig_mod.base_model.model."),
+    "module": ("base_model.model.", "module.base_model.model."),
+    "_fsdp_wrapped_module": (".self_attn.", "._fsdp_wrapped_module.self_attn."),
+    "_checkpoint_wrapped_module": (".mlp.", "._checkpoint_wrapped_module.mlp."),
+}
+
+
+@pytest.mark.parametrize("level", WRAPPED)
+def test_wrappers_in_the_names_of_a_run_are_left_out_and_said(case: Path, level: str) -> None:
+    expected = plan_merge_lora(case / "base", case / "lora")
+    edit(case / "lora", renamed(*WRAPPED[level]))
+    beside = "mm_projector._orig_mod." if level == "_orig_mod" else "mm_projector."
+    edit_beside(case / "lora", renamed("mm_projector.", beside))
+    plan = plan_merge_lora(case / "base", case / "lora")
+    assert f"left out of the names: {level}" in plan.notes
+    assert {e.name for e in plan.tensor_edits} == {e.name for e in expected.tensor_edits}
+    assert not [f for f in validate(case / "lora").findings if f.severity == "error"]
+
+
+def test_an_adapter_file_that_is_not_read_is_said(case: Path) -> None:
+    deltas = load_file(case / "lora" / DELTAS)
+    torch.save({name: t + 1 for name, t in deltas.items()}, case / "lora/adapter_model.bin")
+    (note,) = reading_notes(open_checkpoint(case / "lora"))
+    assert f"{DELTAS} is read, not adapter_model.bin" in note
+    found = next(f for f in validate(case / "lora").findings if f.rule == "other-weights")
+    assert "it differs" in found.message
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -358,6 +514,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: configure(run / "adapter_config.json", init_lora_weights="pissa"),
         "init_lora_weights",
     ),
+    "activated": (
+        lambda run: configure(run / "adapter_config.json", alora_invocation_tokens=[1]),
+        "no merge computes it",
+    ),
+    "bias of a delta": (add_lora_biases, "no place for"),
     "unknown setting": (
         lambda run: configure(run / "adapter_config.json", some_new_thing=3),
         "some_new_thing",
@@ -378,6 +539,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "lora-tensor-unplaced",
     ),
     "no deltas": (lambda run: (run / DELTAS).unlink(), "lora-pair-incomplete"),
+    "not gathered": (
+        lambda run: edit_beside(run, lambda t: dict.fromkeys(t, torch.empty(0))),
+        "lora-tensor-unplaced.*ZeRO-3",
+    ),
+    "no half gathered": (
+        lambda run: edit(run, lambda t: dict.fromkeys(t, torch.empty(0))),
+        "lora-pair-incomplete.*ZeRO-3",
+    ),
     "nothing gathered": (lambda run: edit(run, lambda _: {"x": torch.ones(0)}), "pair-incomplete"),
     "no config": (lambda run: (run / "adapter_config.json").unlink(), "lora-config-missing"),
     "other model": (lambda run: configure(run / "config.json", model_type="vita-mixtral"), "base"),
@@ -388,10 +557,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_does_not_fit_is_refused_by_name_and_found_by_validate(case: Path, name: str) -> None:
     breaks, said = BROKEN[name]
     breaks(case / "lora")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as error:
         plan_merge_lora(case / "base", case / "lora")
+    if "says all that is wrong" in str(error.value):
+        assert f"vita-ckpt validate {case / 'lora'} says" in str(error.value)
     if said.startswith(("lora", "dora")):
-        assert said in {found.rule for found in validate(case / "lora").findings}
+        assert said.partition(".")[0] in {found.rule for found in validate(case / "lora").findings}
 
 
 def test_what_peft_passes_over_is_said(case: Path) -> None:

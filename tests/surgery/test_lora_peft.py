@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -26,10 +26,11 @@ from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-_VERSION = Version(peft.__version__)
+_VERSION = Version(version("peft"))
 # On a CPU peft multiplies BF16 in float32 since then, with one rounding less; on a GPU it does not.
 _ROUNDS_THRICE = Version("0.12") > _VERSION
 _HAS_BIAS_DELTAS = Version("0.14") <= _VERSION
+_HAS_TOKENS = Version("0.15") <= _VERSION
 _IN_THE_BASES_DTYPE: dict[str, Any] = {} if _ROUNDS_THRICE else {"autocast_adapter_dtype": False}
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _LEAVES = ("q_proj", "v_proj", "down_proj")
@@ -85,7 +86,9 @@ def settings_of_runs(draw: st.DrawFn) -> dict[str, Any]:
     dora = draw(st.booleans())
     targets: Any = draw(st.lists(st.sampled_from(_LEAVES), min_size=1, unique=True))
     chosen: dict[str, Any] = {}
-    form = draw(st.sampled_from(("leaves", "pattern", "layers", "embedding", "bias")))
+    form = draw(
+        st.sampled_from(("leaves", "pattern", "layers", "embedding", "bias", "tokens", "excluded"))
+    )
     if form == "pattern":
         targets = rf"(.*\.)?layers\.[0-1]\..*({'|'.join(targets)})"
     elif form == "layers":
@@ -98,6 +101,14 @@ def settings_of_runs(draw: st.DrawFn) -> dict[str, Any]:
         dora = False
         targets = ["q_proj", "v_proj"]
         chosen["lora_bias"] = True
+    elif form == "tokens" and _HAS_TOKENS:
+        rows = draw(st.lists(st.integers(0, 16), min_size=1, unique=True))
+        chosen["trainable_token_indices"] = {"embed_tokens": rows}
+        chosen["init_lora_weights"] = draw(st.sampled_from((True, "gaussian")))
+    elif form == "excluded" and _HAS_BIAS_DELTAS:
+        chosen["exclude_modules"] = draw(
+            st.sampled_from((["layers.1.mlp.down_proj"], r".*\.1\..*"))
+        )
     # In the order that adapter_config.json has them in: peft sorts the keys when it saves.
     patterns = st.dictionaries(st.sampled_from(_PATTERNS), st.integers(1, 7), max_size=3).map(
         lambda table: dict(sorted(table.items()))
@@ -123,6 +134,8 @@ def _merged_by_peft(
     folder: Path, chosen: dict[str, Any], dtype: torch.dtype, seed: int
 ) -> dict[str, torch.Tensor]:
     """Write a base and a run, and return what peft makes of them."""
+    import peft  # not where every worker collects the tests
+
     model = _Model().to(dtype)
     _redraw(model, ("",), seed)
     (folder / "base").mkdir()
@@ -130,7 +143,12 @@ def _merged_by_peft(
     save_file(weights, folder / "base" / "model.safetensors", metadata={"format": "pt"})
     (folder / "base" / "config.json").write_text(json.dumps({"tie_word_embeddings": False}))
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**chosen), **_IN_THE_BASES_DTYPE)
-    trained = ("lora_", "modules_to_save", *(("bias",) if chosen["bias"] == "all" else ()))
+    trained = (
+        "lora_",
+        "modules_to_save",
+        "trainable_tokens",
+        *(("bias",) if chosen["bias"] == "all" else ()),
+    )
     _redraw(wrapped, trained, seed + 1)
     wrapped.save_pretrained(str(folder / "run"), save_embedding_layers=False)
     on_gpu = {} if _ROUNDS_THRICE or dtype is not torch.bfloat16 else dict(_thrice(wrapped))

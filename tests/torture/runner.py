@@ -67,13 +67,13 @@ class Runner(AbstractContextManager["Runner"]):
         cwd: Path,
         *,
         strace: Sequence[str] | None = None,
-        seconds: float = 30,
+        most: int = 0,
     ) -> Run:
-        """A run to its end, under strace with these options; killed after ``seconds``."""
+        """A run to its end, under strace with these options; ``most`` bytes of trace are enough."""
         pid = self.start(argv, cwd)
         if strace is None:
             self.go([pid])
-            return self.wait(pid, seconds)
+            return self.wait(pid)
         trace = self._scratch / f"trace-{pid}"
         with subprocess.Popen(
             ["strace", "-o", str(trace), "-p", str(pid), *strace],
@@ -84,7 +84,7 @@ class Runner(AbstractContextManager["Runner"]):
             said = tracer.stderr.readline()
             assert "attached" in said, said + tracer.stderr.read()
             self.go([pid])
-            run = self.wait(pid, seconds)
+            run = self.wait(pid, trace, most)
         lines = trace.read_text().splitlines()
         trace.unlink()
         return Run(run.code, run.out, run.err, lines, run.timed_out)
@@ -118,13 +118,13 @@ class Runner(AbstractContextManager["Runner"]):
         """Let runs begin, all at once."""
         self._ask(go=list(pids))
 
-    def wait(self, pid: int, seconds: float = 30) -> Run:
-        """How a run ended; after ``seconds`` it is killed."""
-        ended = self._ask(wait=pid, seconds=seconds)
+    def wait(self, pid: int, trace: Path = Path(), most: int = 0) -> Run:
+        """How a run ended; after half a minute, or with ``most`` bytes of trace, it is killed."""
+        ended = self._ask(wait=pid, seconds=30, trace=(str(trace), most))
         timed_out = ended["code"] is None
         if timed_out:
             os.kill(pid, signal.SIGKILL)
-            ended = self._ask(wait=pid, seconds=30)
+            ended = self._ask(wait=pid, seconds=30, trace=("", 0))
         return Run(ended["code"], ended["out"], ended["err"], timed_out=timed_out)
 
     def _ask(self, **request: Any) -> dict[str, Any]:

@@ -27,15 +27,14 @@ _ATTEMPTS = 6
 _RECORDINGS = 3
 _ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EINTR")
 
+# A run makes tens of calls of a name, of a hundred bytes each in a trace of these calls alone.
+_ENDLESS = 1 << 17
+
 # Calls that only ask for speed, and those that take something back.
 _MAY_FAIL = frozenset({"sync_file_range", "ioctl", "unlink", "unlinkat", "rmdir"})
 _TAKE_BACK = frozenset(
     {"unlink", "unlinkat", "rmdir", "openat", "write", "pwrite64", "rename", "fsync", "ftruncate"}
 )
-
-# CPython makes open, read, write and fsync again when they are interrupted (PEP 475): where they
-# always are it never ends. Such a run is killed after this time, and held to what a kill may leave.
-_FOREVER = 0.5
 
 
 def test_killed_before_every_call(
@@ -114,6 +113,8 @@ def test_failed_at_every_call(
                 break
             tally["runs failed"] += 1
             if run.timed_out:
+                # CPython makes open, read, write and fsync again when they are interrupted (PEP
+                # 475): where they always are it never ends. It is held to what a kill may leave.
                 assert error == "EINTR" and persistent, run
                 after_kill(prepared, root)
                 tally["never ended"] += 1
@@ -188,8 +189,7 @@ def injected(
     options = ["-f", "-e", f"trace={traced}", "-e", "signal=none"]
     for injection, when in injections:
         options += ["-e", f"inject={injection}:when={when}"]
-    seconds = _FOREVER if persistent and "EINTR" in what else 30
-    return root, runner.run(prepared.scenario.argv, root, strace=options, seconds=seconds)
+    return root, runner.run(prepared.scenario.argv, root, strace=options, most=_ENDLESS)
 
 
 def calls_of(run: Run, name: str) -> int:

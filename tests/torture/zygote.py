@@ -74,7 +74,7 @@ class Zygote:
                     os.close(self._gates.pop(pid))
                 answer = {}
             else:
-                answer = self._wait(request["wait"], request["seconds"])
+                answer = self._wait(request["wait"], request["seconds"], request["trace"])
             sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
             sys.stdout.buffer.flush()
         return None
@@ -99,9 +99,11 @@ class Zygote:
         os.close(gate)
         return 0
 
-    def _wait(self, pid: int, seconds: float) -> dict[str, Any]:
+    def _wait(self, pid: int, seconds: float, trace: tuple[str, int]) -> dict[str, Any]:
+        """How a run ended; no code after ``seconds``, or once its trace is longer than that."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        path, most = trace
+        while time.monotonic() < end and not (most and os.stat(path).st_size > most):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 out, err = (page.text() for page in self._pages.pop(pid))

@@ -7,9 +7,10 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 
 from vita_ckpt import __version__
@@ -22,9 +23,9 @@ from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, LocalFile
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.filenames import MANIFEST, MODEL_CARD, PROVENANCE, may_change_in_place
+from vita_ckpt.core.hub_card import with_lineage_and_metadata
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.manifest import encode as encode_manifest
-from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.options import Options
 from vita_ckpt.core.plan import (
     CopyFile,
@@ -40,6 +41,7 @@ from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.provenance import Written, encode, lineage, needs_alignment
 from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.relocation import remote_refs
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.summary import (
     FileSize,
     PlannedChange,
@@ -224,7 +226,7 @@ def _is_idle(plan: Plan, layout: InPlaceLayout, options: Options, stores: Stores
     if not isinstance(said.get("operations"), list):
         return False
     card = read_model_card(base, stores)
-    return with_lineage(card, said) == card
+    return with_lineage_and_metadata(card, said, base.config or {}) == card
 
 
 def _makes_what_is_there(plan: Plan) -> bool:
@@ -356,7 +358,8 @@ def _finish(
         content = lineage(plan, written, time=now, versions=_versions())
         more = [WrittenText(PROVENANCE, encode(content))]
         if card is not None:
-            more.append(WrittenText(MODEL_CARD, with_lineage(card, content)))
+            written_card = with_lineage_and_metadata(card, content, plan.target().config or {})
+            more.append(WrittenText(MODEL_CARD, written_card))
         if keeps:
             manifest = manifest_of(
                 plan, known, untouched, shards, [*texts, *more], digests, on_progress
@@ -521,7 +524,7 @@ def summarize(
     pickles = dict.fromkeys(pickles_left_out(target, options.carry), LeftOut.PICKLE)
     return replace(
         summary,
-        notes=(*plan.notes, *map(_pickle_note, pickles)),
+        notes=(*plan.notes, *map(_pickle_note, pickles), *_carries_nothing(target, options.carry)),
         rewritten=_sizes(layout.shards) + _text_sizes(layout.texts),
         carried=tuple(FileSize(file.name, file.source.size) for file in layout.carried),
         left_out={**plan.base.left_out, **pickles},
@@ -532,6 +535,16 @@ def summarize(
 def _pickle_note(name: str) -> str:
     left = f"{name} is {LeftOut.PICKLE}: it is left out"
     return f"{left}; --carry {shlex.quote(name)} takes it along"
+
+
+def _carries_nothing(target: Checkpoint, carry: Collection[str]) -> Iterator[str]:
+    """Say which globs of --carry match no pickle that would have been left out."""
+    pickles = pickles_left_out(target, ())
+    names = {part for name in pickles for part in (name, os.path.basename(name))}
+    for glob in carry:
+        if not any(fnmatchcase(name, glob) for name in names):
+            hint = did_you_mean(glob, names)
+            yield f"--carry {glob} matches no pickle that is left out" + (hint and f" ({hint})")
 
 
 def unchanged(summary: Summary) -> Summary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from vita_ckpt.api.apply import makes_a_file
 from vita_ckpt.core.address import is_inside, is_remote, looks_like_repository
 from vita_ckpt.core.plan import Plan
@@ -11,7 +13,15 @@ from vita_ckpt.errors import UsageError
 def check_destination(repository: str, revision: str | None) -> None:
     """Raise UsageError for what is no name of a repository, or of a branch."""
     if not looks_like_repository(repository):
-        raise UsageError("invalid-repository", repository, expected="org/name")
+        raise UsageError(
+            "invalid-repository",
+            repository,
+            expected="org/name",
+            got="a path on this machine" if os.path.lexists(repository) else "",
+            hint="DIR comes first: vita-ckpt push DIR ORG/NAME"
+            if os.path.isdir(repository)
+            else "the hub names a repository by its user or organization and its name",
+        )
     if revision == "" or not is_inside(revision or ""):
         got = revision or "no name"
         raise UsageError("invalid-revision", "--revision", expected="a branch", got=got)

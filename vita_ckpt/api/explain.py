@@ -14,13 +14,15 @@ from vita_ckpt.checks.explain.loaders import explain_loaders
 from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy.families import VITA, recognise
+from vita_ckpt.core.binding import model_name
 from vita_ckpt.core.checkpoint import Checkpoint, Layout
-from vita_ckpt.core.file_listing import WeightFiles
+from vita_ckpt.core.file_listing import Trouble, WeightFiles
 from vita_ckpt.core.filenames import (
     ADDED_TOKENS,
     CARRIED_CONFIG,
     CONFIG,
     ORIGIN_CONFIG,
+    PROCESSOR,
     SAFETENSORS,
     SAFETENSORS_INDEX,
     TOKENIZER,
@@ -32,10 +34,11 @@ from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.references import find_base
 from vita_ckpt.storage.reading.tokenizer import count_tokens
-from vita_ckpt.storage.reading.tower import find_tower, read_carried_config
+from vita_ckpt.storage.reading.tower import find_tower, read_carried_config, read_processor
 
-_LOOKED_INTO: Final = (TOKENIZER, VOCABULARY, ADDED_TOKENS, CARRIED_CONFIG)
+_LOOKED_INTO: Final = (TOKENIZER, VOCABULARY, ADDED_TOKENS, CARRIED_CONFIG, PROCESSOR)
 _T = TypeVar("_T")
 
 
@@ -72,25 +75,29 @@ def _look_up(files: WeightFiles, stores: Stores) -> Lookup:
     """Look up what the config names: the tower, the audio encoder, and the tokenizer."""
     config: Mapping[str, Any] = files.config or {}
     beside = _beside(files, stores)
+    tokens, no_tokens = _attempt(lambda: count_tokens(beside, stores))
     is_indexed = SAFETENSORS_INDEX in files.names or SAFETENSORS in files.names
     found = Lookup(
-        name=os.path.basename(files.root),
+        name=model_name(files.root),
         safetensors=is_indexed,
-        carried=_attempt(lambda: read_carried_config(beside, stores)),
+        carried=_attempt(lambda: read_carried_config(beside, stores))[0],
         audio=find_audio_encoder(beside, stores),
-        tokens=_attempt(lambda: count_tokens(beside, stores)),
+        tokens=tokens,
+        tokenizer_trouble=no_tokens,
+        base=None if is_indexed else find_base(beside, stores),
     )
     name = config.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         return found
     tower = find_tower(beside, stores)
     path = tower.path if tower is not None else None
+    processor, trouble = _attempt(lambda: read_processor(beside, stores))
+    found = replace(found, tower=tower, processor=processor, processor_trouble=trouble)
     if path is None:
-        return replace(found, tower=tower)
+        return found
     return replace(
         found,
-        tower=tower,
-        files=_attempt(lambda: read_weight_files(path, stores)),
+        files=_attempt(lambda: read_weight_files(path, stores))[0],
         from_here=not is_remote(path) and "\0" not in name and os.path.exists(name),
     )
 
@@ -101,14 +108,21 @@ def _beside(files: WeightFiles, stores: Stores) -> Checkpoint:
     paths = {n: os.path.join(files.root, n) for n in files.names if n in _LOOKED_INTO}
     entries = {name: store.look(path) for name, path in paths.items()}
     found = {n: e.file for n, e in entries.items() if e is not None and e.file is not None}
-    return Checkpoint(files.root, "safetensors", {}, config=files.config, files=found)
+    return Checkpoint(
+        files.root,
+        "safetensors",
+        {},
+        config=files.config,
+        adapter_config=files.adapter_config,
+        files=found,
+    )
 
 
-def _attempt(read: Callable[[], _T]) -> _T | None:
-    """Return what is read; None where it cannot be."""
+def _attempt(read: Callable[[], _T]) -> tuple[_T | None, Trouble | None]:
+    """Return what is read, or why it cannot be."""
     try:
-        return read()
+        return read(), None
     except INCONCLUSIVE:
         raise
-    except InputError:
-        return None
+    except InputError as error:
+        return None, Trouble(error.code, str(error))

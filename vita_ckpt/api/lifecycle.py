@@ -7,6 +7,7 @@ import os
 from vita_ckpt.api.locate import StrPath, local, open_checkpoint
 from vita_ckpt.core.filenames import MANIFEST
 from vita_ckpt.core.outcomes import History, PutBack, Undoable
+from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.provenance import needs_alignment, operations
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.in_place import journal, rollback
@@ -16,31 +17,34 @@ from vita_ckpt.storage.reading.signed_journal import is_own, read_journal
 from vita_ckpt.storage.stores.local import LOCAL
 
 
-def undo(path: StrPath, *, force: bool = False) -> PutBack:
+def undo(path: StrPath, *, force: bool = False, on_progress: OnProgress = unwatched) -> PutBack:
     """Bring a checkpoint back to what it was before its last in-place surgery, bit for bit.
 
-    Where a surgery has died in the middle, that one is undone and nothing else. ``force`` undoes
+    If a surgery was interrupted, that one is undone and nothing else. ``force`` undoes
     even what has changed since, takes over from a process of another host, and trusts a foreign
-    journal. Raises InputError if nothing can be undone or the journal is foreign,
-    MalformedFileError if what was saved is damaged, OutputError if the disk fails.
+    journal. ``on_progress`` is told what is being done, and how far it is: see
+    :mod:`vita_ckpt.core.progress`. Raises InputError if nothing can be undone or the journal is
+    foreign, MalformedFileError if what was saved is damaged, OutputError if the disk fails.
     """
     root = _directory(path)
-    recovered = recover(root, force=force)
+    recovered = recover(root, force=force, on_progress=on_progress)
     if recovered is not None:
         return recovered
-    undone = rollback.undo(root, force=force)
+    undone = rollback.undo(root, force=force, on_progress=on_progress)
     return PutBack(root, undone.journal.operation, undone.journal.time, False, undone.kept)
 
 
-def recover(path: StrPath, *, force: bool = False) -> PutBack | None:
+def recover(
+    path: StrPath, *, force: bool = False, on_progress: OnProgress = unwatched
+) -> PutBack | None:
     """Make a checkpoint whole that an in-place surgery left in the middle: as it was before.
 
-    None if there is nothing to do. Raises InputError while the surgery is under way, if it ran on
-    another host or its journal is foreign and ``force`` is not set, and otherwise what
-    :func:`undo` raises.
+    None if there is nothing to do. ``on_progress`` is called as :func:`undo` calls it. Raises
+    InputError while the surgery is under way, if it ran on another host or its journal is foreign
+    and ``force`` is not set, and otherwise what :func:`undo` raises.
     """
     root = _directory(path)
-    found = rollback.recover(root, force=force)
+    found = rollback.recover(root, force=force, on_progress=on_progress)
     if found is None:
         return None
     return PutBack(root, found.journal.operation, found.journal.time, True, found.kept)
@@ -145,7 +149,9 @@ def _directory(path: StrPath) -> str:
             os.fspath(path),
             expected="a checkpoint directory",
             got="a file" if os.path.lexists(root) else "nothing",
-            hint="check the path",
+            hint=f"name the directory {os.path.dirname(root)}"
+            if os.path.isfile(root)
+            else "check the path",
         )
     LOCAL.listing(root)  # what cannot be read is not whole
     return root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,14 @@ from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy.families import VITA, family_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
-from vita_ckpt.core.binding import Surroundings, bind, builds_audio, tower_family
+from vita_ckpt.core.binding import (
+    Surroundings,
+    bind,
+    builds_audio,
+    model_name,
+    takes_directory,
+    tower_family,
+)
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import part_as
 from vita_ckpt.core.report import Finding
@@ -77,48 +84,61 @@ def gather(
     else:
         carried = attempt(lambda: read_carried_config(checkpoint, stores))
     config = checkpoint.config or {}
-    own_config = carried or (directory.config if directory is not None else None)
-    if given is None and taken_for in kinds.WHOLE:
-        directory = _as_it_loads(config, directory, stores)
+    family = family_of(config, checkpoint.tensors) or VITA
     around = Surroundings(
         directory,
-        own_config,
+        carried,
         audio,
         path_exists=given.path_exists if given is not None else None,
         safetensors=all(shard.format == "safetensors" for shard in checkpoint.shards),
-        name=os.path.basename(checkpoint.root),
+        name=model_name(checkpoint.root),
+        processor=attempt(lambda: read_processor(checkpoint, stores)),
     )
+    if taken_for in kinds.WHOLE:
+        whole = takes_directory(config, checkpoint.tensors, around, loader)
+        built = tower_family(config, around, family)
+        directory = _as_it_loads(built, around, stores, is_given=given is not None, whole=whole)
+        around = replace(around, tower=directory)
     bound = None
     if taken_for in (*kinds.WHOLE, kinds.LANGUAGE_MODEL) and checkpoint.tensors:
-        bound = bind(config, checkpoint.tensors, replace(around, carried=carried), loader)
+        bound = bind(config, checkpoint.tensors, around, loader)
     subject = Subject(
         checkpoint=checkpoint,
         inspection=inspected,
         unread=surveyed.unread if surveyed is not None else frozenset(),
         rivals=surveyed.rivals if surveyed is not None else {},
         taken=surveyed.taken if surveyed is not None else frozenset(),
-        tower_directory=directory,
-        tower_config=own_config,
-        processor=attempt(lambda: read_processor(checkpoint, stores)),
         tokens=attempt(lambda: count_tokens(checkpoint, stores)),
-        audio_directory=audio,
         base=find_base(checkpoint, stores) if taken_for == kinds.LORA_RUN else None,
         binding=bound,
         surroundings=around,
+        family=family,
     )
     return subject, findings
 
 
 def _as_it_loads(
-    config: Mapping[str, Any], directory: TowerDirectory | None, stores: Stores
+    built: str | None,
+    around: Surroundings,
+    stores: Stores,
+    *,
+    is_given: bool,
+    whole: bool,
 ) -> TowerDirectory | None:
-    """Return the tower's directory with what keeps a loader from reading its weights, if any."""
+    """Return the tower's directory with what keeps a loader from reading its weights, if any.
+
+    One that is given in its place may be a config alone. ``built`` is the family of the tower that
+    the loader builds, ``whole`` is set where it ends with the one that it finds there.
+    """
+    directory = around.tower
     if directory is None or directory.path is None or directory.problem is not None:
         return directory
-    built = tower_family(config, Surroundings(directory), family_of(config) or VITA)
-    if built is None:
+    if built is None or (is_given and directory.path.endswith(".json")):
         return directory
-    problem = why_unreadable(read_weight_files(directory.path, stores), built)
+    files = read_weight_files(directory.path, stores)
+    if is_given and not files.files:
+        return directory
+    problem = why_unreadable(files, built, directory.config, whole=whole)
     return replace(directory, problem=problem)
 
 

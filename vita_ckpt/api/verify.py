@@ -25,7 +25,7 @@ from vita_ckpt.core.progress import OnProgress, unwatched
 from vita_ckpt.core.report import Finding
 from vita_ckpt.core.requirements import family_of_model, require_runnable
 from vita_ckpt.core.verification import Verification
-from vita_ckpt.errors import InputError, UsageError
+from vita_ckpt.errors import INCONCLUSIVE, InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, read_json
 from vita_ckpt.storage.reading.survey import Survey, survey
 from vita_ckpt.storage.stores.local import LOCAL
@@ -195,12 +195,11 @@ def _verify(
     if save_golden is not None:
         check_new(os.fspath(save_golden))
     with nullcontext() if ranks is None else ranks.agreement():
-        checkpoint = downloaded(as_checkpoint(path, stores), stores)
+        checkpoint, surveyed = _open(path, stores)
         base = None if against is None else downloaded(as_checkpoint(against, stores), stores)
         earlier = None if golden is None else _read_golden(os.fspath(golden))
         place = None if tower is None else locate(tower, stores)
         require_runnable(checkpoint)
-        surveyed = _survey(path, checkpoint.root, stores)
         subject, known = gather(
             checkpoint,
             stores,
@@ -241,14 +240,30 @@ def _verify(
     return verification
 
 
-def _survey(path: Checkpoint | StrPath, root: str, stores: Stores) -> Survey | None:
-    """Survey a directory on the disk: what lies beside the weights, opening does not look at.
+def _open(path: Checkpoint | StrPath, stores: Stores) -> tuple[Checkpoint, Survey | None]:
+    """Open what is verified, with what lies beside its weights on the disk: headers are read once.
 
-    None for what the caller has opened, perhaps in another way.
+    What the caller has opened in another way, or changed, is not what lies there.
     """
-    if isinstance(path, Checkpoint) or is_remote(root):
+    if isinstance(path, Checkpoint):
+        found = None if is_remote(path.root) else _survey(path.root, stores)
+        as_it_lies = found is not None and found.checkpoint.tensors == path.tensors
+        return downloaded(path, stores), found if as_it_lies else None
+    if is_remote(locate(path, stores)):
+        return downloaded(as_checkpoint(path, stores), stores), None
+    found = _survey(path, stores)
+    if found is None or found.problems:  # most of which opening raises
+        return as_checkpoint(path, stores), found
+    return found.checkpoint, found
+
+
+def _survey(path: StrPath, stores: Stores) -> Survey | None:
+    try:
+        return survey(path, stores)
+    except INCONCLUSIVE:
+        raise
+    except InputError:
         return None
-    return survey(root, stores)
 
 
 def _problems(surveyed: Survey | None) -> list[Finding]:

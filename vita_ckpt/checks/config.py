@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from vita_ckpt.checks.inspect import ConfigLine
@@ -19,8 +19,14 @@ from vita_ckpt.core.anatomy.config_values import (
 from vita_ckpt.core.anatomy.families import REQUIRED
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers.tower import Tower
-from vita_ckpt.core.binding import contradiction_of, features_of, language_model_of, tower_class
-from vita_ckpt.core.filenames import CONFIG, PROCESSOR, PROVENANCE
+from vita_ckpt.core.binding import (
+    contradiction_of,
+    features_of,
+    language_model_of,
+    tower_class,
+    unfit_image_size,
+)
+from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment
 from vita_ckpt.core.remedies import set_path
 from vita_ckpt.core.report import Finding
@@ -309,15 +315,16 @@ def _tower(subject: Subject) -> Iterator[Finding]:
     for wrong in () if config is None else wrong_tower_values(config):
         message = f"expected {wrong.expected} in the tower's config, got {wrong.got}"
         yield finding("config-type", wrong.key, message)
+    yield from _carried(subject)
     if tower is None:
         return
-    configs = subject.tower_configs if subject.kind in kinds.WHOLE else (config,)
-    described = towers.tower_of_config(configs[0]) if configs and configs[0] is not None else None
-    if described is not None and subject.kind in kinds.WHOLE:
-        own = subject.family.stored_tower(described.family, configs[0] or {})
-        described = towers.tower_of_config(own) or described
-    if described is not None and not subject.reads_directory:
-        yield from _differences(tower, described)
+    whole = described = towers.tower_of_config(config) if config is not None else None
+    if config is not None and whole is not None and subject.kind in kinds.WHOLE:
+        own = subject.family.stored_tower(whole.family, config)
+        described = towers.tower_of_config(own) or whole
+    if whole is not None and described is not None and not subject.reads_directory:
+        # One that is stored whole is cut when it is loaded.
+        yield from _differences(tower, described if tower.differences(whole) else whole)
     if tower.has_odd_grid:
         message = f"expected {tower.traits.grid_needed}, got {tower.grid}"
         yield finding("odd-patch-grid", "model.vision_tower", message)
@@ -335,6 +342,16 @@ def _tower(subject: Subject) -> Iterator[Finding]:
     yield from _processor(subject, described or tower)
 
 
+def _carried(subject: Subject) -> Iterator[Finding]:
+    """Check the config of a tower that comes with a checkpoint whose loader reads another."""
+    carried = subject.surroundings.carried
+    if carried is None or carried is subject.tower_config:
+        return
+    for wrong in wrong_tower_values(carried):
+        message = f"expected {wrong.expected} in {CARRIED_CONFIG}, got {wrong.got}"
+        yield finding("config-type-unread", wrong.key, message)
+
+
 def _differences(tower: Tower, described: Tower) -> Iterator[Finding]:
     for what in tower.differences(described):
         ours, theirs = getattr(tower, what), getattr(described, what)
@@ -347,29 +364,14 @@ def _differences(tower: Tower, described: Tower) -> Iterator[Finding]:
 
 
 def _processor(subject: Subject, tower: Tower) -> Iterator[Finding]:
-    size = _processor_size(subject.processor or {})
-    if size is None or tower.image_size is None:
-        return
-    fitting = {tower.image_size}
-    # With S2 upstream sets the largest scale itself.
-    fitting |= set(subject.family.s2_scales(subject.config) or ())
-    if size not in fitting:
+    size = unfit_image_size(subject.processor, tower, subject.config, subject.family)
+    if size is not None:
         yield finding(
             "processor-size-mismatch",
             PROCESSOR,
             f"expected images of {tower.image_size} px, which the tower takes, got {size} px",
             hint="the processor belongs to another tower",
         )
-
-
-def _processor_size(processor: Mapping[str, Any]) -> int | None:
-    """Return the side in pixels of the images that a processor makes; None if not specified."""
-    crops = processor.get("do_center_crop") is not False and "crop_size" in processor
-    size = processor.get("crop_size" if crops else "size")
-    if isinstance(size, Mapping):
-        sides = [size.get(key) for key in ("height", "width", "shortest_edge") if key in size]
-        size = sides[0] if sides and all(side == sides[0] for side in sides) else None
-    return size if type(size) is int else None
 
 
 def _provenance(subject: Subject) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from math import isfinite
 from typing import Any, Final, Literal
@@ -12,10 +12,12 @@ from typing import Any, Final, Literal
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, source_of
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE, SAFETENSORS_INDEX, TORCH_INDEX
 from vita_ckpt.core.report import Finding, Report, worst_first
+from vita_ckpt.core.spelling import did_you_mean, globs_of_nothing
 from vita_ckpt.errors import printable
 
 REPORT_VERSION: Final = 1
@@ -119,6 +121,7 @@ class Difference(Displayed):
     one match must change. ``left_out`` are files and directories beside the checkpoints that are
     not part of them and are not compared. ``unread`` are tensors and files of the same shape and
     size whose bytes were not fetched from the hub, so that it is not known whether they differ.
+    ``misses`` are sentences on the globs of ``only`` that match nothing on either side.
     """
 
     a: str
@@ -132,6 +135,7 @@ class Difference(Displayed):
     files: tuple[FileDifference, ...]
     left_out: tuple[str, ...]
     unread: tuple[str, ...] = ()
+    misses: tuple[str, ...] = ()
 
     @property
     def identical(self) -> bool:
@@ -163,7 +167,8 @@ class Difference(Displayed):
                 "only-nothing-changed",
                 " ".join(self.only),
                 "expected a change of what --only names, got none",
-                hint="--only takes globs of tensor names, config:KEY and file:PATH",
+                hint="; ".join(self.misses)
+                or "--only takes globs of tensor names, config:KEY and file:PATH",
                 file=self.b,
             ),
         )
@@ -237,12 +242,15 @@ def covered(subject: str, only: Sequence[str]) -> bool:
     """
     kind, _, name = subject.partition(":")
     for glob in only:
-        named, colon, pattern = glob.partition(":")
-        if not colon or named not in _KINDS:
-            named, pattern = "tensor", glob
+        named, pattern = _kind_and_pattern(glob)
         if named == kind and fnmatchcase(name, pattern):
             return True
     return False
+
+
+def _kind_and_pattern(glob: str) -> tuple[str, str]:
+    kind, colon, pattern = glob.partition(":")
+    return (kind, pattern) if colon and kind in _KINDS else ("tensor", glob)
 
 
 def compared_files(checkpoint: Checkpoint) -> dict[str, File | str]:
@@ -288,7 +296,27 @@ def compare_checkpoints(
         files=tuple(_files(a, b, other_files)) if whole else (),
         left_out=tuple(sorted(a.left_out.keys() | b.left_out.keys())) if whole else (),
         unread=unread,
+        misses=tuple(_misses(only, a, b)),
     )
+
+
+def _misses(only: Sequence[str], a: Checkpoint, b: Checkpoint) -> Iterator[str]:
+    """Yield a sentence for each glob of ``only`` that matches nothing on either side."""
+    known: dict[str, Collection[str]] = {
+        "tensor": a.tensors.keys() | b.tensors.keys(),
+        "config": (a.config or {}).keys() | (b.config or {}).keys(),
+        "file": compared_files(a).keys() | compared_files(b).keys(),
+    }
+    for glob in only:
+        kind, pattern = _kind_and_pattern(glob)
+        if any(fnmatchcase(name, pattern) for name in known[kind]):
+            continue
+        if kind == "tensor":
+            yield from globs_of_nothing((pattern,), known["tensor"])
+            continue
+        hint = did_you_mean(pattern, known[kind])
+        what = "key of the config" if kind == "config" else "file"
+        yield f"{pattern} matches no {what}" + (hint and f" ({hint})")
 
 
 def difference_report(found: Difference) -> Report:

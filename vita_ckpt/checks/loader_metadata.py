@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.filenames import INDEX_SUFFIX, LOADED_FORMATS
+from vita_ckpt.core.filenames import (
+    INDEX_SUFFIX,
+    LOADED_FORMATS,
+    SAFETENSORS,
+    SAFETENSORS_SUFFIX,
+    TORCH,
+)
 from vita_ckpt.core.report import Finding
 
 
@@ -23,6 +29,15 @@ def check_loaders(checkpoint: Checkpoint) -> Iterator[Finding]:
                 '{"format": "pt"})',
                 file=shard.file.path,
             )
+    first = checkpoint.shards[0].file.path if checkpoint.shards else checkpoint.root
+    if checkpoint.layout == "file" and checkpoint.config is not None and first != checkpoint.root:
+        yield finding(
+            "weights-misnamed",
+            first,
+            f"expected {SAFETENSORS}, or another name that loaders look for",
+            hint=f"rename it to {SAFETENSORS if first.endswith(SAFETENSORS_SUFFIX) else TORCH}",
+            file=first,
+        )
     index = checkpoint.index
     if index is not None and not isinstance(index.get("metadata"), Mapping):
         name = next(name for name in checkpoint.files if name.endswith(INDEX_SUFFIX))

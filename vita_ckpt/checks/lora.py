@@ -41,6 +41,14 @@ def check_lora(subject: Subject) -> Iterator[Finding]:
                 "that is here",
                 file=run.root,
             )
+        elif kinds.kind_of(run).name != kinds.LORA_RUN:  # it was asked for as one
+            yield finding(
+                "lora-config-missing",
+                ADAPTER_CONFIG,
+                "expected it in a LoRA run, got none, and no deltas",
+                hint=f"it is not a LoRA run but a {kinds.kind_of(run).name}: leave --kind out",
+                file=run.root,
+            )
         return
     config, problems = read_lora_config(run.adapter_config)
     yield from _findings(subject, problems)
@@ -74,10 +82,11 @@ def _unmatched(subject: Subject, merged: Merged) -> Iterator[Finding]:
     for rule, modules, message in (
         ("lora-target-untrained", merged.untrained, "expected a delta, as for every target"),
         ("lora-delta-untargeted", merged.ignored, "expected a target of adapter_config.json"),
+        ("lora-bias-absent", merged.without_bias, "expected it in the run, since bias is set"),
     ):
         for module in modules[:_NAMED]:
             count = f" ({len(modules)} in all)" if len(modules) > 1 else ""
-            got = "none" if rule == "lora-target-untrained" else "a delta of another module"
+            got = "a delta of another module" if rule == "lora-delta-untargeted" else "none"
             yield finding(rule, module, f"{message}, got {got}{count}", file=_config_path(subject))
 
 

@@ -30,13 +30,14 @@ from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError
 
 _VISION = (parts.VISION_TOWER, parts.MM_PROJECTOR, parts.IMAGE_NEWLINE)
+_STATISTICS = frozenset(prefix + name for prefix in ("", AUDIO_PREFIX) for name in CMVN)
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
 def check_structure(subject: Subject) -> Iterator[Finding]:
     """Check the names, shapes and dtypes of tensors by every rule about them."""
     checkpoint = subject.checkpoint
-    yield from _empty(checkpoint)
+    yield from _empty(subject)
     if subject.binding is not None:
         yield from check_binding(subject, subject.binding)
     elif subject.kind == kinds.TOWER:
@@ -47,9 +48,10 @@ def check_structure(subject: Subject) -> Iterator[Finding]:
     yield from _not_floating(subject)
 
 
-def _empty(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for name, tensor in checkpoint.tensors.items():
-        if 0 in tensor.shape:
+def _empty(subject: Subject) -> Iterator[Finding]:
+    unread = frozenset(subject.binding.left_out) if subject.binding is not None else ()
+    for name, tensor in subject.checkpoint.tensors.items():
+        if 0 in tensor.shape and name not in unread:
             yield finding(
                 "empty-tensor",
                 name,
@@ -129,8 +131,9 @@ def _language_model(subject: Subject, bound: PartBinding) -> Iterator[Finding]:
         )
     language = language_model_of(config)
     if not bound.wanted or language is None:  # a rule of the config
-        own = (n for n in bound.mismatch.unexpected if parts.part_of(n) == parts.LANGUAGE_MODEL)
-        yield from _report(subject, bound.without(frozenset(own)), "a model of this type")
+        others = (n for n in bound.mismatch.unexpected if parts.part_of(n) != parts.LANGUAGE_MODEL)
+        mismatch = replace(bound.mismatch, unexpected=tuple(others))
+        yield from _report(subject, replace(bound, mismatch=mismatch), "a model of this type")
         return
     yield from _report(subject, bound, f"the {language.name} model of the config")
 
@@ -165,10 +168,9 @@ def _vision_tower(
     own = parts.below(parts.TOWER_MODULE, shapes)
     recognised = towers.tower_of_shapes(own)
     family = tower_family(subject.config, subject.surroundings, subject.family)
-    configs = subject.tower_configs
-    described = None
-    if configs and recognised is not None:
-        stored = subject.family.stored_tower(recognised.family, configs[0])
+    config, described = subject.tower_config, None
+    if config is not None and recognised is not None:
+        stored = subject.family.stored_tower(recognised.family, config)
         described = towers.tower_of_config(stored)
     if recognised is not None and (
         family is None
@@ -338,7 +340,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     if checkpoint.training is not None:  # float32 masters beside frozen copies
         return
     for name, tensor in checkpoint.tensors.items():
-        if tensor.dtype in _FLOATS and name.removeprefix(AUDIO_PREFIX) not in CMVN:
+        if tensor.dtype in _FLOATS and name not in _STATISTICS:
             part = parts.part_of(name)
             counts = by_part[part]
             if not counts[tensor.dtype]:

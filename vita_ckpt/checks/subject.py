@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from vita_ckpt.checks.inspect import Inspection
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
-from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding import Binding, PartSource, Surroundings
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.rivals import Rival
 
 
@@ -20,41 +21,32 @@ from vita_ckpt.core.rivals import Rival
 class Subject:
     """A checkpoint as it was read, what was found around it, and how a loader binds it.
 
-    ``unread`` names tensors in files that could not be read. ``tower_config`` is the tower's own
-    config, ``processor`` its ``preprocessor_config.json``, and ``tokens`` the number of tokens in
-    the tokenizer; each is None if it was not found. ``audio_directory`` is what
-    ``mm_audio_encoder`` leads to. ``base`` is the checkpoint that a LoRA run was trained on,
-    ``binding`` None for what no loader builds a language model from.
+    ``unread`` names tensors in files that could not be read. ``tokens`` is the number of tokens in
+    the tokenizer, None if it was not found. ``base`` is the checkpoint that a LoRA run was trained
+    on, ``binding`` None for what no loader builds a language model from.
     ``rivals`` compare other weights in the directory with the checkpoint's, ``taken`` names files
-    that hold what a stale index promises elsewhere. ``surroundings`` is what of all this decides
-    what binds. ``unused_tower`` names a tensor by which a stored tower that the loader does not
-    take differs from the directory's, None if it does not, or that is not known.
+    that hold what a stale index promises elsewhere. ``surroundings`` is what lies around it and
+    decides what binds. ``unused_tower`` names a tensor by which a stored tower that the loader does
+    not take differs from the directory's, None if it does not, or that is not known. ``family`` is
+    the model's: VITA's if its config does not name another.
     """
 
     checkpoint: Checkpoint
     inspection: Inspection
     unread: frozenset[str] = frozenset()
-    tower_directory: TowerDirectory | None = None
-    tower_config: Mapping[str, Any] | None = None
-    processor: Mapping[str, Any] | None = None
     tokens: int | None = None
-    audio_directory: AudioDirectory | None = None
     base: Checkpoint | None = None
     binding: Binding | None = None
     rivals: Mapping[str, Rival] = field(default_factory=dict)
     taken: frozenset[str] = frozenset()
     surroundings: Surroundings = field(default_factory=Surroundings)
     unused_tower: str | None = None
+    family: ModelFamily = VITA
 
     @property
     def kind(self) -> str:
         """The detected kind of the checkpoint."""
         return self.inspection.kind
-
-    @property
-    def family(self) -> ModelFamily:
-        """The family of the model: VITA's if its config does not name another."""
-        return family_of(self.checkpoint.config, self.checkpoint.tensors) or VITA
 
     @property
     def reads_directory(self) -> bool:
@@ -75,6 +67,21 @@ class Subject:
         return file.path if file is not None else ""
 
     @property
-    def tower_configs(self) -> tuple[Mapping[str, Any], ...]:
-        """The tower's configs in order of precedence: loaders read the directory's."""
-        return self.surroundings.tower_configs
+    def tower_directory(self) -> TowerDirectory | None:
+        """What ``mm_vision_tower`` leads to; None if the config names no tower."""
+        return self.surroundings.tower
+
+    @property
+    def tower_config(self) -> Mapping[str, Any] | None:
+        """The tower's own config: its directory's, which loaders read, or one that is carried."""
+        return next(iter(self.surroundings.tower_configs), None)
+
+    @property
+    def processor(self) -> Mapping[str, Any] | None:
+        """The tower's ``preprocessor_config.json``; None if it was not found."""
+        return self.surroundings.processor
+
+    @property
+    def audio_directory(self) -> AudioDirectory | None:
+        """What ``mm_audio_encoder`` leads to; None if the config names none."""
+        return self.surroundings.audio

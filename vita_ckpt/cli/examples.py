@@ -8,6 +8,8 @@ a merge, ``run`` a projector run, ``lora-run`` a LoRA run, ``siglip-384`` a visi
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Final
 
 EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
@@ -82,6 +84,19 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def epilog(name: str) -> str:
-    """Return the examples of a command as click prints them, line by line."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in EXAMPLES.get(name, ()))
+def epilog(name: str, columns: int) -> str:
+    """Return the examples of a command as click prints them in so many columns, line by line."""
+    lines = (line for example in EXAMPLES.get(name, ()) for line in _fitted(example, columns - 6))
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _fitted(example: str, width: int) -> Iterator[str]:
+    """Break a command before an option where it does not fit, as it can be typed."""
+    line, *options = re.split(r" (?=--)", example)
+    for option in options:
+        if len(f"{line} {option} \\") > width:
+            yield f"{line} \\"
+            line = f"    {option}"
+        else:
+            line = f"{line} {option}"
+    yield line

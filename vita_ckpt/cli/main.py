@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import shlex
 import signal
 import sys
-import traceback
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from itertools import pairwise
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -17,7 +20,8 @@ import click
 
 from vita_ckpt import __version__
 from vita_ckpt.cli import console
-from vita_ckpt.cli.examples import epilog
+from vita_ckpt.cli.examples import EXAMPLES, epilog
+from vita_ckpt.cli.fitting import terminal_width
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
@@ -28,11 +32,7 @@ if TYPE_CHECKING:
 
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
-_NO_SPACE: Final = """\
-    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]]; then
-        compopt -o nospace
-    fi
-"""
+_WIDEST: Final = 80  # columns of a help
 
 # Every command in its section, with the first sentence of its help. Each lives in the module of its
 # name, which is imported only when the command runs: to list the commands costs nothing.
@@ -103,7 +103,32 @@ class Settings:
             console.warn(printable(text))
 
 
+class _Formatter(click.HelpFormatter):
+    """Wrap a help between words only: click would break vita-ckpt.toml after its hyphen."""
+
+    _HYPHEN: Final = "\N{NON-BREAKING HYPHEN}"  # while it is wrapped
+
+    def write(self, string: str) -> None:
+        super().write(string.replace(self._HYPHEN, "-"))
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", self._HYPHEN))
+
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        unbroken = [(first, text.replace("-", self._HYPHEN)) for first, text in rows]
+        # A narrow terminal leaves the long names of tensors room beside the options.
+        super().write_dl(unbroken, col_max if self.width > 70 else 18, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class _LazyGroup(click.Group):
+    context_class = _Context
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_SUMMARIES)
 
@@ -114,7 +139,8 @@ class _LazyGroup(click.Group):
         command: click.Command = module.command
         if "--quiet" not in (option for one in command.params for option in one.opts):
             _options_everywhere(command)
-            command.epilog = epilog(cmd_name)
+            command.context_class = _Context
+        command.epilog = epilog(cmd_name, min(terminal_width() or _WIDEST, _WIDEST))
         return command
 
     def resolve_command(
@@ -122,6 +148,8 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _SUMMARIES and not args[0].startswith("-"):
             hint = did_you_mean(args[0], _SUMMARIES).replace("did", "Did", 1)
+            if os.path.exists(args[0]):
+                hint = f"It is a path: vita-ckpt inspect {shlex.quote(args[0])}"
             ctx.fail(f"No such command {args[0]!r}. {hint}".rstrip())
         return super().resolve_command(ctx, args)
 
@@ -156,24 +184,15 @@ class _LazyGroup(click.Group):
 def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
     if shell is None or ctx.resilient_parsing:
         return
-    from click.shell_completion import get_completion_class  # noqa: PLC0415 - seldom needed
+    from vita_ckpt.cli.completion import script  # noqa: PLC0415 - seldom needed
 
-    completion = get_completion_class(shell)
-    assert completion is not None  # noqa: S101 - the choices are click's own
-    script = completion(cli, {}, "vita-ckpt", _COMPLETE_VARIABLE).source()
-    # In bash a word that is not complete, such as KEY= or the start of a name, gets no space.
-    click.echo(script.replace("    return 0\n", f"{_NO_SPACE}    return 0\n"))
+    click.echo(script(shell, cli, _COMPLETE_VARIABLE))
     ctx.exit()
 
 
 def _hush(ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
     if quiet:
         ctx.ensure_object(Settings).hush()
-
-
-def _color(_ctx: click.Context, _param: click.Parameter, choice: str | None) -> None:
-    if choice is not None:
-        console.choose_colour(choice)
 
 
 def _options_everywhere(command: Any) -> Any:
@@ -185,7 +204,7 @@ def _options_everywhere(command: Any) -> Any:
         callback=_hush,
         help="Print only data and errors.",
     )
-    # It is looked for among the arguments: an error may come before they are parsed.
+    # These two are looked for among the arguments: an error may come before they are parsed.
     debug = click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     )
@@ -193,7 +212,6 @@ def _options_everywhere(command: Any) -> Any:
         "--color",
         type=click.Choice(["auto", "always", "never"]),
         expose_value=False,
-        callback=_color,
         help="Colour the verdicts; auto: on a terminal.",
     )
     return debug(color(quiet(command)))
@@ -201,7 +219,7 @@ def _options_everywhere(command: Any) -> Any:
 
 @click.group(
     cls=_LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _WIDEST},
 )
 @click.version_option(__version__, "--version", prog_name="vita-ckpt")
 @click.option(
@@ -222,6 +240,9 @@ def cli(ctx: click.Context) -> None:
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
     _heed_interrupts()  # the command is imported, and is about to begin
+    if not gc.isenabled():  # by entry: what was imported stays, and need not be looked at
+        gc.freeze()
+        gc.enable()
     ctx.ensure_object(Settings)
     # Read by huggingface_hub once something on the hub is asked for: errors are said here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -243,6 +264,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
     console.prepare()
+    # Looked for among the arguments, as --debug is: an error may come before they are parsed.
+    for word, choice in pairwise((*arguments, "")):
+        given, _, joined = word.partition("=")
+        if given == "--color":
+            console.choose_colour(joined or choice)
     sys.exit(_run(arguments))
 
 
@@ -259,7 +285,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     except VitaCkptError as error:
         if debug:
             _print_traceback()
-        _print_error(str(error))
+        console.warn_of(error)
         return error.exit_code
     except click.exceptions.Abort as error:
         # What was being written says in which state that is left.
@@ -273,7 +299,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
             return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "vita-ckpt"
-        _print_error(f"usage: {printable(error.format_message())} ({command} --help)")
+        _print_error(f"usage: {printable(_usage(error))} ({command} --help)")
         return error.exit_code
     except BrokenPipeError:
         console.forget_stdout()
@@ -300,6 +326,43 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     return result if isinstance(result, int) else 0
 
 
+def _usage(error: click.ClickException) -> str:
+    """Word a wrong call, and what may have been meant by it, or an example."""
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        have = [name for name, command in _commands() if error.option_name in _options_of(command)]
+        if have:  # nearer than a word that looks like it
+            return f"No such option {error.option_name!r}. It is an option of {', '.join(have)}."
+    elif isinstance(error, click.MissingParameter) and error.ctx and error.param:
+        for option in error.ctx.command.params:
+            value = error.ctx.params.get(option.name or "")
+            if isinstance(getattr(option, "flag_value", None), str) and isinstance(value, str):
+                missing = error.param.human_readable_name
+                return f"{message} {option.opts[0]} took {value!r}: name {missing} first."
+    elif isinstance(error, click.BadParameter) and error.param is not None:
+        kind = error.param.type
+        if isinstance(kind, click.Choice):
+            word = error.message.partition("'")[2].partition("'")[0]
+            meant = did_you_mean(word, [str(c) for c in kind.choices])
+            return f"{message} {meant.replace('did', 'Did', 1)}".rstrip()
+        return message
+    if isinstance(error, click.UsageError) and error.ctx and error.ctx.info_name in EXAMPLES:
+        return f"{message.rstrip('.')}. For example: {EXAMPLES[error.ctx.info_name][0]}"
+    return message
+
+
+def _commands() -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(cli)
+    for name in _SUMMARIES:
+        command = cli.get_command(context, name)
+        if command is not None:
+            yield name, command
+
+
+def _options_of(command: click.Command) -> set[str]:
+    return {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+
+
 def _open_standard_streams() -> None:
     """Point closed standard streams at nothing: else an output would get their number."""
     for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers: the lowest is taken
@@ -319,6 +382,8 @@ def _print_error(line: str) -> None:
 
 
 def _print_traceback() -> None:
+    import traceback  # noqa: PLC0415 - start-up
+
     for line in traceback.format_exc().splitlines():
         console.warn(escaped(line))
 

@@ -23,7 +23,7 @@ from vita_ckpt.cli.verification_text import verification_lines
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Tensor
 from vita_ckpt.core.options import LINKS, Link, Options
-from vita_ckpt.core.outcomes import Push
+from vita_ckpt.core.outcomes import Push, PutBack
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.core.strict_json import json_text
@@ -92,7 +92,7 @@ def surgery_options(command: _Command) -> _Command:
             "--in-place",
             is_flag=True,
             help="Change the checkpoint where it is, at the cost of what changes; 'vita-ckpt undo' "
-            "brings back what was there.",
+            "restores the old state.",
         ),
         click.option(
             "--push",
@@ -107,10 +107,11 @@ def surgery_options(command: _Command) -> _Command:
             type=click.Choice(LINKS),
             default="auto",
             show_default=True,
-            help="Weight files that stay as they are. auto: reflink, else copy. reflink: blocks "
-            "shared until one side is written to. copy: bytes of their own. hardlink: another name "
-            "for the base's file; a program that writes into the one changes the other, --in-place "
-            "does not. symlink: what the base has, --in-place on it included; lost when it moves.",
+            help="How to make weight files that stay unchanged. With reflink they share blocks "
+            "until one side is written to. With copy they have bytes of their own. With auto it is "
+            "reflink where the file system can, else copy. A hardlink is another name of the "
+            "base's file: a program that writes into one changes both, --in-place does not. A "
+            "symlink shows what the base has, after --in-place too, and breaks if the base moves.",
         ),
         click.option(
             "--digest",
@@ -118,13 +119,15 @@ def surgery_options(command: _Command) -> _Command:
             help="Add a manifest with the digest of every file, for 'vita-ckpt validate --deep'.",
         ),
         click.option(
-            "--model-card", is_flag=True, help="Say in README.md how the checkpoint was made."
+            "--model-card",
+            is_flag=True,
+            help="Write the hub's metadata, and how the checkpoint was made, into README.md.",
         ),
         click.option(
             "--carry",
             multiple=True,
             metavar="GLOB",
-            help="Take along pickles that are no weight files and match, as vocab.pkl. They can "
+            help="Take along pickles that match and are not weight files, as vocab.pkl. They can "
             "run code when they are loaded, so they are left out by default. Can be repeated.",
         ),
     )
@@ -139,15 +142,31 @@ def _with_options(command: _Command, *options: _Command) -> _Command:
 def begin(settings: Settings, base: str, run: Mapping[str, Any]) -> None:
     """Recover a checkpoint from a dead in-place surgery, before another one is planned."""
     if run["in_place"] and not run["dry_run"] and os.path.isdir(base):
-        found = lifecycle.recover(base)
+        with shown_progress(settings.quiet) as on_progress:
+            found = lifecycle.recover(base, on_progress=on_progress)
         if found is not None:
-            settings.note(f"a {found.operation} of {found.time} had died: {base} is as before it")
+            settings.note(
+                f"an interrupted {found.operation} ({found.time}) was taken back: {base} is "
+                "restored to the state before it"
+            )
 
 
-def say_kept(settings: Settings, kept: tuple[str, ...]) -> None:
-    """Say which new files of a surgery that was taken back are still there."""
-    for name in kept:
+def say_put_back(
+    settings: Settings, checkpoint: str, found: PutBack | None, *, as_json: bool
+) -> None:
+    """Say what an undo or a recovery put back, and which new files are still there."""
+    for name in found.kept if found is not None else ():
         settings.note(f"kept {name}: it is not the file that the surgery wrote")
+    if as_json:
+        fields = None if found is None else found.to_dict()
+        report = {"format": "vita-ckpt-put-back", "version": 1, "restored": fields}
+        console.say_done(json_text({**report, "path": os.path.abspath(checkpoint)}))
+    elif found is None:
+        console.say_done(printable(f"{render.path(checkpoint)} is whole: nothing to do"))
+    else:
+        surgery = f"{'interrupted ' if found.recovered else ''}{found.operation} ({found.time})"
+        done = f"{render.path(found.path)} is restored to the state before the {surgery}"
+        console.say_done(printable(done))
 
 
 def run_plan(
@@ -280,7 +299,7 @@ def _check_push(
             raise UsageError(
                 "options-exclude-each-other",
                 "--private" if private else "--create-pr",
-                expected="--push, which it is about",
+                expected="--push beside it",
             )
         return
     link = options.link if options.link != "auto" else None

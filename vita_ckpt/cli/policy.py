@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.report import Report, Selection
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError
@@ -26,6 +27,7 @@ else:
 _OWN: Final = "vita-ckpt.toml"
 _PROJECT: Final = "pyproject.toml"
 _TABLE: Final = "vita-ckpt"
+_TABLE_KEYS: Final = ("select", "ignore", "strict")
 _LARGEST: Final = 1 << 20
 
 
@@ -63,9 +65,11 @@ def read_policy(
     there. Raises UsageError for a key, a type or a rule that is none.
     """
     table, path, disregarded = _read(directory, [_root(p) for p in validated if not is_remote(p)])
-    unknown = table.keys() - {"select", "ignore", "strict"}
+    unknown = table.keys() - set(_TABLE_KEYS)
     if unknown:
-        raise _invalid(path, "select, ignore and strict", f"the key {sorted(unknown)[0]!r}")
+        key = sorted(unknown)[0]
+        meant = did_you_mean(key, _TABLE_KEYS)
+        raise _invalid(path, "select, ignore and strict", f"the key {key!r}", meant)
     for key in ("select", "ignore"):
         value = table.get(key, [])
         if not isinstance(value, list) or not all(isinstance(rule, str) for rule in value):
@@ -133,5 +137,5 @@ def _matches(rule: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(rule, pattern) for pattern in patterns)
 
 
-def _invalid(path: str, expected: str, got: str) -> UsageError:
-    return UsageError("invalid-configuration", path, expected=expected, got=got)
+def _invalid(path: str, expected: str, got: str, hint: str = "") -> UsageError:
+    return UsageError("invalid-configuration", path, expected=expected, got=got, hint=hint)

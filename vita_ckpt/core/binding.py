@@ -8,7 +8,7 @@ unexpected, and the one it should be missing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
 from vita_ckpt.core.anatomy.towers.tower import Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, Tensor
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import is_real
 from vita_ckpt.core.tensor_match import KeyMismatch
 from vita_ckpt.errors import InputError
@@ -143,7 +144,8 @@ class Surroundings:
     checkpoint or is given for it, ``audio`` what ``mm_audio_encoder`` leads to. ``path_exists`` is
     whether ``mm_vision_tower`` is a path that exists, by default whether there is a ``tower``: one
     that is given may stand in for what does not. ``safetensors`` is whether the weights are in such
-    files, ``name`` the name of their directory, which some loaders read.
+    files, ``name`` the name of their directory, which some loaders read. ``processor`` is the
+    tower's ``preprocessor_config.json``.
     """
 
     tower: TowerDirectory | None = None
@@ -152,6 +154,7 @@ class Surroundings:
     path_exists: bool | None = None
     safetensors: bool = True
     name: str = ""
+    processor: Mapping[str, Any] | None = None
 
     def exists(self, path: str) -> bool:
         """Return whether the path of the tower exists here."""
@@ -319,8 +322,10 @@ def bind(
 
 
 def contradiction_of(config: Mapping[str, Any], family: ModelFamily) -> str:
-    """Return which class the config names instead of that of its model type; empty if none."""
+    """Return what in the config names another class than the family's; empty if nothing does."""
     backbone, said = family.backbone(config), config.get("architectures")
+    if backbone is None and "mm_vision_tower" in config:
+        return f"expected {', '.join(family.by_type)}, got model_type {config.get('model_type')!r}"
     if backbone is None or not said or said == [backbone.architecture]:
         return ""
     return f"expected ['{backbone.architecture}'], got {said!r}"
@@ -342,6 +347,12 @@ def judge_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> str:
 def bind_to(wanted: Shapes, tensors: Tensors) -> Binding:
     """Bind tensors to those of a module, by their whole names."""
     return _match(_Loader(), {}, tensors, {parts.VISION_TOWER: wanted}, None)
+
+
+def model_name(root: str) -> str:
+    """Return the name by which upstream's loaders know a directory; of a step the run's with it."""
+    *_, parent, own = ("", *root.rstrip("/").split("/"))
+    return f"{parent}_{own}" if own.startswith("checkpoint-") else own
 
 
 def is_harmless(name: str) -> bool:
@@ -431,6 +442,18 @@ def stop_of_model(config: Mapping[str, Any], family: ModelFamily | None = VITA) 
     for wrong in beyond:
         return Stop("config-type", f"{wrong.key} is {wrong.got}, not {wrong.expected}")
     return None
+
+
+def takes_directory(
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    surroundings: Surroundings,
+    loader: str | None = None,
+) -> bool:
+    """Return whether the loader ends with the tower of its directory, whatever is stored."""
+    traits = _LOADERS[loader or judge_of(config, tensors)]
+    source = None if traits is None else _tower_source(traits, config, tensors, surroundings)
+    return source is TowerSource.DIRECTORY
 
 
 def stop_of_tower(
@@ -713,7 +736,11 @@ def _fault(
     """Return why tower and projector do not go together, which shows at the first image."""
     own = surroundings.tower.tower if surroundings.tower is not None else None
     if tower is not None:
-        return next(_faults(config, tower, family), "")
+        found = next(_faults(config, tower, family), "")
+        size = unfit_image_size(surroundings.processor, tower, config, family)
+        if not found and size is not None:
+            return f"images of {size} px, where the tower takes {tower.image_size} px"
+        return found
     if own is None or family is VITA:
         return ""
     built = towers.FAMILIES[str(tower_family(config, surroundings, family))]
@@ -749,6 +776,36 @@ def _faults(config: Mapping[str, Any], tower: Tower, family: ModelFamily) -> Ite
         yield fault
 
 
+def unfit_image_size(
+    processor: Mapping[str, Any] | None,
+    tower: Tower,
+    config: Mapping[str, Any],
+    family: ModelFamily,
+) -> int | None:
+    """Return the size in pixels of the images that a processor makes, if it is not the tower's.
+
+    Pixels beyond the last whole patch make no difference. With S2 upstream sets the largest scale
+    itself.
+    """
+    size = _image_size(processor or {})
+    if size is None or tower.image_size is None or tower.family in family.own_sizes:
+        return None
+    patch = tower.patch_size or 1
+    if size // patch == tower.image_size // patch or size in (family.s2_scales(config) or ()):
+        return None
+    return size
+
+
+def _image_size(processor: Mapping[str, Any]) -> int | None:
+    """Return the side in pixels of the images that a processor makes; None if not specified."""
+    crops = processor.get("do_center_crop") is not False and "crop_size" in processor
+    size = processor.get("crop_size" if crops else "size")
+    if isinstance(size, Mapping):
+        sides = [size.get(key) for key in ("height", "width", "shortest_edge") if key in size]
+        size = sides[0] if sides and all(side == sides[0] for side in sides) else None
+    return size if type(size) is int else None
+
+
 def features_of(config: Mapping[str, Any], tower: Tower, family: ModelFamily) -> Features | None:
     """Return which features of a tower a model of the family takes; None where that raises."""
     if family.features is None:
@@ -779,7 +836,7 @@ def _match(
         if head is not None:
             detail = f"{head} beside names without model.: taken for corrupt"
             stop = Stop("foreign-prefix", detail)
-    rest = {name: tensor for name, tensor in tensors.items() if name not in unread}
+    rest = {n: t for n, t in tensors.items() if n not in unread} if unread else tensors
     found, left_out, strange = _place(loader, config, rest, places, is_base=is_base)
     left_out += unread
     stored = {place: name for name, place in found.items()}

@@ -9,15 +9,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, wrappers
 from vita_ckpt.core.binding import is_harmless, is_tied
-from vita_ckpt.core.checkpoint import Checkpoint, LoraMerge, Shape, Stored, Tensor, cast, source_of
+from vita_ckpt.core.checkpoint import (
+    Checkpoint,
+    LoraMerge,
+    Pieces,
+    Shape,
+    Stored,
+    Tensor,
+    TensorRef,
+    cast,
+    rows_of,
+    source_of,
+)
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.lora_config import LoraConfig, Problem
 from vita_ckpt.core.patterns import PatternError
+from vita_ckpt.core.quantisation import quantisation_of
 
 # ``….q_proj.lora_A.weight``, with the adapter's name before the last component in a whole model.
 _DELTA: Final = re.compile(
@@ -25,10 +38,21 @@ _DELTA: Final = re.compile(
     r"(\.(?P<adapter>(?!(weight|bias)$)[^.]+))?(\.(?P<leaf>weight|bias))?",
     re.ASCII,
 )
+# Rows of embeddings that were trained by themselves, in the wrapper that peft puts around them.
+_TOKENS: Final = re.compile(
+    rf"(?P<module>.+?)\.{wrappers.TOKEN_ADAPTER}\.trainable_tokens_(?P<kind>delta|original)"
+    r"(\.(?P<adapter>[^.]+))?",
+    re.ASCII,
+)
 BASE_LAYER: Final = f".{wrappers.BASE_LAYER}."
 _SAVED: Final = f".{wrappers.MODULES_TO_SAVE}."
 _ORIGINAL: Final = f".{wrappers.ORIGINAL_MODULE}."
+_IN_FRONT: Final = f"{wrappers.IN_FRONT}."
 _LM_HEAD_MODULE: Final = parts.LM_HEAD.removesuffix(".weight")
+_EMBED_MODULE: Final = parts.EMBED_TOKENS.removesuffix(".weight")
+_NOT_GATHERED: Final = (
+    "a ZeRO-3 run saved without gathering: save it again, or consolidate its global_stepN"
+)
 
 
 @dataclass(slots=True)
@@ -51,13 +75,15 @@ class Delta:
 class RunNames:
     """The tensors of a run by what they are.
 
-    ``deltas`` are by module, ``trained`` by the name in the model that was trained, ``adapters``
+    ``deltas`` are by module, as ``tokens`` are, the rows that were trained by themselves,
+    ``trained`` by the name in the model that was trained, ``adapters``
     the names of adapters that names of tensors have, ``wrapped`` the names of what lies in a
     wrapper of peft's there, ``originals`` what such a wrapper kept of the base, ``clashing`` pairs
     for one place, and ``strange`` what looks like a delta and is none that is known.
     """
 
     deltas: dict[str, Delta] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
     trained: dict[str, str] = field(default_factory=dict)
     adapters: set[str] = field(default_factory=set)
     wrapped: list[str] = field(default_factory=list)
@@ -72,8 +98,14 @@ def read_names(names: Iterable[str]) -> RunNames:
     for name in names:
         bare = _bare(name)
         match = _DELTA.fullmatch(bare)
+        rows = _TOKENS.fullmatch(bare)
         if match is not None:
             _add_delta(found, match, name)
+        elif rows is not None:
+            if rows["adapter"] is not None:
+                found.adapters.add(rows["adapter"])
+            if rows["kind"] == "delta":
+                found.tokens[rows["module"]] = name
         elif parts.part_of(name) == parts.LORA or ".lora_" in name:
             found.strange.append(name)
         elif _ORIGINAL in bare:
@@ -89,15 +121,17 @@ def read_names(names: Iterable[str]) -> RunNames:
 
 
 def _bare(name: str) -> str:
-    """Return a name without the prefixes of peft and of a model in a model."""
-    if name.startswith(parts.PEFT_PREFIX):
-        return name.removeprefix(parts.PEFT_PREFIX)
-    return name.removeprefix("model.") if name.startswith("model.model.") else name
+    """Return a name without the prefixes of peft, of a model in a model and of wrappers."""
+    levels = (level for level in name.split(".") if level not in wrappers.ANYWHERE)
+    bare = ".".join(levels).removeprefix(_IN_FRONT)
+    while bare.startswith(parts.PEFT_PREFIX):
+        bare = bare.removeprefix(parts.PEFT_PREFIX).removeprefix(_IN_FRONT)
+    return bare.removeprefix("model.") if bare.startswith("model.model.") else bare
 
 
 def _place(name: str, adapters: set[str]) -> str:
     """Return the name that a tensor has in the model without peft's wrappers."""
-    name = name.replace(BASE_LAYER, ".")
+    name = name.replace(f".{wrappers.TOKEN_ADAPTER}{BASE_LAYER}", ".").replace(BASE_LAYER, ".")
     before, saved, after = name.partition(_SAVED)
     if not saved:
         return name
@@ -145,7 +179,10 @@ class Merged:
 
     ``tensors`` are those that replace or join the base's. ``deltas`` are the modules whose deltas
     are merged, ``untrained`` those that the config targets and that have none, ``ignored`` those
-    with a delta that the config does not target. ``wrapped`` and ``rescued`` are trained tensors
+    with a delta that the config does not target. ``tokens`` are how many rows of a module were
+    trained by themselves; the biases of ``without_bias`` were trained and are not in the run;
+    ``wrappers`` are levels that were left out of the names.
+    ``wrapped`` and ``rescued`` are trained tensors
     below a wrapper's name: upstream drops the first where it loads the base first, the others in
     any case. ``is_untied`` is set where embeddings and head, one tensor in the base, are two now.
     """
@@ -156,6 +193,9 @@ class Merged:
     trained: tuple[str, ...]
     untrained: tuple[str, ...]
     ignored: tuple[str, ...]
+    tokens: Mapping[str, int]
+    without_bias: tuple[str, ...]
+    wrappers: tuple[str, ...]
     wrapped: tuple[str, ...]
     rescued: tuple[str, ...]
     is_untied: bool
@@ -171,6 +211,20 @@ def merge_run(
     return _Merger(run, base, config, dtype).merge()
 
 
+def _with_rows(weight: TensorRef, new: TensorRef, rows: tuple[int, ...], dtype: str) -> Tensor:
+    """Return ``weight`` with some of its rows replaced by those of ``new``, in ``dtype``."""
+    found: list[TensorRef] = []
+    reached = 0
+    for row, at in sorted((row, at) for at, row in enumerate(rows)):
+        if row > reached:
+            found.append(rows_of(weight, reached, row))
+        found.append(rows_of(new, at, at + 1))
+        reached = row + 1
+    if reached < weight.shape[0]:
+        found.append(rows_of(weight, reached, weight.shape[0]))
+    return cast(Pieces(tuple(found), weight.shape), dtype)
+
+
 class _Merger:
     def __init__(
         self, run: Checkpoint, base: Checkpoint, config: LoraConfig, dtype: str | None
@@ -183,6 +237,10 @@ class _Merger:
         self._config = config
         self._dtype = dtype
         self._root = base.root
+        found = quantisation_of(base)
+        self._method = "" if found is None else found.method
+        modules = () if found is None else found.modules
+        self._packed = {_place(f"{_bare(name)}.", set()).removesuffix(".") for name in modules}
         self._problems: list[Problem] = []
         self._tensors: dict[str, Tensor] = {}
 
@@ -190,11 +248,13 @@ class _Merger:
         self._check_names()
         merged, ignored = self._merge_deltas()
         self._check_targets(ignored)
+        tokens = self._merge_tokens()
         trained = self._place_trained()
         self._check_rows()
         untrained = self._untrained()
         is_untied = self._untie()
         names = self._names
+        trained_below = () if self._is_own else names.wrapped
         return Merged(
             tensors=self._tensors,
             problems=tuple(self._problems),
@@ -202,7 +262,10 @@ class _Merger:
             trained=tuple(trained),
             untrained=tuple(untrained),
             ignored=tuple(ignored),
-            wrapped=tuple(n for n in names.wrapped if BASE_LAYER in names.trained[n]),
+            tokens=tokens,
+            without_bias=tuple(self._without_bias(merged)),
+            wrappers=self._left_out(),
+            wrapped=tuple(n for n in trained_below if BASE_LAYER in names.trained[n]),
             rescued=tuple(n for n in names.wrapped if _SAVED in names.trained[n]),
             is_untied=is_untied,
         )
@@ -254,7 +317,7 @@ class _Merger:
         ignored: list[str] = []
         for module, delta in self._names.deltas.items():
             try:
-                is_target = self._config.targets(module)
+                is_target = self._is_target(module)
                 if is_target and self._merge_delta(module, delta):
                     merged.append(module)
                 elif not is_target:
@@ -264,6 +327,97 @@ class _Merger:
                     "lora-unsupported", module, "patterns that match in bounded time", str(error)
                 )
         return merged, ignored
+
+    def _is_target(self, module: str) -> bool:
+        """Return whether peft gives a module a delta; a tied head has one where embeddings do."""
+        if self._config.targets(module):
+            return True
+        is_head = module == _LM_HEAD_MODULE and self._is_tied and self._config.ensure_weight_tying
+        return is_head and self._config.targets(_EMBED_MODULE)
+
+    def _merge_tokens(self) -> dict[str, int]:
+        """Put rows that were trained by themselves in the place of the base's; return how many."""
+        merged: dict[str, int] = {}
+        for module, name in self._names.tokens.items():
+            rows = self._config.tokens_of(module)
+            if rows is None:
+                self._problem(
+                    "lora-unsupported", name, f"trainable_token_indices of {module}", "none"
+                )
+                continue
+            place, new = f"{module}.weight", self._refs[name]
+            weight = self._base_ref(place)
+            if self._fit_rows(name, place, rows, new, weight):
+                assert isinstance(weight, TensorRef) and isinstance(new, TensorRef)  # noqa: S101
+                dtype = self._dtype_of(place, weight.dtype)
+                if self._can_cast(place, (weight, new), dtype):
+                    self._tensors[place] = _with_rows(weight, new, rows, dtype)
+                    merged[module] = len(rows)
+        if merged and self._is_tied and _LM_HEAD_MODULE in self._names.deltas:
+            self._problem(
+                "lora-unsupported",
+                _LM_HEAD_MODULE,
+                "a delta of the head, or trained rows of the embeddings that it is tied to",
+                "both",
+            )
+        if self._config.trained_tokens and not self._names.tokens:
+            self._problem(
+                "lora-pair-incomplete",
+                "trainable_token_indices",
+                f"the rows that were trained, ….{wrappers.TOKEN_ADAPTER}.trainable_tokens_delta",
+                "none",
+            )
+        return merged
+
+    def _fit_rows(
+        self, name: str, place: str, rows: tuple[int, ...], new: Stored, weight: Stored | None
+    ) -> bool:
+        if len(new.shape) != 2 or new.shape[0] != len(rows) or not isinstance(new, TensorRef):
+            self._problem(
+                "lora-rank-mismatch",
+                name,
+                f"{len(rows)} rows, as trainable_token_indices says",
+                f"{list(new.shape)}",
+            )
+            return False
+        is_table = isinstance(weight, TensorRef) and len(weight.shape) == 2
+        if not is_table or weight is None or weight.shape[1] != new.shape[1]:
+            self._problem(
+                "lora-target-absent",
+                name,
+                f"{place} [*, {new.shape[1]}] in the base {self._root}",
+                "none" if weight is None else f"{list(weight.shape)}",
+                "the run was trained on another base",
+            )
+            return False
+        if rows and max(rows) >= weight.shape[0]:
+            self._problem(
+                "lora-target-absent",
+                name,
+                f"{place} with more than {max(rows)} rows in the base {self._root}",
+                f"{list(weight.shape)}",
+                "tokens were added before the training: resize-embeddings adds their rows",
+            )
+            return False
+        return True
+
+    def _without_bias(self, merged: list[str]) -> list[str]:
+        """Return the biases that the config says were trained and that are not in the run."""
+        if self._config.bias == "none" or self._is_own:
+            return []
+        of_deltas = [f"{module}.bias" for module in merged]
+        wanted = of_deltas if self._config.bias == "lora_only" else [*self._base]
+        return [
+            name
+            for name in wanted
+            if name.endswith(".bias") and name in self._base and name not in self._names.trained
+        ]
+
+    def _left_out(self) -> tuple[str, ...]:
+        """Return the levels of wrappers in the names of the run."""
+        levels = {level for name in self._refs for level in name.split(".")[:-1]}
+        in_front = {name.partition(".")[0] for name in self._refs} & {wrappers.IN_FRONT}
+        return tuple(sorted(levels & wrappers.ANYWHERE.keys() | in_front))
 
     def _check_targets(self, ignored: list[str]) -> None:
         """Note a run without deltas, and a config that targets none; peft stops at both."""
@@ -329,6 +483,24 @@ class _Merger:
         return True
 
     def _fits(self, module: str, delta: Delta, a: Stored, b: Stored, weight: Stored | None) -> bool:
+        if module in self._packed:
+            self._problem(
+                "lora-unsupported",
+                delta.a or "",
+                "a base in a floating dtype, since a sum of codes and a delta is another model",
+                f"{self._method}, in {self._root}",
+                "give the checkpoint before it was quantised as the base, and quantise the result",
+            )
+            return False
+        if 0 in (*a.shape, *b.shape):
+            self._problem(
+                "lora-pair-incomplete",
+                delta.name,
+                "halves with elements",
+                f"{list(a.shape)} and {list(b.shape)}",
+                _NOT_GATHERED,
+            )
+            return False
         if len(a.shape) != 2 or len(b.shape) != 2:
             self._problem(
                 "lora-unsupported",
@@ -372,7 +544,11 @@ class _Merger:
             return None
         if delta.is_embedding:
             self._problem(
-                "lora-unsupported", module, "DoRA of linear layers", "that of an embedding"
+                "lora-unsupported",
+                module,
+                "DoRA of linear layers",
+                "that of an embedding",
+                "merge it with peft, as it was trained",
             )
             return None
         assert delta.magnitude is not None  # noqa: S101 - one that is not there was said
@@ -396,6 +572,9 @@ class _Merger:
                 name,
                 f"{name} {list(delta.shape)} in the base {self._root}",
                 "none" if bias is None else f"{list(bias.shape)}",
+                "lora_bias trained one that the model has no place for, so peft cannot merge it"
+                if bias is None
+                else "the run was trained on another base",
             )
             return
         dtype = self._dtype_of(name, bias.dtype)
@@ -472,7 +651,15 @@ class _Merger:
                 len(stored.shape),
                 stored.shape[first:],
             )
-        if not fits:
+        if not fits and 0 in ref.shape:
+            self._problem(
+                "lora-tensor-unplaced",
+                self._names.trained[place],
+                f"{place} with elements",
+                f"{list(ref.shape)}",
+                _NOT_GATHERED,
+            )
+        elif not fits:
             self._problem(
                 "lora-tensor-unplaced",
                 self._names.trained[place],
@@ -504,8 +691,11 @@ class _Merger:
     def _untie(self) -> bool:
         """Give a tied model both tensors where they are no longer one; return whether it has two.
 
-        peft trains a copy of the one and leaves the other: so the model that was trained has two.
+        peft trains a copy of the one and leaves the other: so the model that was trained has two,
+        unless it kept them tied.
         """
+        if self._is_tied and self._stay_tied():
+            return False
         changed = {parts.EMBED_TOKENS, parts.LM_HEAD} & self._tensors.keys()
         if self._is_own:
             changed = {
@@ -513,7 +703,7 @@ class _Merger:
                 for name in changed
                 if isinstance(self._tensors[name], LoraMerge) or name in self._names.wrapped
             }
-        if not self._is_tied or not changed or self._config.ensure_weight_tying:
+        if not self._is_tied or not changed:
             return False
         for name in {parts.EMBED_TOKENS, parts.LM_HEAD} - changed:
             stored = self._before(name)
@@ -524,6 +714,24 @@ class _Merger:
             known = dtype == stored.dtype or not can_cast(stored.dtype, dtype)
             self._tensors[name] = stored if known else cast(stored, dtype)
         return True
+
+    def _stay_tied(self) -> bool:
+        """Return whether embeddings and head were trained as one; then give both the one tensor."""
+        embed, head = (self._tensors.get(name) for name in (parts.EMBED_TOKENS, parts.LM_HEAD))
+        one = embed or head
+        if one is None:
+            return True
+        if isinstance(one, Pieces):  # rows of tokens, which peft ties unless both have their own
+            is_one = embed is not None and head is None
+        else:
+            scales = {t.scale for t in (embed, head) if isinstance(t, LoraMerge)}
+            is_one = self._config.ensure_weight_tying and len(scales) < 2
+        if is_one:
+            self._tensors[parts.EMBED_TOKENS] = one
+            self._tensors.pop(parts.LM_HEAD, None)
+            if parts.LM_HEAD in self._base or (self._is_own and head is not None):
+                self._tensors[parts.LM_HEAD] = one
+        return is_one
 
     def _before(self, name: str) -> Stored | None:
         """Return one of two tied tensors as it was before the other was trained."""

@@ -7,11 +7,12 @@ name: a merge that ignored it would compute another model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import sqrt
 from types import NoneType
 from typing import Any, Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.patterns import Pattern, PatternError
 
 LARGEST_RANK: Final = 1 << 20
@@ -37,7 +38,7 @@ _INERT: Final = frozenset(
     }
 )
 # How deltas may begin without the base being changed for it.
-_INITIAL: Final = ("gaussian", "eva", "orthogonal")
+_INITIAL: Final = ("gaussian", "eva", "mica", "orthogonal")
 _READ: Final = frozenset(
     {
         "alpha_pattern",
@@ -54,10 +55,13 @@ _READ: Final = frozenset(
         "r",
         "rank_pattern",
         "target_modules",
+        "trainable_token_indices",
         "use_dora",
         "use_rslora",
     }
 )
+# Deltas that count for some tokens or some inputs only: peft merges them neither.
+_UNMERGEABLE: Final = frozenset({"alora_invocation_tokens", "arrow_config"})
 _BIASES: Final = ("none", "all", "lora_only")
 
 
@@ -77,10 +81,12 @@ class LoraConfig:
     """The settings of a LoRA run, with peft's defaults for those that are absent.
 
     ``target_modules`` is a pattern for whole names of modules, or names that a module's ends with;
-    None if nothing says which they are. ``has_own_alphas`` is set where peft looks a module up in
-    ``rank_pattern`` and in ``alpha_pattern`` separately, as it does from 0.14 on; before, the first
-    key of both that matches counts in both. ``has_grouped_keys`` is set from 0.15 on, where such a
-    key may be a choice, and match a whole name.
+    None if nothing says which they are. ``trained_tokens`` are rows of embeddings that were trained
+    by themselves, by the end of the module's name, which is empty for the input embeddings.
+    ``has_own_alphas`` is set where peft looks a module up in ``rank_pattern`` and in
+    ``alpha_pattern`` separately, as it does from 0.14 on; before, the first key of both that
+    matches counts in both. ``has_grouped_keys`` is set from 0.15 on, where such a key may be a
+    choice, and match a whole name.
     """
 
     r: int = 8
@@ -97,6 +103,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     ensure_weight_tying: bool = False
+    trained_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     has_own_alphas: bool = False
     has_grouped_keys: bool = False
 
@@ -122,6 +129,11 @@ class LoraConfig:
             return True
         layer = self._layer(module)
         return layer is not None and layer in self.layers_to_transform
+
+    def tokens_of(self, module: str) -> tuple[int, ...] | None:
+        """Return the rows of a module that were trained by themselves, None if none were."""
+        found = (rows for end, rows in self.trained_tokens.items() if module.endswith(end))
+        return next(found, None)
 
     def _rank_and_alpha(self, module: str) -> tuple[int, float]:
         keys: tuple[str | None, str | None]
@@ -185,6 +197,7 @@ def read_lora_config(content: Mapping[str, Any]) -> tuple[LoraConfig, list[Probl
         rank_pattern=reader.table("rank_pattern", reader.rank),
         alpha_pattern=reader.table("alpha_pattern", reader.alpha),
         ensure_weight_tying=reader.flag("ensure_weight_tying"),
+        trained_tokens=reader.tokens(),
         has_own_alphas=not content.keys().isdisjoint(_SINCE_0_14),
         has_grouped_keys=not content.keys().isdisjoint(_SINCE_0_15),
     )
@@ -206,7 +219,7 @@ def _not_understood(content: Mapping[str, Any]) -> Iterator[Problem]:
     if peft_type != "LORA":
         yield Problem("lora-unsupported", "peft_type", "LORA", repr(peft_type), hint)
     initial = content.get("init_lora_weights", True)
-    if type(initial) is not bool and initial not in _INITIAL:
+    if initial is not None and type(initial) is not bool and initial not in _INITIAL:
         expected = f"true, false, {', '.join(_INITIAL)}"
         got = f"{initial!r}, which changes the base that the deltas are for"
         yield Problem("lora-unsupported", "init_lora_weights", expected, got, hint)
@@ -214,7 +227,14 @@ def _not_understood(content: Mapping[str, Any]) -> Iterator[Problem]:
         # What is not set is not there, whatever it would mean.
         if key not in _INERT | _READ and value not in (None, False, "", [], {}):
             expected = "no setting of this name, or none that is set"
-            yield Problem("lora-unsupported", key, expected, repr(value), hint)
+            never = "no merge computes it: peft runs such deltas beside the base"
+            yield Problem(
+                "lora-unsupported",
+                key,
+                expected,
+                repr(value),
+                never if key in _UNMERGEABLE else hint,
+            )
 
 
 class _Reader:
@@ -279,6 +299,20 @@ class _Reader:
             self._wrong("layers_to_transform", "numbers of layers", value)
             return None
         return tuple(listed)
+
+    def tokens(self) -> dict[str, tuple[int, ...]]:
+        key = "trainable_token_indices"
+        value = self._content.get(key)
+        tables = {"": value} if isinstance(value, list) else value or {}
+        if not isinstance(tables, Mapping):
+            self._wrong(key, "rows, or rows by the name of a module", value)
+            return {}
+        for rows in tables.values():
+            is_listed = isinstance(rows, list) and all(type(row) is int for row in rows)
+            if not is_listed or min(rows, default=0) < 0 or len(set(rows)) < len(rows):
+                self._wrong(key, "each row once, counted from 0", rows)
+                return {}
+        return {end: tuple(rows) for end, rows in tables.items()}
 
     def table(self, key: str, read: Any) -> dict[str, Any]:
         value = self._content.get(key) or {}

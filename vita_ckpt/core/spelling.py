@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatchcase
 
 _DIGITS = re.compile(r"\d+")
 
@@ -36,6 +37,17 @@ def did_you_mean_tensor(pattern: str, names: Iterable[str], otherwise: str = "")
     if not is_glob and meant not in forms[found]:
         meant = forms[found][0]
     return _hint(pattern.replace(bare, meant), otherwise)
+
+
+def globs_of_nothing(globs: Collection[str], names: Iterable[str]) -> list[str]:
+    """Return a sentence for each glob that matches no tensor, with a guess at what was meant."""
+    known = list(names)
+    return [
+        f"{glob} matches no tensor" + (f" ({hint})" if hint else "")
+        for glob in globs
+        if not any(fnmatchcase(name, glob) for name in known)
+        for hint in (did_you_mean_tensor(glob, known),)
+    ]
 
 
 def _runs(name: str, length: int) -> Iterator[str]:

@@ -20,6 +20,7 @@ from vita_ckpt.core.anatomy.config_values import (
 )
 from vita_ckpt.core.anatomy.families import FAMILIES, family_of
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 
 _IS_OLD: Final = int(transformers.__version__.split(".")[0]) < 5
@@ -80,6 +81,7 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
             "unknown-attention",
             attn,
             expected="an attention implementation that the library has here: sdpa, eager …",
+            hint=did_you_mean(attn, ("sdpa", "eager", "flash_attention_2", "flex_attention")),
         ) from error
     if name in _REBUILT:
         _REBUILT[name](model)
@@ -291,14 +293,11 @@ _REBUILT: Final[Mapping[str, Callable[[Any], None]]] = {
 def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of transformers' config that a checkpoint's own class would have used."""
     model = LANGUAGE_MODELS[name]
-    # An integer is a number to 4.41, but not to the library's newer versions.
-    keys = {
-        key: float(value)
-        if type(value) is int and type(model.defaults.get(key)) is float
-        else value
-        for key, value in model.keys(config).items()
-        if key != "initializer_range"  # nothing is drawn, and newer versions have bounds for it
-    }
+    keys = model.keys(config)
+    keys.pop("initializer_range", None)  # nothing is drawn, and 5.x has bounds for it
+    for key, default in model.defaults.items():
+        if type(default) is float and type(keys.get(key)) is int:  # which 5.x refuses
+            keys[key] = float(keys[key])
     if name not in _WITHOUT_TABLES:
         keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)
     if keys.get("head_dim", 0) is None:

@@ -22,8 +22,10 @@ from vita_ckpt.core.binding import (
 )
 from vita_ckpt.core.checkpoint import Checkpoint, RemoteFile
 from vita_ckpt.core.diagnosis import diagnose
+from vita_ckpt.core.dtype import SPELLINGS
 from vita_ckpt.core.relocation import Relocation, remote_refs
 from vita_ckpt.core.requirements import family_of_model, require_runnable
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.model.language import check_language_values
@@ -199,7 +201,7 @@ def tower_config(
     """
     if not _is_of_directory(bound):
         family = family_of_model(checkpoint)
-        return tower_config_of(checkpoint, around.carried, around.tower, family)
+        return tower_config_of(checkpoint, around.tower_configs, family)
     directory = _directory(checkpoint, around)
     if directory.config is not None:
         return directory.config
@@ -261,9 +263,14 @@ def dtype_of(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.d
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is not None:
-        named = getattr(torch, dtype, None)
+        named = TORCH_DTYPES.get(SPELLINGS.get(dtype, "")) or getattr(torch, dtype, None)
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
-            raise UsageError("unknown-dtype", dtype, expected="float32, bfloat16 or float16")
+            raise UsageError(
+                "unknown-dtype",
+                dtype,
+                expected="float32, bfloat16 or float16",
+                hint=did_you_mean(dtype, ("float32", "bfloat16", "float16")),
+            )
         return named
     return _stored_dtype(checkpoint)
 

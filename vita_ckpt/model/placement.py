@@ -10,6 +10,7 @@ import torch
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import convert_file_size_to_int
 
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError
 from vita_ckpt.model.vita import VitaModel
 from vita_ckpt.model.weights import DeviceMap, device_of
@@ -142,4 +143,9 @@ def _bytes(key: object, size: int | str) -> int:
 
 
 def _unknown(device: object) -> UsageError:
-    return UsageError("unknown-device", device, expected="auto, cpu, cuda or cuda:N")
+    return UsageError(
+        "unknown-device",
+        device,
+        expected="auto, cpu, cuda or cuda:N",
+        hint=did_you_mean(str(device).replace("gpu", "cuda"), ("auto", "cpu", "cuda")),
+    )

@@ -156,7 +156,11 @@ def _wrong(key: str, value: Any, family: ModelFamily = VITA) -> UsageError:
     }
     expected = " or ".join(_choices(key, family) or [names[_KEYS[key][-1]]])
     if key == "mm_projector_type":
-        expected = "a projector type that upstream builds"
+        expected = f"a projector type: {projectors.listed(family.projector_types)}"
     if key == "s2_scales":
         expected = "sizes in pixels, as 384,768,1152"
-    return UsageError("invalid-config-value", f"{key}={value}", expected=expected)
+    words = _choices(key, family) or (("true", "false") if _KEYS[key][-1] is bool else ())
+    hint = did_you_mean(str(value), words)
+    if key == "mm_projector_type":
+        hint = projectors.meant(str(value), family.projector_types)
+    return UsageError("invalid-config-value", f"{key}={value}", expected=expected, hint=hint)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from fixtures.builder import (
@@ -34,6 +35,7 @@ TOWER = "model.vision_tower."
 PROJECTOR = "model.mm_projector."
 PT = {"format": "pt"}
 VITA_1_5, VITA_1_0 = "vita-1.5", "vita-1.0"
+NON_LORA = "non_lora_trainables.bin"
 
 
 def told(explanation: Explanation) -> dict[str, LoaderTrace]:
@@ -392,18 +394,63 @@ def test_runs_that_no_loader_loads(tmp_path: Path) -> None:
     assert "AttributeError" in steps(told(explain(run))[VITA_1_5])
 
 
-def test_a_lora_run_on_mixtral(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(GOLDEN / "A7" / "mm_projector_fp32", run)
-    os.rename(run / "mm_projector.bin", run / "non_lora_trainables.bin")
-    (run / "adapter_config.json").write_text('{"base_model_name_or_path": "the/base"}')
-    set_config(run, model_type="vita-mixtral")
-    stories = told(explain(run))
-    assert stories[VITA_1_5].stopped_by is None
-    assert stories[VITA_1_5].files_read == ("non_lora_trainables.bin",)
-    assert "'the/base'" in steps(stories[VITA_1_5])
-    assert "model_base is not opened" in steps(stories[VITA_1_5])
-    assert "where peft is installed" in steps(stories["transformers-4.41"])
+PEFT = "base_model.model."
+DELTA = f"{PEFT}model.layers.0.self_attn.q_proj."
+RUNS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "as it was saved": (lambda run: None, "complete"),
+    "a name without lora": (lambda run: run.rename(run.parent / "run"), "AttributeError"),
+    "a base that is gone": (lambda run: set_adapter(run, "gone/base/here"), "model_base is not"),
+    "a base on the hub": (lambda run: set_adapter(run, "the/base"), "complete"),
+    "no deltas": (lambda run: (run / "adapter_model.safetensors").unlink(), "OSError"),
+    "nothing else trained": (lambda run: (run / "non_lora_trainables.bin").unlink(), "raises"),
+    "a delta of another shape": (
+        lambda run: edited(
+            run / "adapter_model.safetensors",
+            lambda t: t.update({f"{DELTA}lora_A.weight": torch.ones(2, 5)}),
+        ),
+        "size mismatch",
+    ),
+    "a name that fits nowhere": (
+        lambda run: torch.save({f"{PEFT}model.x.weight": torch.ones(2)}, run / NON_LORA),
+        "partial",
+    ),
+    "a module that is saved whole": (
+        lambda run: torch.save(
+            {f"{PEFT}lm_head.modules_to_save.default.weight": torch.ones(2)}, run / NON_LORA
+        ),
+        "partial",
+    ),
+    "no tower": (lambda run: set_config(run, mm_vision_tower="gone/internvit/x"), "not reachable"),
+}
+
+
+def set_adapter(run: Path, base: str) -> None:
+    (run / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+
+
+@pytest.mark.parametrize("what", RUNS)
+def test_a_lora_run_on_mixtral(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(GOLDEN / "A4")
+    run = tmp_path / "vita-lora"
+    run.mkdir()
+    shutil.copy(GOLDEN / "A4" / "base" / "config.json", run)
+    set_adapter(run, "base")
+    deltas = {
+        f"{DELTA}lora_A.weight": torch.ones(2, 64),
+        f"{DELTA}lora_B.weight": torch.ones(64, 2),
+    }
+    save_file(deltas, run / "adapter_model.safetensors", PT)
+    torch.save({f"{PEFT}{PROJECTOR}0.bias": torch.ones(64)}, run / NON_LORA)
+    change, expected = RUNS[what]
+    change(run)
+    (left,) = tmp_path.iterdir()
+    story = told(explain(left))[VITA_1_5]
+    assert story.outcome == expected or expected in steps(story)
+    assert (story.outcome == "stops") == (expected not in ("complete", "partial"))
+    if expected == "complete":
+        assert story.files_read == ("adapter_model.safetensors", NON_LORA)
+        assert "model_base is not opened" in steps(story)
+        assert "where peft is installed" in steps(told(explain(left))["transformers-4.41"])
 
 
 @pytest.mark.parametrize("model_type", ["vita-Mistral", "vita-fo-Qwen2"])

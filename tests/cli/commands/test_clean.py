@@ -63,7 +63,7 @@ def test_clean_drops_undo_data(cli: Cli, base: Path) -> None:
 def test_clean_of_undo_data_is_the_same_dry(cli: Cli, base: Path, tmp_path: Path) -> None:
     """A directory of checkpoints, and a checkpoint that cannot be read, are cleaned too."""
     for dry in ([], ["--dry-run"]):
-        assert cli("clean", tmp_path, "--undo", *dry) == Result(0, "", "")
+        assert cli("clean", tmp_path, "--undo", *dry) == Result(0, "", "nothing to remove\n")
     assert cli("set", base, "image_aspect_ratio=pad", "--in-place").code == 0
     (base / "model.safetensors.index.json").unlink()
     assert "would remove the undo data" in cli("clean", base, "--undo", "--dry-run").out

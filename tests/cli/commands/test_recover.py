@@ -21,7 +21,7 @@ def test_a_torn_checkpoint_is_made_whole_by_the_next_command(
     assert_one_error(cli(*merge, "--out", base.parent / "out"), 3, "mid-surgery")
     result = cli(*merge, "--in-place")
     assert result.code == 0, result
-    assert "had died" in result.err
+    assert "an interrupted " in result.err
     assert [
         o["operation"] for o in json.loads(cli("history", base, "--json").out)["operations"]
     ] == ["merge-projector"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, locate, whole
+from vita_ckpt.api.plans.inputs import or_a_choice
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.audio.directory import WEIGHTS
 from vita_ckpt.core.checkpoint import Checkpoint
@@ -85,13 +86,15 @@ def plan_swap_audio_encoder(
         raise TypeError("an opened directory has settings")
     choice = adapter if adapter in ("keep", "reinit") else None
     path = audio_path if audio_path is not None else _audio_path(audio_encoder, place)
+    given = None
+    if adapter is not None and choice is None:
+        with or_a_choice(adapter):
+            given = as_checkpoint(adapter, stores)
     args = AudioModelArgs(
         audio_encoder=donor,
         settings=directory.settings,
         mm_audio_encoder=path,
-        pretrain_audio_mlp_adapter=None
-        if adapter is None or choice is not None
-        else as_checkpoint(adapter, stores),
+        pretrain_audio_mlp_adapter=given,
         adapter=choice,  # type: ignore[arg-type]
         seed=seed,
     )
@@ -152,7 +155,13 @@ def _final_pt(audio_encoder: Checkpoint | StrPath, stores: Stores) -> Checkpoint
     """Return the opened ``final.pt`` of an audio encoder's directory."""
     if isinstance(audio_encoder, Checkpoint):
         return audio_encoder
-    return as_checkpoint(os.path.join(locate(audio_encoder, stores), WEIGHTS), stores)
+    try:
+        return as_checkpoint(os.path.join(locate(audio_encoder, stores), WEIGHTS), stores)
+    except InputError as error:
+        if error.code == "not-found":
+            wanted = f"the directory of an audio encoder, with {WEIGHTS}"
+            raise error.replaced(expected=wanted) from error
+        raise
 
 
 def _audio_path(audio_encoder: Checkpoint | StrPath, place: str) -> str:

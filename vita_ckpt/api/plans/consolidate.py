@@ -19,6 +19,7 @@ from vita_ckpt.core.options import (
 from vita_ckpt.core.plan import (
     Plan,
 )
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores, is_file, read_json
 from vita_ckpt.storage.reading.training.state import open_training_state
@@ -52,7 +53,12 @@ def plan_consolidate(
     """
     stores = Stores() if stores is None else stores
     if weights not in TRAINED_WEIGHTS:
-        raise UsageError("unknown-weights", weights, expected=" or ".join(TRAINED_WEIGHTS))
+        raise UsageError(
+            "unknown-weights",
+            weights,
+            expected=" or ".join(TRAINED_WEIGHTS),
+            hint=did_you_mean(weights, TRAINED_WEIGHTS),
+        )
     opened = _as_state(state, weights, tag, stores)
     code = dtype_code(dtype)
     given = _given_config(config, stores)

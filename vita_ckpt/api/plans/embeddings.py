@@ -16,6 +16,7 @@ from vita_ckpt.core.plan import (
     Plan,
     PutFile,
 )
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tokenizer import (
@@ -25,6 +26,7 @@ from vita_ckpt.storage.reading.tokenizer import (
 from vita_ckpt.surgery import embeddings
 from vita_ckpt.surgery.embeddings import NewRows
 
+_INITS: Final = ("mean", "normal", "zeros")
 _MOST_DIGITS: Final = 9  # of a row's number
 
 
@@ -66,7 +68,7 @@ def plan_resize_embeddings(
             "not-a-tokenizer",
             path or "",
             expected="tokenizer.json, or vocab.json with added_tokens.json",
-            hint="--tokens N needs no tokenizer that is read",
+            hint="--tokens N works without a readable tokenizer",
         )
     wanted = tokens if tokens is not None else needed or 0
     new = _new_rows(init, seed, token_ids(opened, stores))
@@ -87,12 +89,16 @@ def plan_resize_embeddings(
 
 
 def _new_rows(init: str, seed: int, ids: Mapping[str, int] | None) -> NewRows:
-    if init in ("mean", "normal", "zeros"):
+    if init in _INITS:
         return NewRows(init, seed)  # type: ignore[arg-type]
     kind, colon, token = init.partition(":")
     if kind != "copy" or not colon:
         raise UsageError(
-            "unknown-choice", "--init", expected="mean, normal, zeros or copy:TOKEN", got=init
+            "unknown-choice",
+            "--init",
+            expected="mean, normal, zeros or copy:TOKEN",
+            got=init,
+            hint=did_you_mean(init, _INITS),
         )
     if ids is not None and token in ids:
         return NewRows("copy", seed, ids[token])
@@ -102,7 +108,8 @@ def _new_rows(init: str, seed: int, ids: Mapping[str, int] | None) -> NewRows:
         "unknown-token",
         init,
         expected="a token of the checkpoint's tokenizer, or the number of a row",
-        got="no tokenizer that is read" if ids is None else "no such token",
+        got="a checkpoint without a readable tokenizer" if ids is None else "no such token",
+        hint=did_you_mean(token, ids or ()),
     )
 
 
@@ -114,7 +121,7 @@ def _check_shrinking(plan: Plan, given: Checkpoint, ids: Mapping[str, int] | Non
         raise InputError(
             "too-few-rows",
             plan.base.root,
-            expected="a tokenizer that is read, to know that it does not need the rows that go",
+            expected="a readable tokenizer, to know that it does not need the removed rows",
             got=unread[0],
             hint="give one whose tokenizer.json lists its tokens: --tokenizer DIR",
         )

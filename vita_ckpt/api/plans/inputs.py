@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from vita_ckpt.core.plan import (
     Plan,
 )
 from vita_ckpt.core.quantisation import describe, quantisation_of
-from vita_ckpt.errors import UsageError
+from vita_ckpt.core.spelling import did_you_mean
+from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import (
     read_given_config,
@@ -42,6 +44,18 @@ def open_projector(
         return opened
     found = state_beside(stores.store_of(opened.root), opened.root)
     return opened if found is None else open_training_state(found, stores)
+
+
+@contextmanager
+def or_a_choice(given: Checkpoint | StrPath) -> Iterator[None]:
+    """Make the error for a path that is not there name the words that could be in its place."""
+    try:
+        yield
+    except InputError as error:
+        if error.code != "not-found" or isinstance(given, Checkpoint):
+            raise
+        hint = did_you_mean(os.fspath(given), ("keep", "reinit"), error.hint)
+        raise error.replaced(expected="keep, reinit, or the path of a file", hint=hint) from error
 
 
 def noted(plan: Plan) -> Plan:
@@ -103,11 +117,16 @@ def path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
 def tower_config_of(
     donor: Checkpoint, tower_config: str | None, stores: Stores
 ) -> Mapping[str, Any] | None:
-    """Return the config of a tower, standalone or in a VITA checkpoint."""
+    """Return the config of a tower, standalone or in a model, whatever that is wrapped in."""
     if tower_config is not None:
         return read_given_config(tower_config, stores)
-    if any(name.startswith(TOWER_PREFIX) for name in donor.tensors):
-        return read_tower_config(donor, stores)
+    inside = {
+        TOWER_PREFIX + name.partition(TOWER_PREFIX)[2]: tensor
+        for name, tensor in donor.tensors.items()
+        if f".{TOWER_PREFIX}" in f".{name}"
+    }
+    if inside:
+        return read_tower_config(replace(donor, tensors=inside), stores)
     own = donor.config
     return own if own is not None and tower_of_config(own) is not None else None
 
@@ -116,7 +135,13 @@ def check_choice(value: object, known: Sequence[object], option: str) -> None:
     """Raise UsageError if the value of an option is none of those that are known."""
     if value not in known:
         names = ", ".join(str(one) for one in known if one is not None)
-        raise UsageError("unknown-choice", option, expected=f"one of {names}", got=str(value))
+        raise UsageError(
+            "unknown-choice",
+            option,
+            expected=f"one of {names}",
+            got=str(value),
+            hint=did_you_mean(str(value), names.split(", ")),
+        )
 
 
 def have_same_bytes(head: TensorRef | None, table: TensorRef | None) -> bool | None:

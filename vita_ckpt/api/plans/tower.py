@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from vita_ckpt.api.inspect import as_checkpoint, check_key
 from vita_ckpt.api.locate import StrPath, whole
-from vita_ckpt.api.plans.inputs import noted, open_projector, path_for_config, tower_config_of
+from vita_ckpt.api.plans.inputs import (
+    noted,
+    open_projector,
+    or_a_choice,
+    path_for_config,
+    tower_config_of,
+)
 from vita_ckpt.api.plans.values import with_values_checked
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.plan import (
@@ -53,9 +59,10 @@ def plan_swap_tower(
     stores = Stores() if stores is None else stores
     donor = as_checkpoint(tower, stores, key)
     choice = projector if projector in ("keep", "reinit") else None
-    adapter = (
-        None if projector is None or choice is not None else open_projector(projector, stores, key)
-    )
+    adapter = None
+    if projector is not None and choice is None:
+        with or_a_choice(projector):
+            adapter = open_projector(projector, stores, key)
     check_key(key, donor, *([adapter] if adapter is not None else []))
     path = tower_path if tower_path is not None else path_for_config(tower, donor)
     given = None if tower_config is None else whole(tower_config, stores)

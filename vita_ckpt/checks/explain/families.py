@@ -8,22 +8,22 @@ from typing import Any, Final
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
     Lookup,
+    begin,
     record,
-    refuse_whole_model,
     require_config,
-    say_fetched,
     stop_at,
     trace_projector,
     trace_rows,
 )
 from vita_ckpt.checks.explain.runs import is_run, read_run
 from vita_ckpt.checks.explain.tower_files import (
+    build_tower,
     read_tower_again,
     read_tower_directory,
     trace_lm_head,
 )
 from vita_ckpt.checks.explain.trace import Tracer
-from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import (
     BUNNY,
     LLAVA,
@@ -39,8 +39,6 @@ from vita_ckpt.core.binding import (
     built_projector,
     stop_of_model,
     stop_of_projector,
-    stop_of_tower,
-    tower_class,
 )
 from vita_ckpt.core.filenames import PROJECTOR_RUN
 from vita_ckpt.core.runs import stop_of_run, unfilled_by_run
@@ -59,23 +57,21 @@ def replay(family: ModelFamily) -> Callable[[Tracer, Lookup], None]:
 
 
 def _load_model(tracer: Tracer, lookup: Lookup, family: ModelFamily) -> None:
-    config = require_config(tracer)
-    refuse_whole_model(tracer, config)
-    if towers.tower_of_config(config) is not None:
-        tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
+    config = begin(tracer, lookup)
     stop_at(tracer, stop_of_model(config, family))
     backbone = family.backbone(config) or family.backbone_on(config.get("model_type"))
     if backbone is None:
         tracer.stop("unknown-model-type", f"model_type {config.get('model_type')!r}")
-    built: list[str] = []
+    tower: str | None = None
 
     def build() -> None:
+        nonlocal tower
         tracer.model_class, tracer.dtype = backbone.architecture, "float16"
         tracer.step("builds", f"{backbone.architecture}: {_chosen_by(family, lookup.name)}")
-        built.extend(_build_tower(tracer, lookup, config, family))
+        tower = build_tower(tracer, lookup, config, family)
 
     read = file_resolution.from_pretrained(tracer, old=True, build=build)
-    if built:
+    if tower is not None:
         stop_at(tracer, stop_of_projector(config, family))
         if (projector := built_projector(config, family)) is not None:
             by = "the config" if "mm_projector_type" in config else "default: the config names none"
@@ -85,9 +81,9 @@ def _load_model(tracer: Tracer, lookup: Lookup, family: ModelFamily) -> None:
     trace_lm_head(tracer, config, read.tensors)
     fate = "uninitialised memory, or drawn at random"
     record(tracer, bound, read.tensors, fate, quiet=(parts.LM_HEAD, *bound.left_out))
-    if built:
+    if tower is not None:
         trace_projector(tracer, bound, "N(0, 0.02), biases zero, without a word")
-        _finish_tower(tracer, lookup, config, bound, family)
+        _finish_tower(tracer, lookup, config, bound, family, tower)
     if bound.fault:
         tracer.fault = bound.fault
         tracer.step("fails", f"at the first image, loaded to the end: {bound.fault}")
@@ -141,43 +137,18 @@ def _chosen_by(family: ModelFamily, name: str) -> str:
     return chosen(name) if chosen is not None else "by the config's model_type"
 
 
-def _build_tower(
-    tracer: Tracer, lookup: Lookup, config: Mapping[str, Any], family: ModelFamily
-) -> list[str]:
-    """Choose the tower's class before the weights are read; return its family."""
-    dispatch = tower_class(config, lookup.surroundings, family)
-    if dispatch is None:
-        tracer.tower = tracer.projector = PartSource.NOT_BUILT
-        tracer.step("tower", "none: the config names no mm_vision_tower")
-        return []
-    stop = stop_of_tower(config, lookup.surroundings, family)
-    if dispatch.family is None:
-        tracer.stop(*((stop.code, stop.detail) if stop is not None else ("", str(dispatch.reason))))
-    tracer.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
-    stop_at(tracer, stop)
-    tower = lookup.tower
-    if tower is None or tower.path is None:
-        say_fetched(tracer, "tower", str(config.get("mm_vision_tower")))
-    elif not lookup.from_here:
-        path = config.get("mm_vision_tower")
-        tracer.step(
-            "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
-        )
-    return [dispatch.family]
-
-
 def _finish_tower(
     tracer: Tracer,
     lookup: Lookup,
     config: Mapping[str, Any],
     bound: Binding,
     family: ModelFamily,
+    tower: str,
 ) -> None:
     """Record where the tower's weights come from, once the checkpoint is loaded."""
     part = bound.parts[parts.VISION_TOWER]
     own = sum(name.startswith(parts.TOWER_MODULE) for name in (*tracer.sources, *bound.left_out))
-    built = tower_class(config, lookup.surroundings, family)
-    filled = read_tower_directory(tracer, lookup, str(built.family if built else ""))
+    filled = read_tower_directory(tracer, lookup, tower)
     if part.source is PartSource.TOWER_DIRECTORY:
         tracer.tower = PartSource.TOWER_DIRECTORY if filled else PartSource.RANDOM
         if own:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import Tracer, by_part
@@ -25,13 +24,17 @@ from vita_ckpt.core.binding import (
     stop_of_audio,
     stop_of_model,
 )
-from vita_ckpt.core.checkpoint import Shape, TensorRef
+from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.diagnosis import diagnose
-from vita_ckpt.core.file_listing import WeightFiles
+from vita_ckpt.core.file_listing import Trouble, WeightFiles
 
 # Stored tensors by name, each with the file that it is from.
 Found = Mapping[str, tuple[TensorRef, str]]
 
+
+# Keys of bitsandbytes' settings, which need not say that they are its.
+_BITSANDBYTES: Final = ("load_in_4bit", "load_in_8bit")
 
 # The level that CLIP's and SigLIP's towers lost in transformers 5.6.
 VISION_LEVEL: Final = "vision_model."
@@ -41,11 +44,13 @@ VISION_LEVEL: Final = "vision_model."
 class Lookup:
     """What was found around a directory before any loader is replayed.
 
-    ``name`` is that of the directory, ``safetensors`` whether its weights are in such files.
-    ``tower`` lies at ``mm_vision_tower``, ``files`` are that directory's, ``carried`` is a tower's
-    config in the directory itself. ``from_here`` is set if the path leads there from the working
-    directory, where VITA's loaders look. ``audio`` is what ``mm_audio_encoder`` leads to,
-    ``tokens`` what ``len(tokenizer)`` will be.
+    ``name`` is that by which upstream knows the directory, ``safetensors`` whether its weights are
+    in such files. ``tower`` lies at ``mm_vision_tower``, ``files`` are that directory's,
+    ``carried`` is a tower's config in the directory itself. ``from_here`` is set if the path leads
+    there from the working directory, where VITA's loaders look. ``audio`` is what
+    ``mm_audio_encoder`` leads to, ``tokens`` what ``len(tokenizer)`` will be, ``processor`` is the
+    tower's image processor; they cannot be read for the reasons ``tokenizer_trouble`` and
+    ``processor_trouble``. ``base`` is what a LoRA run names as its base.
     """
 
     name: str = ""
@@ -56,11 +61,22 @@ class Lookup:
     from_here: bool = False
     audio: AudioDirectory | None = None
     tokens: int | None = None
+    tokenizer_trouble: Trouble | None = None
+    processor: Mapping[str, Any] | None = None
+    processor_trouble: Trouble | None = None
+    base: Checkpoint | None = None
 
     @property
     def surroundings(self) -> Surroundings:
         """What of it decides what binds."""
-        return Surroundings(self.tower, self.carried, self.audio, None, self.safetensors, self.name)
+        return Surroundings(
+            self.tower,
+            self.carried,
+            self.audio,
+            safetensors=self.safetensors,
+            name=self.name,
+            processor=self.processor,
+        )
 
 
 def require_config(tracer: Tracer) -> Mapping[str, Any]:
@@ -77,6 +93,30 @@ def refuse_whole_model(tracer: Tracer, config: Mapping[str, Any]) -> None:
     relative = relative_of(config)
     if relative is not None and towers.tower_of_config(config) is not None:
         tracer.stop("other-family", f"{relative.label}: classes of its own read it, not these")
+
+
+def begin(tracer: Tracer, lookup: Lookup) -> Mapping[str, Any]:
+    """Return the config of a model that a family's loader begins to load; end the trace without.
+
+    The tokenizer comes first. A quantised model is followed no further than what is stored.
+    """
+    config = require_config(tracer)
+    refuse_whole_model(tracer, config)
+    if towers.tower_of_config(config) is not None:
+        tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
+    if lookup.tokenizer_trouble is not None:
+        tracer.stop_for(lookup.tokenizer_trouble)
+    quantised = config.get("quantization_config")
+    if quantised is None:
+        return config
+    said = quantised if isinstance(quantised, Mapping) else {}
+    is_bitsandbytes = any(map(said.get, _BITSANDBYTES))
+    method = said.get("quant_method") or ("bitsandbytes" if is_bitsandbytes else None)
+    if method is None:
+        tracer.stop("quantised-weights", "ValueError: quantization_config names no quant_method")
+    tracer.flaws.append("quantization_config")
+    tracer.step("quantises", f"with {method}, where it is installed: that is not followed here")
+    return config
 
 
 def require_backbone(tracer: Tracer, config: Mapping[str, Any]) -> Backbone:
@@ -152,7 +192,8 @@ def record(
     tracer.integers += bound.integers
     if bound.contradiction:
         tracer.flaws.append("architectures")
-        tracer.step("passes over", f"architectures, by which servers choose: {bound.contradiction}")
+        detail = f"model_type and architectures, by which others choose: {bound.contradiction}"
+        tracer.step("passes over", detail)
     if misfit.missing:
         example = f"such as {misfit.missing[0]}"
         tracer.step("lacks", f"{by_part(misfit.missing)}, {example}: {fate}")

@@ -2,25 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vita_ckpt.checks.explain import file_resolution
-from vita_ckpt.checks.explain.matching import VISION_LEVEL, Found, Lookup, describe_mismatch
+from vita_ckpt.checks.explain.matching import (
+    Found,
+    Lookup,
+    describe_mismatch,
+    say_fetched,
+    stop_at,
+)
 from vita_ckpt.checks.explain.trace import LoaderTrace, Tracer, some_files
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.binding import PartSource, is_tied
+from vita_ckpt.core.anatomy.config_values import wrong_tower_values
+from vita_ckpt.core.anatomy.families import ModelFamily
+from vita_ckpt.core.binding import PartSource, is_tied, stop_of_tower, tower_class
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.file_listing import WeightFiles
-from vita_ckpt.core.tensor_match import compare
+from vita_ckpt.core.filenames import CARRIED_CONFIG, PROCESSOR
+from vita_ckpt.core.tensor_match import KeyMismatch, compare
+from vita_ckpt.errors import InputError
+
+
+def build_tower(
+    tracer: Tracer, lookup: Lookup, config: Mapping[str, Any], family: ModelFamily
+) -> str | None:
+    """Record which tower a family's loader builds before the weights are read; return its family.
+
+    None without a tower.
+    """
+    dispatch = tower_class(config, lookup.surroundings, family)
+    if dispatch is None:
+        tracer.tower = tracer.projector = PartSource.NOT_BUILT
+        tracer.step("tower", "none: the config names no mm_vision_tower")
+        return None
+    stop = stop_of_tower(config, lookup.surroundings, family)
+    if dispatch.family is None:
+        tracer.stop(*((stop.code, stop.detail) if stop is not None else ("", str(dispatch.reason))))
+    tracer.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
+    stop_at(tracer, stop)
+    path, tower = config.get("mm_vision_tower"), lookup.tower
+    if tower is None or tower.path is None:
+        say_fetched(tracer, "tower", str(path))
+        _pass_over_carried(tracer, lookup)
+    elif not lookup.from_here:
+        tracer.step(
+            "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
+        )
+    _read_processor(tracer, lookup, family, dispatch.family)
+    return dispatch.family
+
+
+def _read_processor(tracer: Tracer, lookup: Lookup, family: ModelFamily, built: str) -> None:
+    """Record an image processor that cannot be read: the loader raises, of its own directory's."""
+    trouble, tower = lookup.processor_trouble, lookup.tower
+    if trouble is None:
+        return
+    is_read = tower is not None and tower.path is not None and tower.path in trouble.message
+    if is_read and built not in family.own_sizes:
+        tracer.stop(trouble.code, f"its image processor: {trouble.message}")
+    tracer.flaws.append(PROCESSOR)
+    tracer.step("passes over", f"an image processor that others read: {trouble.message}")
+
+
+def _pass_over_carried(tracer: Tracer, lookup: Lookup) -> None:
+    """Record a tower's config that comes with the checkpoint and describes no tower."""
+    for wrong in wrong_tower_values(lookup.carried or {}):
+        tracer.flaws.append(CARRIED_CONFIG)
+        detail = f"{wrong.key} of {CARRIED_CONFIG} is {wrong.got}, not {wrong.expected}"
+        tracer.step("passes over", f"what describes the tower elsewhere: {detail}")
 
 
 def read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
-    """Replay the tower's own from_pretrained; False if it draws the tower at random."""
+    """Replay the tower's own from_pretrained; False if it draws some of the tower at random."""
     files = lookup.files
     if files is None:
         return True
-    trace, names = _replay(tracer.loader, files, family)
+    own_config = lookup.tower.config if lookup.tower is not None else None
+    trace, misfit = _replay(tracer.loader, files, family, own_config)
     if trace.stopped_by is not None:
         tracer.stop(trace.stopped_by, f"in the tower's directory: {trace.steps[-1].detail}")
     tracer.tower_files += map(files.path_of, trace.files_read)
@@ -28,28 +88,62 @@ def read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
     described = lookup.tower.tower if lookup.tower is not None else None
     if described is not None and described.family != family:
         return False  # said when the class was chosen
-    if towers.FAMILIES[family].transformers_class is not None and not any(
-        n.startswith(VISION_LEVEL) for n in names
-    ):
-        tracer.step(
-            "draws",
-            f"the tower at random: its directory's names lack the {VISION_LEVEL} level that "
-            "transformers before 5.6 expects, and it says so only in a warning",
-        )
-        return False
-    return True
+    if not misfit.missing:
+        return True
+    lacking = f"{len(misfit.missing)} tensors of the tower that its directory lacks"
+    level = towers.FAMILIES[family].standalone_prefix
+    if level and not any(name.startswith(level) for name in misfit.unexpected):
+        without = any(level + name in misfit.missing for name in misfit.unexpected)
+        lacking += f": its names lack the {level} level of transformers before 5.6" * without
+    tracer.step("draws", f"{lacking}: at random, and says so only in a warning")
+    return False
 
 
-def why_unreadable(files: WeightFiles, family: str) -> str | None:
-    """Return why a loader cannot read the weights in the directory of a tower; None if it can."""
-    trace, _ = _replay("", files, family)
-    return None if trace.stopped_by is None else trace.steps[-1].detail
+def why_unreadable(
+    files: WeightFiles, family: str, config: Mapping[str, Any] | None, *, whole: bool
+) -> str | None:
+    """Return why a loader cannot take a tower from its directory; None if it can.
+
+    ``config`` is the tower's own, ``whole`` is set where the values that it finds are the model's.
+    """
+    trace, misfit = _replay("", files, family, config)
+    if trace.stopped_by is not None:
+        return trace.steps[-1].detail
+    if whole and misfit.missing:
+        return f"no {misfit.missing[0]}: drawn at random, said only in a warning"
+    return None
 
 
-def _replay(loader: str, files: WeightFiles, family: str) -> tuple[LoaderTrace, list[str]]:
-    names: list[str] = []
-    trace = Tracer(loader, files).trace(lambda own: names.extend(_tower_names(own, family)))
-    return trace, names
+def _replay(
+    loader: str, files: WeightFiles, family: str, config: Mapping[str, Any] | None
+) -> tuple[LoaderTrace, KeyMismatch]:
+    """Replay the tower's from_pretrained; return what of the tower it does not find, too."""
+    wanted = _wanted(family, config)
+    found: dict[str, Shape] = {}
+
+    def run(own: Tracer) -> None:
+        found.update(_tower_shapes(own, family))
+        mismatched = compare(wanted, found).mismatched
+        if mismatched:
+            own.stop("shape-mismatch", f"size mismatch: {describe_mismatch(mismatched[0])}")
+
+    trace = Tracer(loader, files).trace(run)
+    return trace, compare(wanted, found)
+
+
+def _wanted(family: str, config: Mapping[str, Any] | None) -> Mapping[str, Shape]:
+    """Return the tensors of a tower that is built from its own config, by the library's names.
+
+    Empty for a lone file, and for a config of another family's tower, of which nothing fits.
+    """
+    built = towers.FAMILIES[family]
+    if built.lone_file or config is None or towers.family_of_config(config) is not built:
+        return {}
+    try:
+        shapes = built.expected_shapes(towers.inner_config(config))
+    except InputError:
+        return {}
+    return {built.standalone_prefix + name: shape for name, shape in shapes.items()}
 
 
 def read_tower_again(tracer: Tracer, wanted: Mapping[str, Shape]) -> None:
@@ -97,8 +191,10 @@ def trace_lm_head(tracer: Tracer, config: Mapping[str, Any], found: Found) -> No
         tracer.step("ties", "lm_head.weight of the file is dropped: the embeddings are used")
 
 
-def _tower_names(own: Tracer, family: str) -> Iterable[str]:
-    """Return the names in a tower's directory; EVA-CLIP is a file by itself."""
+def _tower_shapes(own: Tracer, family: str) -> dict[str, Shape]:
+    """Return the tensors in a tower's directory; EVA-CLIP is a file by itself."""
     if not towers.FAMILIES[family].lone_file:
-        return file_resolution.from_pretrained(own, old=True).tensors
-    return [name for file in own.files.files.values() for name in own.read(file).tensors]
+        found = file_resolution.from_pretrained(own, old=True).tensors
+        return {name: tensor.shape for name, (tensor, _) in found.items()}
+    files = own.files.files.values()
+    return {name: ref.shape for file in files for name, ref in own.read(file).tensors.items()}

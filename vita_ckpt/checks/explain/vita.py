@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, Final
 
 from vita_ckpt.checks.explain import file_resolution
 from vita_ckpt.checks.explain.matching import (
     Lookup,
+    begin,
     build_audio,
+    describe_mismatch,
     record,
     record_audio,
-    refuse_whole_model,
     require_backbone,
-    require_config,
-    say_fetched,
     stop_at,
     trace_projector,
     trace_rows,
 )
 from vita_ckpt.checks.explain.runs import is_run, read_run
 from vita_ckpt.checks.explain.tower_files import (
+    build_tower,
     read_tower_again,
     read_tower_directory,
     trace_lm_head,
 )
 from vita_ckpt.checks.explain.trace import Tracer, by_part
-from vita_ckpt.core.anatomy import parts, towers
+from vita_ckpt.core.address import looks_like_repository
+from vita_ckpt.core.anatomy import parts, towers, wrappers
+from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.binding import (
     VITA_1_0,
     VITA_1_5,
@@ -34,22 +36,28 @@ from vita_ckpt.core.binding import (
     PartSource,
     bind,
     built_projector,
+    stop_of_model,
     stop_of_projector,
-    stop_of_tower,
 )
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
+    LORA_FILES,
     NON_LORA,
     ORIGIN_CONFIG,
     PROJECTOR_RUN,
 )
+from vita_ckpt.core.lora import read_names
+
+# What peft wraps modules in that are trained whole; only its own files are read into them.
+_SAVED: Final = f".{wrappers.MODULES_TO_SAVE}."
 
 
 def vita_1_5(tracer: Tracer, lookup: Lookup) -> None:
     """Replay the loader of VITA-1.5."""
     if is_run(tracer):
-        _stop_at_run(tracer)
-    _vita(tracer, lookup, delayed=False)
+        _load_lora_run(tracer, lookup)
+    else:
+        _vita(tracer, lookup, delayed=False)
 
 
 def vita_1_0(tracer: Tracer, lookup: Lookup) -> None:
@@ -63,22 +71,22 @@ def vita_1_0(tracer: Tracer, lookup: Lookup) -> None:
 
 def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     """Replay either loader; ``delayed`` builds the tower empty and fills it afterwards."""
-    config = require_config(tracer)
-    refuse_whole_model(tracer, config)
-    if towers.tower_of_config(config) is not None:
-        tracer.stop("not-a-vita-checkpoint", "a tower: name it in mm_vision_tower of a checkpoint")
+    config = begin(tracer, lookup)
     if tracer.files.serving_config is not None:
         tracer.step(
             "config",
             f"{ORIGIN_CONFIG}, if it is named as VITA's demo does; else config.json, a server's",
         )
     backbone = require_backbone(tracer, config)
-    family: list[str] = []
+    tower: str | None = None
 
     def build() -> None:
+        nonlocal tower
         tracer.model_class, tracer.dtype = backbone.architecture, "float16"
         tracer.step("builds", f"{backbone.architecture}, loader name {backbone.loader_name}")
-        family.extend(_build_tower(tracer, lookup, config, delayed=delayed))
+        tower = build_tower(tracer, lookup, config, VITA)
+        if tower is not None:
+            _look_into_tower(tracer, lookup, tower, delayed=delayed)
         build_audio(tracer, lookup, config)
 
     read = file_resolution.from_pretrained(tracer, old=True, build=build)
@@ -89,7 +97,7 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     if unnamed:
         tracer.ignored += unnamed
         tracer.step("leaves out", f"{by_part(unnamed)}: the index does not name them")
-    if family:
+    if tower is not None:
         stop_at(tracer, stop_of_projector(config))
         if (projector := built_projector(config)) is not None:
             tracer.step("projector", f"{projector}, from the config")
@@ -99,9 +107,9 @@ def _vita(tracer: Tracer, lookup: Lookup, *, delayed: bool) -> None:
     trace_lm_head(tracer, config, found)
     fate = "uninitialised memory, or drawn at random"
     record(tracer, bound, found, fate, quiet=(parts.LM_HEAD,))
-    if family:
+    if tower is not None:
         trace_projector(tracer, bound, "N(0, 0.02), biases zero, without a word")
-        _finish_tower(tracer, lookup, config, bound, family=family[0], delayed=delayed)
+        _finish_tower(tracer, lookup, config, bound, tower=tower, delayed=delayed)
     for fault, what in ((bound.fault, "image"), (bound.audio_fault, "recording")):
         if fault:
             tracer.fault = tracer.fault or fault
@@ -117,31 +125,82 @@ def _read_run(tracer: Tracer) -> bool:
     return bool(lora) or ADAPTER_CONFIG in tracer.files.names
 
 
-def _stop_at_run(tracer: Tracer) -> NoReturn:
+def _load_lora_run(tracer: Tracer, lookup: Lookup) -> None:
     """Replay VITA-1.5's loader on a run: only a LoRA run on Mixtral comes to its end there.
 
-    UPSTREAM §8: the branches of the other language models were not written.
+    The branches of the other language models were not written, and the name of the directory
+    chooses between those of LoRA runs and of projector runs (UPSTREAM §8, LORA §1).
     """
     config = tracer.files.config or {}
-    is_mixtral = config.get("model_type") == "vita-mixtral"
-    is_lora = bool({ADAPTER_CONFIG, NON_LORA} & set(tracer.files.names))
-    if not is_mixtral:
+    if config.get("model_type") != "vita-mixtral":
         tracer.stop(
             "run-not-loadable",
             "UnboundLocalError before anything is read: the loader has no code for a run on this "
             "language model",
         )
-    if not is_lora:
+    if "lora" not in lookup.name.lower():
         tracer.stop(
-            "run-not-loadable", "AttributeError: the loader asks for pretrain_audio_mlp_adapter"
+            "run-not-loadable",
+            f'AttributeError: {lookup.name!r} has no "lora" in it, and is taken for a projector '
+            "run, for which the loader asks for pretrain_audio_mlp_adapter",
         )
-    base = (tracer.files.adapter_config or {}).get("base_model_name_or_path")
-    tracer.step("loads", f"the weights of {base!r}, which the run names; model_base is not opened")
+    named = (tracer.files.adapter_config or {}).get("base_model_name_or_path")
+    if not {*LORA_FILES} & {*tracer.files.names} or not isinstance(named, str):
+        tracer.stop("run-not-loadable", f"OSError: no {ADAPTER_CONFIG} with {LORA_FILES[0]}")
+    if lookup.base is None and not looks_like_repository(named):
+        tracer.stop(
+            "run-not-loadable",
+            f"OSError: {named!r}, which the run names, is not here; model_base is not opened",
+        )
+    tracer.step("loads", f"the weights of {named!r}, which the run names; model_base is not opened")
+    stop_at(tracer, stop_of_model(config))
     tracer.step("builds", "the model by the run's config.json")
-    _read_run(tracer)
+    tower = build_tower(tracer, lookup, config, VITA)
+    if tower is not None:
+        _look_into_tower(tracer, lookup, tower, delayed=False)
+    build_audio(tracer, lookup, config)
+    if tower is not None:
+        stop_at(tracer, stop_of_projector(config))
+    if NON_LORA not in tracer.files.names:
+        tracer.stop(
+            "run-not-loadable", f"no {NON_LORA}: the loader asks the hub for it, and raises"
+        )
+    read_run(tracer)
+    tracer.tower = PartSource.BASE
+    _put_onto_base(tracer, lookup, config)
+
+
+def _put_onto_base(tracer: Tracer, lookup: Lookup, config: Mapping[str, Any]) -> None:
+    """Record what of a LoRA run takes its place in the model, and what the model lacks then."""
+    stored = lookup.base.tensors if lookup.base is not None else {}
+    bound = bind(config, stored, lookup.surroundings, VITA_1_5)
+    if lookup.base is not None and bound.mismatch.mismatched:
+        mismatch = describe_mismatch(bound.mismatch.mismatched[0])
+        tracer.stop("shape-mismatch", f"size mismatch in the base: {mismatch}")
+    wanted = {name: shape for part in bound.parts.values() for name, shape in part.wanted.items()}
+    files = tracer.files.files
+    run = {name: files[file].tensors[name] for name, file in tracer.sources.items()}
+    found = read_names(run)
+    for module, delta in found.deltas.items():
+        shape = wanted.get(f"{module}.weight")
+        a, b = (run[name].shape if name in run else None for name in (delta.a, delta.b))
+        if shape is not None and len(shape) == 2 and a and b and (b[:1] + a[1:] != shape):
+            detail = f"{delta.name}: [{b[0]}, {a[1]}] for {module}, which is {list(shape)}"
+            tracer.stop("shape-mismatch", f"size mismatch: {detail}")
     tracer.step("renames", "non_lora_trainables without base_model. and the model. after it")
+    dropped = sorted(
+        name
+        for place, name in found.trained.items()
+        if place not in wanted or (_SAVED in name and tracer.sources[name] == NON_LORA)
+    )
+    if wanted and dropped:
+        tracer.ignored += dropped
+        tracer.step("leaves out", f"{dropped[0]} and such: no name of the model, without a word")
+    lacking = [name for name in bound.mismatch.missing if name not in found.trained]
+    if lookup.base is not None and lacking:
+        tracer.missing += lacking
+        tracer.step("lacks", f"{by_part(lacking)}, such as {lacking[0]}: uninitialised memory")
     tracer.step("merges", "the LoRA deltas; what does not fit is dropped without a word")
-    tracer.end()
 
 
 def _load_run(tracer: Tracer) -> None:
@@ -160,38 +219,19 @@ def _load_run(tracer: Tracer) -> None:
         tracer.step("leaves out", f"{dropped[0]} and such: no name of the model")
 
 
-def _build_tower(
-    tracer: Tracer, lookup: Lookup, config: Mapping[str, Any], *, delayed: bool
-) -> list[str]:
-    """Build the tower before the weights are read; return its family, nothing without a tower."""
-    path = config.get("mm_vision_tower")
-    if not isinstance(path, str) or not path:
-        tracer.tower = tracer.projector = PartSource.NOT_BUILT
-        tracer.step("tower", "none: the config names no mm_vision_tower")
-        return []
-    dispatch = towers.dispatch(path, bool(config.get("use_s2")))
-    stop = stop_of_tower(config, lookup.surroundings)
-    if dispatch.family is None:
-        tracer.stop(*((stop.code, stop.detail) if stop is not None else ("", path)))
-    tracer.step("tower", f"{dispatch.tower_class}: {dispatch.reason}")
-    stop_at(tracer, stop)
+def _look_into_tower(tracer: Tracer, lookup: Lookup, built: str, *, delayed: bool) -> None:
+    """Read the tower's directory before the weights, as far as it is here."""
     tower = lookup.tower
     if tower is None or tower.path is None:
-        say_fetched(tracer, "tower", path)
-        return [dispatch.family]
-    if tower.tower is not None and tower.tower.family != dispatch.family:
+        return
+    if tower.tower is not None and tower.tower.family != built:
         label = towers.FAMILIES[tower.tower.family].label
         detail = f"{tower.path} is {label}: the class is built from its config, nothing fits"
         tracer.step("tower", detail)
-    if not lookup.from_here:
-        tracer.step(
-            "tower", f"{path} was found in {tower.path}: the loader looks from where it runs"
-        )
     if delayed:
         tracer.step("tower", "its config only, from its directory; weights follow at the end")
     else:
-        read_tower_directory(tracer, lookup, dispatch.family)
-    return [dispatch.family]
+        read_tower_directory(tracer, lookup, built)
 
 
 def _finish_tower(
@@ -200,12 +240,12 @@ def _finish_tower(
     config: Mapping[str, Any],
     bound: Binding,
     *,
-    family: str,
+    tower: str,
     delayed: bool,
 ) -> None:
     """Record where the tower's weights come from, once the checkpoint is loaded."""
     if delayed:
-        filled = read_tower_directory(tracer, lookup, family)
+        filled = read_tower_directory(tracer, lookup, tower)
         tracer.tower = PartSource.TOWER_DIRECTORY if filled else PartSource.RANDOM
     else:
         tracer.tower = bound.parts[parts.VISION_TOWER].source

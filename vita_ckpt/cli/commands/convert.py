@@ -34,8 +34,9 @@ from vita_ckpt.core.options import FORMATS, NAMES, TIES, Format, Names, Tie
     "--part",
     "parts",
     multiple=True,
+    metavar="PART",
     type=click.Choice(tuple(LABELS)),
-    help="Convert the dtype of this part only. Can be repeated.",
+    help=f"Convert the dtype of this part only: {', '.join(LABELS)}. Can be repeated.",
 )
 @click.option(
     "--keep",

@@ -25,8 +25,9 @@ from vita_ckpt.errors import printable
     "--loader",
     "loaders",
     type=click.Choice(list(LOADERS)),
+    metavar="LOADER",
     multiple=True,
-    help="Only this loader; may be given several times.",
+    help=f"Show this loader only: {', '.join(LOADERS)}. Can be repeated.",
 )
 @click.option("--all", "every", is_flag=True, help="Name every tensor that is missing or left out.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema explain-v1).")

@@ -22,7 +22,7 @@ from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.kinds import CHECKPOINTS
 from vita_ckpt.core.memory import Memory
 from vita_ckpt.core.reading_notes import reading_notes
-from vita_ckpt.core.spelling import did_you_mean_tensor
+from vita_ckpt.core.spelling import globs_of_nothing
 from vita_ckpt.core.training.state import TrainingState
 from vita_ckpt.errors import printable
 
@@ -111,7 +111,7 @@ def command(
     if page is not None:
         write_output(page, _page(inspection, opened, found))
     if tensors == [] and pattern is not None:
-        settings.note(_no_tensor(pattern, opened))
+        settings.note(globs_of_nothing((pattern,), opened.tensors)[0])
     if as_json:
         said = None if found is None else {part: one.to_dict() for part, one in found.items()}
         lists = {"tensor_list": tensors, "modules": modules, "values": said}
@@ -146,11 +146,6 @@ def _page(
         list(_facts(inspection)),
         values,
     )
-
-
-def _no_tensor(pattern: str, opened: Checkpoint) -> str:
-    hint = did_you_mean_tensor(pattern, opened.tensors)
-    return f"no tensor is called {pattern}" + (f" ({hint})" if hint else "")
 
 
 def _screen(inspection: Inspection) -> Iterable[str]:

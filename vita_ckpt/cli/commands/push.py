@@ -9,6 +9,7 @@ from vita_ckpt.cli import console
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import LOCAL
 from vita_ckpt.cli.pushed import notes_on, pushed_line, say_refused
+from vita_ckpt.core.strict_json import json_text
 from vita_ckpt.errors import escaped
 
 
@@ -20,6 +21,7 @@ from vita_ckpt.errors import escaped
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--force", is_flag=True, help="Upload it although validate finds errors.")
 @click.option("--message", metavar="TEXT", help="The commit's message.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON (schema push-v1).")
 @click.pass_obj
 def command(
     settings: Settings,
@@ -30,6 +32,7 @@ def command(
     create_pr: bool,
     force: bool,
     message: str | None,
+    as_json: bool,
 ) -> int:
     """Upload a checkpoint to the Hugging Face hub.
 
@@ -50,6 +53,10 @@ def command(
         message=message,
         stores=settings.stores,
     )
+    if as_json:
+        report = {"format": "vita-ckpt-push", "version": 1, **done.to_dict()}
+        console.say_done(json_text(report))
+        return 0 if done.url is not None else 1
     if done.url is None:
         say_refused(done, "--force uploads it")
         return 1

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.plans.embeddings import plan_resize_embeddings
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
 from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
@@ -26,11 +27,17 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     default="mean",
     show_default=True,
     metavar="INIT",
+    shell_complete=completion.one_of(("mean", "normal", "zeros", "copy:")),
     help="How new rows begin. mean: the mean of all old rows. normal: drawn with the config's "
     "initializer_range. zeros. copy:TOKEN: the row of a token, or of a number.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Draw the rows of --init normal from it."
+    "--seed",
+    type=int,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Draw the rows of --init normal from it.",
 )
 @click.option(
     "--multiple-of",

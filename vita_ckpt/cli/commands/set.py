@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -46,7 +47,10 @@ def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
                 "invalid-setting",
                 pair,
                 expected="KEY=VALUE, each key once",
-                hint="vita-ckpt set CKPT mm_vision_tower=path/to/tower --out DIR",
+                got="a path" if os.path.exists(pair) else "",
+                hint="CHECKPOINT comes first: vita-ckpt set CHECKPOINT KEY=VALUE --out DIR"
+                if os.path.exists(pair)
+                else "write it without spaces, such as mm_vision_tower=path/to/tower",
             )
         values[key] = parse_value(key, text)
     return values

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vita_ckpt.api.plans.tower import plan_swap_tower
+from vita_ckpt.cli import completion
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE, key_option
 from vita_ckpt.cli.plan_options import (
@@ -16,6 +17,7 @@ from vita_ckpt.cli.plan_options import (
     surgery_options,
     verify_option,
 )
+from vita_ckpt.core.anatomy import projectors
 
 
 @click.command("swap-tower")
@@ -51,10 +53,18 @@ from vita_ckpt.cli.plan_options import (
     help="Keep it, draw it anew, or take a trained one.  [default: keep, if it still fits]",
 )
 @click.option(
-    "--projector-type", metavar="TYPE", help="mlp2x_gelu, linear, …  [default: the base's]"
+    "--projector-type",
+    metavar="TYPE",
+    shell_complete=completion.one_of(projectors.spellings(layers="2")),
+    help="mlp2x_gelu, linear, …  [default: the base's]",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="What reinit draws from."
+    "--seed",
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="What reinit draws from.",
 )
 @click.option(
     "--use-s2/--no-s2", default=None, help="Run SigLIP at several scales.  [default: as it is]"

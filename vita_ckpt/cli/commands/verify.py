@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @click.argument("checkpoint", type=ANYWHERE)
-@click.option("--device", default="auto", metavar="auto|cuda|cuda:N|cpu", help="Where to run.")
+@click.option(
+    "--device",
+    default="auto",
+    metavar="auto|cuda|cuda:N|cpu",
+    shell_complete=completion.one_of(("auto", "cuda", "cpu")),
+    help="Where to run.",
+)
 @click.option(
     "--dtype",
     shell_complete=completion.torch_dtypes,
@@ -31,7 +37,12 @@ if TYPE_CHECKING:
     help="float32, bfloat16 …; float32 is faster on CPUs without bfloat16.  [default: the "
     "checkpoint's]",
 )
-@click.option("--attn", metavar="NAME", help="The library's attention implementation.")
+@click.option(
+    "--attn",
+    metavar="NAME",
+    shell_complete=completion.one_of(("sdpa", "eager", "flash_attention_2")),
+    help="The library's attention implementation.",
+)
 @click.option(
     "--max-memory",
     multiple=True,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any, Final, TypeGuard
+
+from vita_ckpt.core.dataclass import dataclass
+from vita_ckpt.core.spelling import did_you_mean
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -71,9 +73,21 @@ def find_type(projector_type: str) -> ProjectorType | None:
     return next((kind for kind in EVERY_TYPE if kind.layers(projector_type) is not None), None)
 
 
+def spellings(types: Sequence[ProjectorType] | None = None, layers: str = "N") -> list[str]:
+    """Return the names of the types of a family, by default VITA's, with the number of layers."""
+    names = (spelling for kind in types or TYPES for spelling in kind.spellings)
+    return [name.replace("N", layers) for name in names]
+
+
+def meant(word: str, types: Sequence[ProjectorType] | None = None) -> str:
+    """Return a hint: the type of a family, by default VITA's, that is nearest to ``word``."""
+    number = re.search(r"\d+", word)
+    return did_you_mean(word, spellings(types, number[0] if number else "2"))
+
+
 def listed(types: Sequence[ProjectorType] | None = None) -> str:
     """Return the types of a family, by default VITA's, formatted for a sentence."""
-    names = [spelling for kind in types or TYPES for spelling in kind.spellings]
+    names = spellings(types)
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 

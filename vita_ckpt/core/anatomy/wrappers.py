@@ -16,10 +16,11 @@ ANYWHERE: Final = {
 IN_FRONT: Final = "module"
 FLAT: Final = "_flat_param"
 # PEFT keeps a layer with deltas, and a module that it trains whole twice: as it was, and by the
-# name of the adapter.
+# name of the adapter. Embeddings of which it trains some rows keep these beside them.
 BASE_LAYER: Final = "base_layer"
 MODULES_TO_SAVE: Final = "modules_to_save"
 ORIGINAL_MODULE: Final = "original_module"
+TOKEN_ADAPTER: Final = "token_adapter"  # noqa: S105 - of embeddings
 PEFT_MODEL: Final = "base_model"
 WRAPPERS: Final = {
     **ANYWHERE,

@@ -18,10 +18,10 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import IO, Any, Final
 
 from vita_ckpt.core.checkpoint import File, RemoteFile
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.effort import Effort
 from vita_ckpt.core.pickle_globals import judge
 from vita_ckpt.errors import INCONCLUSIVE, InputError

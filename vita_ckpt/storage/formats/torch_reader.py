@@ -5,21 +5,23 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.core.pickled import (
     Record,
     StateDict,
     is_of_training,
-    listed,
     state_dicts,
     without_data,
 )
+from vita_ckpt.core.reading_notes import listed
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import hint_of_answer, raise_lfs_pointer
 from vita_ckpt.storage.formats.source_stream import SourceStream
@@ -164,7 +166,7 @@ def _choose(found: list[StateDict], opened: _Opened, path: str, key: str | None)
                 f"{path}: {key}",
                 expected=listed(paths) if paths else "tensors by name",
                 got="no such dict of tensors",
-                hint="--key takes one of these; . is the object itself",
+                hint=did_you_mean(key, paths, "--key takes one of these; . is the object itself"),
             )
         return chosen
     if found:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, NoReturn
 from zlib import crc32
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import MalformedFileError
 from vita_ckpt.storage.stores.base import Range, Source
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from vita_ckpt.errors import InputError
 from vita_ckpt.storage.stores.local import read_at
+from vita_ckpt.storage.system.workers import Progress, no_progress
 
 _STEP: Final = 4 << 20
 
@@ -24,11 +25,14 @@ def pieces(descriptor: int, offset: int, size: int, path: str) -> Iterator[bytes
         size -= len(piece)
 
 
-def digest_at(descriptor: int, offset: int, size: int, path: str) -> str:
-    """SHA-256, in hex, of a range."""
+def digest_at(
+    descriptor: int, offset: int, size: int, path: str, progress: Progress = no_progress
+) -> str:
+    """SHA-256, in hex, of a range. ``progress`` is called with the bytes of each step."""
     found = hashlib.sha256()
     for piece in pieces(descriptor, offset, size, path):
         found.update(piece)
+        progress(len(piece))
     return found.hexdigest()
 
 

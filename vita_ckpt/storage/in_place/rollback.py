@@ -11,11 +11,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from shlex import quote
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import HOME
-from vita_ckpt.core.journal import Journal, PatchedFile
+from vita_ckpt.core.journal import Journal, PatchedFile, SavedRange
 from vita_ckpt.core.manifest import FileDigest
+from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.errors import InputError, MalformedFileError, OutputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.in_place import journal as journals
@@ -42,8 +44,9 @@ from vita_ckpt.storage.system.access import access_of, keep
 from vita_ckpt.storage.system.interrupts import deferred_interrupts
 from vita_ckpt.storage.system.os_errors import io_error, os_reason
 from vita_ckpt.storage.system.syscalls import sync, sync_directory
+from vita_ckpt.storage.system.workers import Progress, no_progress
 from vita_ckpt.storage.tensors.digests import file_digests, tensor_digests
-from vita_ckpt.storage.tensors.stream import Writer, no_progress
+from vita_ckpt.storage.tensors.stream import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Restored:
     kept: tuple[str, ...]
 
 
-def undo(root: str, *, force: bool = False) -> Restored:
+def undo(root: str, *, force: bool = False, on_progress: OnProgress = unwatched) -> Restored:
     """Put back what was there before the last in-place surgery; the journal says what that was.
 
     Raises InputError if nothing can be undone, if the journal is foreign or a file has changed
@@ -72,24 +75,26 @@ def undo(root: str, *, force: bool = False) -> Restored:
         raise InputError(
             "nothing-to-undo",
             root,
-            expected="what an in-place surgery leaves",
+            expected="the undo data of a surgery in place",
             hint="undo data is dropped by the next surgery in place, by undo, and by clean --undo",
         )
     _check_may_take(kept, root, force=force)
     sweep(root)
-    hint = f"vita-ckpt undo --force {root}"
+    hint = f"vita-ckpt undo --force {quote(root)}"
     with _claimed(kept, root, hint, force=force):
         journal = _read(kept, root, force=force)
         if not force:
-            _check_saved(kept, root, journal)
-            _check_since(root, journal)
+            _check_saved(kept, root, journal, on_progress)
+            _check_since(root, journal, on_progress)
         _check_fits(kept, root, journal)
         with _to_the_end(root, f"what was there before {journal.operation} is back"):
-            _activate(kept, root, journal, force=force)
-            return Restored(journal, put_back(root, journal))
+            _activate(kept, root, journal, on_progress, force=force)
+            return Restored(journal, put_back(root, journal, on_progress))
 
 
-def recover(root: str, *, force: bool = False) -> Restored | None:
+def recover(
+    root: str, *, force: bool = False, on_progress: OnProgress = unwatched
+) -> Restored | None:
     """Make a directory whole that an in-place surgery left in the middle: as it was before.
 
     An undo that died is brought to its end, which is the same. None if there is nothing to do.
@@ -102,21 +107,21 @@ def recover(root: str, *, force: bool = False) -> Restored | None:
     path = active(root)
     _check_may_take(path, root, force=force)
     sweep(root)
-    with _claimed(path, root, f"vita-ckpt recover --force {root}", force=force):
+    with _claimed(path, root, f"vita-ckpt recover --force {quote(root)}", force=force):
         journal = _read(path, root, force=force)
         if not force:
-            _check_saved(path, root, journal)
-            _check_added(root, journal)
+            _check_saved(path, root, journal, on_progress)
+            _check_added(root, journal, on_progress)
         _check_fits(path, root, journal)
         with _to_the_end(root, f"what was there before {journal.operation} is back"):
-            return Restored(journal, put_back(root, journal))
+            return Restored(journal, put_back(root, journal, on_progress))
 
 
 def roll_back(root: str, error: BaseException) -> None:
     """Put back what was there after ``error``; OutputError says what to do if that fails too."""
     path = active(root)
     try:
-        put_back(root, read_journal(path, root))
+        put_back(root, read_journal(path, root))  # untold: who watches may be what failed
     except (OSError, InputError) as worse:
         journals.disown(path)
         reason = os_reason(worse) if isinstance(worse, OSError) else str(worse)
@@ -125,11 +130,11 @@ def roll_back(root: str, error: BaseException) -> None:
             root,
             expected="to put back what was there",
             got=reason,
-            hint=f"once the disk works: vita-ckpt recover {root}",
+            hint=f"once the disk works: vita-ckpt recover {quote(root)}",
         ) from error
 
 
-def put_back(root: str, journal: Journal) -> tuple[str, ...]:
+def put_back(root: str, journal: Journal, on_progress: OnProgress = unwatched) -> tuple[str, ...]:
     """Bring every byte and name back, synced; the journal goes. Returns new files that stay.
 
     A file that the surgery added is removed if it is, as far as the journal knows its bytes, what
@@ -137,15 +142,18 @@ def put_back(root: str, journal: Journal) -> tuple[str, ...]:
     """
     path = active(root)
     kept: list[str] = []
+    restoring = Tally(on_progress, "restoring", _patched_bytes(journal))
     with _saved_ranges(path, journal) as source:
         for number, patched in enumerate(journal.patched):
-            _unpatch(path, os.path.join(root, patched.name), patched, source, number)
+            target = os.path.join(root, patched.name)
+            _unpatch(path, target, patched, source, number, restoring)
+    checking = Tally(on_progress, "checking", _added_bytes(journal))
     for number, file in enumerate(journal.replaced):
         target, old = os.path.join(root, file.name), journals.old_file(path, number)
         if os.path.lexists(old):
             os.rename(old, target)
         elif file.before is None and os.path.lexists(target):
-            if _is_as_written(target, file.after):
+            if _is_as_written(target, file.after, checking):
                 os.unlink(target)
             else:
                 kept.append(file.name)
@@ -226,16 +234,19 @@ def taken(root: str, error: OSError) -> Exception:
     return journals.busy(root) if error.errno in (errno.ENOTEMPTY, errno.EEXIST) else error
 
 
-def damaged(path: str, root: str, journal: Journal, *, deep: bool) -> Iterator[str]:
+def damaged(
+    path: str, root: str, journal: Journal, progress: Progress = no_progress, *, deep: bool
+) -> Iterator[str]:
     """List the saved bytes in one of our directories that do not match their digests.
 
     With ``deep`` the tensors of saved files are looked at too, as far as their digests are known.
+    ``progress`` is called with the bytes of ranges that were read.
     """
     ranges = os.path.join(path, RANGES)
     with _saved_ranges(path, journal) as source:
         for patched in journal.patched:
             for saved in patched.ranges:
-                if saved.before != digest_at(source, saved.at, saved.size, ranges):
+                if saved.before != digest_at(source, saved.at, saved.size, ranges, progress):
                     yield f"{ranges}: {patched.name} at {saved.offset}"
     for number, file in enumerate(journal.replaced):
         if file.before is None:
@@ -255,7 +266,9 @@ def damaged(path: str, root: str, journal: Journal, *, deep: bool) -> Iterator[s
             yield f"{old}: {file.name}"
 
 
-def _activate(kept: str, root: str, journal: Journal, *, force: bool) -> None:
+def _activate(
+    kept: str, root: str, journal: Journal, on_progress: OnProgress, *, force: bool
+) -> None:
     """Activate the journal. Nothing may come between the checks and this."""
     path = active(root)
     try:
@@ -267,18 +280,21 @@ def _activate(kept: str, root: str, journal: Journal, *, force: bool) -> None:
         if journals.undo_data(root) is not None:  # a surgery that was at work has ended
             raise journals.busy(root)
         if not force:
-            _check_since(root, journal)
+            _check_since(root, journal, on_progress)
     except BaseException:
         os.rename(path, kept)
         raise
 
 
-def _unpatch(path: str, target: str, patched: PatchedFile, source: int, number: int) -> None:
+def _unpatch(
+    path: str, target: str, patched: PatchedFile, source: int, number: int, progress: Progress
+) -> None:
     """Put saved ranges back into a file, or into a copy of it where others would see that."""
     with opened(target) as (there, _):
         changed = [
             r for r in patched.ranges if not same_range(source, r.at, there, r.offset, r.size)
         ]
+        progress(sum(r.size for r in patched.ranges) - sum(r.size for r in changed))
         if not changed:
             sync(there)
             return
@@ -286,7 +302,7 @@ def _unpatch(path: str, target: str, patched: PatchedFile, source: int, number: 
         own = status.st_nlink == 1 and not os.path.islink(target) and os.access(target, os.W_OK)
         if own:
             with exclusively(target, patched.size) as descriptor:
-                _write_ranges(descriptor, patched, source, path)
+                _write_ranges(descriptor, changed, source, path, progress)
             return
         copy = os.path.join(path, NEW, f"copy-{number}")
         with suppress(FileNotFoundError):
@@ -294,16 +310,19 @@ def _unpatch(path: str, target: str, patched: PatchedFile, source: int, number: 
         with journals.new_descriptor(copy) as descriptor:
             Writer(descriptor, no_progress).copy(there, 0, patched.size, target)
             keep(descriptor, access_of(target))
-            _write_ranges(descriptor, patched, source, path)
+            _write_ranges(descriptor, changed, source, path, progress)
         os.rename(copy, target)
 
 
-def _write_ranges(descriptor: int, patched: PatchedFile, source: int, path: str) -> None:
-    for saved in patched.ranges:
+def _write_ranges(
+    descriptor: int, ranges: list[SavedRange], source: int, path: str, progress: Progress
+) -> None:
+    for saved in ranges:
         offset = saved.offset
         for piece in pieces(source, saved.at, saved.size, path):
             write_at(descriptor, piece, offset)
             offset += len(piece)
+            progress(len(piece))
     sync(descriptor)
 
 
@@ -312,15 +331,15 @@ def _saved_ranges(path: str, journal: Journal) -> Iterator[int]:
     """Open the saved ranges. Raises MalformedFileError if some are missing."""
     name = os.path.join(path, RANGES)
     with opened(name) as (source, file):
-        expected = sum(saved.size for patched in journal.patched for saved in patched.ranges)
-        if file.size != expected:
+        if file.size != _patched_bytes(journal):
             raise _damage(name, path, f"{file.size} bytes")
         yield source
 
 
-def _check_saved(path: str, root: str, journal: Journal) -> None:
+def _check_saved(path: str, root: str, journal: Journal, on_progress: OnProgress) -> None:
     """Raise MalformedFileError unless everything that was saved is as it was."""
-    for subject in damaged(path, root, journal, deep=False):
+    step = Tally(on_progress, "checking", _patched_bytes(journal))
+    for subject in damaged(path, root, journal, step, deep=False):
         raise _damage(subject, path, "others")
 
 
@@ -368,13 +387,14 @@ def _not_the_same(path: str, got: str, size: int | None = None) -> InputError:
     )
 
 
-def _check_since(root: str, journal: Journal) -> None:
+def _check_since(root: str, journal: Journal, on_progress: OnProgress) -> None:
     """Raise InputError if a file is no longer what the surgery made of it."""
+    step = Tally(on_progress, "checking", _patched_bytes(journal))
     for patched in journal.patched:
         path = os.path.join(root, patched.name)
         with opened(path) as (source, file):
             same = file.size == patched.size and all(
-                saved.after == digest_at(source, saved.offset, saved.size, path)
+                saved.after == digest_at(source, saved.offset, saved.size, path, step)
                 for saved in patched.ranges
             )
         if not same:
@@ -389,11 +409,13 @@ def _check_since(root: str, journal: Journal) -> None:
             raise _changed(path, journal)
 
 
-def _check_added(root: str, journal: Journal) -> None:
+def _check_added(root: str, journal: Journal, on_progress: OnProgress) -> None:
     """Raise InputError if there is another file where a surgery in the middle adds one."""
+    step = Tally(on_progress, "checking", _added_bytes(journal))
     for file in journal.replaced:
         path = os.path.join(root, file.name)
-        if file.before is None and os.path.lexists(path) and not _is_as_written(path, file.after):
+        is_there = file.before is None and os.path.lexists(path)
+        if is_there and not _is_as_written(path, file.after, step):
             raise _changed(path, journal)
 
 
@@ -407,27 +429,43 @@ def _changed(path: str, journal: Journal) -> InputError:
     )
 
 
-def _is_as_written(path: str, digest: FileDigest | None) -> bool:
+def _is_as_written(path: str, digest: FileDigest | None, progress: Progress) -> bool:
     """Return whether a file is one that a surgery wrote, which is never a link."""
-    return digest is not None and not os.path.islink(path) and _is_like(path, digest, deep=True)
+    return (
+        digest is not None
+        and not os.path.islink(path)
+        and _is_like(path, digest, progress, deep=True)
+    )
 
 
-def _is_like(path: str, digest: FileDigest, *, deep: bool) -> bool:
+def _is_like(
+    path: str, digest: FileDigest, progress: Progress = no_progress, *, deep: bool
+) -> bool:
     """Return whether a file matches ``digest``. Tensors are read only with ``deep``."""
     try:
         if not digest.sha256:
             return identify(path).size == digest.size
         if digest.tensors is None:
-            return file_digests({path: path})[path] == digest
+            return file_digests({path: path}, progress)[path] == digest
         with LOCAL.open(path) as source:
             found = read_safetensors(source)
         if (found.file.size, found.file.digest) != (digest.size, digest.sha256):
             return False
         known = digest.tensors if deep else {}
-        seen = tensor_digests({n: t for n, t in found.tensors.items() if n in known})
+        chosen = {n: t for n, t in found.tensors.items() if n in known}
+        seen = tensor_digests(chosen, progress)
     except InputError:
         return False
     return seen == dict(known)
+
+
+def _patched_bytes(journal: Journal) -> int:
+    return sum(saved.size for patched in journal.patched for saved in patched.ranges)
+
+
+def _added_bytes(journal: Journal) -> int:
+    added = (file.after for file in journal.replaced if file.before is None)
+    return sum(digest.size for digest in added if digest is not None)
 
 
 def _check_may_take(path: str, root: str, *, force: bool) -> None:
@@ -482,5 +520,5 @@ def _claimed(path: str, root: str, hint: str, *, force: bool = False) -> Iterato
         for place in (path, active(root)):  # it may have become active meanwhile
             journals.disown(place)
         if isinstance(error, OSError):
-            raise io_error(error, root, f"then: vita-ckpt recover {root}") from error
+            raise io_error(error, root, f"then: vita-ckpt recover {quote(root)}") from error
         raise

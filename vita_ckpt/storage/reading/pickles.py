@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.effort import Effort
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX, may_be_pickle
 from vita_ckpt.core.left_out import LeftOut

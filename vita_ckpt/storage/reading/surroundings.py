@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.anatomy.towers import TowerDirectory
-from vita_ckpt.core.binding import Surroundings, builds_audio
+from vita_ckpt.core.binding import Surroundings, builds_audio, model_name
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.storage.reading.audio import find_audio_encoder, open_audio_directory
 from vita_ckpt.storage.reading.paths import Stores
@@ -41,7 +41,7 @@ def look_around(
         audio=audio,
         path_exists=found is not None and found.path is not None,
         safetensors=all(shard.format == "safetensors" for shard in checkpoint.shards),
-        name=os.path.basename(checkpoint.root),
+        name=model_name(checkpoint.root),
     )
     if tower is None:
         return replace(around, carried=read_carried_config(checkpoint, stores))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.anatomy.families import VITA, ModelFamily
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.towers import Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
@@ -34,21 +34,28 @@ def find_tower(checkpoint: Checkpoint, stores: Stores) -> TowerDirectory | None:
     path = stores.store_of(checkpoint.root).reached_from(checkpoint.root, name)
     if path is None:
         return TowerDirectory(None, "not reachable from here", None)
+    built = (family_of(config) or VITA).dispatch(config, lambda _: True).family
     try:
-        return open_tower(path, stores)
+        return open_tower(path, stores, built)
     except INCONCLUSIVE:
         raise
     except InputError as error:
         return TowerDirectory(path, str(error), None)
 
 
-def open_tower(path: str, stores: Stores) -> TowerDirectory:
-    """Describe the tower at ``path`` by its config if it has one, else by its tensors."""
+def open_tower(path: str, stores: Stores, built: str | None = None) -> TowerDirectory:
+    """Describe the tower at ``path`` by its config if it has one, else by its tensors.
+
+    ``built`` is the family whose class a loader builds there, whatever type the config says: where
+    it says another or none, the weights decide.
+    """
     config_path = os.path.join(path, CONFIG)
     store = stores.store_of(path)
     if is_file(store, config_path):
         config: Mapping[str, Any] = read_json(store, config_path)[0]
-        if towers.family_of_config(config) is None:
+        said = towers.family_of_config(config)
+        is_doubtful = said is None or (built is not None and said.name != built)
+        if is_doubtful and "vision_config" not in config:
             config = _with_model_type(config, path, stores)
         return TowerDirectory(path, None, towers.tower_of_config(config), config)
     return TowerDirectory(path, None, _tower_at(path, stores))
@@ -86,19 +93,18 @@ def read_tower_config(
     else:
         carried = read_given_config(tower, stores)
     directory = find_tower(checkpoint, stores) if carried is None else None
-    return tower_config_of(checkpoint, carried, directory)
+    config = carried or (directory.config if directory is not None else None)
+    return tower_config_of(checkpoint, () if config is None else (config,))
 
 
 def tower_config_of(
-    checkpoint: Checkpoint,
-    carried: Mapping[str, Any] | None,
-    directory: TowerDirectory | None,
-    family: ModelFamily = VITA,
+    checkpoint: Checkpoint, configs: Sequence[Mapping[str, Any]], family: ModelFamily = VITA
 ) -> Mapping[str, Any] | None:
-    """Return the config of the tower in a checkpoint, as :func:`read_tower_config` does.
+    """Return the config of the tower in a checkpoint: the first of ``configs``, or its tensors'.
 
-    ``carried`` is one that comes with the checkpoint or is given for it, ``family`` is that of the
-    checkpoint. Of a tower that the family stores without a part of it, it is the whole one's.
+    EVA-CLIP's sizes always come from its tensors. ``family`` is that of the checkpoint. Of a tower
+    that the family stores without a part of it, it is the whole one's. Raises InputError
+    ``tower-absent`` and ``tower-config-unknown``.
     """
     own = _own_tower(checkpoint)
     if not own:
@@ -113,11 +119,8 @@ def tower_config_of(
         return None
     if has_lone_file(checkpoint):
         return _sizes_of_shapes(checkpoint, own)
-    if carried is not None:
-        return carried
-    if directory is not None and directory.config is not None:
-        return directory.config
-    return family.whole_tower(own) or _sizes_of_shapes(checkpoint, own)
+    described = next((config for config in configs if towers.family_of_config(config)), None)
+    return described or family.whole_tower(own) or _sizes_of_shapes(checkpoint, own)
 
 
 def _own_tower(checkpoint: Checkpoint) -> towers.Shapes:
@@ -170,19 +173,21 @@ def read_processor(
 ) -> Mapping[str, Any] | None:
     """Read the ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
 
-    It is looked up beside ``tower``, then in the checkpoint, then in the checkpoint's tower.
+    It is looked up beside ``tower``, then in the checkpoint's tower, where loaders look, then in
+    the checkpoint.
     """
     if tower is not None and (given := _processor_at(os.fspath(tower), stores)) is not None:
         return given
+    directory = find_tower(checkpoint, stores)
+    place = None if directory is None else directory.path
+    if place is not None and (own := _processor_at(place, stores)) is not None:
+        return own
     if PROCESSOR in checkpoint.texts:
         carried: Mapping[str, Any] = json.loads(checkpoint.texts[PROCESSOR])
         return carried
     if PROCESSOR in checkpoint.files:
         return read_json(stores, checkpoint.files[PROCESSOR].path)[0]
-    directory = find_tower(checkpoint, stores)
-    return _processor_at(
-        checkpoint.root if directory is None or directory.path is None else directory.path, stores
-    )
+    return None
 
 
 def _processor_at(place: str, stores: Stores) -> Mapping[str, Any] | None:

@@ -51,7 +51,7 @@ def check_output(out: str, inputs: Iterable[Checkpoint]) -> str:
                 "output-overlaps-input",
                 out,
                 expected="a path outside every input",
-                got=f"one that is, holds or lies in {checkpoint.root}",
+                got=f"one that is, contains or lies in {checkpoint.root}",
                 hint="name another output",
             )
     if os.path.lexists(path):
@@ -59,7 +59,7 @@ def check_output(out: str, inputs: Iterable[Checkpoint]) -> str:
             "output-exists",
             out,
             expected="a path that does not exist yet",
-            hint="remove it, or name another output",
+            hint="name another output",
         )
     if not os.path.isdir(parent):
         raise UsageError(

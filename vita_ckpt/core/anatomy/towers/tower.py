@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vita_ckpt.core.anatomy.towers.families import FAMILIES
 from vita_ckpt.core.anatomy.towers.family import Family
+from vita_ckpt.core.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,16 @@ class Tower:
         return None if rest else grid * grid
 
     def differences(self, other: Tower) -> tuple[str, ...]:
-        """Return the fields in which two towers differ, of those that both are known to have."""
+        """Return the fields in which two towers differ, of those that both are known to have.
+
+        Pixels beyond the last whole patch make no difference.
+        """
         fields = ("family", "width", "layers", "patch_size", "image_size")
         pairs = {field: (getattr(self, field), getattr(other, field)) for field in fields}
-        return tuple(f for f, (a, b) in pairs.items() if None not in (a, b) and a != b)
+        differ = [f for f, (a, b) in pairs.items() if None not in (a, b) and a != b]
+        if self.patch_size == other.patch_size and self.grid == other.grid:
+            differ = [field for field in differ if field != "image_size"]
+        return tuple(differ)
 
     def __str__(self) -> str:
         text = f"{self.traits.label}, width {self.width}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
-from vita_ckpt.core.filenames import STEP
+from vita_ckpt.core.dataclass import dataclass
+from vita_ckpt.core.filenames import LORA_FILES, STEP
+from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.training.filenames import (
     DISTCP,
     DTENSOR,
@@ -173,6 +174,9 @@ def _below(store: Store, root: str, tag: str | None, levels: int) -> Place:
         root,
         expected="a training state: global_stepN, .metadata, shards of ranks, or a run with one",
         got=", ".join(names[:8]) or "an empty directory",
+        hint="a LoRA run is taken as it is: merge-lora --adapter"
+        if any(name in names for name in LORA_FILES)
+        else "",
     )
 
 
@@ -190,11 +194,13 @@ def _tagged(store: Store, root: str, names: list[str], tag: str, levels: int) ->
     ]
     if len(inner) == 1:
         return _below(store, os.path.join(root, inner[0], tag), None, levels - 2)
+    known = states_below(store, root, names)
     raise UsageError(
         "unknown-tag",
         f"--tag {tag}",
-        expected=f"one of {', '.join(states_below(store, root, names)) or 'none'}",
+        expected=f"one of {', '.join(known)}" if known else "a run with several states",
         got="no such directory",
+        hint=did_you_mean(tag, known),
     )
 
 
