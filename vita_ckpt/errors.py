@@ -40,7 +40,10 @@ def _escapes() -> dict[int, str]:
 
 # What nobody else may read: user and password of a URL, its query, and tokens.
 # Compiled when the first text needs them: most commands print none that does.
-_USER_OF_URL = r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3})[^\s/?#'\"<>]*@(?=[^\s/])"
+_USER_OF_URL = (
+    r"(?i)(\b[a-z][a-z0-9+.-]{0,20}:/{1,3}|(?<![\w:/])//(?=[^\s/?#'\"<>@:]*:))"
+    r"[^\s/?#'\"<>]*@(?=[^\s/])"
+)
 _QUERY_OF_URL = r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3}[^\s?'\"<>]{0,2000})\?[^\s'\"<>)]+"
 _CREDENTIAL_OF_QUERY = (
     r"(?i)([?&](?:x-(?:amz|goog|ms)-[a-z-]+|sig|signature|[a-z_-]*(?:token|key|secret)|pass(?:word)?"
@@ -62,7 +65,7 @@ _LOG_COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
 
 def redacted(text: str) -> str:
     """Return ``text`` without credentials: of URLs, of their queries, and tokens."""
-    if "://" in text or ":/" in text:
+    if "//" in text or ":/" in text:
         text = re.sub(_USER_OF_URL, r"\1…@", text)
         text = re.sub(_QUERY_OF_URL, r"\1?…", text)
     if "=" in text:
