@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 
 LONGEST = 180  # seconds
@@ -22,7 +22,6 @@ def serve(warm: Callable[[], None]) -> None:
     warm()
     gc.collect()
     gc.freeze()  # a fork has no need to look at all that again
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
     for line in iter(sys.stdin.buffer.readline, b""):
         request = json.loads(line)
         if "wait" in request:
@@ -30,9 +29,8 @@ def serve(warm: Callable[[], None]) -> None:
         else:
             answer = os.fork()
             if answer == 0:
-                answers.close()
                 _become(**request)
-        answers.write(json.dumps(answer).encode() + b"\n")
+        os.write(1, json.dumps(answer).encode() + b"\n")
 
 
 def _wait(pid: int, seconds: float) -> int | None:
@@ -55,6 +53,10 @@ def _become(
     err: str,
 ) -> None:
     signal.alarm(LONGEST)
+    if _told(environment) != _told(os.environ):
+        # What it is made of stays; it is imported anew, with the environment of this run.
+        for name in [n for n in sys.modules if n.split(".")[0] == "huggingface_hub"]:
+            del sys.modules[name]
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -73,9 +75,29 @@ def _become(
     sys.exit()
 
 
+def _told(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what huggingface_hub may read when it is imported."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in ("HF_TOKEN", "PYTEST_CURRENT_TEST", "TMPDIR")
+    }
+
+
 def warm() -> None:
     """Import what the commands import that need neither torch nor a hub."""
-    for package in ("core", "storage", "surgery", "checks", "api", "cli", "cli.commands"):
+    for also in ("html", "tabulate", "stringprep", "encodings.idna"):
+        import_module(also)
+    for package in (
+        "core",
+        "storage",
+        "surgery",
+        "checks",
+        "api",
+        "cli",
+        "cli.commands",
+        "cli.formats",
+    ):
         for module in pkgutil.iter_modules(import_module(f"vita_ckpt.{package}").__path__):
             import_module(f"vita_ckpt.{package}.{module.name}")
 
@@ -88,9 +110,6 @@ def warm_for_the_hub() -> None:
     warm()
     for module in pkgutil.iter_modules(import_module("vita_ckpt.storage.hub").__path__):
         import_module(f"vita_ckpt.storage.hub.{module.name}")
-    # What it is made of stays; it is imported anew, with the environment of each run.
-    for name in [n for n in sys.modules if n.split(".")[0] == "huggingface_hub"]:
-        del sys.modules[name]
 
 
 def warm_for_torch() -> None:
@@ -98,3 +117,15 @@ def warm_for_torch() -> None:
     warm()
     for module in ("vita_ckpt.model.verify", "torch.distributed"):
         import_module(module)
+
+
+def warm_without_the_package() -> None:
+    """Import what verify imports of others."""
+    for module in ("click.testing", "torch", "transformers.modeling_utils", "PIL.Image"):
+        import_module(module)
+
+
+def warm_for_both() -> None:
+    """Import what commands on a hub import that verify."""
+    warm_for_the_hub()
+    warm_for_torch()

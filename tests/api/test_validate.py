@@ -760,6 +760,18 @@ def test_a_flat_parameter_of_fsdp_is_named(tmp_path: Path) -> None:
     assert "flat-parameter" in [one.rule for one in found]
 
 
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("lora-run", "lora-config-missing"), ("audio-adapter", "adapter-no-audio-adapter")],
+)
+def test_what_is_not_of_the_kind_that_is_asked_for_is_not_sound(
+    base: Path, kind: str, rule: str
+) -> None:
+    (found,) = (one for one in validate(base, kind=kind).findings if one.severity == "error")
+    assert found.rule == rule
+    assert found.hint.endswith("a vita-checkpoint: leave --kind out")
+
+
 def test_every_rule_is_tested() -> None:
     """The rules of files, names, config and LoRA runs each fail somewhere above."""
     here = Path(__file__)

@@ -505,6 +505,12 @@ _NAMES: Final = (
         "Merging it would change nothing.",
     ),
     Rule(
+        "adapter-no-audio-adapter",
+        "error",
+        "an audio adapter's file without an audio adapter",
+        "Merging it would change nothing.",
+    ),
+    Rule(
         "flat-parameter",
         "error",
         "a projector as FSDP's flat parameter",

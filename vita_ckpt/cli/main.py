@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from itertools import islice, pairwise
+from itertools import pairwise
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
 _WIDEST: Final = 80  # columns of a help
-_MOST_NAMES: Final = 1000  # of a directory in which a mistyped path is looked for
 
 # Every command in its section, with the first sentence of its help. Each lives in the module of its
 # name, which is imported only when the command runs: to list the commands costs nothing.
@@ -286,7 +285,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     except VitaCkptError as error:
         if debug:
             _print_traceback()
-        _print_error(str(_nearest_path(error)))
+        console.warn_of(error)
         return error.exit_code
     except click.exceptions.Abort as error:
         # What was being written says in which state that is left.
@@ -325,17 +324,6 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         )
         return 3
     return result if isinstance(result, int) else 0
-
-
-def _nearest_path(error: VitaCkptError) -> VitaCkptError:
-    """Return the error; for a path that does not exist, with a guess at its last component."""
-    folder, name = os.path.split(error.subject)
-    if error.code != "not-found" or not name:
-        return error
-    with contextlib.suppress(OSError, ValueError):
-        there = [entry.name for entry in islice(os.scandir(folder or os.curdir), _MOST_NAMES)]
-        return error.replaced(hint=did_you_mean(name, there, error.hint))
-    return error
 
 
 def _usage(error: click.ClickException) -> str:

@@ -61,7 +61,7 @@ def report_options(command: _Command) -> _Command:
             metavar="FORMAT=FILE",
             shell_complete=completion.one_of(FORMATS, end="="),
             callback=lambda _context, _option, values: tuple(_output(value) for value in values),
-            help="Write the report to a file too, over an older one; may be given several times.",
+            help="Write the report to a file too, over an older one. Can be repeated.",
         ),
         click.option(
             "--format",

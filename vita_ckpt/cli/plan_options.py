@@ -300,7 +300,7 @@ def _check_push(
             raise UsageError(
                 "options-exclude-each-other",
                 "--private" if private else "--create-pr",
-                expected="--push, which it is about",
+                expected="--push beside it",
             )
         return
     link = options.link if options.link != "auto" else None

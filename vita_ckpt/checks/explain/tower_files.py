@@ -57,9 +57,10 @@ def build_tower(
 def _read_processor(tracer: Tracer, lookup: Lookup, family: ModelFamily, built: str) -> None:
     """Record an image processor that cannot be read: the loader raises, of its own directory's."""
     trouble, tower = lookup.processor_trouble, lookup.tower
-    if trouble is None or built in family.own_sizes:
+    if trouble is None:
         return
-    if tower is not None and tower.path is not None and tower.path in trouble.message:
+    is_read = tower is not None and tower.path is not None and tower.path in trouble.message
+    if is_read and built not in family.own_sizes:
         tracer.stop(trouble.code, f"its image processor: {trouble.message}")
     tracer.flaws.append(PROCESSOR)
     tracer.step("passes over", f"an image processor that others read: {trouble.message}")

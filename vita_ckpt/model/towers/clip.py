@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -17,6 +17,10 @@ from vita_ckpt.model.towers.transformers_tower import TransformersTower
 class ClipTower(TransformersTower):
     """CLIP: by default the patches of hidden state -2, without CLS."""
 
+    traits = CLIP
+    config_class = transformers.CLIPVisionConfig
+    model_class = transformers.CLIPVisionModel
+
     def __init__(
         self,
         config: Mapping[str, Any],
@@ -24,8 +28,7 @@ class ClipTower(TransformersTower):
         features: Features | None = None,
         scales: int = 1,
     ) -> None:
-        library = (transformers.CLIPVisionConfig, transformers.CLIPVisionModel)
-        super().__init__(CLIP.name, library, config, attn, scales, features)
+        super().__init__(config, attn, features, scales)
         self.tokens += self.selected.class_token
 
     def embed(self, body: Any, pixel_values: Tensor) -> Tensor:
@@ -40,17 +43,7 @@ class ClipTower(TransformersTower):
 
 
 class ClipS2Tower(S2Tower, ClipTower):
-    """CLIP at each of ``scales``, in pixels: LLaVA has it, VITA has not."""
-
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        scales: Sequence[int],
-        attn: str | None,
-        features: Features | None = None,
-    ) -> None:
-        ClipTower.__init__(self, config, attn, features, len(scales))
-        self.use_scales(scales)
+    """CLIP at each of several scales: LLaVA has it, VITA has not."""
 
     def accepts(self, height: int, width: int) -> bool:
         """Return whether tiles have the size that the library takes."""

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vita_ckpt.core.anatomy.families import Features
 from vita_ckpt.core.anatomy.towers.s2 import MOST_TILES
 from vita_ckpt.errors import InputError
-from vita_ckpt.model.towers.base import VisionTower
+from vita_ckpt.model.towers.transformers_tower import TransformersTower
 
 
-class S2Tower(VisionTower):
-    """A mixin that runs the tower class after it at each of ``scales`` (pixels).
+class S2Tower(TransformersTower):
+    """A mixin that runs the tower class after it at each of ``scales`` (pixels, in any order).
 
     An image of any size is resized to each scale and cut into a grid of tiles of about the smallest
     scale. The tiles are run, and their feature maps are joined, pooled to one tile's grid and
     concatenated in ascending order of scale (UPSTREAM §3; Shi et al., "When Do We Not Need Larger
     Vision Models?"). ``image_size`` is the largest scale, which is the size that upstream's
-    processor makes.
+    processor makes. Raises InputError ``s2-scales-do-not-fit-tower``.
     """
 
-    def use_scales(self, scales: Sequence[int]) -> None:
-        """Set the scales. Raises InputError ``s2-scales-do-not-fit-tower``."""
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        scales: Sequence[int],
+        attn: str | None,
+        features: Features | None = None,
+    ) -> None:
+        super().__init__(config, attn, features, len(scales))
         self.scales = tuple(sorted(scales))
         self._check_scales()
         self.image_size = self.scales[-1]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import transformers
 from torch import Tensor
 
-from vita_ckpt.core.anatomy.families import Features
 from vita_ckpt.core.anatomy.towers.families.siglip import SIGLIP
 from vita_ckpt.model.towers.s2 import S2Tower
 from vita_ckpt.model.towers.transformers_tower import TransformersTower
@@ -17,15 +13,9 @@ from vita_ckpt.model.towers.transformers_tower import TransformersTower
 class SiglipTower(TransformersTower):
     """SigLIP: by default all patches of hidden state -2."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        attn: str | None,
-        features: Features | None = None,
-        scales: int = 1,
-    ) -> None:
-        library = (transformers.SiglipVisionConfig, transformers.SiglipVisionModel)
-        super().__init__(SIGLIP.name, library, config, attn, scales, features)
+    traits = SIGLIP
+    config_class = transformers.SiglipVisionConfig
+    model_class = transformers.SiglipVisionModel
 
     def accepts(self, height: int, width: int) -> bool:
         """Return whether the grid fits; pixels beyond the last whole patch are ignored."""
@@ -38,17 +28,7 @@ class SiglipTower(TransformersTower):
 
 
 class SiglipS2Tower(S2Tower, SiglipTower):
-    """SigLIP at each of ``scales``, in pixels."""
-
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        scales: Sequence[int],
-        attn: str | None,
-        features: Features | None = None,
-    ) -> None:
-        SiglipTower.__init__(self, config, attn, features, len(scales))
-        self.use_scales(scales)
+    """SigLIP at each of several scales."""
 
 
 TOWER = SiglipTower

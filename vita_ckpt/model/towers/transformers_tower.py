@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from vita_ckpt.core.anatomy.families import Features
+from vita_ckpt.core.anatomy.towers.family import Family
 from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.model.towers.base import VisionTower, check_shape_of_layers, checked, unsupported
 
@@ -36,32 +37,38 @@ class TransformersTower(VisionTower):
     """A tower of transformers under upstream's names.
 
     The output are hidden states, by default number -2 (UPSTREAM §3), the input of the last layer.
-    No layer after the last of them is run, nor anything after the layers.
+    No layer after the last of them is run, nor anything after the layers. A class of a family has
+    its ``traits``, and the library's ``config_class`` and ``model_class``.
     """
+
+    traits: ClassVar[Family]
+    config_class: ClassVar[type[Any]]
+    model_class: ClassVar[type[Any]]
 
     def __init__(
         self,
-        family: str,
-        library: tuple[type[Any], type[Any]],
         config: Mapping[str, Any],
         attn: str | None,
-        scales: int = 1,
         features: Features | None = None,
+        scales: int = 1,
     ) -> None:
         features = features or Features()
-        config_class, model_class = library
         keys: dict[str, Any] = {
             key: checked(key, config[key], kind) for key, kind in _KEYS.items() if key in config
         }
         # 4.41 has only eager attention in these towers, and raises when asked for another.
-        known = getattr(model_class, "_supports_sdpa", False)
-        defaults = config_class()
+        known = getattr(self.model_class, "_supports_sdpa", False)
+        defaults = self.config_class()
         check_shape_of_layers(  # before 5.x raises an error of its own
             *(keys.get(key, getattr(defaults, key)) for key in _LAYER_KEYS)
         )
-        full = config_class(**keys, attn_implementation=attn if known else "eager")
+        full = self.config_class(**keys, attn_implementation=attn if known else "eager")
         sizes = Tower(
-            family, full.hidden_size, full.num_hidden_layers, full.patch_size, full.image_size
+            self.traits.name,
+            full.hidden_size,
+            full.num_hidden_layers,
+            full.patch_size,
+            full.image_size,
         )
         states = full.num_hidden_layers + 1
         if not all(-states <= layer < states for layer in features.layers):
@@ -71,7 +78,7 @@ class TransformersTower(VisionTower):
         super().__init__(sizes, scales=scales)
         self.hidden_size *= len(features.layers)
         self.selected = features
-        self.vision_tower = model_class(full)
+        self.vision_tower = self.model_class(full)
 
     def checkpoint_name(self, name: str) -> str:
         """Return upstream's name, with the level ``vision_model.``; transformers 5.6 has none."""

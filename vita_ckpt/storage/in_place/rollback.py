@@ -75,7 +75,7 @@ def undo(root: str, *, force: bool = False, on_progress: OnProgress = unwatched)
         raise InputError(
             "nothing-to-undo",
             root,
-            expected="what an in-place surgery leaves",
+            expected="the undo data of a surgery in place",
             hint="undo data is dropped by the next surgery in place, by undo, and by clean --undo",
         )
     _check_may_take(kept, root, force=force)

@@ -67,7 +67,7 @@ def duplicate(
         "duplicate-tensor",
         f"{shard.file.path}: {tensor}",
         expected="each tensor in one file",
-        got=f"it also stands in {other.source.path}{values}",
+        got=f"another one in {other.source.path}{values}",
     )
 
 
