@@ -299,6 +299,8 @@ AROUND: dict[str, tuple[Change, bool]] = {
         lambda base, _: (base / "model.safetensors").rename(base / "weights.safetensors"),
         False,
     ),
+    "values that only training reads": (put(attention_dropout="x", initializer_range=None), True),
+    "a head that is tied to nothing": (put(tie_word_embeddings=None), True),
     "a tokenizer that is no JSON": (
         lambda base, _: (base / "tokenizer.json").write_text("{"),
         False,

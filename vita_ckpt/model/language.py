@@ -284,8 +284,10 @@ _REBUILT: Final[Mapping[str, Callable[[Any], None]]] = {
 def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of transformers' config that a checkpoint's own class would have used."""
     keys, defaults = LANGUAGE_MODELS[name].keys(config), LANGUAGE_MODELS[name].defaults
+    for key in ("initializer_range", "attention_dropout"):  # of training alone
+        keys.pop(key, None)
     for key, default in defaults.items():
-        if type(default) is float and type(keys[key]) is int:  # which 5.x refuses
+        if type(default) is float and type(keys.get(key)) is int:  # which 5.x refuses
             keys[key] = float(keys[key])
     if name not in _WITHOUT_TABLES:
         keys["max_position_embeddings"] = min(keys["max_position_embeddings"], _ROTARY_TABLE)

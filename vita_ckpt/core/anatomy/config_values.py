@@ -101,9 +101,7 @@ _LANGUAGE_MODEL: Final[dict[str, Bound]] = {
     "rms_norm_eps": _EPS,
     "layer_norm_eps": _EPS,
     "norm_eps": _EPS,
-    "initializer_range": _number(0, 1e6),
-    "attention_dropout": _number(0, 1),
-    "tie_word_embeddings": _BOOLEAN,
+    "tie_word_embeddings": _optional(_BOOLEAN),
     "max_position_embeddings": _LENGTH,
     "use_sliding_window": _BOOLEAN,
     "sliding_window": _optional(_LENGTH),
@@ -119,6 +117,12 @@ _LANGUAGE_MODEL: Final[dict[str, Bound]] = {
     "scale_emb": _number(1e-6, 1e6),
     "dim_model_base": _number(1e-6, 1e6),
     "scale_depth": _number(1e-6, 1e6),
+}
+
+# Those that only training reads.
+_TRAINING: Final[dict[str, Bound]] = {
+    "initializer_range": _number(0, 1e6),
+    "attention_dropout": _number(0, 1),
 }
 
 # Keys of a VITA config beside those of its language model, where they are set.
@@ -218,6 +222,11 @@ def wrong_language_values(family: str, config: Mapping[str, Any]) -> tuple[Wrong
         *_beyond(config, bounds),
         *_wrong_rope(family, config),
     )
+
+
+def wrong_training_values(config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
+    """Return what no language model can be trained with, and what stops no loader."""
+    return tuple(_beyond(config, _TRAINING))
 
 
 def wrong_vision_values(family: ModelFamily, config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
