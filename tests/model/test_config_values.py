@@ -77,7 +77,6 @@ LANGUAGE = [
     ("intermediate_size", [10**12, 0, "x", None]),
     ("sliding_window", ["x", -1, 0, [], 10**20]),
     ("use_sliding_window", ["yes", 1, None]),
-    ("max_window_layers", ["x", -1, None]),
     ("tie_word_embeddings", ["yes", 1]),
     ("torch_dtype", ["junk", 3, ["float32"]]),
     ("mm_hidden_size", [32.0, "32", 0, -1, 10**20, 1 << 20]),

@@ -286,6 +286,8 @@ def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     keys, defaults = LANGUAGE_MODELS[name].keys(config), LANGUAGE_MODELS[name].defaults
     for key in ("initializer_range", "attention_dropout"):  # of training alone
         keys.pop(key, None)
+    if not keys.get("use_sliding_window"):  # which is what reads it
+        keys.pop("max_window_layers", None)
     for key, default in defaults.items():
         if type(default) is float and type(keys.get(key)) is int:  # which 5.x refuses
             keys[key] = float(keys[key])
