@@ -12,6 +12,9 @@ BROWSER := apt-get install -qy chromium-headless-shell fonts-dejavu-core
 # One process more than there are processors: some tests wait for what is slow on purpose.
 PROCESSES := $(shell expr $$(nproc) + 1)
 
+# Hundreds of processes import the same modules: they are compiled once.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-compat test-bare lock torture pages picture browser site check lint format docs bench clean
 
 demo: $(STAMP)

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import Result
+from tests.forker import ROOT, Fork, Forker
 
-ROOT = Path(__file__).parent.parent
 # One thread each: the number of threads changes the last digits of logits.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-Process = subprocess.Popen[str]
 
 
 def free_port() -> int:
@@ -39,71 +34,56 @@ def variables(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
-@contextmanager
-def started(
-    size: int, *arguments: object, command: str = "verify", missing: int | None = None
-) -> Iterator[list[Process]]:
-    """Start every rank but ``missing``, and leave none behind."""
-    port = free_port()
-    processes: list[Process] = []
-    try:
-        for rank in range(size):
-            if rank != missing:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "vita_ckpt", command, *map(str, arguments)],
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        text=True,
-                        env={**ENVIRONMENT, **variables(rank, size, port)},
-                    )
-                )
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+class Ranks(Forker):
+    """A process that has imported torch, of which ranks are forks."""
+
+    def __init__(self) -> None:
+        super().__init__("warm_for_torch", environment=ENVIRONMENT)
+
+    @contextmanager
+    def started(
+        self, size: int, *arguments: object, command: str = "verify", missing: int | None = None
+    ) -> Iterator[list[Fork]]:
+        """Start every rank but ``missing``, and leave none behind."""
+        port = free_port()
+        processes: list[Fork] = []
+        try:
+            for rank in range(size):
+                if rank != missing:
+                    environment = {**ENVIRONMENT, **variables(rank, size, port)}
+                    processes.append(self.start([command, *arguments], environment=environment))
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+
+    def launched(self, size: int, *arguments: object, command: str = "verify") -> list[Result]:
+        """Run all ranks to their end."""
+        with self.started(size, *arguments, command=command) as processes:
+            return results(processes)
+
+    def alone(self, *arguments: object, command: str = "verify") -> Result:
+        """Run one process."""
+        return self.run([command, *arguments], environment=ENVIRONMENT)
+
+    def assert_alike(self, size: int, command: str, *arguments: object) -> str:
+        """Return what one process says, which ``size`` of them say too, the first alone."""
+        one = self.alone(*arguments, command=command)
+        first, *others = self.launched(size, *arguments, command=command)
+        assert (first.code, first.out, first.err) == (one.code, one.out, one.err)
+        assert {(other.code, other.out, other.err) for other in others} == {(one.code, "", "")}
+        return one.out
 
 
-def results(processes: Sequence[Process], seconds: float = 120) -> list[Result]:
+def results(processes: Sequence[Fork], seconds: float = 120) -> list[Result]:
     """Wait for processes, and return what each of them did."""
-    done = [process.communicate(timeout=seconds) for process in processes]
-    return [
-        Result(process.returncode, *texts) for process, texts in zip(processes, done, strict=True)
-    ]
+    return [process.result(seconds) for process in processes]
 
 
-def launched(size: int, *arguments: object, command: str = "verify") -> list[Result]:
-    """Run all ranks to their end."""
-    with started(size, *arguments, command=command) as processes:
-        return results(processes)
-
-
-def alone(*arguments: object, command: str = "verify") -> Result:
-    """Run one process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "vita_ckpt", command, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
-def wait_for_weights(process: Process, file: Path, seconds: float = 180) -> None:
+def wait_for_weights(process: Fork, file: Path, seconds: float = 180) -> None:
     """Wait until a process has mapped a file of weights."""
     deadline = time.monotonic() + seconds
     while str(file) not in Path(f"/proc/{process.pid}/maps").read_text():
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-
-
-def assert_alike(size: int, command: str, *arguments: object) -> str:
-    """Return what one process says, which ``size`` of them say too, the first alone."""
-    one = alone(*arguments, command=command)
-    first, *others = launched(size, *arguments, command=command)
-    assert (first.code, first.out, first.err) == (one.code, one.out, one.err)
-    assert {(other.code, other.out, other.err) for other in others} == {(one.code, "", "")}
-    return one.out

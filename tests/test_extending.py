@@ -6,9 +6,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,11 @@ from fixtures.builder import (
     write_tokenizer,
     write_tower,
 )
+from tests.forker import Forker
 from vita_ckpt.core.anatomy import projectors, towers
 
 ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCHEMA = "vita_ckpt/schemas/inspect-v1.json"
 
 FAMILY = '''"""Describe a family that no model has."""
@@ -342,18 +342,19 @@ def enums(schema: Any) -> list[list[Any]]:
     return own + [found for value in schema.values() for found in enums(value)]
 
 
-def run_in_copy(script: str, copy: Path, work: Path) -> list[Any]:
+@pytest.fixture(scope="module")
+def forker() -> Iterator[Forker]:
+    """A process with torch, and without the package."""
+    with Forker("warm_without_the_package", environment=ENVIRONMENT) as forker:
+        yield forker
+
+
+def run_in_copy(forker: Forker, script: str, copy: Path, work: Path) -> list[Any]:
     """Run a script with the copy of the package; it prints JSON."""
-    result = subprocess.run(
-        [sys.executable, "-c", script, str(copy)],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    found: list[Any] = json.loads(result.stdout)
+    program = f"import sys; sys.path.insert(0, {str(copy)!r})\n{script}"
+    done = forker.run([copy], program=program, cwd=work, environment=ENVIRONMENT)
+    assert done.code == 0, done.err
+    found: list[Any] = json.loads(done.out)
     return found
 
 
@@ -384,22 +385,21 @@ def test_the_schemas_list_no_projector_type() -> None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     root = tmp_path / "copy"
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "vita_ckpt", root / "vita_ckpt", ignore=ignored)
+    # What is compiled goes along: only the files that are edited are compiled again.
+    shutil.copytree(ROOT / "vita_ckpt", root / "vita_ckpt")
     return root
 
 
 def test_a_tower_family_and_a_projector_type_are_added_by_their_recipes(
-    tmp_path: Path, copy: Path
+    tmp_path: Path, copy: Path, forker: Forker
 ) -> None:
-    pytest.importorskip("torch")
     assert len(files_of_recipe("A tower family")) <= 4
     assert len(files_of_recipe("A projector type")) <= 2
     follow(copy, "A tower family", FAMILY_EDITS, "toy")
     follow(copy, "A projector type", PROJECTOR_EDITS, "toy")
     work = tmp_path / "work"
     write_inputs(work)
-    tower, swap, swapped, extract, validate, verify, refused = run_in_copy(RUN, copy, work)
+    tower, swap, swapped, extract, validate, verify, refused = run_in_copy(forker, RUN, copy, work)
     for command in (tower, swap, swapped, extract, validate, verify):
         assert command[1] == 0, command
     schema = json.loads((copy / SCHEMA).read_text())
@@ -421,14 +421,13 @@ def test_a_tower_family_and_a_projector_type_are_added_by_their_recipes(
     assert json.loads(again)["model_type"] == "toy_vision_model"
 
 
-def test_a_model_family_is_added_by_its_recipe(tmp_path: Path, copy: Path) -> None:
-    pytest.importorskip("torch")
+def test_a_model_family_is_added_by_its_recipe(tmp_path: Path, copy: Path, forker: Forker) -> None:
     assert len(files_of_recipe("A model family")) <= 4
     follow(copy, "A model family", MODEL_FAMILY_EDITS, "toy")
     work = tmp_path / "work"
     write_run(work)
     merge, inspected, validated, explained, set_, verify, swap = run_in_copy(
-        RUN_MODEL_FAMILY, copy, work
+        forker, RUN_MODEL_FAMILY, copy, work
     )
     for command in (merge, inspected, validated, explained, set_, verify):
         assert command[1] == 0, command

@@ -98,6 +98,11 @@ DIRECTORIES: dict[str, tuple[str, Callable[[Path, Path], object], bool]] = {
         lambda _base, tower: edit_json(tower / "config.json", lambda c: c.pop("model_type")),
         True,
     ),
+    "a tower whose config says a model_type that is none": (
+        "A2",
+        lambda _base, tower: edit_json(tower / "config.json", lambda c: c.update(model_type="x")),
+        True,
+    ),
     "an index without metadata": (
         "A5",
         lambda base, _tower: in_shards(base, lambda index: index.pop("metadata")),

@@ -20,7 +20,7 @@ def test_no_page_message_or_rule_has_a_banned_turn() -> None:
 
 def test_no_sentence_is_too_long() -> None:
     texts = list(words.paragraphs())
-    assert len(texts) > 2000
+    assert len(texts) > 1500
     assert [(place, long) for place, text in texts for long in words.too_long(text)] == []
 
 

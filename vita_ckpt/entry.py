@@ -4,6 +4,7 @@ Nothing is imported here but what every interpreter has loaded, and what is buil
 """
 
 import _signal  # type: ignore[import-not-found] # signal itself imports enum first
+import gc
 import os
 
 TYPE_CHECKING = False
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 def main() -> "NoReturn":
     """Run the command line and exit."""
     _leave_at_once()
+    gc.disable()  # until all is imported, which stays
     try:
         from vita_ckpt.cli.main import main as run  # noqa: PLC0415 - not before interrupts are heeded
 

@@ -10,18 +10,27 @@ _E = TypeVar("_E", bound="VitaCkptError")
 _LONGEST = 300
 _KEPT = 140
 
-# Characters that move a terminal's cursor, end a line or reverse its direction.
+# Characters that move a terminal's cursor, end a line, reverse its direction, or show nothing.
 _UNPRINTABLE = {
     *range(0x20),
     *range(0x7F, 0xA0),
-    0x061C,
+    *(0xAD, 0x061C, 0x180E),
     *range(0x200B, 0x2010),
     *range(0x2028, 0x202F),
-    *range(0x2066, 0x206A),
+    *range(0x2060, 0x2070),
     0xFEFF,
+    *range(0xFFF9, 0xFFFC),
     *range(0xD800, 0xE000),
+    *range(0xE0000, 0xE0080),  # letters that no terminal shows and programs read
 }
-_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _UNPRINTABLE}
+_ESCAPES = {
+    code: f"\\x{code:02x}"
+    if code < 1 << 8
+    else f"\\u{code:04x}"
+    if code < 1 << 16
+    else f"\\U{code:08x}"
+    for code in _UNPRINTABLE
+}
 
 
 # What nobody else may read: user and password of a URL, its query, and tokens.

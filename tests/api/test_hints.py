@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ from vita_ckpt import (
 )
 from vita_ckpt.api.validate import holds_checkpoints
 from vita_ckpt.checks.rules import RULES
+from vita_ckpt.core.reading_notes import reading_notes
 from vita_ckpt.core.report import Finding
 
 LAST = "model-00003-of-00003.safetensors"
@@ -110,6 +112,38 @@ def test_pickled_weights_that_differ_are_no_left_over(sharded: Path) -> None:
     found = only(sharded, "ambiguous-weights")
     assert "it is newer and it differs" in found.hint
     assert "model-00001" in found.hint
+
+
+def test_commands_in_hints_take_a_path_with_spaces(sharded: Path) -> None:
+    root = sharded.rename(sharded.with_name("a model"))
+    (root / INDEX).unlink()
+    with pytest.raises(InputError, match="missing-index") as error:
+        open_checkpoint(root)
+    command = re.search(r"vita-ckpt (.*) --out OUT", str(error.value))
+    assert command is not None
+    assert shlex.split(command[1]) == ["convert", str(root), "--ignore-index"]
+
+
+def test_a_directory_without_weights_names_the_last_that_has_some_below(tmp_path: Path) -> None:
+    for step in ("checkpoint-500", "checkpoint-1000"):
+        (tmp_path / "run" / step).mkdir(parents=True)
+        save_file({"x": torch.ones(1)}, tmp_path / "run" / step / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"weights lie in .*checkpoint-1000: name that"):
+        open_checkpoint(tmp_path / "run")
+
+
+def test_weights_without_a_config_are_no_adapter(base: Path) -> None:
+    (base / "config.json").unlink()
+    file = projector(base.with_name("mm_projector.bin"))
+    with pytest.raises(InputError, match=r"no config\.json.*copy config\.json from the model"):
+        plan_merge_projector(base, file)
+
+
+def test_a_surgery_says_which_of_two_sets_of_weights_it_takes(sharded: Path) -> None:
+    put_beside(sharded, "pytorch_model.bin", added=1.0, newer=True)
+    (note,) = reading_notes(open_checkpoint(sharded))
+    assert "is read, not pytorch_model.bin" in note
+    assert f"vita-ckpt validate {sharded}" in note
 
 
 def test_no_hint_tells_to_remove_weights(sharded: Path) -> None:

@@ -622,6 +622,7 @@ class TestLora:
             ({"target_parameters": ["experts"]}, "lora-unsupported"),
             ({"target_modules": ["q_proj"]}, "lora-target-untrained"),
             ({"target_modules": ["k_proj"]}, "lora-delta-untargeted"),
+            ({"bias": "lora_only"}, "lora-bias-absent"),
             ({"base_model_name_or_path": None}, "lora-base-absent"),
             ({"base_model_name_or_path": "/nowhere/base"}, "lora-base-absent"),
             ({"base_model_name_or_path": "nobody/nothing"}, "lora-base-absent"),
@@ -757,6 +758,18 @@ def test_a_flat_parameter_of_fsdp_is_named(tmp_path: Path) -> None:
     save_file({"model.mm_projector._flat_param": torch.ones(8)}, file)
     found = validate(file, kind="projector").findings
     assert "flat-parameter" in [one.rule for one in found]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("lora-run", "lora-config-missing"), ("audio-adapter", "adapter-no-audio-adapter")],
+)
+def test_what_is_not_of_the_kind_that_is_asked_for_is_not_sound(
+    base: Path, kind: str, rule: str
+) -> None:
+    (found,) = (one for one in validate(base, kind=kind).findings if one.severity == "error")
+    assert found.rule == rule
+    assert found.hint.endswith("a vita-checkpoint: leave --kind out")
 
 
 def test_every_rule_is_tested() -> None:

@@ -379,19 +379,22 @@ _TEXTS = (
 def test_a_mutated_report_fails_the_schema(path: str) -> None:
     good = report(GOLDEN / path)
     count = 0
-    for place, value in mutations(good):
+    for place, value in list(mutations(good)):
         if value == "a string" and place[-1] in _TEXTS:
             continue  # None there may become a string
-        bad = copy.deepcopy(good)
-        parent = bad
+        parent = good
         for step in place[:-1]:
             parent = parent[step]
+        sound = copy.copy(parent)
         if value == "removed":
             del parent[place[-1]]
         else:
             parent[place[-1]] = value
-        assert not VALIDATOR.is_valid(bad), (place, value)
+        assert not VALIDATOR.is_valid(good), (place, value)
+        parent.clear()  # a mapping or a list: mended
+        parent.update(sound) if isinstance(parent, dict) else parent.extend(sound)
         count += 1
+    assert VALIDATOR.is_valid(good)
     assert count > 100
 
 

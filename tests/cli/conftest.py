@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fixtures.builder import TowerSpec, mm_projector, write_adapter, write_checkpoint, write_tower
+from tests.forker import Forker
 
 MLP = mm_projector("mlp2x_gelu", 32, 16)
 
@@ -20,3 +22,9 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     return write_adapter(tmp_path / "adapter.safetensors", MLP, dtype="BF16", seed=9)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    with Forker() as forker:
+        yield forker

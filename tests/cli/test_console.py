@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import vita_ckpt
 from fixtures.builder import write_checkpoint
 from tests.conftest import Cli
+from tests.forker import Forker
 
-COMMAND = [sys.executable, "-m", "vita_ckpt"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)}
 LOCALES = (
     {"PYTHONIOENCODING": "latin-1"},
     {"PYTHONIOENCODING": "ascii"},
@@ -65,35 +61,27 @@ def test_no_name_starts_a_command(cli: Cli, base: Path, tmp_path: Path, name: st
 
 @pytest.mark.parametrize("locale", LOCALES)
 def test_output_never_fails_after_the_work(base: Path, locale: dict[str, str]) -> None:
-    for arguments, code in (
-        (["set", "base", "mm_hidden_size=7", "--in-place"], 0),
-        (["set", "base", "mm_hidden_size=7", "--out", "日本"], 0),
-        (["inspect", "base"], 0),
-        (["validate", "base"], 1),
-        (["diff", "base", "日本"], 0),
-        (["inspect", "nö"], 3),
-        (["--help"], 0),
-    ):
-        done = subprocess.run(
-            [*COMMAND, *arguments], env={**ENVIRONMENT, **locale}, capture_output=True, check=False
-        )
-        assert done.returncode == code, (arguments, done)
-        assert b"internal-error" not in done.stderr
-        assert b"?" not in done.stdout
+    with Forker(environment={**os.environ, **locale}, encoding="latin-1") as forker:
+        for arguments, code in (
+            (["set", "base", "mm_hidden_size=7", "--in-place"], 0),
+            (["set", "base", "mm_hidden_size=7", "--out", "日本"], 0),
+            (["inspect", "base"], 0),
+            (["validate", "base"], 1),
+            (["diff", "base", "日本"], 0),
+            (["inspect", "nö"], 3),
+            (["--help"], 0),
+        ):
+            done = forker.run(arguments, environment={**os.environ, **locale})
+            assert done.code == code, (arguments, done)
+            assert "internal-error" not in done.err
+            assert "?" not in done.out
 
 
-def test_a_full_stdout_changes_nothing_in_work_that_is_done(base: Path) -> None:
+@pytest.mark.usefixtures("base")
+def test_a_full_stdout_changes_nothing_in_work_that_is_done(forker: Forker) -> None:
     def run(*arguments: str) -> tuple[int, list[str]]:
-        with open("/dev/full", "w", encoding="utf-8") as full:
-            done = subprocess.run(
-                [*COMMAND, *arguments],
-                env=ENVIRONMENT,
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-        return done.returncode, done.stderr.splitlines()
+        done = forker.run(arguments, out="/dev/full")
+        return done.code, done.err.splitlines()
 
     for last in ([], ["--json"]):
         work = ["--quiet", "set", "base", "mm_hidden_size=7"]
@@ -147,29 +135,18 @@ def test_json_is_json_whatever_the_checkpoint_says(cli: Cli, base: Path) -> None
     ],
 )
 def test_verdicts_are_coloured_where_asked(
-    base: Path, variables: dict[str, str], option: list[str], expected: bool
+    forker: Forker, base: Path, variables: dict[str, str], option: list[str], expected: bool
 ) -> None:
     (base / "config.json").write_text((base / "config.json").read_text().replace("16", "24"))
     clean = {name: value for name, value in os.environ.items() if "COLOR" not in name}
-    for arguments in (["validate", str(base)], ["inspect", str(base)], ["inspect", "nowhere"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "vita_ckpt", *arguments, *option],
-            env=clean | variables,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        printed = done.stdout + done.stderr
+    for arguments in (["validate", str(base)], ["inspect", str(base)], ["bogus"]):
+        done = forker.run([*arguments, *option], environment=clean | variables)
+        printed = done.out + done.err
         assert ("\x1b[31m" in printed) == expected, printed
         assert printed.count("\x1b[0m") == len(re.findall("\x1b\\[3[123]m", printed))
 
 
-def test_json_and_files_have_no_colour(base: Path, tmp_path: Path) -> None:
+def test_json_and_files_have_no_colour(forker: Forker, base: Path, tmp_path: Path) -> None:
     arguments = ["validate", str(base), "--color", "always", "--output", f"text={tmp_path / 'r'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vita_ckpt", *arguments, "--format", "json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "\x1b" not in done.stdout + (tmp_path / "r").read_text()
+    done = forker.run([*arguments, "--format", "json"])
+    assert "\x1b" not in done.out + (tmp_path / "r").read_text()

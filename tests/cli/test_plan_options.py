@@ -132,21 +132,28 @@ def test_what_is_said_of_what_says_what_was_done(cli: Cli, base: Path, tmp_path:
 def test_a_model_card_says_how_it_was_made(
     cli: Cli, base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    text = b"---\nlicense: mit\n---\n# A model \xff\n"
+    head, body = b"---\nlicense: mit\ntags: [mine]\n", b"---\n# A model \xff\n"
+    text = head + body
+    front = (
+        b"---\nlicense: mit\ntags:\n- mine\n- vita\n- multimodal\nlibrary_name: transformers\n"
+        b"pipeline_tag: image-text-to-text\n" + body
+    )
     (base / "README.md").write_bytes(text)
     out = tmp_path / "out"
     call = ("merge-projector", "--base", base, "--adapter", adapter, "--model-card")
     assert cli(*call, "--out", out, "--digest").code == 0
     card = (out / "README.md").read_bytes()
-    assert card.startswith(text)
+    assert card.startswith(front)
     assert card.count(b"## Lineage") == 1
     assert b"`adapter`: `adapter.safetensors`" in card
     assert cli("set", out, "image_aspect_ratio=pad", "--in-place", "--model-card").code == 0
     again = (out / "README.md").read_bytes()
-    assert again.startswith(text)
+    assert again.startswith(front)
     assert again.count(b"## Lineage") == 1
     assert b"image_aspect_ratio=pad" in again
     assert cli("validate", out, "--deep").code == 0
     (base / "README.md").unlink()
     assert cli(*call, "--out", tmp_path / "bare").code == 0
-    assert (tmp_path / "bare" / "README.md").read_bytes().startswith(b"<!-- vita-ckpt: lineage")
+    bare = (tmp_path / "bare" / "README.md").read_bytes()
+    assert bare.startswith(b"---\nlibrary_name: transformers\n")
+    assert b"\n---\n\n<!-- vita-ckpt: lineage" in bare

@@ -124,6 +124,8 @@ def test_what_can_only_be_a_path(text: str) -> None:
         ("org/name@refs/pr/1", "hf://org/name@refs/pr/1"),
         ("org/name/", "hf://org/name"),
         ("org/name", "hf://org/name"),
+        ("hf:org/name", "hf://org/name"),
+        ("hf:/org/name@main", "hf://org/name@main"),
     ],
 )
 def test_what_somebody_means_by_it(text: str, address: str) -> None:

@@ -24,6 +24,7 @@ from fixtures.builder import (
 )
 from tests.families import CLIP, FAMILIES, SPEC, TOWER, WITH_TOWER, vita_like
 from vita_ckpt import (
+    AdapterError,
     InputError,
     VitaCkptError,
     apply,
@@ -32,6 +33,7 @@ from vita_ckpt import (
     plan_extract_projector,
     plan_extract_tower,
     plan_merge_projector,
+    plan_resize_embeddings,
     plan_swap_tower,
     validate,
 )
@@ -123,6 +125,7 @@ def test_nothing_is_put_into_another_family(tmp_path: Path, name: str) -> None:
         lambda: plan_merge_projector(base, adapter),
         lambda: plan_merge_projector(base, adapter, tower=tower),
         lambda: plan_swap_tower(base, tower),
+        lambda: plan_resize_embeddings(base, tokens=64),
     )
     for plan in plans:
         with pytest.raises(InputError, match="other-family") as error:
@@ -145,6 +148,27 @@ def test_a_relative_is_of_a_kind_of_its_own(
     found = inspect(write_model(tmp_path / "m", typed(checkpoint_shapes(SPEC)), config))
     assert (found.kind, found.family) == (kind, label)
     assert model_type in str(found.family_evidence)
+
+
+def test_the_projector_of_tinyllava_is_a_donor(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", SPEC)
+    root = at(tmp_path / "model", "tinyllava")
+    plan = plan_merge_projector(base, root)
+    assert len(plan.tensor_edits) == 4
+    assert any("connector._connector." in note for note in plan.notes)
+    assert len(plan_extract_projector(root).tensor_edits) == 4
+    config = json.loads((root / "config.json").read_text())
+    (root / "config.json").write_text(json.dumps({**config, "connector_type": "mlp2x_relu"}))
+    with pytest.raises(AdapterError, match=r"unknown-projector.*mlp2x_relu"):
+        plan_extract_projector(root)
+
+
+def test_the_tower_in_vita_e_is_described_by_the_one_that_its_config_names(tmp_path: Path) -> None:
+    root = at(tmp_path / "model", "vita-e")
+    tower = write_tower(tmp_path / "tower-clip", CLIP)
+    config = json.loads((root / "config.json").read_text())
+    (root / "config.json").write_text(json.dumps({**config, "mm_vision_tower": str(tower)}))
+    assert plan_extract_tower(root).tensor_edits
 
 
 def test_the_projector_of_a_run_of_another_family_is_a_donor(tmp_path: Path) -> None:

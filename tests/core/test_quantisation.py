@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -25,8 +26,10 @@ from vita_ckpt import (
     AdapterError,
     explain,
     inspect,
+    plan_convert,
     plan_extract_projector,
     plan_extract_tower,
+    plan_merge_lora,
     plan_merge_projector,
     validate,
 )
@@ -176,6 +179,35 @@ def test_the_unpacked_projector_beside_quantised_layers_is_extracted(
     plan = plan_extract_projector(root)
     assert len(plan.tensor_edits) == 4
     assert any(f"{PARAMETERS:,} parameters" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_deltas_are_not_added_to_codes(tmp_path: Path, name: str) -> None:
+    root = quantised(tmp_path / "q", name, *LINEAR)
+    module = "model.layers.0.mlp.up_proj"
+    out, wide = SHAPES[f"{module}.weight"]
+    deltas = {"lora_A.weight": (2, wide), "lora_B.weight": (out, 2)}
+    run = write_model(
+        tmp_path / "run",
+        typed({f"base_model.model.{module}.{n}": shape for n, shape in deltas.items()}),
+        None,
+        name="adapter_model.safetensors",
+    )
+    settings = {"r": 2, "lora_alpha": 2, "target_modules": ["up_proj"]}
+    (run / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(AdapterError, match=r"lora-unsupported.*before it was quantised") as error:
+        plan_merge_lora(root, run)
+    assert METHODS[name].label.partition(",")[0] in str(error.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_conversion_leaves_codes_and_scales(tmp_path: Path, name: str) -> None:
+    root = quantised(tmp_path / "q", name, *LINEAR)
+    plan = plan_convert(root, dtype="f16")
+    changed = {edit.name for edit in plan.tensor_edits}
+    assert "model.norm.weight" in changed
+    assert not {n for n in changed if ".mlp." in n and "vision_tower" not in n}
+    assert any("none is dequantised" in note for note in plan.notes)
 
 
 def test_float8_without_scales_is_a_dtype_and_no_method(tmp_path: Path) -> None:

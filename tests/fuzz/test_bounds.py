@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.builder import write_checkpoint
+from fixtures.builder import Spec, checkpoint_shapes, write_checkpoint
 from tests.fuzz.pickles import named, number, short, tensor, text
 from tests.fuzz.readers import read
 
@@ -136,6 +136,12 @@ def legacy(storages: int, size: int) -> Make:
     return raw("mm_projector.bin", start + program + keys + struct.pack("<Q", size) + bytes(16))
 
 
+def long_name(root: Path) -> Path:
+    """A checkpoint with a tensor whose name has thousands of components."""
+    name = ".".join("a" * 5000)
+    return write_checkpoint(root / "c", only={**checkpoint_shapes(Spec()), name: (1,)})
+
+
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 INTERNVIT = "model.vision_tower.vision_tower."
 DOUBLED = b")q\x00" + b"h\x00h\x00\x86q\x00" * 60
@@ -166,6 +172,7 @@ CASES: dict[str, Make] = {
     "keys twice": safetensors("{" + ",".join([f'"a":{ENTRY}'] * 100) + "}", bytes(4)),
     "lone surrogates": safetensors(f'{{"\\ud800":{ENTRY}}}', bytes(4)),
     "a long name": safetensors(f'{{"{"a." * 4000}":{ENTRY}}}', bytes(4)),
+    "a long name beside others": long_name,
     "a name of layers": safetensors(f'{{"model.layers.{"9" * 4000}.x":{ENTRY}}}', bytes(4)),
     "sizes of nothing": safetensors(
         '{"a":{"dtype":"U8","shape":[' + "0," * 3000 + '0],"data_offsets":[0,0]}}'

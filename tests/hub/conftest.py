@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,30 +10,32 @@ import pytest
 
 from fixtures.hub_server import HubServer
 from tests.conftest import Result
-from tests.hub.forked import Forker
+from tests.forker import ROOT, Fork, Forker
 
-ROOT = Path(__file__).parent.parent.parent
 # huggingface_hub's uploads use what its HTTP library has deprecated.
 WARNINGS = ("-W", "error", "-W", "ignore:Use 'content=:DeprecationWarning")
-RUN = "from vita_ckpt.cli.main import main; main()"
 
 
 class Machine:
     """A machine with an empty cache, whose hub is the one on loopback."""
 
-    def __init__(self, hub: HubServer, root: Path, forker: Forker) -> None:
+    def __init__(self, hub: HubServer, root: Path, home: Path, forker: Forker) -> None:
         self.hub = hub
         self._forker = forker
         self.root = root
-        self.home = root / "home"
+        self.home = home
         self.work = root / "work"
         self.work.mkdir()
 
-    def run(self, *arguments: object, **environment: str) -> Result:
-        """Run the command line; what the hub has seen before is forgotten."""
+    def run(self, *arguments: object, program: str | None = None, **environment: str) -> Result:
+        """Run the command line, or a program; what the hub has seen before is forgotten."""
         self.hub.seen.clear()
+        return self.start(*arguments, program=program, **environment).result()
+
+    def start(self, *arguments: object, program: str | None = None, **environment: str) -> Fork:
+        """Start the command line, or a program."""
         own = self.hub.environment(self.home, PYTHONPATH=str(ROOT), **environment)
-        return self._forker.run([str(a) for a in arguments], self.work, own, self.root)
+        return self._forker.start(arguments, program=program, cwd=self.work, environment=own)
 
     @property
     def large_bytes(self) -> int:
@@ -54,12 +56,51 @@ def header_of(path: Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def forker() -> Iterator[Forker]:
-    with Forker(WARNINGS, {**os.environ, "PYTHONPATH": str(ROOT)}) as forker:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every machine has its cache: huggingface_hub reads its place when it is imported."""
+    return tmp_path_factory.mktemp("machine") / "home"
+
+
+@pytest.fixture(scope="session")
+def ports() -> tuple[int, int]:
+    """Where every hub listens, for the same reason."""
+    with HubServer() as hub:
+        return hub.ports
+
+
+@pytest.fixture(scope="session")
+def forker(home: Path, ports: tuple[int, int]) -> Iterator[Forker]:
+    with _forker("warm_for_the_hub", home, ports) as forker:
+        yield forker
+
+
+@pytest.fixture(scope="session")
+def torch_forker(home: Path, ports: tuple[int, int]) -> Iterator[Forker]:
+    with _forker("warm_for_both", home, ports) as forker:
         yield forker
 
 
 @pytest.fixture
-def machine(tmp_path: Path, forker: Forker) -> Iterator[Machine]:
-    with HubServer() as hub:
-        yield Machine(hub, tmp_path, forker)
+def machine(
+    request: pytest.FixtureRequest, tmp_path: Path, home: Path, ports: tuple[int, int]
+) -> Iterator[Machine]:
+    """A machine, whose commands start with torch imported where a test is marked for torch."""
+    has_torch = request.node.get_closest_marker("torch") is not None
+    forker: Forker = request.getfixturevalue("torch_forker" if has_torch else "forker")
+    with _hub(ports) as hub:
+        yield Machine(hub, tmp_path, home, forker)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _forker(warm: str, home: Path, ports: tuple[int, int]) -> Forker:
+    with _hub(ports) as hub:
+        environment = hub.environment(home, PYTHONPATH=str(ROOT))
+    return Forker(warm, warnings=WARNINGS, environment=environment)
+
+
+def _hub(ports: tuple[int, int]) -> HubServer:
+    """Return a hub, elsewhere if somebody else has got a port meanwhile."""
+    try:
+        return HubServer(ports)
+    except OSError:
+        return HubServer()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 
 from fixtures.hub_server import Fault
 from tests.conftest import GOLDEN, assert_one_error
-from tests.hub.conftest import ROOT, RUN, Machine, heads_of
+from tests.hub.conftest import Machine, heads_of
 
 BASE = GOLDEN / "A7" / "base"
 
@@ -86,15 +84,12 @@ def test_what_a_killed_check_fetched_is_found(machine: Machine, tmp_path: Path) 
     machine.hub.faults.append(Fault(r"^/org/vita/[0-9a-f]{40}/", "stall", 30, 9, skip=4))
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    program = [sys.executable, "-c", RUN, "validate", "hf://org/vita", "--values"]
-    environment = machine.hub.environment(machine.home, PYTHONPATH=str(ROOT))
-    with subprocess.Popen(
-        program, cwd=machine.work, env={**environment, "TMPDIR": str(temporary)}
-    ) as process:
-        while not list(temporary.glob(".vita-ckpt-*")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
+    process = machine.start("validate", "hf://org/vita", "--values", TMPDIR=str(temporary))
+    while not list(temporary.glob(".vita-ckpt-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.result()
     (left,) = temporary.iterdir()
     done = machine.run("clean", TMPDIR=str(temporary))
     assert f"removed {left}" in done.out

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,45 +13,36 @@ import pytest
 from fixtures.builder import Spec, write_checkpoint
 from fixtures.hub_server import TOKEN, Fault
 from tests.conftest import GOLDEN
-from tests.hub.conftest import ROOT, RUN, Machine
+from tests.forker import Fork
+from tests.hub.conftest import Machine
 
 BASE = GOLDEN / "A7" / "base"
 STORED = r"^/org/vita/[0-9a-f]{40}/"
-# Whoever runs the tests in the background may have it ignored, which is inherited.
-HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 PLANNING = 4  # requests for the headers of four shards
 
 
-@contextmanager
-def hanging(machine: Machine, fault: Fault, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A command that the hub has hanging."""
+def hanging(machine: Machine, fault: Fault, *arguments: object) -> Fork:
+    """Start a command, and return it once the hub has it hanging."""
     fault = replace(fault)  # it counts
     machine.hub.faults.append(fault)
     times = fault.times
-    with subprocess.Popen(
-        [sys.executable, "-c", HEED + RUN, *map(str, arguments)],
-        cwd=machine.work,
-        env=machine.hub.environment(machine.home, PYTHONPATH=str(ROOT), HF_TOKEN=TOKEN),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while fault.times == times and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(0.3)
-        yield process
+    process = machine.start(*arguments, HF_TOKEN=TOKEN)
+    while fault.times == times and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    return process
 
 
 def end(machine: Machine, fault: Fault, number: int, *arguments: object) -> tuple[int, str, float]:
     """Ask a command to end once the hub has it hanging; code, stderr, and seconds."""
-    with hanging(machine, fault, *arguments) as process:
-        began = time.monotonic()
-        process.send_signal(number)
-        try:
-            _, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        return process.returncode, err, time.monotonic() - began
+    process = hanging(machine, fault, *arguments)
+    began = time.monotonic()
+    process.send_signal(number)
+    try:
+        ended = process.result(60)
+    finally:
+        process.kill()
+    return ended.code, ended.err, time.monotonic() - began
 
 
 @pytest.mark.parametrize(
@@ -105,13 +92,13 @@ def test_a_process_that_is_killed_is_one_line(machine: Machine) -> None:
     machine.hub.add("org/two", BASE)
     fault = Fault(STORED, "stall", 30, times=9, ranged=True)
     arguments = ["validate", "hf://org/vita", "hf://org/two", "--jobs", "2"]
-    with hanging(machine, fault, *arguments) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-        _, err = process.communicate(timeout=20)
-    assert process.returncode == 3
-    assert err.startswith("error: worker-killed: ")
-    assert len(err.splitlines()) == 1
+    process = hanging(machine, fault, *arguments)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    ended = process.result(20)
+    assert ended.code == 3
+    assert ended.err.startswith("error: worker-killed: ")
+    assert len(ended.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("shards", [1, 4])

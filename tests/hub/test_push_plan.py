@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from huggingface_hub import CommitOperationCopy
 from fixtures.builder import Spec, write_checkpoint
 from fixtures.hub_server import TOKEN, Blob, Fault
 from tests.conftest import GOLDEN, Result, assert_one_error
-from tests.hub.conftest import ROOT, RUN, Machine, heads_of
+from tests.hub.conftest import Machine, heads_of
 
 A7 = GOLDEN / "A7"
 BASE, ADAPTER = A7 / "base", A7 / "mm_projector_fp32"
@@ -319,26 +317,16 @@ def test_it_ends_whatever_hangs(machine: Machine, place: str, number: int) -> No
     temporary.mkdir()
     fault = Fault(place, "stall", 30, times=9)
     machine.hub.faults.append(fault)
-    environment = machine.hub.environment(
-        machine.home, PYTHONPATH=str(ROOT), HF_TOKEN=TOKEN, TMPDIR=str(temporary)
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, MERGE), "--push", TARGET],
-        cwd=machine.work,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while fault.times == 9 and process.poll() is None:
-            time.sleep(0.01)
-        began = time.monotonic()
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        assert time.monotonic() - began < 8
+    process = machine.start(*MERGE, "--push", TARGET, HF_TOKEN=TOKEN, TMPDIR=str(temporary))
+    while fault.times == 9 and process.poll() is None:
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(number)
+    ended = process.result(60)
+    assert time.monotonic() - began < 8
     assert len(machine.hub.repos[TARGET].commits) == 1
     if number == signal.SIGTERM:
-        assert process.returncode == 130, err
+        assert ended.code == 130, ended
         assert list(temporary.iterdir()) == []
         return
     (left,) = temporary.iterdir()

@@ -235,8 +235,7 @@ def test_the_cache_is_read_first_and_offline_alone(machine: Machine) -> None:
     done = machine.run("inspect", "org/vita", **offline)
     assert_one_error_after_the_word(done.err, "hub-offline", "unset HF_HUB_OFFLINE")
     download = "from huggingface_hub import snapshot_download; snapshot_download('org/vita')"
-    environment = machine.hub.environment(machine.home)
-    subprocess.run([sys.executable, "-c", download], env=environment, check=True)
+    assert machine.run(program=download).code == 0
     online = machine.run("inspect", "org/vita", "--json")
     assert machine.large_bytes == 0
     assert len(machine.hub.seen) == 1
@@ -322,12 +321,10 @@ def test_a_revision_is_no_step_in_a_path(machine: Machine) -> None:
 def test_offline_nobody_knows_what_the_cache_lacks(machine: Machine, command: str) -> None:
     """Neither that it is no checkpoint, nor that a shard is missing, can be said then."""
     machine.hub.add("org/vita", BASE)
-    environment = machine.hub.environment(machine.home)
     download = "from huggingface_hub import hf_hub_download as get; get('org/vita', {!r})"
     index = "model.safetensors.index.json"
     for name in ("config.json", index, "model-00001-of-00004.safetensors"):
-        program = download.format(name)
-        subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+        assert machine.run(program=download.format(name)).code == 0
         done = machine.run(command, "hf://org/vita", HF_HUB_OFFLINE="1")
         assert (done.code, done.out) == (3, ""), done
         word, error = done.err.splitlines()
@@ -343,8 +340,7 @@ def test_offline_is_said_once(machine: Machine) -> None:
     for name in names:
         machine.hub.add(name, BASE)
         download = f"from huggingface_hub import snapshot_download; snapshot_download({name!r})"
-        environment = machine.hub.environment(machine.home)
-        subprocess.run([sys.executable, "-c", download], env=environment, check=True)
+        assert machine.run(program=download).code == 0
     done = machine.run("validate", *names, "--jobs", "2", HF_HUB_OFFLINE="1")
     assert done.code == 0, done.err
     assert done.err.count("HF_HUB_OFFLINE is set") == 2

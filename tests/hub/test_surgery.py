@@ -334,6 +334,7 @@ def test_what_was_done_is_known_on_the_hub_too(machine: Machine) -> None:
     assert "generation_config.json" in done.out
 
 
+@pytest.mark.torch
 def test_verify_runs_what_it_downloads(machine: Machine) -> None:
     machine.hub.add("org/vita", BASE)
     machine.hub.add("org/run", RUN)
@@ -355,6 +356,7 @@ def test_verify_runs_what_it_downloads(machine: Machine) -> None:
     assert "it works" in done.err
 
 
+@pytest.mark.torch
 def test_verify_runs_a_tower_that_is_on_the_hub(machine: Machine) -> None:
     """The loader of this family takes the tower of its directory, not the checkpoint's."""
     machine.hub.add("org/llava", GOLDEN / "F16" / "base")

@@ -80,8 +80,8 @@ def test_memory_of_a_template(root: Path, template: str) -> None:
 def test_a_template_without_end(root: Path, name: str) -> None:
     if name == "chat_template.jinja" and find_spec("transformers.modeling_rope_utils") is None:
         pytest.skip("transformers 4.41 does not read it")
-    words = ("more than 4 s of CPU time", "rendering the chat template")
-    with refused(root, "tokenizer-over-limit", *words, cpu_seconds=4):
+    words = ("more than 3 s of CPU time", "rendering the chat template")
+    with refused(root, "tokenizer-over-limit", *words, cpu_seconds=3):
         write_tokenizer(root, 32, chat_template=LOOPS)
         if name != "tokenizer_config.json":
             write_tokenizer(root, 32)
@@ -104,7 +104,7 @@ def test_normalizers_that_multiply(root: Path) -> None:
     content["normalizer"] = {"type": "Sequence", "normalizers": [replace] * 40}
     path.write_text(json.dumps(content))
     with (
-        TokenizerProcess(cpu_seconds=4) as process,
+        TokenizerProcess(cpu_seconds=3) as process,
         pytest.raises(InputError, match="while encoding the prompt") as raised,
     ):
         encode(root, process)

@@ -24,9 +24,12 @@ import pytest
 import torch
 
 from tests.fuzz import canary
+from vita_ckpt.core.effort import Effort
+from vita_ckpt.core.filenames import is_no_weight_file, may_be_pickle
 from vita_ckpt.core.pickle_globals import judge
 from vita_ckpt.storage.formats import pickle_scan
 from vita_ckpt.storage.formats.pickle_scan import Scan, scan_pickles
+from vita_ckpt.storage.reading.pickles import is_pickle
 from vita_ckpt.storage.stores.local import LOCAL
 
 
@@ -66,6 +69,13 @@ def array(value: Any) -> bytes:
 def arrays(value: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, a=np.ones(3), b=np.array([value], dtype=object))
+    return buffer.getvalue()
+
+
+def zipped_as(name: str, data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr(name, data)
     return buffer.getvalue()
 
 
@@ -163,6 +173,93 @@ def test_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "more than is looked through" in scan(path, gzip.compress(wide + bytes(1 << 20))).failure
 
 
+def evil_array(header: bytes, version: int = 1) -> bytes:
+    size = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes((version, 0)) + size + header + pickle.dumps(EVIL)
+
+
+def disagreeing_zip() -> bytes:
+    """Two directories of records: zipfile takes the one at the end, torch what the end names."""
+    evil, harmless = (zipped_as("archive/data.pkl", pickle.dumps(v)) for v in (EVIL, None))
+    return evil[:-22] + harmless[:-22] + evil[-22:]
+
+
+HEADER = b"{'descr': %s, 'fortran_order': False, 'shape': (1,), }\n"
+HIDDEN = {
+    # What numpy takes for objects, though no O follows a quote.
+    **{
+        f"array of {dtype.decode()}": evil_array(HEADER % dtype)
+        for dtype in (b"'object'", b"'\\x4f'", b"'' 'O'", b"[('a', 'O')]", b"[('a', ('O', 2))]")
+    },
+    "old array": evil_array(HEADER % b"'|O'", 2),
+    # numpy.load takes any record that starts like an array.
+    "record of any name": zipped_as("x", evil_array(HEADER % b"'|O'")),
+    "line end in a record's name": zipped_as("a\nb/data.pkl", pickle.dumps(EVIL)),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_what_hides_is_found(tmp_path: Path, kind: str) -> None:
+    assert ("posix", "system") in scan(tmp_path / "x.pkl", HIDDEN[kind]).globals
+
+
+def test_arrays_of_numbers_are_not_looked_through(tmp_path: Path) -> None:
+    kinds = ("<f4", "|S3", "<U2", "?", "<M8[ns]", [("a", "<f4"), ("b", "|u1", (2, 3))])
+    for dtype in kinds:
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros((2, 3), dtype=dtype))
+        assert scan(tmp_path / "x.npy", buffer.getvalue()) == Scan(frozenset())
+
+
+def test_a_zip_that_readers_read_differently_is_not_vouched_for(tmp_path: Path) -> None:
+    for data in (disagreeing_zip(), zipped(pickle.dumps(None))[:-2] + b"\7\0comment"):
+        assert scan(tmp_path / "x.pt", data).failure
+
+
+def test_the_argument_of_a_loader_is_looked_through(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    old = b"cos\nsystem\n(S'true'\ntR."
+    text = b"C" + bytes((len(old),)) + old
+    loaded = b"\x80\x03ctorch.storage\n_load_from_bytes\n" + text + b"\x85R."
+    assert ("os", "system") in scan(path, loaded).globals
+    assert scan(path, b"\x80\x03" + text + b".") == Scan(frozenset())  # a text, as any other
+
+
+def test_many_files_together_cost_no_more_than_a_few(tmp_path: Path) -> None:
+    effort, path = Effort(opcodes_left=5000), tmp_path / "x.pkl"
+    path.write_bytes(b"\x80\x04" + b"N0" * 1000 + b"N.")
+    failures = []
+    for _ in range(4):
+        with LOCAL.open(str(path)) as source:
+            failures.append(bool(scan_pickles(source, effort).failure))
+    assert failures == [False, False, True, True]
+
+
+def test_long_texts_are_not_kept(tmp_path: Path) -> None:
+    text = b"X" + (1 << 20).to_bytes(4, "little") + b"o" * (1 << 20)
+    assert scan(tmp_path / "x.pkl", b"\x80\x04" + text * 2 + b"\x93.").computed
+
+
+def test_pickles_are_known_by_how_they_start(tmp_path: Path) -> None:
+    path, old = tmp_path / "notes.txt", b"cos\nsystem\n(S'true'\ntR."
+    evil = pickle.dumps(EVIL)
+    for data in (evil, old, gzip.compress(evil), bz2.compress(old), zipped(evil), array(1)):
+        path.write_bytes(data)
+        assert is_pickle(LOCAL, str(path))
+    for text in (
+        b"",
+        b"c",
+        b"cos\nsin\ntan\n",
+        b"cat\ndog\n(x)",
+        gzip.compress(b"text"),
+        b"\x80\x02",
+    ):
+        path.write_bytes(text)
+        assert not is_pickle(LOCAL, str(path))
+    assert may_be_pickle("a\nb.pkl")
+    assert is_no_weight_file("a\nb.pkl")
+
+
 def test_what_trainers_write(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter])
@@ -196,7 +293,8 @@ def test_judgements() -> None:
             asyncio.subprocess.create_subprocess_shell webbrowser.open shutil.rmtree io.open
             codecs.open functools.reduce types.FunctionType _io.FileIO nt.system pty.spawn
             joblib.load dill.loads cloudpickle.cloudpickle._make_function socket.socket
-            torch.serialization.os torch.jit.load pip.main""",
+            torch.serialization.os torch.jit.load pip.main argparse._os random._os collections._sys
+            torch.hub.load argparse.HelpFormatter.__init__.__globals__""",
         "unknown": "mine.Thing functools.partial transformers.trainer.main torch.nonsense",
         "trainer": """argparse.Namespace transformers.training_args.TrainingArguments
             deepspeed.runtime.fp16.loss_scaler.LossScaler pathlib.PosixPath
@@ -213,3 +311,6 @@ def test_judgements() -> None:
         for name in names.split():
             module, _, attribute = name.rpartition(".")
             assert judge(module, attribute) == judgement, name
+    for module, attribute in (("argparse", "_os.system"), ("random", "_inst.seed")):
+        assert judge(module, attribute) == "runs-code"
+    assert judge("mine", "Outer.Inner") == "unknown"

@@ -61,6 +61,18 @@ def is_same(one: Path | str, other: Path | str) -> bool:
     return diff(one, other).identical
 
 
+def test_wrappers_inside_an_adapter_are_left_out_of_its_names(cases: Path) -> None:
+    adapter = Path(apply(plan_extract_audio_adapter("merged_by_upstream"), cases / "a.safetensors"))
+    expected = plan_merge_audio_adapter("base", adapter)
+    wrapped = {
+        name.replace(".adpter.", ".adpter._checkpoint_wrapped_module."): tensor
+        for name, tensor in load_file(adapter).items()
+    }
+    save_file(wrapped, cases / "wrapped.safetensors")
+    plan = plan_merge_audio_adapter("base", cases / "wrapped.safetensors")
+    assert {e.name for e in plan.tensor_edits} == {e.name for e in expected.tensor_edits}
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     "adapter", ["audio_run", "audio_run/audio_adpter.bin", "merged_by_upstream"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fixtures.builder import TowerSpec, tower_config, vision_tower
+from vita_ckpt.core.anatomy import projectors
+from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Shard, TensorRef
 from vita_ckpt.errors import AdapterError
 from vita_ckpt.surgery.donors import projector_of
-from vita_ckpt.surgery.projector import plan_extract_projector
+from vita_ckpt.surgery.projector import plan_extract_projector, plan_merge_projector
+from vita_ckpt.surgery.vision_modules import plan_extract_tower
 
 Shapes = dict[str, tuple[int, ...]]
 MLP: Shapes = {"0.weight": (4, 6), "0.bias": (4,), "2.weight": (4, 4), "2.bias": (4,)}
@@ -110,6 +115,28 @@ def test_internvl_has_a_norm_that_no_type_has() -> None:
     }
     with pytest.raises(AdapterError, match=r"unknown-projector.*LayerNorm.*mlp1\.0\.weight"):
         projector_of(donor(shapes))
+
+
+def test_wrappers_inside_a_tower_are_left_out_of_its_names() -> None:
+    shapes = vision_tower(TowerSpec(family="clip"))
+    wrapped = {
+        f"visual.{name.replace('.self_attn.', '._checkpoint_wrapped_module.self_attn.')}": shape
+        for name, shape in shapes.items()
+    }
+    config = tower_config(TowerSpec(family="clip"))
+    plan = plan_extract_tower(donor(wrapped, config), config)
+    assert {edit.name: edit.tensor.shape for edit in plan.tensor_edits} == shapes
+    clash = {**wrapped, next(iter(shapes)): (1,), f"_orig_mod.{next(iter(shapes))}": (1,)}
+    with pytest.raises(AdapterError, match="ambiguous-key"):
+        plan_extract_tower(donor(clash, config), config)
+
+
+def test_a_projector_of_another_family_is_named() -> None:
+    shapes = projectors.expected_shapes(Projector("mlp2x_res2x_gelu", 6, 4))
+    base = donor({"model.mm_projector.weight": (4, 6), "model.embed_tokens.weight": (9, 4)})
+    base = replace(base, layout="safetensors", config={"model_type": "vita-Qwen2"})
+    with pytest.raises(AdapterError, match=r"unknown-projector.*VITA builds.*mlp2x_res2x_gelu"):
+        plan_merge_projector(base, donor({f"mm_projector.{n}": s for n, s in shapes.items()}))
 
 
 def test_bare_names_are_those_of_a_whole_projector() -> None:

@@ -29,10 +29,13 @@ from vita_ckpt import (
     open_checkpoint,
     plan_merge_lora,
     plan_merge_projector,
+    plan_resize_embeddings,
+    plan_swap_tower,
     save_plan,
     undo,
     validate,
 )
+from vita_ckpt.core.reading_notes import reading_notes
 
 CASES = ("L1", "L2", "L3", "L4")
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -380,6 +383,31 @@ def test_deltas_that_were_saved_unmerged(case: Path, prefix: str) -> None:
     assert same(loaded(root), expected) == []
 
 
+def test_other_surgeries_say_that_deltas_are_unmerged(case: Path) -> None:
+    root = unmerged(case, "base_model.model.")
+    file = case / "lora" / "non_lora_trainables.bin"
+    command = re.escape(f"merge-lora --base {root} --adapter-config FILE --out OUT")
+    plans: tuple[Callable[[], object], ...] = (
+        lambda: plan_merge_projector(root, file),
+        lambda: plan_resize_embeddings(root, tokens=100),
+        lambda: plan_swap_tower(root, GOLDEN / "A2" / "tower-siglip"),
+    )
+    for plan in plans:
+        with pytest.raises(InputError, match=f"unmerged-peft.*{command}"):
+            plan()
+    out = Path(apply(plan_merge_lora(root, lora_alpha=7), case / "out"))
+    assert not any("upstream" in note for note in plan_merge_lora(root, lora_alpha=7).notes)
+    assert plan_merge_projector(out, file).edits
+
+
+def test_a_projector_run_is_no_lora_run_whatever_its_base(case: Path) -> None:
+    run = case / "projector"
+    run.mkdir()
+    shutil.copy(case / "lora" / "non_lora_trainables.bin", run / "mm_projector.bin")
+    with pytest.raises(AdapterError, match=r"not-a-lora-run.*a projector run"):
+        plan_merge_lora(adapter=run)
+
+
 def test_deltas_saved_unmerged_are_not_merged_with_bad_values(case: Path) -> None:
     root = unmerged(case)
     edit_file = root / "model.safetensors"
@@ -411,6 +439,35 @@ def add_lora_biases(run: Path) -> None:
         if ".lora_B." in name
     }
     edit(run, lambda tensors: {**tensors, **biases})
+
+
+WRAPPED = {
+    "_orig_mod": ("base_model.model.", "_orig_mod.base_model.model."),
+    "module": ("base_model.model.", "module.base_model.model."),
+    "_fsdp_wrapped_module": (".self_attn.", "._fsdp_wrapped_module.self_attn."),
+    "_checkpoint_wrapped_module": (".mlp.", "._checkpoint_wrapped_module.mlp."),
+}
+
+
+@pytest.mark.parametrize("level", WRAPPED)
+def test_wrappers_in_the_names_of_a_run_are_left_out_and_said(case: Path, level: str) -> None:
+    expected = plan_merge_lora(case / "base", case / "lora")
+    edit(case / "lora", renamed(*WRAPPED[level]))
+    beside = "mm_projector._orig_mod." if level == "_orig_mod" else "mm_projector."
+    edit_beside(case / "lora", renamed("mm_projector.", beside))
+    plan = plan_merge_lora(case / "base", case / "lora")
+    assert f"left out of the names: {level}" in plan.notes
+    assert {e.name for e in plan.tensor_edits} == {e.name for e in expected.tensor_edits}
+    assert not [f for f in validate(case / "lora").findings if f.severity == "error"]
+
+
+def test_an_adapter_file_that_is_not_read_is_said(case: Path) -> None:
+    deltas = load_file(case / "lora" / DELTAS)
+    torch.save({name: t + 1 for name, t in deltas.items()}, case / "lora/adapter_model.bin")
+    (note,) = reading_notes(open_checkpoint(case / "lora"))
+    assert f"{DELTAS} is read, not adapter_model.bin" in note
+    found = next(f for f in validate(case / "lora").findings if f.rule == "other-weights")
+    assert "it differs" in found.message
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -482,6 +539,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "lora-tensor-unplaced",
     ),
     "no deltas": (lambda run: (run / DELTAS).unlink(), "lora-pair-incomplete"),
+    "not gathered": (
+        lambda run: edit_beside(run, lambda t: dict.fromkeys(t, torch.empty(0))),
+        "lora-tensor-unplaced.*ZeRO-3",
+    ),
+    "no half gathered": (
+        lambda run: edit(run, lambda t: dict.fromkeys(t, torch.empty(0))),
+        "lora-pair-incomplete.*ZeRO-3",
+    ),
     "nothing gathered": (lambda run: edit(run, lambda _: {"x": torch.ones(0)}), "pair-incomplete"),
     "no config": (lambda run: (run / "adapter_config.json").unlink(), "lora-config-missing"),
     "other model": (lambda run: configure(run / "config.json", model_type="vita-mixtral"), "base"),
@@ -492,10 +557,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_does_not_fit_is_refused_by_name_and_found_by_validate(case: Path, name: str) -> None:
     breaks, said = BROKEN[name]
     breaks(case / "lora")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as error:
         plan_merge_lora(case / "base", case / "lora")
+    if "says all that is wrong" in str(error.value):
+        assert f"vita-ckpt validate {case / 'lora'} says" in str(error.value)
     if said.startswith(("lora", "dora")):
-        assert said in {found.rule for found in validate(case / "lora").findings}
+        assert said.partition(".")[0] in {found.rule for found in validate(case / "lora").findings}
 
 
 def test_what_peft_passes_over_is_said(case: Path) -> None:

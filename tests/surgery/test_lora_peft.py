@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -26,7 +26,7 @@ from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-_VERSION = Version(peft.__version__)
+_VERSION = Version(version("peft"))
 # On a CPU peft multiplies BF16 in float32 since then, with one rounding less; on a GPU it does not.
 _ROUNDS_THRICE = Version("0.12") > _VERSION
 _HAS_BIAS_DELTAS = Version("0.14") <= _VERSION
@@ -134,6 +134,8 @@ def _merged_by_peft(
     folder: Path, chosen: dict[str, Any], dtype: torch.dtype, seed: int
 ) -> dict[str, torch.Tensor]:
     """Write a base and a run, and return what peft makes of them."""
+    import peft  # not where every worker collects the tests
+
     model = _Model().to(dtype)
     _redraw(model, ("",), seed)
     (folder / "base").mkdir()

@@ -37,10 +37,6 @@ def newer_names(tensors: Tensors) -> None:
         tensors[name.replace(TOWER + LEVEL, TOWER)] = tensors.pop(name)
 
 
-def unmerged(tensors: Tensors) -> None:
-    tensors[LAYER.replace("weight", "base_layer.weight")] = tensors.pop(LAYER)
-
-
 def broken(root: Path, change: Callable[[Tensors], None]) -> Path:
     """A2 with one change."""
     root.mkdir()
@@ -60,7 +56,6 @@ def broken(root: Path, change: Callable[[Tensors], None]) -> Path:
         (reshape, "is \\[63, 64\\], not|not \\[64, 64\\]|, not \\["),
         (compiled, "torch.compile"),
         (newer_names, "transformers 5.6"),
-        (unmerged, "PEFT layers that were not merged"),
     ],
 )
 def test_a_base_that_does_not_bind(

@@ -20,13 +20,10 @@ from fixtures.builder import (
     write_tower,
 )
 from tests.conftest import GOLDEN
+from tests.forker import Fork
 from tests.launched import (
-    Process,
-    alone,
-    assert_alike,
-    launched,
+    Ranks,
     results,
-    started,
     wait_for_weights,
 )
 
@@ -38,12 +35,14 @@ COSTS = ("load_seconds", "pass_seconds", "peak_memory")
 @pytest.mark.parametrize("size", [3, 4])
 @pytest.mark.parametrize("case", ["A1", "A4"])
 @pytest.mark.parametrize("memory", [(), ("--max-memory", "cpu=0")], ids=["resident", "streamed"])
-def test_as_one_process(tmp_path: Path, case: str, size: int, memory: tuple[str, ...]) -> None:
+def test_as_one_process(
+    ranks: Ranks, tmp_path: Path, case: str, size: int, memory: tuple[str, ...]
+) -> None:
     base = GOLDEN / case / "base"
     goldens = [tmp_path / "one", tmp_path / "all"]
     options = (base, "--device", "cpu", "--json", *memory)
-    one = json.loads(alone(*options, "--save-golden", goldens[0]).out)
-    first, *others = launched(size, *options, "--save-golden", goldens[1])
+    one = json.loads(ranks.alone(*options, "--save-golden", goldens[0]).out)
+    first, *others = ranks.launched(size, *options, "--save-golden", goldens[1])
     report = json.loads(first.out)
     assert [entry["rank"] for entry in report.pop("ranks")] == list(range(size))
     assert {key: report[key] for key in report if key not in COSTS} == {
@@ -51,6 +50,12 @@ def test_as_one_process(tmp_path: Path, case: str, size: int, memory: tuple[str,
     }
     assert goldens[0].read_bytes() == goldens[1].read_bytes()
     assert {(done.code, done.out, done.err) for done in others} == {(0, "", "")}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks() as ranks:
+        yield ranks
 
 
 @pytest.fixture
@@ -66,10 +71,10 @@ def talkative(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def answering(base: Path, *options: object, size: int = 3) -> Iterator[list[Process]]:
+def answering(ranks: Ranks, base: Path, *options: object, size: int = 3) -> Iterator[list[Fork]]:
     """Ranks in the middle of an answer that takes hours."""
     long = ("--prompt", "w3", "--max-new-tokens", 10_000_000)
-    with started(size, base, "--device", "cpu", *long, *options) as processes:
+    with ranks.started(size, base, "--device", "cpu", *long, *options) as processes:
         for process in processes:
             wait_for_weights(process, base / "model.safetensors")
         time.sleep(3)
@@ -78,8 +83,8 @@ def answering(base: Path, *options: object, size: int = 3) -> Iterator[list[Proc
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_killed_rank_ends_all(talkative: Path, rank: int) -> None:
-    with answering(talkative) as processes:
+def test_a_killed_rank_ends_all(ranks: Ranks, talkative: Path, rank: int) -> None:
+    with answering(ranks, talkative) as processes:
         processes[rank].kill()
         before = time.monotonic()
         done = results(processes, 15)
@@ -93,8 +98,8 @@ def test_a_killed_rank_ends_all(talkative: Path, rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_hanging_rank_ends_all(talkative: Path, rank: int) -> None:
-    with answering(talkative, "--rank-timeout", "3") as processes:
+def test_a_hanging_rank_ends_all(ranks: Ranks, talkative: Path, rank: int) -> None:
+    with answering(ranks, talkative, "--rank-timeout", "3") as processes:
         processes[rank].send_signal(signal.SIGSTOP)
         left = [process for number, process in enumerate(processes) if number != rank]
         done = results(left, 20)
@@ -106,26 +111,26 @@ def test_a_hanging_rank_ends_all(talkative: Path, rank: int) -> None:
     ]
 
 
-def test_a_failing_rank_ends_all(tmp_path: Path) -> None:
+def test_a_failing_rank_ends_all(ranks: Ranks, tmp_path: Path) -> None:
     """What rank 0 alone finds out in the middle of the run."""
     write_tower(tmp_path / "tower-internvit", TowerSpec())
     base = write_checkpoint(tmp_path / "base", Spec())
     write_tokenizer(base, 40)
-    done = launched(3, base, "--device", "cpu", "--prompt", "w33")
+    done = ranks.launched(3, base, "--device", "cpu", "--prompt", "w33")
     assert [result.code for result in done] == [3, 3, 3]
     assert done[0].err.startswith("error: tokenizer-does-not-fit: ")
     assert [len(result.err.splitlines()) for result in done] == [1, 0, 0]
 
 
-def test_signals_end_all(talkative: Path) -> None:
-    with answering(talkative, size=2) as processes:
+def test_signals_end_all(ranks: Ranks, talkative: Path) -> None:
+    with answering(ranks, talkative, size=2) as processes:
         for process in processes:
             process.terminate()
         assert {result.code for result in results(processes, 10)} == {-signal.SIGTERM}
 
 
-def test_a_rendezvous_that_nobody_joins(talkative: Path) -> None:
-    with started(2, talkative, "--device", "cpu", missing=1) as processes:
+def test_a_rendezvous_that_nobody_joins(ranks: Ranks, talkative: Path) -> None:
+    with ranks.started(2, talkative, "--device", "cpu", missing=1) as processes:
         before = time.monotonic()
         (done,) = results(processes)
     assert time.monotonic() - before > 55
@@ -135,23 +140,23 @@ def test_a_rendezvous_that_nobody_joins(talkative: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [3, 4])
-def test_scans_as_one_process(tmp_path: Path, size: int) -> None:
+def test_scans_as_one_process(ranks: Ranks, tmp_path: Path, size: int) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         write_checkpoint(tmp_path / name, Spec(hidden=512, vocab=60_000), seed=seed, shards=3)
     a, b = tmp_path / "a", tmp_path / "b"
-    assert_alike(size, "validate", a, b, "--values", "--deep", "--json")
-    assert_alike(size, "diff", a, b, "--values", "--json")
-    assert_alike(size, "diff", a, a)
+    ranks.assert_alike(size, "validate", a, b, "--values", "--deep", "--json")
+    ranks.assert_alike(size, "diff", a, b, "--values", "--json")
+    ranks.assert_alike(size, "diff", a, a)
 
 
-def test_a_rank_that_is_killed_in_a_scan(tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_in_a_scan(ranks: Ranks, tmp_path: Path) -> None:
     base = tmp_path / "large.safetensors"
     size = 64 << 30  # of which nothing is on the disk
     entry = {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}
     header = json.dumps({"w": entry}).encode()
     base.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(base, 8 + len(header) + size)
-    with started(3, base, "--values", command="validate") as processes:
+    with ranks.started(3, base, "--values", command="validate") as processes:
         deadline = time.monotonic() + 180
         while str(base) not in open_files(processes[1]):
             assert time.monotonic() < deadline
@@ -163,7 +168,7 @@ def test_a_rank_that_is_killed_in_a_scan(tmp_path: Path) -> None:
     assert (done[0].out, done[2].out, done[2].err) == ("", "", "")
 
 
-def open_files(process: Process) -> set[str]:
+def open_files(process: Fork) -> set[str]:
     folder = Path(f"/proc/{process.pid}/fd")
     found = set()
     for entry in folder.iterdir():

@@ -23,9 +23,9 @@ from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, LocalFile
 from vita_ckpt.core.diff import diff_config, diff_tensors
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.filenames import MANIFEST, MODEL_CARD, PROVENANCE, may_change_in_place
+from vita_ckpt.core.hub_card import with_lineage_and_metadata
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.manifest import encode as encode_manifest
-from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.core.options import Options
 from vita_ckpt.core.plan import (
     CopyFile,
@@ -226,7 +226,7 @@ def _is_idle(plan: Plan, layout: InPlaceLayout, options: Options, stores: Stores
     if not isinstance(said.get("operations"), list):
         return False
     card = read_model_card(base, stores)
-    return with_lineage(card, said) == card
+    return with_lineage_and_metadata(card, said, base.config or {}) == card
 
 
 def _makes_what_is_there(plan: Plan) -> bool:
@@ -358,7 +358,8 @@ def _finish(
         content = lineage(plan, written, time=now, versions=_versions())
         more = [WrittenText(PROVENANCE, encode(content))]
         if card is not None:
-            more.append(WrittenText(MODEL_CARD, with_lineage(card, content)))
+            written_card = with_lineage_and_metadata(card, content, plan.target().config or {})
+            more.append(WrittenText(MODEL_CARD, written_card))
         if keeps:
             manifest = manifest_of(
                 plan, known, untouched, shards, [*texts, *more], digests, on_progress

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vita_ckpt.api.fetch import downloaded, fetched
@@ -13,6 +12,7 @@ from vita_ckpt.api.ranks import agree_on, told_to_all
 from vita_ckpt.checks.diff import Difference, compare_checkpoints, compared_files
 from vita_ckpt.core.anatomy.parts import part_of
 from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, TensorRef, parameters
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import PACKED
 from vita_ckpt.core.progress import OnProgress, Tally, unwatched

@@ -20,7 +20,7 @@ from vita_ckpt.storage.stores.local import LOCAL
 def undo(path: StrPath, *, force: bool = False, on_progress: OnProgress = unwatched) -> PutBack:
     """Bring a checkpoint back to what it was before its last in-place surgery, bit for bit.
 
-    Where a surgery has died in the middle, that one is undone and nothing else. ``force`` undoes
+    If a surgery was interrupted, that one is undone and nothing else. ``force`` undoes
     even what has changed since, takes over from a process of another host, and trusts a foreign
     journal. ``on_progress`` is told what is being done, and how far it is: see
     :mod:`vita_ckpt.core.progress`. Raises InputError if nothing can be undone or the journal is

@@ -64,7 +64,7 @@ def push(
     commit, the push stops. Links are followed to weights, inside the directory and to blobs of the
     hub's cache only.
 
-    Raises UsageError for what is no directory here, no name of a repository or of a branch,
+    Raises UsageError for a path that is not a directory, and for a wrong repository or branch,
     InputError if it holds no checkpoint or is in the middle of a surgery, StaleInputError if it
     changes, HubError if the hub refuses or cannot be reached.
     """

@@ -22,6 +22,7 @@ from vita_ckpt.checks.files import (
 )
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.pickles import check_pickles, check_weights
+from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.runs import check_run
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
@@ -304,6 +305,15 @@ def _run(subject: Subject) -> Iterator[Finding]:
 
 def _adapter(subject: Subject) -> Iterator[Finding]:
     """Check that get_w finds a projector by an adapter's names."""
+    if subject.kind == kinds.AUDIO_ADAPTER and not any(
+        "audio_encoder.adpter." in name for name in subject.checkpoint.tensors
+    ):
+        yield finding(
+            "adapter-no-audio-adapter",
+            subject.checkpoint.root,
+            "expected tensors named model.audio_encoder.adpter.*, got none",
+            hint=f"it is a {kinds.kind_of(subject.checkpoint).name}: leave --kind out",
+        )
     if subject.kind not in (kinds.PROJECTOR, kinds.LORA_RUN):
         return
     has_projector = any("mm_projector" in name for name in subject.checkpoint.tensors)

@@ -106,8 +106,8 @@ def _by_processes(
             raise InputError(
                 "worker-killed",
                 f"one of {jobs} processes",
-                expected="it to come to its end",
-                got="it was killed, perhaps since memory ran out",
+                expected="it to finish",
+                got="a kill, perhaps because memory ran out",
                 hint="ask for fewer at once",
             ) from error
         raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vita_ckpt.core.anatomy import parts
@@ -19,6 +18,7 @@ from vita_ckpt.core.anatomy.audio.tensors import (
     settings_of_shapes,
 )
 from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
 from vita_ckpt.checks.diff import TensorDifference
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.distance import Distance
 
 # The words before the number of a layer. Without one of them the first number counts.

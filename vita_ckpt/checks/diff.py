@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from math import isfinite
 from typing import Any, Final, Literal
@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.checkpoint import Checkpoint, File, Tensor, source_of
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE, SAFETENSORS_INDEX, TORCH_INDEX

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from vita_ckpt.checks.values import places
 from vita_ckpt.core.checkpoint import TensorRef
+from vita_ckpt.core.dataclass import dataclass
 
 Array = npt.NDArray[Any]
 

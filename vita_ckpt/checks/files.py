@@ -27,7 +27,7 @@ from vita_ckpt.core.filenames import (
     TRAINED_FILES,
 )
 from vita_ckpt.core.left_out import LeftOut
-from vita_ckpt.core.quantisation import describe
+from vita_ckpt.core.quantisation import describe, quantisation_of
 from vita_ckpt.core.remedies import (
     consolidate,
     merge_lora,
@@ -87,16 +87,17 @@ def intended_kind(checkpoint: Checkpoint, detected: str) -> str:
 
 def check_kind(checkpoint: Checkpoint, kind: str) -> Iterator[Finding]:
     """Check that the weights, taken for ``kind``, are of one that VITA's loaders read."""
-    found, root = kinds.kind_of(checkpoint), checkpoint.root
+    root, codes = checkpoint.root, quantisation_of(checkpoint)
+    relative = kinds.kind_of(checkpoint).relative if kind == kinds.MULTIMODAL else None
     state = file_of_training_state(posixpath.basename(root))
-    if kind == kinds.MULTIMODAL and found.relative is not None:
+    if relative is not None:
         yield finding(
             "other-family",
             root,
-            f"expected a model of {kinds.listed_families()}, got {found.relative.label}"
+            f"expected a model of {kinds.listed_families()}, got {relative.label}"
             + _model_type_of(checkpoint.config),
             hint="--kind vision-tower, projector or language-model says which part of it is meant; "
-            + take_out(found.relative, checkpoint.tensors),
+            + take_out(relative, checkpoint.tensors),
             file=root,
         )
     elif kind == kinds.PEFT_MODEL:
@@ -105,16 +106,16 @@ def check_kind(checkpoint: Checkpoint, kind: str) -> Iterator[Finding]:
             root,
             "expected merged weights, got a model of PEFT with its adapter beside the weights: "
             + next(iter(_unmerged_names(checkpoint)), ""),
-            hint=f"{merge_unmerged(root)} merges it, by the run's adapter_config.json or "
-            "--lora-alpha; in PEFT, merge_and_unload() before save_pretrained()",
+            hint=f"{merge_unmerged(root)} merges it, FILE being the run's adapter_config.json; in "
+            "PEFT, merge_and_unload() before save_pretrained()",
             file=root,
         )
     elif kind == kinds.TRAINING_STATE and state is not None:
         yield _other_kind(checkpoint, state.label, state.remedy)
-    elif found.quantisation is not None:
+    elif codes is not None:
         yield _other_kind(
             checkpoint,
-            f"quantised ones: {describe(checkpoint, found.quantisation)}",
+            f"quantised ones: {describe(checkpoint, codes)}",
             "take the checkpoint that was quantised",
         )
     elif kind == kinds.UNKNOWN and checkpoint.tensors:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from dataclasses import asdict, replace
+from itertools import chain, groupby
 from math import isfinite, prod
 from typing import Any, Final, TypedDict
 
@@ -25,7 +25,18 @@ from vita_ckpt.core.anatomy.families import (
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
 from vita_ckpt.core.binding import Surroundings, bind, features_of, is_tied, tower_class
-from vita_ckpt.core.checkpoint import Checkpoint, File, Shape, Tensor, parameters, refs_of
+from vita_ckpt.core.checkpoint import (
+    Checkpoint,
+    File,
+    Form,
+    Shape,
+    TensorRef,
+    bytes_by_dtype,
+    count_forms,
+    parameters,
+    refs_of,
+)
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, CONFIG
 from vita_ckpt.core.kinds import (
@@ -41,7 +52,6 @@ from vita_ckpt.core.kinds import (
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.memory import Memory, estimate
 from vita_ckpt.core.provenance import needs_alignment
-from vita_ckpt.core.quantisation import true_parameters
 from vita_ckpt.core.training.state import TrainingState
 
 REPORT_VERSION: Final = 1
@@ -260,8 +270,10 @@ def inspect_checkpoint(
     kind = found.name
     if kind == MULTIMODAL and (tower_directory or _NOWHERE).path == checkpoint.root:
         tower_directory = None  # the model's own config describes its tower
-    config, sizes = checkpoint.config or {}, _bytes_by_dtype(checkpoint.tensors.values())
-    facts = _Facts.of(checkpoint, tower_directory, audio_directory, found)
+    config, forms = checkpoint.config or {}, count_forms(checkpoint.tensors.values())
+    sizes = bytes_by_dtype(forms)
+    facts = _Facts.of(checkpoint, tower_directory, audio_directory, found, forms)
+    summaries = _parts(checkpoint, found)
     is_tower = kind == TOWER
     lines = {} if is_tower or _is_foreign(found) else {key: facts.line(key) for key in facts.keys}
     backbone = facts.family.backbone(config)
@@ -281,10 +293,10 @@ def inspect_checkpoint(
         loader_name=backbone.loader_name if backbone else None,
         dtypes=tuple(sizes),
         tensors=len(checkpoint.tensors),
-        parameters=true_parameters(checkpoint),
+        parameters=sum(part.parameters for part in summaries),
         bytes=sum(sizes.values()),
         shards=_shards(checkpoint),
-        parts=_parts(checkpoint, found),
+        parts=summaries,
         config=lines,
         tower=facts.tower,
         tower_directory=tower_directory,
@@ -311,15 +323,17 @@ def inspect_checkpoint(
         quantisation=found.quantisation.method if found.quantisation is not None else None,
         config_file=checkpoint.config_file if checkpoint.config is not None else None,
         training=checkpoint.training,
-        memory=_memory(checkpoint, found, dtype, batch),
+        memory=_memory(checkpoint, forms, found, dtype, batch),
     )
 
 
-def _memory(checkpoint: Checkpoint, found: Kind, dtype: str | None, batch: int) -> Memory | None:
+def _memory(
+    checkpoint: Checkpoint, forms: Mapping[Form, int], found: Kind, dtype: str | None, batch: int
+) -> Memory | None:
     if found.name not in (*WHOLE, LANGUAGE_MODEL, TOWER) or found.quantisation is not None:
         return None
     scales = (found.family or VITA).s2_scales(checkpoint.config or {})
-    return estimate(checkpoint, dtype=dtype, batch=batch, scales=scales or ())
+    return estimate(checkpoint, forms, dtype=dtype, batch=batch, scales=scales or ())
 
 
 _NOWHERE: Final = TowerDirectory(None, None, None)
@@ -406,6 +420,7 @@ class _Facts:
         directory: TowerDirectory | None,
         audio: AudioDirectory | None,
         kind: Kind,
+        forms: Mapping[Form, int],
     ) -> _Facts:
         config = checkpoint.config or {}
         shapes = {
@@ -424,7 +439,7 @@ class _Facts:
         return cls(
             config=config,
             shapes=shapes,
-            dtypes=tuple(_bytes_by_dtype(checkpoint.tensors.values())),
+            dtypes=tuple(bytes_by_dtype(forms)),
             has_language_model=any(name.startswith(parts.LAYERS_PREFIX) for name in shapes),
             tower=tower,
             directory=directory.tower if directory else None,
@@ -436,7 +451,9 @@ class _Facts:
             else None,
             has_projector=bool(own),
             dispatch=dispatch,
-            empty=tuple(n for n, tensor in checkpoint.tensors.items() if 0 in tensor.shape),
+            empty=tuple(n for n, tensor in checkpoint.tensors.items() if 0 in tensor.shape)
+            if any(0 in shape for _, shape in forms)
+            else (),
             family=family,
         )
 
@@ -565,7 +582,7 @@ class _Facts:
 
     def _num_hidden_layers(self, value: int | None) -> tuple[int | None, bool | None]:
         layers = {
-            name.removeprefix(parts.LAYERS_PREFIX).partition(".")[0]
+            name[len(parts.LAYERS_PREFIX) :].partition(".")[0]
             for name in self.shapes
             if name.startswith(parts.LAYERS_PREFIX)
         }
@@ -696,11 +713,16 @@ _COMPARISONS: Final[Mapping[str, Callable[[_Facts, Any], tuple[Any, bool | None]
 
 
 def _shards(checkpoint: Checkpoint) -> tuple[ShardSummary, ...]:
-    sources = ({ref.source for ref in refs_of(t)} for t in checkpoint.tensors.values())
+    sources = (
+        (tensor.source,)
+        if isinstance(tensor, TensorRef)
+        else {ref.source for ref in refs_of(tensor)}
+        for tensor in checkpoint.tensors.values()
+    )
     counts: Counter[File] = Counter()
     # Mostly one file after the other: each is looked up once for many tensors.
-    for source, group in groupby(source for found in sources for source in found):
-        counts[source] += sum(1 for _ in group)
+    for source, group in groupby(chain.from_iterable(sources)):
+        counts[source] += len(list(group))
     return tuple(
         ShardSummary(shard.name, shard.format, shard.file.size, counts[shard.file])
         for shard in checkpoint.shards
@@ -714,9 +736,10 @@ def names_by_part(checkpoint: Checkpoint, kind: Kind | None = None) -> dict[str,
     groups: dict[str, list[str]] = {label: [] for label in parts.LABELS}
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     prefix = towers.tower_prefix(shapes) if is_tower else parts.TOWER_PREFIX
+    part_of = kind.part_of
     for name in checkpoint.tensors:
         below = is_tower and name.startswith(prefix)
-        groups[parts.VISION_TOWER if below else kind.part_of(name)].append(name)
+        groups[parts.VISION_TOWER if below else part_of(name)].append(name)
     return groups
 
 
@@ -727,10 +750,12 @@ def _parts(checkpoint: Checkpoint, kind: Kind) -> tuple[PartSummary, ...]:
     for part, names in names_by_part(checkpoint, kind).items():
         if not names and part not in always:
             continue
-        sizes = _bytes_by_dtype(tensors[name] for name in names)
+        forms = count_forms(tensors[name] for name in names)
+        sizes = bytes_by_dtype(forms)
         elements = (
-            parameters(tensors[name]) if codes is None else codes.parameters(name, tensors[name])
-            for name in names
+            (prod(shape) * count for (_, shape), count in forms.items())
+            if codes is None
+            else (codes.parameters(name, tensors[name]) for name in names)
         )
         found.append(
             PartSummary(
@@ -793,14 +818,6 @@ def _changes(checkpoint: Checkpoint) -> dict[str, Any]:
         if projector is None
         else files.get(refs_of(tensors[projector])[0].source),
     }
-
-
-def _bytes_by_dtype(tensors: Iterable[Tensor]) -> dict[str, int]:
-    """Return the bytes of each dtype, the largest first."""
-    counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.dtype] += tensor.nbytes
-    return dict(counts.most_common())
 
 
 def _text(value: Any) -> str | None:

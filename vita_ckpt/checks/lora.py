@@ -41,6 +41,14 @@ def check_lora(subject: Subject) -> Iterator[Finding]:
                 "that is here",
                 file=run.root,
             )
+        elif kinds.kind_of(run).name != kinds.LORA_RUN:  # it was asked for as one
+            yield finding(
+                "lora-config-missing",
+                ADAPTER_CONFIG,
+                "expected it in a LoRA run, got none, and no deltas",
+                hint=f"it is not a LoRA run but a {kinds.kind_of(run).name}: leave --kind out",
+                file=run.root,
+            )
         return
     config, problems = read_lora_config(run.adapter_config)
     yield from _findings(subject, problems)

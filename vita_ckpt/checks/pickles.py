@@ -1,4 +1,4 @@
-"""What the pickles beside the weights would do when somebody loads them."""
+"""What the pickles beside the weights would do when they are loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.checkpoint import Shard
 from vita_ckpt.core.pickle_globals import Judgement, judge
-from vita_ckpt.core.pickled import listed
+from vita_ckpt.core.reading_notes import listed
 from vita_ckpt.core.report import Finding
 
 

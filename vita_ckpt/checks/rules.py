@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.anatomy.towers import KNOWN, listed
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.report import Finding, Severity
 
 
@@ -29,9 +29,9 @@ _FILES: Final = (
     Rule(
         "mid-surgery",
         "error",
-        "a surgery in place is under way, or died in the middle",
-        "Some bytes are old and some are new, which no loader can see; vita-ckpt recover brings "
-        "back what was there.",
+        "a surgery in place is under way, or was interrupted",
+        "Some bytes are old and some are new, which no loader can see; vita-ckpt recover restores "
+        "the old state.",
     ),
     Rule(
         "missing-shard",
@@ -49,8 +49,8 @@ _FILES: Final = (
         "index-mismatch",
         "error",
         "the index and a weight file disagree about a tensor",
-        "A tensor that the index does not name is silently left out by some loaders and read by "
-        "others; one that is named and not there is initialised at random or stops the load.",
+        "Some loaders silently leave out a tensor that the index does not name, others read it. "
+        "One that is named and missing is initialised at random, or stops the load.",
     ),
     Rule(
         "duplicate-tensor",
@@ -62,8 +62,8 @@ _FILES: Final = (
         "index-total-size",
         "error",
         "total_size of the index is not the size of the tensors",
-        "Tools that plan memory or check a download by it are misled; it is a trace of an index "
-        "that was edited or belongs to other files.",
+        "It misleads tools that plan memory or check a download by it. The index was edited, or "
+        "belongs to other files.",
     ),
     Rule(
         "stale-weights",
@@ -93,7 +93,7 @@ _FILES: Final = (
     Rule(
         "git-lfs-pointer",
         "error",
-        "a git-lfs pointer stands where a file should be",
+        "a git-lfs pointer in the place of a file",
         "The repository was cloned without git-lfs: the file itself was not downloaded.",
     ),
     Rule(
@@ -118,8 +118,8 @@ _FILES: Final = (
         "other-kind",
         "error",
         "weights of another kind than VITA's loaders read",
-        "Quantised, exported, or the state of a trainer: a loader needs the model that it was made "
-        "of, or what it makes.",
+        "They are quantised, exported, or the state of a trainer. A loader needs the model that "
+        "they were made from, or that the state becomes.",
     ),
     Rule(
         "other-family",
@@ -132,8 +132,8 @@ _FILES: Final = (
         "unmerged-peft",
         "error",
         "a model saved by PEFT with its adapter beside the weights",
-        "Names such as base_layer and lora_A.default are those of no model: a loader finds nothing "
-        "that it knows under them.",
+        "No model has names such as base_layer and lora_A.default, so a loader finds nothing that "
+        "it knows.",
     ),
     Rule(
         "trained-beside",
@@ -152,7 +152,7 @@ _FILES: Final = (
     Rule(
         "unreadable-file",
         "error",
-        "a file that the system does not let read",
+        "a file that the system refuses to read",
         "Permissions, a broken link or a failing disk: no loader can read it either.",
     ),
     Rule(
@@ -169,13 +169,14 @@ _PICKLES: Final = (
         "pickle-runs-code",
         "error",
         "a pickle beside the weights that runs code when it is loaded",
-        "It calls what starts programs, reaches files or looks up functions by name: torch.load "
-        "without weights_only, pickle.load, joblib.load and numpy.load with allow_pickle do it.",
+        "It calls functions that start programs, reach files or look up functions by name. "
+        "torch.load without weights_only, pickle.load, joblib.load and numpy.load with "
+        "allow_pickle execute them.",
     ),
     Rule(
         "pickle-unknown-global",
         "warning",
-        "a pickle beside the weights with a global that is no trainer's",
+        "a pickle beside the weights with a global that no trainer writes",
         "Loading it imports the module and calls what is named, and what that does is unknown.",
     ),
     Rule(
@@ -200,7 +201,7 @@ _PICKLES: Final = (
         "several-state-dicts",
         "note",
         "a weight file of torch.save with several state dicts",
-        "Which of them counts is known to the program that wrote it only.",
+        "Only the program that wrote it knows which of them counts.",
     ),
 )
 
@@ -211,12 +212,12 @@ _FORMATS: Final = tuple(
         (
             ("header-too-small", "header-too-large", "invalid-header-length"),
             "the length of a safetensors header cannot be right",
-            "The file is cut off, or no safetensors file.",
+            "The file is cut off, or is not a safetensors file.",
         ),
         (
             ("invalid-header-start", "invalid-header-utf8", "invalid-header-json"),
-            "a safetensors header that is no JSON object",
-            "The file is damaged, or no safetensors file.",
+            "a safetensors header that is not a JSON object",
+            "The file is damaged, or is not a safetensors file.",
         ),
         (
             ("duplicate-key", "invalid-metadata", "invalid-tensor-entry", "unknown-dtype"),
@@ -245,17 +246,17 @@ _FORMATS: Final = tuple(
         ),
         (
             ("invalid-zip", "compressed-zip-entry", "duplicate-zip-entry"),
-            "a .bin that is no zip as torch.save writes it",
+            "a .bin that is not a zip as torch.save writes it",
             "The file is damaged, or made to be read in two ways.",
         ),
         (
             ("invalid-pickle", "pickle-too-large", "invalid-name", "not-a-state-dict"),
-            "a .bin whose pickle is no state dict",
-            "It holds something else than tensors by name.",
+            "a .bin whose pickle is not a state dict",
+            "It holds something other than tensors by name.",
         ),
         (
             ("missing-storage", "unknown-storage", "truncated-storage", "tensor-outside-storage"),
-            "a tensor of a .bin that points where there is nothing",
+            "a tensor of a .bin that points to data that is not there",
             "The file is damaged.",
         ),
         (
@@ -271,18 +272,18 @@ _FORMATS: Final = tuple(
         ),
         (
             ("unreadable-tensor",),
-            "a tensor of a .bin whose values are not in it as they are",
+            "a tensor of a .bin whose plain values are not in the file",
             "It is a part of a distributed tensor, sparse, quantised, or has no data at all.",
         ),
         (
             ("unsafe-pickle",),
             "a pickle that runs code",
-            "torch.load without weights_only executes it: whatever it says is done.",
+            "torch.load without weights_only executes it.",
         ),
         (
             ("path-outside-checkpoint",),
             "an index that names a file outside the directory",
-            "The index is broken or hostile. A loader would read files of others.",
+            "The index is broken or hostile. A loader would read other files of the machine.",
         ),
         (
             ("invalid-index",),
@@ -291,7 +292,7 @@ _FORMATS: Final = tuple(
         ),
         (
             ("json-too-large", "unreadable-directory", "reserved-name"),
-            "something that no reader can take",
+            "something that no reader accepts",
             "The checkpoint cannot be read as it is.",
         ),
     )
@@ -369,15 +370,15 @@ _NAMES: Final = (
         "tower-absent",
         "error",
         "no tensors of a vision tower",
-        "VITA-1.5's loader leaves the tower in uninitialised memory, without a word; so do others "
-        "whose config says that the tower was trained.",
+        "VITA-1.5's loader silently leaves the tower in uninitialised memory. So do other loaders "
+        "if the config says that the tower was trained.",
     ),
     Rule(
         "image-fails",
         "error",
         "a model that loads to the end, and raises at its first image",
         "Keys of the config ask for what the tower, the projector or the merging of tiles cannot "
-        "do, which shows only when there is an image.",
+        "do. That shows only when there is an image.",
     ),
     Rule(
         "tower-unused",
@@ -390,8 +391,8 @@ _NAMES: Final = (
         "tower-differs",
         "warning",
         "the stored tower differs from the directory's, which the loader takes",
-        "If the tower was trained, the config does not say so, and what it learnt is lost without "
-        "a word.",
+        "If the tower was trained, the config does not say so, and what it learnt is silently "
+        "lost.",
     ),
     Rule(
         "tower-not-loadable",
@@ -404,8 +405,7 @@ _NAMES: Final = (
         "newline-absent",
         "error",
         "no image_newline, which the merging of tiles appends to each row",
-        "It is made of uninitialised memory then, without a word: numbers as large as 1e20, or "
-        "NaN.",
+        "It is then silently made of uninitialised memory: numbers as large as 1e20, or NaN.",
     ),
     Rule(
         "audio-absent",
@@ -441,7 +441,7 @@ _NAMES: Final = (
     Rule(
         "unknown-audio-encoder",
         "error",
-        "the audio tensors are those of no audio encoder with its adapter",
+        "the audio tensors are not those of an audio encoder with its adapter",
         "The loader builds what train.yaml says; what it has no tensor for stays uninitialised.",
     ),
     Rule(
@@ -477,20 +477,20 @@ _NAMES: Final = (
     Rule(
         "unknown-projector",
         "error",
-        "the projector's tensors are those of no projector type",
+        "the projector's tensors are not those of a projector type",
         "Upstream builds the type that the config names: tensors go missing or are left over.",
     ),
     Rule(
         "unknown-tower",
         "error",
-        "the tower's tensors are those of no known tower",
+        "the tower's tensors are not those of a known tower",
         f"Upstream builds {listed(KNOWN)}.",
     ),
     Rule(
         "no-tensors",
         "error",
         "not a single tensor",
-        "What saved it had gathered nothing, as a ZeRO-3 run does that is not asked to.",
+        "The program that saved it had gathered nothing, as a ZeRO-3 run does by default.",
     ),
     Rule(
         "ambiguous-key",
@@ -502,6 +502,12 @@ _NAMES: Final = (
         "adapter-no-projector",
         "error",
         "an adapter without a projector",
+        "Merging it would change nothing.",
+    ),
+    Rule(
+        "adapter-no-audio-adapter",
+        "error",
+        "an audio adapter's file without an audio adapter",
         "Merging it would change nothing.",
     ),
     Rule(
@@ -522,7 +528,7 @@ _CONFIG: Final = (
     Rule(
         "invalid-json",
         "error",
-        "a config or index is no JSON object",
+        "a config or index is not a JSON object",
         "No loader can read it.",
     ),
     Rule(
@@ -535,7 +541,8 @@ _CONFIG: Final = (
         "architecture-mismatch",
         "error",
         "architectures names another class than that of model_type",
-        "Servers choose the class by the one, upstream's loader by the other: each builds its own.",
+        "Servers choose the class by architectures, upstream's loader by model_type: they build "
+        "different models.",
     ),
     Rule(
         "architecture-missing",
@@ -559,7 +566,7 @@ _CONFIG: Final = (
     Rule(
         "config-type-unread",
         "warning",
-        "a key of the config that decides nothing of the model has a value of the wrong type",
+        "a key of the config that does not affect the model has a value of the wrong type",
         "No loader is stopped by it; training, or a program that reads the config, may be.",
     ),
     Rule(
@@ -571,8 +578,8 @@ _CONFIG: Final = (
     Rule(
         "config-stale",
         "warning",
-        "a key of the config contradicts the weights, and no loader minds",
-        "Readers and tools do mind: it describes another state of the checkpoint.",
+        "a key of the config contradicts the weights, but no loader depends on it",
+        "Readers and tools may: it describes another state of the checkpoint.",
     ),
     Rule(
         "hidden-size-mismatch",
@@ -590,7 +597,7 @@ _CONFIG: Final = (
     Rule(
         "invalid-s2-scales",
         "error",
-        "s2_scales are no sizes, or not multiples of the tower's images",
+        "s2_scales are not sizes, or not multiples of the tower's images",
         "Upstream cuts each scale into tiles of the smallest one.",
     ),
     Rule(
@@ -609,7 +616,7 @@ _CONFIG: Final = (
         "tower-path-misleads",
         "error",
         "upstream takes the tower's path for another class",
-        "It chooses by a substring of the whole path: users meet it as a size mismatch.",
+        "It chooses by a substring of the whole path. Loading then fails with a size mismatch.",
     ),
     Rule(
         "tower-path-absolute",
@@ -671,7 +678,7 @@ _LORA: Final = (
     Rule(
         "run-not-loadable",
         "error",
-        "a run that upstream's loader raises over, whatever base it is given with",
+        "a run for which upstream's loader raises with any base",
         "VITA-1.5's loader has no code for most runs (explain); LLaVA's takes no projector run "
         "with added tokens, LLaVA-NeXT's none on Qwen2, Bunny's none with a trained tower.",
     ),
@@ -679,7 +686,7 @@ _LORA: Final = (
         "run-rows-absent",
         "error",
         "a run whose config counts more tokens than it or its base has rows for",
-        "LLaVA's loader replaces both tables by uninitialised memory then, without a word.",
+        "LLaVA's loader then silently replaces both tables by uninitialised memory.",
     ),
     Rule(
         "lora-config-missing",
@@ -702,7 +709,7 @@ _LORA: Final = (
     Rule(
         "lora-alpha",
         "error",
-        "lora_alpha is no positive number",
+        "lora_alpha is not a positive number",
         "It is half of the scale of every delta.",
     ),
     Rule(
@@ -721,7 +728,7 @@ _LORA: Final = (
     Rule(
         "lora-base-absent",
         "warning",
-        "the base that a LoRA run was trained on is not to be found",
+        "the base that a LoRA run was trained on cannot be found",
         "Deltas are worth nothing without it; on another machine it may be there.",
     ),
     Rule(
@@ -739,26 +746,26 @@ _LORA: Final = (
     Rule(
         "lora-unsupported",
         "error",
-        "a setting or a tensor of a LoRA run that a merge cannot obey",
+        "a setting or a tensor of a LoRA run that a merge cannot follow",
         "Without it the merge would compute another model than was trained.",
     ),
     Rule(
         "lora-tensor-unplaced",
         "error",
         "a trained tensor of a LoRA run for which the base has no place",
-        "Upstream drops it without a word.",
+        "Upstream silently drops it.",
     ),
     Rule(
         "lora-target-untrained",
         "warning",
         "a module that adapter_config.json targets has no delta",
-        "PEFT leaves it as it is in the base, without a word.",
+        "PEFT silently leaves it unchanged from the base.",
     ),
     Rule(
         "lora-delta-untargeted",
         "warning",
         "a LoRA delta for a module that adapter_config.json does not target",
-        "PEFT ignores it without a word.",
+        "PEFT silently ignores it.",
     ),
     Rule(
         "lora-bias-absent",
@@ -773,7 +780,7 @@ _TRAINING: Final = (
         "missing-rank",
         "error",
         "a training state lacks the file of a rank",
-        "Every rank has a part of every tensor, or of some: the model is not whole without it.",
+        "Every rank has a part of every tensor, or of some: the model is incomplete without it.",
     ),
     Rule(
         "left-over-rank",
@@ -809,7 +816,7 @@ _TRAINING: Final = (
         "latest-leads-out",
         "error",
         "the file 'latest' does not name a directory beside it",
-        "A program that follows it reads whatever lies there.",
+        "A program that follows it reads what is there.",
     ),
     Rule(
         "missing-tag",
@@ -954,13 +961,19 @@ _RUN: Final = (
 )
 
 _DIFF: Final = (
-    Rule("tensor-added", "note", "a tensor that only the second has", "A difference, no defect."),
-    Rule("tensor-removed", "note", "a tensor that only the first has", "A difference, no defect."),
-    Rule("tensor-shape", "note", "a tensor of another shape", "A difference, no defect."),
-    Rule("tensor-dtype", "note", "a tensor of another dtype", "A difference, no defect."),
-    Rule("tensor-bytes", "note", "a tensor with other values", "A difference, no defect."),
-    Rule("config-changed", "note", "a config key with another value", "A difference, no defect."),
-    Rule("file-changed", "note", "another file beside the weights", "A difference, no defect."),
+    Rule(
+        "tensor-added", "note", "a tensor that only the second has", "A difference, not a defect."
+    ),
+    Rule(
+        "tensor-removed", "note", "a tensor that only the first has", "A difference, not a defect."
+    ),
+    Rule("tensor-shape", "note", "a tensor of another shape", "A difference, not a defect."),
+    Rule("tensor-dtype", "note", "a tensor of another dtype", "A difference, not a defect."),
+    Rule("tensor-bytes", "note", "a tensor with other values", "A difference, not a defect."),
+    Rule(
+        "config-changed", "note", "a config key with another value", "A difference, not a defect."
+    ),
+    Rule("file-changed", "note", "another file beside the weights", "A difference, not a defect."),
     Rule(
         "only-outside-changed",
         "error",
@@ -980,8 +993,8 @@ _DIGESTS: Final = (
         "digest-mismatch",
         "error",
         "bytes that are not what they were when they were written",
-        "Disks and copies lose bits without a word, and a flipped bit of a weight shows nowhere "
-        "else; or another program changed the file.",
+        "Disks and copies lose bits silently, and a flipped bit of a weight shows nowhere else. "
+        "Or another program changed the file.",
     ),
     Rule(
         "invalid-manifest",
@@ -998,14 +1011,14 @@ _DIGESTS: Final = (
     Rule(
         "not-in-manifest",
         "note",
-        "a file that the manifest does not know",
-        "It came later; nothing says what it should be.",
+        "a file that the manifest does not list",
+        "It was added later, so nothing says what it should be.",
     ),
     Rule(
         "undo-damaged",
         "error",
         "what is kept to undo the last in-place surgery is damaged",
-        "The checkpoint may be sound, but undo would refuse to bring back what was there.",
+        "The checkpoint may be sound, but undo would refuse to restore the old state.",
     ),
 )
 
@@ -1015,7 +1028,7 @@ _LOADERS: Final = (
         "error",
         "a safetensors file whose metadata does not say its format",
         "transformers 4.41, on which VITA runs, raises OSError over it, and AttributeError where "
-        "there is no metadata at all; later versions do not ask.",
+        "there is no metadata at all; later versions do not require it.",
     ),
     Rule(
         "no-index-metadata",

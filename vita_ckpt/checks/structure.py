@@ -30,6 +30,7 @@ from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import InputError
 
 _VISION = (parts.VISION_TOWER, parts.MM_PROJECTOR, parts.IMAGE_NEWLINE)
+_STATISTICS = frozenset(prefix + name for prefix in ("", AUDIO_PREFIX) for name in CMVN)
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -130,8 +131,9 @@ def _language_model(subject: Subject, bound: PartBinding) -> Iterator[Finding]:
         )
     language = language_model_of(config)
     if not bound.wanted or language is None:  # a rule of the config
-        own = (n for n in bound.mismatch.unexpected if parts.part_of(n) == parts.LANGUAGE_MODEL)
-        yield from _report(subject, bound.without(frozenset(own)), "a model of this type")
+        others = (n for n in bound.mismatch.unexpected if parts.part_of(n) != parts.LANGUAGE_MODEL)
+        mismatch = replace(bound.mismatch, unexpected=tuple(others))
+        yield from _report(subject, replace(bound, mismatch=mismatch), "a model of this type")
         return
     yield from _report(subject, bound, f"the {language.name} model of the config")
 
@@ -338,7 +340,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     if checkpoint.training is not None:  # float32 masters beside frozen copies
         return
     for name, tensor in checkpoint.tensors.items():
-        if tensor.dtype in _FLOATS and name.removeprefix(AUDIO_PREFIX) not in CMVN:
+        if tensor.dtype in _FLOATS and name not in _STATISTICS:
             part = parts.part_of(name)
             counts = by_part[part]
             if not counts[tensor.dtype]:

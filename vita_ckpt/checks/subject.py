@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from vita_ckpt.checks.inspect import Inspection
@@ -13,6 +13,7 @@ from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding import Binding, PartSource, Surroundings
 from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.rivals import Rival
 
 

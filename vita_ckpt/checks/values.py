@@ -11,7 +11,7 @@ elements of a piece tell which of the two is likely to be needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import prod
 from struct import pack, unpack
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.core.anatomy.parts import LORA, part_of
 from vita_ckpt.core.checkpoint import Pieces, Stored, TensorRef, refs_of
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.report import Finding
 
 Array = npt.NDArray[Any]

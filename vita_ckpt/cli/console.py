@@ -10,8 +10,12 @@ import contextlib
 import os
 import re
 import sys
+from itertools import islice
 from threading import Lock
 from typing import Final, TextIO
+
+from vita_ckpt.core.spelling import did_you_mean
+from vita_ckpt.errors import VitaCkptError
 
 # GitHub and Azure look for ``::`` at the beginning of a line; for ``##[`` errors.escaped looks.
 _COMMAND: Final = re.compile(r"(?m)^([^\S\n]*):(?=:)")
@@ -30,6 +34,7 @@ _ASCII: Final = {
 # Whether a line of :func:`status` is on the terminal, and who may write there.
 _shown = False
 _terminal: Final = Lock()
+_MOST_NAMES: Final = 1000  # of a directory in which a mistyped path is looked for
 _FALLBACK: Final = "vita-ckpt-fallback"
 # What is coloured, with the number of its colour: verdicts at the beginning and the end of a line.
 _COLOURS: Final = (
@@ -37,6 +42,8 @@ _COLOURS: Final = (
     (re.compile(r"(?m)^warning\b"), 33),
     (re.compile(r"(?m)(?<=  )yes$"), 32),
     (re.compile(r"(?m)(?<=  )NO$"), 31),
+    (re.compile(r"(?m)^it works$"), 32),
+    (re.compile(r"(?m)^it does not work$"), 31),
 )
 
 
@@ -117,6 +124,11 @@ def warn(text: str) -> None:
         _print(coloured(f"{harmless(text)}\n", sys.stderr), sys.stderr)
 
 
+def warn_of(error: VitaCkptError) -> None:
+    """Print an error on stderr; for a path that does not exist, with a guess at its name."""
+    warn(f"error: {_with_nearest_path(error)}")
+
+
 def harmless(text: str) -> str:
     """Return ``text`` with no line that begins like a workflow command."""
     return _COMMAND.sub(r"\1\\x3a", text)
@@ -126,6 +138,17 @@ def forget_stdout() -> None:
     """Discard what is left for stdout, so that flushing it at exit cannot fail."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _with_nearest_path(error: VitaCkptError) -> VitaCkptError:
+    """Return the error; for a path that does not exist, with a guess at its last component."""
+    folder, name = os.path.split(error.subject)
+    if error.code != "not-found" or not name:
+        return error
+    with contextlib.suppress(OSError, ValueError):
+        there = [entry.name for entry in islice(os.scandir(folder or os.curdir), _MOST_NAMES)]
+        return error.replaced(hint=did_you_mean(name, there, error.hint))
+    return error
 
 
 def _print(text: str, stream: TextIO) -> None:

@@ -49,7 +49,7 @@ def run_in_ranks(run: Callable[[Ranks | None], int], *, single: bool, rank_timeo
             return run(ranks)
         except VitaCkptError as error:
             if speaks(ranks):
-                console.warn(f"error: {error}")
+                console.warn_of(error)
             return error.exit_code
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shlex
-import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from itertools import islice
+from itertools import pairwise
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -22,6 +21,7 @@ import click
 from vita_ckpt import __version__
 from vita_ckpt.cli import console
 from vita_ckpt.cli.examples import EXAMPLES, epilog
+from vita_ckpt.cli.fitting import terminal_width
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _COMPLETE_VARIABLE: Final = "_VITA_CKPT_COMPLETE"
 _INTERRUPTED: Final = 130
 _WIDEST: Final = 80  # columns of a help
-_MOST_NAMES: Final = 1000  # of a directory in which a mistyped path is looked for
 
 # Every command in its section, with the first sentence of its help. Each lives in the module of its
 # name, which is imported only when the command runs: to list the commands costs nothing.
@@ -141,7 +140,7 @@ class _LazyGroup(click.Group):
         if "--quiet" not in (option for one in command.params for option in one.opts):
             _options_everywhere(command)
             command.context_class = _Context
-        command.epilog = epilog(cmd_name, min(shutil.get_terminal_size().columns, _WIDEST))
+        command.epilog = epilog(cmd_name, min(terminal_width() or _WIDEST, _WIDEST))
         return command
 
     def resolve_command(
@@ -196,11 +195,6 @@ def _hush(ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
         ctx.ensure_object(Settings).hush()
 
 
-def _color(_ctx: click.Context, _param: click.Parameter, choice: str | None) -> None:
-    if choice is not None:
-        console.choose_colour(choice)
-
-
 def _options_everywhere(command: Any) -> Any:
     """Add the options that are taken before and after the name of a command."""
     quiet = click.option(
@@ -210,7 +204,7 @@ def _options_everywhere(command: Any) -> Any:
         callback=_hush,
         help="Print only data and errors.",
     )
-    # It is looked for among the arguments: an error may come before they are parsed.
+    # These two are looked for among the arguments: an error may come before they are parsed.
     debug = click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     )
@@ -218,7 +212,6 @@ def _options_everywhere(command: Any) -> Any:
         "--color",
         type=click.Choice(["auto", "always", "never"]),
         expose_value=False,
-        callback=_color,
         help="Colour the verdicts; auto: on a terminal.",
     )
     return debug(color(quiet(command)))
@@ -247,6 +240,9 @@ def cli(ctx: click.Context) -> None:
     Exit codes: 0 clean, 1 findings, 2 wrong usage, 3 bad input or a failed disk.
     """
     _heed_interrupts()  # the command is imported, and is about to begin
+    if not gc.isenabled():  # by entry: what was imported stays, and need not be looked at
+        gc.freeze()
+        gc.enable()
     ctx.ensure_object(Settings)
     # Read by huggingface_hub once something on the hub is asked for: errors are said here.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -268,6 +264,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
     console.prepare()
+    # Looked for among the arguments, as --debug is: an error may come before they are parsed.
+    for word, choice in pairwise((*arguments, "")):
+        given, _, joined = word.partition("=")
+        if given == "--color":
+            console.choose_colour(joined or choice)
     sys.exit(_run(arguments))
 
 
@@ -284,7 +285,7 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
     except VitaCkptError as error:
         if debug:
             _print_traceback()
-        _print_error(str(_nearest_path(error)))
+        console.warn_of(error)
         return error.exit_code
     except click.exceptions.Abort as error:
         # What was being written says in which state that is left.
@@ -309,6 +310,11 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         _print_error(f"system: {printable(': '.join(_os_error_parts(error)))}")
         console.forget_stdout()
         return 3
+    except MemoryError:
+        if debug:
+            _print_traceback()
+        _print_error("system: out of memory")
+        return 3
     except Exception as error:  # noqa: BLE001 - the boundary: a bug is said in one line too
         if debug:
             _print_traceback()
@@ -318,17 +324,6 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         )
         return 3
     return result if isinstance(result, int) else 0
-
-
-def _nearest_path(error: VitaCkptError) -> VitaCkptError:
-    """Return the error; for a path that does not exist, with a guess at its last component."""
-    folder, name = os.path.split(error.subject)
-    if error.code != "not-found" or not name:
-        return error
-    with contextlib.suppress(OSError, ValueError):
-        there = [entry.name for entry in islice(os.scandir(folder or os.curdir), _MOST_NAMES)]
-        return error.replaced(hint=did_you_mean(name, there, error.hint))
-    return error
 
 
 def _usage(error: click.ClickException) -> str:
@@ -387,6 +382,8 @@ def _print_error(line: str) -> None:
 
 
 def _print_traceback() -> None:
+    import traceback  # noqa: PLC0415 - start-up
+
     for line in traceback.format_exc().splitlines():
         console.warn(escaped(line))
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from vita_ckpt.api.locate import local
-from vita_ckpt.api.reports import write_report
-from vita_ckpt.checks.rules import Rule
 from vita_ckpt.cli import completion, console
 from vita_ckpt.cli.formats import FORMATS, renderer
-from vita_ckpt.core.report import Report, Selection, condensed, worst_first
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from vita_ckpt.checks.rules import Rule
+    from vita_ckpt.core.report import Report, Selection
 
 _Command = Callable[..., Any]
 
@@ -60,7 +61,7 @@ def report_options(command: _Command) -> _Command:
             metavar="FORMAT=FILE",
             shell_complete=completion.one_of(FORMATS, end="="),
             callback=lambda _context, _option, values: tuple(_output(value) for value in values),
-            help="Write the report to a file too, over an older one; may be given several times.",
+            help="Write the report to a file too, over an older one. Can be repeated.",
         ),
         click.option(
             "--format",
@@ -135,7 +136,7 @@ def deliver(
     report_format: str | None,
     outputs: Iterable[Output],
     own: Mapping[str, Callable[[], str]] | None = None,
-    selection: Selection = Selection(),
+    selection: Selection | None = None,
     *,
     every: bool = False,
 ) -> None:
@@ -148,12 +149,14 @@ def deliver(
     ``own`` are the formats in which a command has more to say than a report.
     """
 
+    chosen = () if selection is None else (selection,)
+
     def rendered(name: str) -> str:
         if own and name in own:
             return own[name]()
         short = name in _FOR_PEOPLE and not every
-        shown = [replace(r, findings=condensed(worst_first(r.findings))) for r in reports]
-        return renderer(name)(shown if short else reports, rules, selection)
+        shown = [report.condensed() for report in reports] if short else reports
+        return renderer(name)(shown, rules, *chosen)
 
     for output in outputs:
         write_output(output, rendered(output.format))
@@ -171,6 +174,8 @@ def deliver(
 def write_output(output: Output, text: str) -> None:
     """Write a report where it goes. Raises OutputError if the disk refuses."""
     append = output.path == os.environ.get(_JOB_SUMMARY)
+    from vita_ckpt.api.reports import write_report  # noqa: PLC0415 - start-up
+
     write_report(_target(output), text, append=append)
 
 

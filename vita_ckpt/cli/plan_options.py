@@ -92,7 +92,7 @@ def surgery_options(command: _Command) -> _Command:
             "--in-place",
             is_flag=True,
             help="Change the checkpoint where it is, at the cost of what changes; 'vita-ckpt undo' "
-            "brings back what was there.",
+            "restores the old state.",
         ),
         click.option(
             "--push",
@@ -119,13 +119,15 @@ def surgery_options(command: _Command) -> _Command:
             help="Add a manifest with the digest of every file, for 'vita-ckpt validate --deep'.",
         ),
         click.option(
-            "--model-card", is_flag=True, help="Say in README.md how the checkpoint was made."
+            "--model-card",
+            is_flag=True,
+            help="Write the hub's metadata, and how the checkpoint was made, into README.md.",
         ),
         click.option(
             "--carry",
             multiple=True,
             metavar="GLOB",
-            help="Take along pickles that are no weight files and match, as vocab.pkl. They can "
+            help="Take along pickles that match and are not weight files, as vocab.pkl. They can "
             "run code when they are loaded, so they are left out by default. Can be repeated.",
         ),
     )
@@ -297,7 +299,7 @@ def _check_push(
             raise UsageError(
                 "options-exclude-each-other",
                 "--private" if private else "--create-pr",
-                expected="--push, which it is about",
+                expected="--push beside it",
             )
         return
     link = options.link if options.link != "auto" else None

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.core.address import is_remote
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.report import Report, Selection
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import UsageError

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _THOUSAND: Final = 1000
+# Modules that tabulate imports, with what it takes from them.
+_UNNEEDED: Final[dict[str, dict[str, Any]]] = {
+    "importlib.metadata": {"version": str, "PackageNotFoundError": LookupError},
+    "html": {"escape": str},
+}
 
 
 def size(count: int) -> str:
@@ -59,20 +64,18 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], right: str = ""
 
 
 def _tabulate() -> Callable[..., str]:
-    """Import tabulate, but not ``importlib.metadata``.
+    """Import tabulate, but not what it imports for its own version and for tables in HTML.
 
-    tabulate imports it only to look up its own version, and it takes longer to import than click.
+    That takes longer to import than click.
     """
-    name = "importlib.metadata"
-    imported = sys.modules.get(name)
-    if imported is None:
-        stand_in = ModuleType(name)
-        stand_in.__dict__.update(version=str, PackageNotFoundError=LookupError)
-        sys.modules[name] = stand_in
+    stand_ins = {name: ModuleType(name) for name in _UNNEEDED if name not in sys.modules}
+    for name, module in stand_ins.items():
+        module.__dict__.update(_UNNEEDED[name])
+    sys.modules.update(stand_ins)
     try:
         import tabulate  # noqa: PLC0415 - JSON does not need it
     finally:
-        if imported is None:
+        for name in stand_ins:
             del sys.modules[name]
     tabulate.MIN_PADDING = 0  # a header needs no more room than a cell
     render: Callable[..., str] = tabulate.tabulate

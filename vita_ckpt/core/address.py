@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import UsageError
 
 SCHEME: Final = "hf://"
@@ -17,6 +17,7 @@ _REVISION_NAME: Final = "refs/pr/[0-9]+|refs/convert/[^/]+|[^/]+"
 _REVISION: Final = re.compile(f"@({_REVISION_NAME})", re.ASCII)
 _HUBS: Final = ("huggingface.co", "hf.co")
 # Pages of a repository, of a directory or a file in it, and the download URL of a file.
+_HALF_SCHEME: Final = re.compile(r"\Ahf:/?(?=[^/])")
 _PAGE: Final = re.compile(
     f"({_NAME}/{_NAME})(?:/(?:tree|blob|resolve)/({_REVISION_NAME})(?:/(.+))?)?", re.ASCII
 )
@@ -80,9 +81,10 @@ def parse_address(text: str) -> Address:
 def address_meant(text: str, endpoint: str = "") -> Address | None:
     """Return the address that ``text`` without ``hf://`` may refer to; None if there is none.
 
-    ``text`` is ``org/name``, also with a trailing ``/`` or with ``@revision[/subfolder]``, or the
-    URL of a page of the hub or of the server at ``endpoint``.
+    ``text`` is ``org/name``, also after ``hf:``, with a trailing ``/`` or with
+    ``@revision[/subfolder]``, or the URL of a page of the hub or of the server at ``endpoint``.
     """
+    text = _HALF_SCHEME.sub("", text)
     page = _page(text, endpoint)
     if page is not None:
         found = _PAGE.fullmatch(page)

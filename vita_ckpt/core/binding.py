@@ -8,7 +8,7 @@ unexpected, and the one it should be missing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
 from vita_ckpt.core.anatomy.towers.tower import Tower, TowerDirectory
 from vita_ckpt.core.checkpoint import Shape, Tensor
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import is_real
 from vita_ckpt.core.tensor_match import KeyMismatch
 from vita_ckpt.errors import InputError
@@ -835,7 +836,7 @@ def _match(
         if head is not None:
             detail = f"{head} beside names without model.: taken for corrupt"
             stop = Stop("foreign-prefix", detail)
-    rest = {name: tensor for name, tensor in tensors.items() if name not in unread}
+    rest = {n: t for n, t in tensors.items() if n not in unread} if unread else tensors
     found, left_out, strange = _place(loader, config, rest, places, is_base=is_base)
     left_out += unread
     stored = {place: name for name, place in found.items()}

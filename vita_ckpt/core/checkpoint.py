@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.core.left_out import LeftOut
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _SHA256_DIGITS: Final = 64
 
 Shape = tuple[int, ...]
+# The dtype and the shape of a tensor: a model has many tensors of few forms.
+Form = tuple[str, Shape]
 Layout = Literal["safetensors", "torch", "lora", "run", "file", "state", "none"]
 
 
@@ -349,7 +352,8 @@ class Checkpoint(Displayed):
     @property
     def stored(self) -> dict[str, Stored]:
         """The tensors that lie in files as they are, in one place or in pieces."""
-        return {n: t for n, t in self.tensors.items() if isinstance(t, TensorRef | Pieces)}
+        kinds = TensorRef, Pieces  # a union would be made once for each tensor
+        return {n: t for n, t in self.tensors.items() if isinstance(t, kinds)}
 
     @property
     def fingerprint(self) -> tuple[File, ...]:
@@ -365,11 +369,10 @@ class Checkpoint(Displayed):
         if self.config is not None:
             yield "model type", str(self.config.get("model_type"))
         yield "tensors", len(self.tensors)
-        yield "parameters", sum(map(parameters, self.tensors.values()))
-        sizes: Counter[str] = Counter()
-        for tensor in self.tensors.values():
-            sizes[tensor.dtype] += tensor.nbytes
-        yield "bytes", ", ".join(f"{size:,} {dtype}" for dtype, size in sizes.most_common()) or 0
+        forms = count_forms(self.tensors.values())
+        yield "parameters", sum(prod(shape) * count for (_, shape), count in forms.items())
+        sizes = bytes_by_dtype(forms)
+        yield "bytes", ", ".join(f"{size:,} {dtype}" for dtype, size in sizes.items()) or 0
         if self.shards:
             yield "shards", tuple(shard.name or shard.file.path for shard in self.shards)
         for label, files in (("files", self.files), ("texts", self.texts)):
@@ -385,6 +388,19 @@ def files_read(checkpoint: Checkpoint) -> tuple[File, ...]:
 
 
 EMPTY = Checkpoint(root="", layout="none", tensors={})
+
+
+def count_forms(tensors: Iterable[Tensor]) -> Counter[Form]:
+    """Count tensors by their forms."""
+    return Counter((tensor.dtype, tensor.shape) for tensor in tensors)
+
+
+def bytes_by_dtype(forms: Mapping[Form, int]) -> dict[str, int]:
+    """Return the bytes of each dtype among counted forms, the largest first."""
+    sizes: Counter[str] = Counter()
+    for (dtype, shape), count in forms.items():
+        sizes[dtype] += nbytes(dtype, shape) * count
+    return dict(sizes.most_common())
 
 
 def parameters(tensor: Tensor) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from string import digits
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.wrappers import BASE_LAYER, PEFT_MODEL, WRAPPERS
 from vita_ckpt.core.binding import Binding
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.remedies import merge_unmerged
 
 _VISION_LEVEL: Final = "vision_model"
@@ -18,7 +18,7 @@ _FUSED_EXPERTS: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj", 
 _SPLIT_EXPERTS: Final = ".block_sparse_moe."
 # base_model.model is the longest that a wrapper puts in.
 _MOST_COMPONENTS: Final = 2
-_WITHOUT_DIGITS: Final = dict.fromkeys(map(ord, digits))
+_DIGITS: Final = digits.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,10 @@ class Cause:
     mend: str
     explains: frozenset[str]
     twice: bool = False
+
+
+# No model has names as long: each word less of one is a name that is looked up.
+_MOST_WORDS: Final = 64
 
 
 def diagnose(binding: Binding, root: str) -> tuple[Cause, ...]:
@@ -58,7 +62,7 @@ def _causes(
         lacking -= set(split)
         strange = {name: None for name in strange if name not in fused}
     deltas = {name for name in strange if parts.part_of(name) == parts.LORA}
-    own = [name for name in strange if name not in deltas]
+    own = [name for name in strange if name not in deltas] if deltas else list(strange)
     for added, pairs in _grouped(own, lacking).items():
         wrapper = next((word for word in added.split(".") if word in WRAPPERS), None)
         example = pairs[0][0]
@@ -99,16 +103,16 @@ def _causes(
         )
 
 
-def _grouped(longer: Iterable[str], shorter: Collection[str]) -> dict[str, list[tuple[str, str]]]:
+def _grouped(longer: Collection[str], shorter: Collection[str]) -> dict[str, list[tuple[str, str]]]:
     """Group (long, short) names by the components that the long one has too many."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    if not shorter:
+    if not longer or not shorter:
         return groups
     # Names that differ in their numbers alone have the same words too many: most have none.
-    patterns = {name.translate(_WITHOUT_DIGITS) for name in shorter}
+    patterns = {*map(_without_digits, shorter)}
     hopeful: dict[str, bool] = {}
     for name in longer:
-        pattern = name.translate(_WITHOUT_DIGITS)
+        pattern = _without_digits(name)
         if pattern not in hopeful:
             hopeful[pattern] = any(rest in patterns for _, rest in _without(pattern))
         if not hopeful[pattern]:
@@ -120,9 +124,20 @@ def _grouped(longer: Iterable[str], shorter: Collection[str]) -> dict[str, list[
     return groups
 
 
+def _without_digits(name: str) -> str:
+    # Of bytes, which takes a sixth of the time that it takes of a text.
+    return (
+        name.encode("utf-8", "surrogatepass")
+        .translate(None, _DIGITS)
+        .decode("utf-8", "surrogatepass")
+    )
+
+
 def _without(name: str) -> Iterator[tuple[str, str]]:
     """Yield the name without each run of components, and the run."""
     words = name.split(".")
+    if len(words) > _MOST_WORDS:
+        return
     for length in range(1, min(_MOST_COMPONENTS, len(words) - 1) + 1):
         for start in range(len(words) - length + 1):
             end = start + length

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
+from vita_ckpt.core.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from vita_ckpt.core.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ WORDS: Final = {
     "usage": "The command does not have these options or arguments: --help lists them.",
     "system": "What the system said of a stream, such as a full stdout.",
     "interrupted": "The command was interrupted; the line says in which state the output is.",
-    "internal-error": "A bug of ours: --debug shows where.",
+    "internal-error": "A bug in vita-ckpt: --debug shows where.",
 }
 
 SECTIONS: Final = (
@@ -65,7 +66,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("in-place-on-hub",),
-                "what lies on the hub cannot be changed in place",
+                "a checkpoint on the hub cannot be changed in place",
             ),
             ErrorCodes(
                 (
@@ -150,7 +151,7 @@ SECTIONS: Final = (
                     "empty-prompt",
                     "invalid-prompt",
                 ),
-                "`--prompt` has no text, or is none",
+                "`--prompt` has no text, or is not UTF-8",
             ),
             ErrorCodes(
                 ("audio-adapter-choice-needed",),
@@ -178,7 +179,7 @@ SECTIONS: Final = (
                     "invalid-launch",
                     "invalid-rank-timeout",
                 ),
-                "RANK, WORLD_SIZE, LOCAL_RANK or MASTER_PORT is no number that it can be: "
+                "RANK, WORLD_SIZE, LOCAL_RANK or MASTER_PORT has a value that it cannot have: "
                 "`--single` ignores them; `--rank-timeout` takes seconds",
             ),
             ErrorCodes(
@@ -223,8 +224,9 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("not-in-place",),
-                "an extraction, or a base that is no checkpoint directory, has nothing to "
-                "change in place; a plan changes a file in a folder, or one that is no weight "
+                "an extraction, or a base that is not a checkpoint directory, has nothing to "
+                "change in place. Or a plan changes a file in a folder, or one that is not a "
+                "weight "
                 "file, index, config or README",
             ),
             ErrorCodes(
@@ -366,12 +368,12 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-plan",),
-                "the file is no plan of this version, or says what its operation does not make "
+                "the file is not a plan of this version, or says what its operation does not make "
                 "of its inputs",
             ),
             ErrorCodes(
                 ("invalid-tokenizer-file",),
-                "a file of a tokenizer that is no text, or too large to be one",
+                "a file of a tokenizer that is not text, or is too large",
             ),
             ErrorCodes(
                 ("invalid-run-config",),
@@ -379,7 +381,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("model-card-too-large",),
-                "the README of the base is no model card",
+                "the README of the base is not a model card",
             ),
             ErrorCodes(
                 (
@@ -471,6 +473,11 @@ SECTIONS: Final = (
                 ("other-family",),
                 "a model or a run of another family than VITA: its tower and its projector can "
                 "be taken out of it, nothing is put into it",
+            ),
+            ErrorCodes(
+                ("unmerged-peft",),
+                "a model that was saved with its LoRA deltas unmerged: `merge-lora` without "
+                "`--adapter` merges them into it, and other surgeries come after that",
             ),
             ErrorCodes(
                 ("quantised-weights",),
@@ -592,7 +599,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("branch-moved",),
-                "somebody else pushed to the branch meanwhile: look at it, then run the command"
+                "another user pushed to the branch meanwhile: look at it, then run the command"
                 " again",
             ),
             ErrorCodes(
@@ -616,9 +623,9 @@ SECTIONS: Final = (
                 "a server gave other bytes than were asked for, or not as many: nothing was used",
             ),
         ),
-        "`input-changed` is said by `push` of a file that changed while it was uploaded: "
-        "nothing was committed. It is said of the hub too: a file has another digest than was "
-        "listed, or a plan's branch has moved.",
+        "`push` also reports `input-changed` for a file that changed while it was uploaded: "
+        "nothing was committed. On the hub it means that a file has another digest than was "
+        "listed, or that a plan's branch has moved.",
     ),
     Section(
         "A surgery in place (`InputError`, exit 3)",
@@ -643,12 +650,12 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("mid-surgery",),
-                "a surgery in place is under way, or died: `vita-ckpt recover` brings back what"
-                " was there, unless the journal is foreign",
+                "a surgery in place is under way, or was interrupted: `vita-ckpt recover` "
+                "restores the old state, unless the journal is foreign",
             ),
             ErrorCodes(
                 ("not-a-directory",),
-                "a link or a file stands where the directory of journals should be (exit 2: "
+                "a link or a file is in the place of the directory of journals (exit 2: "
                 "`push` takes a directory)",
             ),
             ErrorCodes(
@@ -666,7 +673,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("surgery-under-way",),
-                "another process works on the checkpoint",
+                "another process is changing the checkpoint",
             ),
         ),
     ),
@@ -688,7 +695,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-golden",),
-                "the file is none that `verify --save-golden` wrote",
+                "`verify --save-golden` did not write this file",
             ),
             ErrorCodes(
                 ("hidden-size-unknown",),
@@ -696,7 +703,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-s2-scales",),
-                "`s2_scales` is no list of sizes",
+                "`s2_scales` is not a list of sizes",
             ),
             ErrorCodes(
                 (
@@ -824,7 +831,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("unknown-tower",),
-                "no SigLIP, CLIP, EVA-CLIP or InternViT tower lies there",
+                "no SigLIP, CLIP, EVA-CLIP or InternViT tower is there",
             ),
             ErrorCodes(
                 (
@@ -858,7 +865,7 @@ SECTIONS: Final = (
                     "duplicate-zip-entry",
                     "invalid-zip",
                 ),
-                "no zip as `torch.save` writes it",
+                "not a zip as `torch.save` writes it",
             ),
             ErrorCodes(
                 ("duplicate-key",),
@@ -899,7 +906,7 @@ SECTIONS: Final = (
                     "invalid-header-start",
                     "invalid-header-utf8",
                 ),
-                "a safetensors header is no JSON object",
+                "a safetensors header is not a JSON object",
             ),
             ErrorCodes(
                 ("invalid-index",),
@@ -927,7 +934,7 @@ SECTIONS: Final = (
                     "invalid-json",
                     "json-too-large",
                 ),
-                "a config or index is no JSON object, or nested more than 100 levels deep",
+                "a config or index is not a JSON object, or is nested more than 100 levels deep",
             ),
             ErrorCodes(
                 ("invalid-manifest",),
@@ -935,11 +942,11 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("invalid-metadata",),
-                "`__metadata__` is no map of strings to strings",
+                "`__metadata__` is not a map of strings to strings",
             ),
             ErrorCodes(
                 ("invalid-name",),
-                "a tensor name that is no text",
+                "a tensor name that is not text",
             ),
             ErrorCodes(
                 (
@@ -957,7 +964,7 @@ SECTIONS: Final = (
                     "invalid-pickle",
                     "pickle-too-large",
                 ),
-                "no pickle as `torch.save` writes it",
+                "not a pickle as `torch.save` writes it",
             ),
             ErrorCodes(
                 ("expanded-tensor",),
@@ -1082,7 +1089,7 @@ SECTIONS: Final = (
                     "projector-shape-mismatch",
                     "unknown-projector",
                 ),
-                "the tensors are no complete projector",
+                "the tensors are not a complete projector",
             ),
             ErrorCodes(
                 ("quantised-part",),
@@ -1094,7 +1101,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("mean-not-finite",),
-                "the mean of the embeddings, for new rows, is no number: some of them hold NaN "
+                "the mean of the embeddings, for new rows, is not a number: some of them hold NaN "
                 "or infinity",
             ),
         ),

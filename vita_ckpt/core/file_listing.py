@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from vita_ckpt.core.checkpoint import Tensor, TensorRef
+from vita_ckpt.core.checkpoint import Tensor, TensorRef, bytes_by_dtype, count_forms
+from vita_ckpt.core.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +79,5 @@ def other_total_size(metadata: Mapping[str, Any], tensors: Iterable[Tensor]) -> 
 
     An index need not say one.
     """
-    said, size = metadata.get("total_size"), sum(tensor.nbytes for tensor in tensors)
+    said, size = metadata.get("total_size"), sum(bytes_by_dtype(count_forms(tensors)).values())
     return size if said is not None and said != size else None

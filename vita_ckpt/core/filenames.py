@@ -9,6 +9,9 @@ from typing import Final
 from vita_ckpt.core.checkpoint import Layout
 from vita_ckpt.core.training_state import foreign_directory
 
+# The name of a file may have line ends in it.
+_NAME: Final = re.ASCII | re.DOTALL
+
 CONFIG: Final = "config.json"
 # Where a deployment folder of vLLM keeps VITA's config: its config.json is the server's.
 ORIGIN_CONFIG: Final = "origin_config.json"
@@ -65,10 +68,10 @@ WEIGHT_SUFFIXES: Final = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 WEIGHTS_OR_INDEX: Final = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack)|.*\.(safetensors|bin)\.index\.json"
     r"|adapter_config\.json",
-    re.ASCII | re.IGNORECASE,
+    _NAME | re.IGNORECASE,
 )
 TRAINING_STATE: Final = re.compile(
-    r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", re.ASCII
+    r"(training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth)", _NAME
 )
 # What a surgery in place may write, replace or remove beside weights and their indexes.
 _WRITTEN_TEXTS: Final = (
@@ -78,7 +81,7 @@ _WRITTEN_TEXTS: Final = (
 )
 # What an interrupted download or copy leaves, and where the hub's client keeps its own.
 PARTIAL_DOWNLOAD: Final = re.compile(
-    r".*\.(incomplete|part|partial|crdownload|download|aria2|tmp)", re.ASCII | re.IGNORECASE
+    r".*\.(incomplete|part|partial|crdownload|download|aria2|tmp)", _NAME | re.IGNORECASE
 )
 HUB_DOWNLOADS: Final = ".cache/huggingface/download"
 # Files that a program could unpickle, by their names.
@@ -92,17 +95,17 @@ _NO_WEIGHTS: Final = (
     r"|(training_args|optimizer|scheduler|scaler|rng_state|random_states).*\.(bin|pt|pth|ckpt)"
 )
 _ARRAYS: Final = r".*\.np[yz]"  # pickles if of objects
-STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", re.ASCII)
+STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+", _NAME)
 
 
 def may_be_pickle(name: str) -> bool:
     """Return whether a program could unpickle a file of this name; arrays may hold objects."""
-    return re.fullmatch(f"{_PICKLES}|{_ARRAYS}", name, re.ASCII | re.IGNORECASE) is not None
+    return re.fullmatch(f"{_PICKLES}|{_ARRAYS}", name, _NAME | re.IGNORECASE) is not None
 
 
 def is_no_weight_file(name: str) -> bool:
     """Return whether a file is a pickle that holds no weights, by its name."""
-    return re.fullmatch(_NO_WEIGHTS, name, re.ASCII | re.IGNORECASE) is not None
+    return re.fullmatch(_NO_WEIGHTS, name, _NAME | re.IGNORECASE) is not None
 
 
 # What load_state_dict and from_pretrained of transformers 4.41 take for weights of torch, where a
@@ -161,6 +164,10 @@ def may_change_in_place(name: str) -> bool:
     nothing hidden, nothing in a folder, and nothing that another program runs.
     """
     if name.startswith(".") or "/" in name or "\0" in name:
+        return False
+    try:
+        name.encode("utf-8", "surrogateescape")  # what a name on the disk can be
+    except UnicodeEncodeError:
         return False
     is_index = name.endswith((".safetensors.index.json", ".bin.index.json"))
     return name in _WRITTEN_TEXTS or is_index or name.endswith(WEIGHT_SUFFIXES)

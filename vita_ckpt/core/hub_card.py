@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from vita_ckpt.core.address import SCHEME, looks_like_repository
 from vita_ckpt.core.anatomy.families import VITA, family_of
+from vita_ckpt.core.model_card import with_lineage
 from vita_ckpt.errors import printable
 
 _KEYS: Final = ("model_type", "mm_vision_tower", "mm_projector_type")
@@ -48,6 +49,16 @@ def hub_card(title: str, config: Mapping[str, Any], operations: Sequence[Any]) -
     if facts:
         about = f"A {family.label} checkpoint: {', '.join(facts)}."
     return with_metadata(f"# {title}\n\n{about}\n".encode(), operations, config).decode()
+
+
+def with_lineage_and_metadata(
+    card: bytes, lineage: Mapping[str, Any], config: Mapping[str, Any]
+) -> bytes:
+    """Return the card of a checkpoint that was made by surgery: its metadata, and its lineage.
+
+    ``card`` may be empty; what it says is kept. ``lineage`` is the content of ``vita_ckpt.json``.
+    """
+    return with_lineage(with_metadata(card, lineage["operations"], config), lineage)
 
 
 def with_metadata(

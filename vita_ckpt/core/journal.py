@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core.checksummed_json import seal, unseal
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.manifest import FileDigest
 
 _KIND: Final = "vita-ckpt-journal"

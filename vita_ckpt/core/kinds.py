@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, towers
@@ -19,9 +19,10 @@ from vita_ckpt.core.anatomy.families import (
 from vita_ckpt.core.anatomy.families import VITA as VITA_FAMILY
 from vita_ckpt.core.anatomy.relatives import Relative, relative_of
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA, shards_in_all
 from vita_ckpt.core.quantisation import Quantisation, quantisation_of
-from vita_ckpt.core.remedies import take_out
+from vita_ckpt.core.remedies import merge_unmerged, take_out
 from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import InputError
 
@@ -66,9 +67,10 @@ class Kind:
     quantisation: Quantisation | None = None
     family: ModelFamily | None = None
 
-    def part_of(self, name: str) -> str:
-        """Return the part that a tensor belongs to, by the names of its family."""
-        return parts.part_of(name) if self.relative is None else self.relative.part_of(name)
+    @property
+    def part_of(self) -> Callable[[str], str]:
+        """The function from the name of a tensor to its part, by the names of its family."""
+        return parts.part_of if self.relative is None else self.relative.part_of
 
 
 def kind_of(checkpoint: Checkpoint) -> Kind:
@@ -119,6 +121,19 @@ def refuse_relative(checkpoint: Checkpoint, what: str) -> None:
             expected=f"{what} of {listed_families()}",
             got=f"{relative.label}{_model_type(checkpoint.config)}",
             hint=f"{take_out(relative, checkpoint.tensors)}; nothing can be put into it",
+        )
+
+
+def refuse_unmerged(checkpoint: Checkpoint) -> None:
+    """Raise InputError ``unmerged-peft`` for a model that was saved with its deltas unmerged."""
+    if kind_of(checkpoint).name == PEFT_MODEL:
+        raise InputError(
+            "unmerged-peft",
+            checkpoint.root,
+            expected="merged weights",
+            got="a model of PEFT with its adapter beside the weights",
+            hint=f"first {merge_unmerged(checkpoint.root)}, where FILE is the run's "
+            "adapter_config.json",
         )
 
 

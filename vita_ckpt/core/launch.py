@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import UsageError
 
 # How long nothing may move on any rank, in seconds.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, wrappers
@@ -26,9 +26,11 @@ from vita_ckpt.core.checkpoint import (
     rows_of,
     source_of,
 )
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
 from vita_ckpt.core.lora_config import LoraConfig, Problem
 from vita_ckpt.core.patterns import PatternError
+from vita_ckpt.core.quantisation import quantisation_of
 
 # ``….q_proj.lora_A.weight``, with the adapter's name before the last component in a whole model.
 _DELTA: Final = re.compile(
@@ -45,8 +47,12 @@ _TOKENS: Final = re.compile(
 BASE_LAYER: Final = f".{wrappers.BASE_LAYER}."
 _SAVED: Final = f".{wrappers.MODULES_TO_SAVE}."
 _ORIGINAL: Final = f".{wrappers.ORIGINAL_MODULE}."
+_IN_FRONT: Final = f"{wrappers.IN_FRONT}."
 _LM_HEAD_MODULE: Final = parts.LM_HEAD.removesuffix(".weight")
 _EMBED_MODULE: Final = parts.EMBED_TOKENS.removesuffix(".weight")
+_NOT_GATHERED: Final = (
+    "a ZeRO-3 run saved without gathering: save it again, or consolidate its global_stepN"
+)
 
 
 @dataclass(slots=True)
@@ -115,10 +121,12 @@ def read_names(names: Iterable[str]) -> RunNames:
 
 
 def _bare(name: str) -> str:
-    """Return a name without the prefixes of peft and of a model in a model."""
-    if name.startswith(parts.PEFT_PREFIX):
-        return name.removeprefix(parts.PEFT_PREFIX)
-    return name.removeprefix("model.") if name.startswith("model.model.") else name
+    """Return a name without the prefixes of peft, of a model in a model and of wrappers."""
+    levels = (level for level in name.split(".") if level not in wrappers.ANYWHERE)
+    bare = ".".join(levels).removeprefix(_IN_FRONT)
+    while bare.startswith(parts.PEFT_PREFIX):
+        bare = bare.removeprefix(parts.PEFT_PREFIX).removeprefix(_IN_FRONT)
+    return bare.removeprefix("model.") if bare.startswith("model.model.") else bare
 
 
 def _place(name: str, adapters: set[str]) -> str:
@@ -172,7 +180,8 @@ class Merged:
     ``tensors`` are those that replace or join the base's. ``deltas`` are the modules whose deltas
     are merged, ``untrained`` those that the config targets and that have none, ``ignored`` those
     with a delta that the config does not target. ``tokens`` are how many rows of a module were
-    trained by themselves; the biases of ``without_bias`` were trained and are not in the run.
+    trained by themselves; the biases of ``without_bias`` were trained and are not in the run;
+    ``wrappers`` are levels that were left out of the names.
     ``wrapped`` and ``rescued`` are trained tensors
     below a wrapper's name: upstream drops the first where it loads the base first, the others in
     any case. ``is_untied`` is set where embeddings and head, one tensor in the base, are two now.
@@ -186,6 +195,7 @@ class Merged:
     ignored: tuple[str, ...]
     tokens: Mapping[str, int]
     without_bias: tuple[str, ...]
+    wrappers: tuple[str, ...]
     wrapped: tuple[str, ...]
     rescued: tuple[str, ...]
     is_untied: bool
@@ -227,6 +237,10 @@ class _Merger:
         self._config = config
         self._dtype = dtype
         self._root = base.root
+        found = quantisation_of(base)
+        self._method = "" if found is None else found.method
+        modules = () if found is None else found.modules
+        self._packed = {_place(f"{_bare(name)}.", set()).removesuffix(".") for name in modules}
         self._problems: list[Problem] = []
         self._tensors: dict[str, Tensor] = {}
 
@@ -240,6 +254,7 @@ class _Merger:
         untrained = self._untrained()
         is_untied = self._untie()
         names = self._names
+        trained_below = () if self._is_own else names.wrapped
         return Merged(
             tensors=self._tensors,
             problems=tuple(self._problems),
@@ -249,7 +264,8 @@ class _Merger:
             ignored=tuple(ignored),
             tokens=tokens,
             without_bias=tuple(self._without_bias(merged)),
-            wrapped=tuple(n for n in names.wrapped if BASE_LAYER in names.trained[n]),
+            wrappers=self._left_out(),
+            wrapped=tuple(n for n in trained_below if BASE_LAYER in names.trained[n]),
             rescued=tuple(n for n in names.wrapped if _SAVED in names.trained[n]),
             is_untied=is_untied,
         )
@@ -397,6 +413,12 @@ class _Merger:
             if name.endswith(".bias") and name in self._base and name not in self._names.trained
         ]
 
+    def _left_out(self) -> tuple[str, ...]:
+        """Return the levels of wrappers in the names of the run."""
+        levels = {level for name in self._refs for level in name.split(".")[:-1]}
+        in_front = {name.partition(".")[0] for name in self._refs} & {wrappers.IN_FRONT}
+        return tuple(sorted(levels & wrappers.ANYWHERE.keys() | in_front))
+
     def _check_targets(self, ignored: list[str]) -> None:
         """Note a run without deltas, and a config that targets none; peft stops at both."""
         if not self._names.deltas and self._config.target_modules:
@@ -461,6 +483,24 @@ class _Merger:
         return True
 
     def _fits(self, module: str, delta: Delta, a: Stored, b: Stored, weight: Stored | None) -> bool:
+        if module in self._packed:
+            self._problem(
+                "lora-unsupported",
+                delta.a or "",
+                "a base in a floating dtype, since a sum of codes and a delta is another model",
+                f"{self._method}, in {self._root}",
+                "give the checkpoint before it was quantised as the base, and quantise the result",
+            )
+            return False
+        if 0 in (*a.shape, *b.shape):
+            self._problem(
+                "lora-pair-incomplete",
+                delta.name,
+                "halves with elements",
+                f"{list(a.shape)} and {list(b.shape)}",
+                _NOT_GATHERED,
+            )
+            return False
         if len(a.shape) != 2 or len(b.shape) != 2:
             self._problem(
                 "lora-unsupported",
@@ -611,7 +651,15 @@ class _Merger:
                 len(stored.shape),
                 stored.shape[first:],
             )
-        if not fits:
+        if not fits and 0 in ref.shape:
+            self._problem(
+                "lora-tensor-unplaced",
+                self._names.trained[place],
+                f"{place} with elements",
+                f"{list(ref.shape)}",
+                _NOT_GATHERED,
+            )
+        elif not fits:
             self._problem(
                 "lora-tensor-unplaced",
                 self._names.trained[place],

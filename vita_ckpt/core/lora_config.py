@@ -7,11 +7,12 @@ name: a merge that ignored it would compute another model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import sqrt
 from types import NoneType
 from typing import Any, Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.patterns import Pattern, PatternError
 
 LARGEST_RANK: Final = 1 << 20

@@ -7,10 +7,10 @@ changes, and earlier damage to carried tensors remains detectable.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.checksummed_json import seal, unseal
+from vita_ckpt.core.dataclass import dataclass
 
 _KIND: Final = "vita-ckpt-manifest"
 

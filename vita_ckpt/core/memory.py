@@ -8,12 +8,13 @@ its layers, which upstream keeps (``output_hidden_states``), and what one layer 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts, towers
-from vita_ckpt.core.checkpoint import Checkpoint, Shape, parameters
-from vita_ckpt.core.dtype import BITS, CAST_SOURCES, CAST_TARGETS
+from vita_ckpt.core.checkpoint import Checkpoint, Form, Shape
+from vita_ckpt.core.dataclass import dataclass
+from vita_ckpt.core.dtype import BITS, CAST_SOURCES, CAST_TARGETS, nbytes
 
 _TOKENS: Final = 1000
 
@@ -38,44 +39,45 @@ class Memory:
 
 def estimate(
     checkpoint: Checkpoint,
+    forms: Mapping[Form, int],
     *,
     dtype: str | None = None,
     batch: int = 1,
     scales: Collection[int] = (),
 ) -> Memory:
-    """Estimate the memory of a model or a tower.
+    """Estimate the memory of a model or a tower, of whose tensors ``forms`` are the counted forms.
 
     ``dtype`` is by default the one that most of the weights have, ``scales`` are those of S2 in
     pixels.
     """
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    kind = dtype or _commonest(checkpoint)
+    kind = dtype or _commonest(forms)
     width = BITS[kind] // 8
     kv = sum(_kv_rows(shapes))
     activations = _tower_elements(shapes, scales)
     return Memory(
         dtype=kind,
         batch=batch,
-        weights=_weights(checkpoint, kind),
-        weights_as={target: _weights(checkpoint, target) for target in CAST_TARGETS},
+        weights=_weights(forms, kind),
+        weights_as={target: _weights(forms, target) for target in CAST_TARGETS},
         kv_cache_per_1000_tokens=kv * width * batch * _TOKENS if kv else None,
         tower_activations=activations * width * batch if activations else None,
     )
 
 
-def _commonest(checkpoint: Checkpoint) -> str:
+def _commonest(forms: Mapping[Form, int]) -> str:
     sizes: dict[str, int] = {}
-    for tensor in checkpoint.tensors.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + parameters(tensor)
-    floating = {dtype: size for dtype, size in sizes.items() if dtype in CAST_SOURCES}
-    return max(floating, key=floating.__getitem__, default="F32")
+    for (dtype, shape), count in forms.items():
+        if dtype in CAST_SOURCES:
+            sizes[dtype] = sizes.get(dtype, 0) + prod(shape) * count
+    return max(sizes, key=sizes.__getitem__, default="F32")
 
 
-def _weights(checkpoint: Checkpoint, dtype: str) -> int:
+def _weights(forms: Mapping[Form, int], dtype: str) -> int:
     """Return the bytes of all tensors, floating ones in ``dtype``."""
     return sum(
-        parameters(tensor) * BITS[dtype] // 8 if tensor.dtype in CAST_SOURCES else tensor.nbytes
-        for tensor in checkpoint.tensors.values()
+        count * (prod(shape) * BITS[dtype] // 8 if own in CAST_SOURCES else nbytes(own, shape))
+        for (own, shape), count in forms.items()
     )
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.wrappers import unwrapped
 from vita_ckpt.core.binding import bind, built_projector, is_audio, is_harmless
 from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import InputError
 
 Shapes = Mapping[str, Shape]

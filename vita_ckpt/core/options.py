@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from vita_ckpt.core.dataclass import dataclass
 
 Link = Literal["auto", "reflink", "hardlink", "symlink", "copy"]
 LINKS: Final[tuple[Link, ...]] = ("auto", "reflink", "hardlink", "symlink", "copy")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.left_out import LeftOut, left_out_to_json
 from vita_ckpt.core.report import Report
@@ -17,7 +18,7 @@ HISTORY_VERSION: Final = 1
 class PutBack:
     """A checkpoint restored to its state before ``operation``, which began at ``time``.
 
-    ``recovered`` is set where the surgery, or an undo of it, had died in the middle. ``kept`` are
+    ``recovered`` is set where the surgery, or an undo of it, was interrupted. ``kept`` are
     files that the surgery added and that have changed since: they are still there.
     """
 

@@ -8,8 +8,9 @@ construct reaches. What matches is what ``re`` matches; what is not in the subse
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from vita_ckpt.core.dataclass import dataclass
 
 LONGEST: Final = 4096
 _DEEPEST: Final = 16

@@ -45,6 +45,10 @@ urlparse venv weakref webbrowser wheel winreg wsgiref xmlrpc xmlrpclib yaml zipa
 """
 _RUNS_CODE: Final = frozenset(_MODULES.split())
 
+_BUILTINS: Final = ("builtins", "__builtin__")
+# What an attribute of a harmless module must not be.
+_LEADING: Final = _RUNS_CODE.union(_BUILTINS)
+
 # Of a module above, what holds values only.
 _HARMLESS: Final = frozenset(
     (
@@ -55,7 +59,6 @@ _HARMLESS: Final = frozenset(
     )
 )
 
-_BUILTINS: Final = ("builtins", "__builtin__")
 _VALUES: Final = frozenset(
     (
         *("set", "frozenset", "list", "dict", "tuple", "bytearray", "bytes", "complex", "int"),
@@ -149,7 +152,7 @@ def judge(module: str, name: str) -> Judgement:
     if root in _MIXED:
         return "unknown" if name in _MIXED[root] else "runs-code"
     parts = name.split(".")
-    leads_on = any(p in _RUNS_CODE or p in _BUILTINS or _is_inner(p) for p in parts)
+    leads_on = any(_leads_on(part) for part in parts) or any(map(_is_no_class, parts[:-1]))
     if leads_on or any(_is_below(whole, length) for length in range(whole.count(".") + 2)):
         return "runs-code"
     return "trainer" if len(parts) == 1 and _TRAINER.fullmatch(whole) else "unknown"
@@ -157,6 +160,19 @@ def judge(module: str, name: str) -> Judgement:
 
 def _is_below(whole: str, length: int) -> bool:
     return ".".join(whole.split(".")[:length]) in _RUNS_CODE
+
+
+def _leads_on(part: str) -> bool:
+    """Return whether an attribute is a module that runs code, under whatever private name."""
+    return {part, part.strip("_")} & _LEADING != set() or _is_inner(part)
+
+
+def _is_no_class(part: str) -> bool:
+    """Return whether what is looked up in an attribute is looked up in a module or an object.
+
+    What pickle itself writes with dots are classes in classes.
+    """
+    return not part.lstrip("_")[:1].isupper()
 
 
 def _is_inner(part: str) -> bool:

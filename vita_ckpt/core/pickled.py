@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
 from typing import Any, Final
+
+from vita_ckpt.core.dataclass import dataclass
 
 # Deeper than any trainer nests, and shallow enough that a path can be spelled out.
 _DEEPEST: Final = 64
@@ -198,9 +199,3 @@ def _rank(number: int, found: StateDict) -> tuple[bool, bool, int, int, int]:
         preferred,
         number,
     )
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """Return names for a sentence, the first of them if they are many."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

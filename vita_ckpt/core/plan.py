@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from operator import itemgetter
 from typing import Any, Final, Literal
 
@@ -27,6 +27,7 @@ from vita_ckpt.core.checkpoint import (
     refs_of,
     uncast,
 )
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed, count_by_type
 from vita_ckpt.core.filenames import CONFIG, MANIFEST, PROVENANCE
 from vita_ckpt.core.serving import followed

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint, files_read
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.strict_json import finite
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ A code is worth nothing without its scale: taken alone, or converted, it is anot
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import AdapterError, InputError
 
 _WORD: Final = 32  # bits of the words that GPTQ, AWQ and compressed-tensors pack codes into
@@ -77,6 +77,11 @@ class Quantisation:
             return 0
         return self.codes.get(name, prod(tensor.shape))
 
+    @property
+    def modules(self) -> frozenset[str]:
+        """The names of the modules whose weights are codes."""
+        return frozenset(name.rpartition(".")[0] for name in self.codes)
+
     def is_part(self, name: str) -> bool:
         """Return whether a tensor is quantised, or gives one that is its values."""
         return name in self.codes or name in self.aids
@@ -105,14 +110,6 @@ def quantisation_of(checkpoint: Checkpoint) -> Quantisation | None:
     if not codes and settings is None:
         return None
     return Quantisation(_method(settings, methods), codes, frozenset(aids))
-
-
-def true_parameters(checkpoint: Checkpoint) -> int:
-    """Return the number of parameters of a checkpoint: of codes, what they stand for."""
-    found = quantisation_of(checkpoint)
-    if found is None:
-        return sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
-    return sum(found.parameters(name, tensor) for name, tensor in checkpoint.tensors.items())
 
 
 def refuse_codes(checkpoint: Checkpoint, names: Iterable[str], what: str) -> None:

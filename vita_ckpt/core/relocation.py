@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from vita_ckpt.core.checkpoint import (
     Cast,
@@ -20,6 +20,7 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     refs_of,
 )
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.plan import AddTensor, CopyFile, Edit, Plan, ReplaceTensor
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy.parts import LABELS, part_of
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 
 # The severity of a finding; only an error makes a checkpoint unsound.
@@ -77,6 +78,10 @@ class Report(Displayed):
             **outcome(self.findings),
             "findings": [finding.to_dict() for finding in worst_first(self.findings)],
         }
+
+    def condensed(self) -> Report:
+        """Return the report with its findings as :func:`condensed` returns them, worst first."""
+        return replace(self, findings=condensed(worst_first(self.findings)))
 
     def display_rows(self) -> Iterator[tuple[str, object]]:
         """Yield path and kind, the number of findings, and the worst of them."""

@@ -21,14 +21,13 @@ from vita_ckpt.core.quantisation import refuse_quantised
 from vita_ckpt.core.remedies import consolidate
 from vita_ckpt.errors import InputError
 
-_LAYOUTS: Final = {
-    "lora": "LoRA run",
-    "run": "projector run",
-    "file": "lone weight file",
-    "state": "training state",
-    "none": "nothing",
+LAYOUTS: Final = {
+    "lora": "a LoRA run",
+    "run": "a projector run",
+    "file": "a lone weight file",
+    "state": "a training state",
+    "none": "no weights",
 }
-
 _MERGED_WITH: Final = {
     PROJECTOR: "vita-ckpt merge-projector merges it into a checkpoint",
     LORA_RUN: "vita-ckpt merge-lora merges it into its base",
@@ -110,13 +109,19 @@ def refuse_training_state(checkpoint: Checkpoint) -> None:
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if checkpoint.layout in ("safetensors", "torch") and checkpoint.config is not None:
         return checkpoint.config
-    layout = _LAYOUTS.get(checkpoint.layout)
     raise InputError(
         "not-a-vita-checkpoint",
         checkpoint.root,
         expected="a checkpoint directory with config.json and the model's weights",
-        got=f"a {layout}" if layout is not None else "no config.json",
-        hint=f"{consolidate(checkpoint.root)} makes a checkpoint of it"
-        if checkpoint.layout == "state"
-        else _MERGED_WITH.get(kind_of(checkpoint).name, "name the directory of a checkpoint"),
+        got=LAYOUTS.get(checkpoint.layout, "no config.json"),
+        hint=_hint(checkpoint),
     )
+
+
+def _hint(checkpoint: Checkpoint) -> str:
+    """Return what to do with something that is no checkpoint."""
+    if checkpoint.layout == "state":
+        return f"{consolidate(checkpoint.root)} makes a checkpoint of it"
+    if checkpoint.layout in ("safetensors", "torch"):
+        return "copy config.json from the model that these weights are of"
+    return _MERGED_WITH.get(kind_of(checkpoint).name, "name the directory of a checkpoint")

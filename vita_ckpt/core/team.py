@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Protocol, TypeVar
+
+from vita_ckpt.core.dataclass import dataclass
 
 T = TypeVar("T")
 

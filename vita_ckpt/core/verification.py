@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.report import Finding, finding_rows, has_errors
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Final, Literal
 
@@ -24,6 +23,7 @@ from vita_ckpt.core.anatomy.audio.tensors import (
     prompt_rows,
 )
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape, Tensor, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.plan import (
     AddTensor,
     DropTensor,
@@ -35,10 +35,11 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import needs_alignment
+from vita_ckpt.core.remedies import validate
 from vita_ckpt.core.requirements import vita_config
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import AdapterError, InputError, UsageError
-from vita_ckpt.surgery.donors import get_w
+from vita_ckpt.surgery.donors import get_w, without_inner_wrappers
 from vita_ckpt.surgery.projector import (
     dominant_dtype,
     language_dtype,
@@ -349,7 +350,7 @@ def _require_adapter(plan: Plan, known: AudioAdapter) -> Plan:
     compare(wanted, found).refuse(
         plan.base.root,
         f"every tensor of the audio adapter, {known}",
-        f"vita-ckpt validate {plan.base.root} lists what does not fit",
+        f"{validate(plan.base.root)} lists what does not fit",
     )
     return plan
 
@@ -380,7 +381,7 @@ def _check_width(base: Checkpoint, settings: AudioEncoder) -> None:
 
 
 def _adapter_of(checkpoint: Checkpoint) -> dict[str, TensorRef]:
-    refs = checkpoint.refs
+    refs = without_inner_wrappers(checkpoint).refs
     stored = get_w({name: name for name in refs}, KEYWORD)
     weights = {name: refs[origin] for name, origin in stored.items()}
     if not weights:

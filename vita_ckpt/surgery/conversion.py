@@ -27,7 +27,9 @@ from vita_ckpt.core.plan import (
     WeightFiles,
 )
 from vita_ckpt.core.provenance import needs_alignment
-from vita_ckpt.core.requirements import refuse_training_state
+from vita_ckpt.core.quantisation import quantisation_of
+from vita_ckpt.core.remedies import validate
+from vita_ckpt.core.requirements import LAYOUTS, refuse_training_state
 from vita_ckpt.core.spelling import did_you_mean, globs_of_nothing
 from vita_ckpt.core.tensor_match import KeyMismatch, compare
 from vita_ckpt.errors import InputError, UsageError
@@ -72,8 +74,17 @@ def plan_convert(
     if names == "transformers":
         tensors, origins = _to_library(checkpoint, tensors, origins, reasons)
     if dtype is not None:
-        converted = _cast_all(tensors, origins, reasons, dtype, only, keep)
-        notes += _kept_dtypes(converted, tensors, dtype)
+        quantised = quantisation_of(checkpoint)
+        packed = {
+            name
+            for name, stored in origins.items()
+            if quantised is not None and any(map(quantised.is_part, stored))
+        }
+        if packed:
+            notes.append(f"{len(packed)} tensors of codes and scales stay: none is dequantised")
+        wanted = {name: tensor for name, tensor in tensors.items() if name not in packed}
+        converted = _cast_all(wanted, origins, reasons, dtype, only, keep)
+        notes += _kept_dtypes(converted, wanted, dtype)
         called = {*tensors, *(name for stored in origins.values() for name in stored)}
         notes += [f"--keep {sentence}" for sentence in globs_of_nothing(keep, called)]
         tensors |= converted
@@ -112,8 +123,8 @@ def _check_base(checkpoint: Checkpoint) -> None:
             "not-a-checkpoint",
             checkpoint.root,
             expected="a directory with a model's weights, or a tower's",
-            got=f"a {checkpoint.layout}",
-            hint="extract-projector writes the projector of a run as another file",
+            got=LAYOUTS.get(checkpoint.layout, checkpoint.layout),
+            hint="merge-lora merges a run, extract-projector writes its projector as another file",
         )
 
 
@@ -289,7 +300,7 @@ def _refuse_hidden(shapes: Mapping[str, Shape], root: str) -> None:
 def _refuse(bound: Binding, mismatch: KeyMismatch, root: str, expected: str) -> None:
     cause = "; ".join(cause.what for cause in diagnose(bound, root))
     KeyMismatch(mismatch.missing, (), mismatch.mismatched).refuse(
-        root, expected, cause or f"vita-ckpt validate {root} lists what does not fit"
+        root, expected, cause or f"{validate(root)} lists what does not fit"
     )
 
 

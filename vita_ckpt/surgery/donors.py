@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from vita_ckpt.core.anatomy import parts, projectors
@@ -16,11 +17,17 @@ from vita_ckpt.core.anatomy.wrappers import (
     ORIGINAL_MODULE,
 )
 from vita_ckpt.core.checkpoint import Checkpoint, Stored, source_of
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.quantisation import refuse_codes
+from vita_ckpt.core.training_state import file_of_training_state
 from vita_ckpt.errors import AdapterError, printable
 
 KEYWORD: Final = "mm_projector"
+# TinyLLaVA's: a module in a module.
+_TINY_LLAVA: Final = "connector._connector"
 _T = TypeVar("_T")
+# How many names a message has.
+_LISTED: Final = 4
 
 # The projector of transformers' LLaVA, and the names of mlp2x_gelu.
 _LLAVA_HF: Final = "multi_modal_projector"
@@ -135,6 +142,22 @@ def projector_of(checkpoint: Checkpoint) -> DonorProjector:
 _FEW: Final = 64
 
 
+def without_inner_wrappers(donor: Checkpoint) -> Checkpoint:
+    """Return a donor under names without the levels of wrappers inside its modules.
+
+    What is in front of a part's names does not matter, so it stays. Raises AdapterError where two
+    tensors get one name.
+    """
+    if not any(f".{word}." in f".{name}" for name in donor.tensors for word in ANYWHERE):
+        return donor
+    origins: dict[str, str] = {}
+    for name in donor.tensors:
+        bare = ".".join(level for level in name.split(".") if level not in ANYWHERE)
+        if origins.setdefault(bare, name) != name:
+            raise _ambiguous(f"{donor.root}: {name}", origins[bare])
+    return replace(donor, tensors={bare: donor.tensors[name] for bare, name in origins.items()})
+
+
 def _is_of_projector(name: str) -> bool:
     return KEYWORD in name or f".{_LLAVA_HF}." in f".{name}."
 
@@ -200,6 +223,13 @@ def _other_names(
         return {_OF_LLAVA_HF[name]: origin for name, origin in inner.items()}, (note,)
     if inner:
         raise _of_another_family(checkpoint, f"{_LLAVA_HF} of {', '.join(list(inner)[:6])}")
+    inner = _below(_TINY_LLAVA, plain)
+    if inner:
+        kind = str((checkpoint.config or {}).get("connector_type", ""))
+        shapes = {name: checkpoint.tensors[origin].shape for name, origin in inner.items()}
+        if "relu" in kind or not projectors.candidates(shapes, projectors.EVERY_TYPE):
+            raise _of_another_family(checkpoint, f"TinyLLaVA's connector {kind}".rstrip())
+        return inner, (f"names: those below {_TINY_LLAVA}., as TinyLLaVA has them",)
     first = _below(_INTERNVL, plain).get("0.weight")
     if first is not None and len(checkpoint.tensors[first].shape) == 1:
         raise _of_another_family(checkpoint, f"InternVL's {_INTERNVL}, with a LayerNorm ({first})")
@@ -236,18 +266,25 @@ def _ambiguous(subject: str, other: str) -> AdapterError:
         subject,
         expected="one tensor for each name, wrappers left out",
         got=f"also {printable(other)}",
-        hint="one would overwrite the other: remove one of them from the adapter",
+        hint="one would overwrite the other: save it with the one that is meant",
     )
 
 
 def _no_projector(checkpoint: Checkpoint) -> AdapterError:
     counts = Counter(parts.LABELS[parts.part_of(name)] for name in checkpoint.tensors)
-    names = ", ".join(list(checkpoint.tensors)[:4])
+    names = ", ".join(list(checkpoint.tensors)[:_LISTED])
     found = ", ".join(f"{count} {label}" for label, count in counts.items())
+    total = len(checkpoint.tensors)
     return AdapterError(
         "adapter-no-projector",
         checkpoint.root,
         expected=f"tensors named model.{KEYWORD}.*",
-        got=f"{found} tensors ({names}…)" if found else "a file without a single tensor",
-        hint="a tensor counts only below mm_projector., as model.mm_projector.0.weight does",
+        got=f"tensors: {found} ({names}{'…' if total > _LISTED else ''})"
+        if found
+        else "a file without a single tensor",
+        hint="the trainer of VITA writes a run's projector to non_lora_trainables.bin, when it ends"
+        if checkpoint.layout == "lora"
+        else "it is a file of training state: give the directory that it lies in"
+        if file_of_training_state(posixpath.basename(checkpoint.root)) is not None
+        else "a tensor counts only below mm_projector., as model.mm_projector.0.weight does",
     )

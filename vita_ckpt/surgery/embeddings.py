@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD
 from vita_ckpt.core.binding import is_tied
 from vita_ckpt.core.checkpoint import Checkpoint, Mean, Part, Pieces, RandomInit, Tensor, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import BITS, CAST_SOURCES
+from vita_ckpt.core.kinds import refuse_relative, refuse_unmerged
 from vita_ckpt.core.plan import Edit, Plan, Record, ReplaceTensor, SetConfig
 from vita_ckpt.core.provenance import needs_alignment
-from vita_ckpt.core.requirements import refuse_training_state
+from vita_ckpt.core.remedies import mend_names
+from vita_ckpt.core.requirements import LAYOUTS, refuse_training_state
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.surgery.preconditions import require_binding
 
@@ -54,6 +56,8 @@ def plan_resize_embeddings(
     or the tensors are not those of a language model.
     """
     refuse_training_state(checkpoint)
+    refuse_unmerged(checkpoint)
+    refuse_relative(checkpoint, "a checkpoint, or a plain language model,")
     if not 0 < tokens < _MOST_ROWS or not 0 < multiple_of < _MOST_ROWS:
         raise UsageError(
             "invalid-size",
@@ -103,13 +107,16 @@ def plan_resize_embeddings(
 def _table(checkpoint: Checkpoint) -> TensorRef:
     """Return the embeddings. Raises InputError unless a head beside them has as many rows."""
     table, head = (checkpoint.refs.get(name) for name in (EMBED_TOKENS, LM_HEAD))
+    what = LAYOUTS.get(checkpoint.layout, "weights")
     if checkpoint.layout not in ("safetensors", "torch") or table is None:
         raise InputError(
             "no-embeddings",
             checkpoint.root,
             expected=f"a checkpoint directory with {EMBED_TOKENS}",
-            got=f"a {checkpoint.layout} without it" if table is None else f"a {checkpoint.layout}",
-            hint="vita-ckpt convert --names upstream mends names",
+            got=f"{what} without it" if table is None else what,
+            hint=f"{mend_names(checkpoint.root)} gives tensors upstream's names"
+            if checkpoint.layout in ("safetensors", "torch")
+            else "give the checkpoint",
         )
     for name, ref in ((EMBED_TOKENS, table), (LM_HEAD, head or table)):
         if len(ref.shape) != 2 or ref.shape != table.shape or ref.dtype not in CAST_SOURCES:

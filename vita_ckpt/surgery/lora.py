@@ -27,8 +27,10 @@ from vita_ckpt.core.plan import (
     SetConfig,
 )
 from vita_ckpt.core.provenance import described, needs_alignment, operations
-from vita_ckpt.core.remedies import merge_unmerged
+from vita_ckpt.core.quantisation import quantisation_of
+from vita_ckpt.core.remedies import merge_unmerged, validate
 from vita_ckpt.core.requirements import (
+    LAYOUTS,
     family_of_model,
     model_config,
     plain_language_model,
@@ -245,18 +247,23 @@ def trained_part(base: Checkpoint) -> Checkpoint:
     )
 
 
-def _config_of(run: Checkpoint) -> LoraConfig:
+def require_run(run: Checkpoint) -> None:
+    """Raise AdapterError ``not-a-lora-run`` unless this is a LoRA run, in a directory."""
     if run.layout != "lora":
         is_file_of_run = posixpath.basename(run.root) in (*LORA_FILES, NON_LORA)
         raise AdapterError(
             "not-a-lora-run",
             run.root,
             expected="a directory with adapter_config.json and adapter_model.safetensors or .bin",
-            got=f"{len(run.tensors)} tensors of another layout",
+            got=f"{len(run.tensors)} tensors, {LAYOUTS.get(run.layout, 'a checkpoint')}",
             hint=f"give the directory that it lies in, {posixpath.dirname(run.root)}"
             if is_file_of_run
             else "merge-projector merges a projector; a checkpoint with its LoRA is the --base",
         )
+
+
+def _config_of(run: Checkpoint) -> LoraConfig:
+    require_run(run)
     if run.adapter_config is None:
         raise AdapterError(
             "lora-config-missing",
@@ -281,7 +288,7 @@ def _refuse(problems: Sequence[Problem], root: str) -> None:
         f"{root}: {first.subject}",
         expected=first.expected,
         got=f"{first.got}{more}",
-        hint=first.hint or "vita-ckpt validate says all that is wrong with the run",
+        hint=first.hint or f"{validate(root)} says all that is wrong with the run",
     )
 
 
@@ -300,8 +307,8 @@ def _check_base(base: Checkpoint, run: Checkpoint) -> None:
             base.root,
             expected="a base without deltas in it",
             got="a model of PEFT that was saved with its adapter unmerged",
-            hint=f"{merge_unmerged(base.root)} --adapter-config FILE merges those deltas; the run "
-            "belongs on the base that it was trained on",
+            hint=f"{merge_unmerged(base.root)} merges those deltas; the run belongs on "
+            "the base that it was trained on",
         )
     model_type = (run.config or {}).get("model_type")
     is_other = family_of(run.config) is not None and model_type != config.get("model_type")
@@ -350,10 +357,12 @@ def _casts(base: Checkpoint, done: Collection[str], dtype: str | None) -> list[E
     """Return the conversions of everything else to ``dtype``; what is no float stays."""
     if dtype is None:
         return []
+    quantised = quantisation_of(base)
     return [
         ReplaceTensor(name, cast(tensor, dtype), f"in {dtype}")
         for name, tensor in base.tensors.items()
         if isinstance(tensor, TensorRef)
+        and not (quantised is not None and quantised.is_part(name))
         and name not in done
         and tensor.dtype != dtype
         and can_cast(tensor.dtype, dtype)
@@ -427,6 +436,8 @@ def _notes(merged: Merged, config: LoraConfig) -> Iterator[str]:
         f"{kind}: r {config.r}, alpha {config.lora_alpha:g}: {len(merged.deltas)} deltas merged, "
         f"{len(merged.trained) - _covered(merged)} other tensors as trained"
     )
+    if merged.wrappers:
+        yield f"left out of the names: {', '.join(merged.wrappers)}"
     if merged.rescued:
         yield (
             f"trained in modules_to_save: {_listed(merged.rescued)}; upstream's merge drops them "

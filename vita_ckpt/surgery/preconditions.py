@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
@@ -11,6 +10,7 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.plan import Plan
 from vita_ckpt.core.quantisation import quantisation_of
+from vita_ckpt.core.remedies import validate
 from vita_ckpt.core.tensor_match import KeyMismatch
 from vita_ckpt.errors import InputError
 
@@ -95,6 +95,6 @@ def require_binding(plan: Plan) -> Plan:
                 root,
                 f"every tensor of {label}",
                 "; ".join(f"{cause.what}: {cause.mend}" for cause in causes)
-                or f"vita-ckpt validate {shlex.quote(root)} lists what does not fit",
+                or f"{validate(root)} lists what does not fit",
             )
     return plan

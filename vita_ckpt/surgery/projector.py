@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, projectors, towers
@@ -22,7 +21,9 @@ from vita_ckpt.core.checkpoint import (
     cast,
     source_of,
 )
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import CAST_TARGETS, can_cast
+from vita_ckpt.core.kinds import refuse_unmerged
 from vita_ckpt.core.plan import (
     AddTensor,
     DropTensor,
@@ -57,7 +58,8 @@ def plan_extract_projector(
     weights = donor.tensors
     prefix = "" if bare else parts.PROJECTOR_PREFIX
     family = family_of_model(checkpoint)
-    others = {name: checkpoint.stored[name] for name in donor.others if name in checkpoint.stored}
+    stored = checkpoint.stored
+    others = {name: stored[name] for name in donor.others if name in stored}
     named = _with_newline(others, extras, checkpoint.config or {}, family)
     more, _ = _split_extras(others, named)
     found = projectors.candidates(_shapes(weights), projectors.EVERY_TYPE)
@@ -124,6 +126,7 @@ def merge_edits(
 ) -> tuple[list[Edit], tuple[str, ...]]:
     """Return the edits of :func:`plan_merge_projector`, and notes about them."""
     config, family = model_config(base), family_of_model(base)
+    refuse_unmerged(base)
     donor = projector_of(adapter)
     weights = donor.tensors
     old = tensors_below(base, parts.PROJECTOR_PREFIX)
@@ -226,7 +229,7 @@ def _choose_type(
     configured = str(family.projector_type(config))
     found = projectors.candidates(shapes, family.projector_types)
     if not found:
-        raise _misfit(adapter, shapes, configured, widths)
+        raise _misfit(adapter, shapes, configured, widths, family)
     widths.check(adapter, found[0], weights)
     trained = (adapter.config or {}).get("mm_projector_type")
     for known in (trained, configured):
@@ -244,9 +247,23 @@ def _choose_type(
 
 
 def _misfit(
-    adapter: Checkpoint, shapes: Mapping[str, Shape], configured: str, widths: _Widths
+    adapter: Checkpoint,
+    shapes: Mapping[str, Shape],
+    configured: str,
+    widths: _Widths,
+    family: ModelFamily,
 ) -> AdapterError:
     """Return the error for tensors that are not a complete projector of the config's type."""
+    of_others = projectors.candidates(shapes, projectors.EVERY_TYPE)
+    if of_others:
+        return AdapterError(
+            "unknown-projector",
+            adapter.root,
+            expected=f"a projector that {family.label} builds: "
+            f"{projectors.listed(family.projector_types)}",
+            got=_one_of(of_others),
+            hint="a model of another family was trained with it",
+        )
     got = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:6])
     in_width, out_width = (
         next(iter(by_source.values()), None) for by_source in (widths.in_widths, widths.out_widths)

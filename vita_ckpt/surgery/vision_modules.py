@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from shlex import quote
 from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy import language_tensors, parts, projectors, towers
@@ -21,8 +22,9 @@ from vita_ckpt.core.binding import (
     tower_class,
 )
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, RandomInit, Shape, Stored
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
-from vita_ckpt.core.kinds import kind_of, refuse_relative
+from vita_ckpt.core.kinds import kind_of, refuse_relative, refuse_unmerged
 from vita_ckpt.core.plan import (
     AddTensor,
     DropFile,
@@ -41,6 +43,7 @@ from vita_ckpt.core.requirements import family_of_model, plain_language_model
 from vita_ckpt.core.serving import builds_tower
 from vita_ckpt.core.tensor_match import compare
 from vita_ckpt.errors import AdapterError, InputError, UsageError
+from vita_ckpt.surgery.donors import without_inner_wrappers
 from vita_ckpt.surgery.preconditions import require_binding
 from vita_ckpt.surgery.projector import (
     dominant_dtype,
@@ -135,6 +138,7 @@ def vision_edits(
     raises of the base and the tower.
     """
     family = _family(base, args)
+    refuse_unmerged(base)
     tower = _DonorTower.of(args)
     _check_serving(base, tower.described)
     config = {**(base.config or {}), **_run_keys(base, args, family)}
@@ -213,7 +217,7 @@ def plan_extract_tower(
     """
     tower = _DonorTower.of(VisionModelArgs(checkpoint, "", tower_config, processor))
     names = towers.standalone_names(tower.shapes)
-    refs = checkpoint.stored
+    refs = tower.checkpoint.stored
     edits: list[Edit] = [
         AddTensor(name, refs[origin], "vision tower") for origin, name in names.items()
     ]
@@ -251,7 +255,7 @@ class _DonorTower:
 
     @classmethod
     def of(cls, args: VisionModelArgs) -> _DonorTower:
-        checkpoint = args.vision_tower
+        checkpoint = without_inner_wrappers(args.vision_tower)
         refuse_quantised_tower(checkpoint)
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         below = parts.below(parts.TOWER_PREFIX, shapes)
@@ -430,8 +434,8 @@ def check_rows(base: Checkpoint, run: Checkpoint, family: ModelFamily) -> None:
         run.root,
         expected=f"rows for {wanted} tokens, as the run's config says",
         got=got,
-        hint=f"vita-ckpt resize-embeddings {base.root} --tokens {wanted} --out OUT gives the base "
-        "rows for them; what the run learnt of them "
+        hint=f"vita-ckpt resize-embeddings {quote(base.root)} --tokens {wanted} --out OUT gives "
+        "the base rows for them; what the run learnt of them "
         + ("is taken with --with embed_tokens" if held else "was not saved"),
     )
 

@@ -240,8 +240,24 @@ def test_what_is_encoded_is_read_back(
     assert library_reads(path) == set(tensors)
 
 
-PLAIN = encode_header([("model.a", "F32", (1, 2)), ("b-1", "BF16", (4,))], {"format": "pt"})[0][8:]
-PIECES = [b"-0", b"0", b"[", b"]", b"{}", b"1.0", b"true", b"\\u0061", b'"b-1"', b'"__metadata__"']
+PLAIN = encode_header(
+    [("model.a", "F32", (1, 2)), ("b-1", "BF16", (4,)), ("c", "F32", (1, 2))], {"format": "pt"}
+)[0][8:]
+PIECES = [
+    b"-0",
+    b"0",
+    b"[",
+    b"]",
+    b"{}",
+    b"1.0",
+    b"1e0",
+    b"true",
+    b"false",
+    b"null",
+    b"\\u0061",
+    b'"b-1"',
+    b'"__metadata__"',
+]
 
 
 @given(
@@ -254,7 +270,7 @@ def test_a_plain_header_is_read_by_the_same_rules(
 ) -> None:
     """What the fast way takes, the whole rules take too, and read the same."""
     path = tmp_path_factory.mktemp("header") / "a.safetensors"
-    write(path, PLAIN[:at] + put + PLAIN[at + cut :], bytes(16))
+    write(path, PLAIN[:at] + put + PLAIN[at + cut :], bytes(24))
 
     def outcome() -> object:
         try:

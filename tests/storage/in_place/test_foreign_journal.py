@@ -115,7 +115,14 @@ def test_no_journal_touches_what_no_surgery_does(base: Path, place: str, name: s
 def test_the_names_that_a_surgery_changes() -> None:
     for name in ("config.json", "README.md", "vita_ckpt.json", "model-00001-of-00003.safetensors"):
         assert may_change_in_place(name), name
-    for name in ("a/model.safetensors", ".config.json", ".safetensors", "x.py", "x", "a\0.bin"):
+    for name in (
+        "a/model.safetensors",
+        ".config.json",
+        ".safetensors",
+        "x.py",
+        "a\0.bin",
+        "\ud800.bin",
+    ):
         assert not may_change_in_place(name), name
 
 

@@ -9,6 +9,7 @@ from vita_ckpt.api.locate import StrPath, open_checkpoint
 from vita_ckpt.api.plans.inputs import (
     check_choice,
     have_same_bytes,
+    noted,
 )
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import dtype_code
@@ -91,7 +92,7 @@ def plan_convert(
         "ignore_index": ignore_index,
     }
     notes = (*plan.notes, *_absent_shards(opened)) if ignore_index else plan.notes
-    return replace(plan, request=request, notes=notes)
+    return noted(replace(plan, request=request, notes=notes))
 
 
 def _texts(names: Collection[str]) -> Collection[str]:

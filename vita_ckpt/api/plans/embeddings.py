@@ -68,7 +68,7 @@ def plan_resize_embeddings(
             "not-a-tokenizer",
             path or "",
             expected="tokenizer.json, or vocab.json with added_tokens.json",
-            hint="--tokens N needs no tokenizer that is read",
+            hint="--tokens N works without a readable tokenizer",
         )
     wanted = tokens if tokens is not None else needed or 0
     new = _new_rows(init, seed, token_ids(opened, stores))
@@ -108,7 +108,7 @@ def _new_rows(init: str, seed: int, ids: Mapping[str, int] | None) -> NewRows:
         "unknown-token",
         init,
         expected="a token of the checkpoint's tokenizer, or the number of a row",
-        got="no tokenizer that is read" if ids is None else "no such token",
+        got="a checkpoint without a readable tokenizer" if ids is None else "no such token",
         hint=did_you_mean(token, ids or ()),
     )
 
@@ -121,7 +121,7 @@ def _check_shrinking(plan: Plan, given: Checkpoint, ids: Mapping[str, int] | Non
         raise InputError(
             "too-few-rows",
             plan.base.root,
-            expected="a tokenizer that is read, to know that it does not need the rows that go",
+            expected="a readable tokenizer, to know that it does not need the removed rows",
             got=unread[0],
             hint="give one whose tokenizer.json lists its tokens: --tokenizer DIR",
         )

@@ -117,11 +117,16 @@ def path_for_config(tower: Checkpoint | StrPath, donor: Checkpoint) -> str:
 def tower_config_of(
     donor: Checkpoint, tower_config: str | None, stores: Stores
 ) -> Mapping[str, Any] | None:
-    """Return the config of a tower, standalone or in a VITA checkpoint."""
+    """Return the config of a tower, standalone or in a model, whatever that is wrapped in."""
     if tower_config is not None:
         return read_given_config(tower_config, stores)
-    if any(name.startswith(TOWER_PREFIX) for name in donor.tensors):
-        return read_tower_config(donor, stores)
+    inside = {
+        TOWER_PREFIX + name.partition(TOWER_PREFIX)[2]: tensor
+        for name, tensor in donor.tensors.items()
+        if f".{TOWER_PREFIX}" in f".{name}"
+    }
+    if inside:
+        return read_tower_config(replace(donor, tensors=inside), stores)
     own = donor.config
     return own if own is not None and tower_of_config(own) is not None else None
 

@@ -8,9 +8,7 @@ from typing import Any
 
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath, whole
-from vita_ckpt.api.plans.inputs import (
-    refuse_swapped,
-)
+from vita_ckpt.api.plans.inputs import noted, refuse_swapped
 from vita_ckpt.api.plans.values import with_values_checked
 from vita_ckpt.api.plans.vision import is_plain, vision_of_run
 from vita_ckpt.core.anatomy.families import VITA, family_of
@@ -75,6 +73,8 @@ def plan_merge_lora(
                 hint="a run has its own adapter_config.json",
             )
         run = consolidation.lora_run_of(as_checkpoint(adapter, stores))
+        if base is None:
+            lora_surgery.require_run(run)
         opened = _base_of_run(run, stores) if base is None else as_checkpoint(base, stores)
         refuse_swapped(opened, run, merge_lora)
         return plan_merge_run(opened, run, tower, None, code, allow_bad_values, stores)
@@ -120,7 +120,7 @@ def plan_merge_run(
     vision = None
     if is_plain(base) and family_of(run.config) not in (None, VITA):
         vision = vision_of_run(base, run, tower, tower_path, stores)
-    elif tower is not None:
+    elif tower is not None and not is_plain(base):
         raise UsageError(
             "tower-already-there",
             base.root,
@@ -131,7 +131,7 @@ def plan_merge_run(
     tokenizer = new_tokenizer_files(base, run, stores)
     plan = lora_surgery.plan_merge_lora(base, run, dtype=dtype, tokenizer=tokenizer, vision=vision)
     path = {} if vision is None else {"tower_path": vision.mm_vision_tower}
-    plan = replace(plan, request={"dtype": dtype, **path})
+    plan = noted(replace(plan, request={"dtype": dtype, **path}))
     return with_values_checked(plan, run, allow_bad_values)
 
 

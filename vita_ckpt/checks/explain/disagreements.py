@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.checks.explain.trace import (
@@ -12,6 +11,7 @@ from vita_ckpt.checks.explain.trace import (
     some_files,
 )
 from vita_ckpt.core.binding import PartSource
+from vita_ckpt.core.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

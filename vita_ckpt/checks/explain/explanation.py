@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 from vita_ckpt.checks.explain.disagreements import Divergence
 from vita_ckpt.checks.explain.loaders import LOADERS
 from vita_ckpt.checks.explain.trace import LoaderTrace
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 
 REPORT_VERSION: Final = 1

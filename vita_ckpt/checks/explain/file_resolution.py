@@ -6,12 +6,12 @@ Read from the sources of transformers 4.41.1, 5.5.0 and 5.23.0, huggingface_hub 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import Tracer, some_files
 from vita_ckpt.core.anatomy.families import family_of
 from vita_ckpt.core.checkpoint import TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.file_listing import Index, WeightFile, other_total_size
 from vita_ckpt.core.filenames import (
     LOADED_FORMATS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.checks.explain.trace import Tracer, by_part
@@ -26,6 +25,7 @@ from vita_ckpt.core.binding import (
     stop_of_model,
 )
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.file_listing import Trouble, WeightFiles
 

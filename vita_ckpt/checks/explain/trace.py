@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, NoReturn
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.binding import PartSource
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.file_listing import Trouble, WeightFile, WeightFiles
 

@@ -45,7 +45,7 @@ _FIGURES = ("max |Δ|", "relative L2", "cosine")
     multiple=True,
     metavar="GLOB",
     help="A contract: exit 1 if anything else changed, or none of it did. A glob of tensor names, "
-    "config:KEY or file:PATH; may be given several times.",
+    "config:KEY or file:PATH. Can be repeated.",
 )
 @click.option(
     "--fetch",
@@ -96,7 +96,7 @@ def command(
         raise UsageError(
             "options-exclude-each-other",
             "--only",
-            expected="either --only, which wants a change, or --exit-code, which wants none",
+            expected="either --only, which requires a change, or --exit-code, which requires none",
             got="both",
         )
     outputs = outputs if page is None else (*outputs, page)

@@ -32,7 +32,12 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options
     "initializer_range. zeros. copy:TOKEN: the row of a token, or of a number.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Draw the rows of --init normal from it."
+    "--seed",
+    type=int,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Draw the rows of --init normal from it.",
 )
 @click.option(
     "--multiple-of",

@@ -36,7 +36,12 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options, verify_
     "that of final.pt]",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="What reinit draws from."
+    "--seed",
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="What reinit draws from.",
 )
 @verify_option("swapped")
 @surgery_options

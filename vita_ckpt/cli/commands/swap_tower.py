@@ -59,7 +59,12 @@ from vita_ckpt.core.anatomy import projectors
     help="mlp2x_gelu, linear, …  [default: the base's]",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="What reinit draws from."
+    "--seed",
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="What reinit draws from.",
 )
 @click.option(
     "--use-s2/--no-s2", default=None, help="Run SigLIP at several scales.  [default: as it is]"

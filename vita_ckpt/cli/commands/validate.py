@@ -24,7 +24,7 @@ from vita_ckpt.cli.progress import shown_progress
 from vita_ckpt.core.binding import LOADER_NAMES
 from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
-from vita_ckpt.errors import VitaCkptError, printable
+from vita_ckpt.errors import VitaCkptError
 
 if TYPE_CHECKING:
     from vita_ckpt.model.ranks import Ranks
@@ -74,7 +74,12 @@ if TYPE_CHECKING:
 )
 @click.option("--strict/--no-strict", default=None, help="Warnings fail too.")
 @click.option(
-    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Checkpoints at once."
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Checkpoints at once.",
 )
 @click.option(
     "--all", "every", is_flag=True, help="Name every tensor, also where many have one fault."
@@ -154,7 +159,7 @@ def command(
                 reports.append(Report(path, UNKNOWN, (why,), read=False))
         if speaks(ranks):
             for error in unread:
-                console.warn(f"error: {printable(error)}")
+                console.warn_of(error)
             # For a person the lines above say it all, if there is nothing else to say.
             silent = len(unread) == len(reports) and report_format == "text"
             shown = None if silent else report_format

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from vita_ckpt.checks.rules import Rule
-from vita_ckpt.core.report import Report, Selection
+if TYPE_CHECKING:
+    from vita_ckpt.checks.rules import Rule
+    from vita_ckpt.core.report import Report, Selection
 
 
 class Render(Protocol):
@@ -17,7 +18,7 @@ class Render(Protocol):
         self,
         reports: Sequence[Report],
         rules: Mapping[str, Rule],
-        selection: Selection = Selection(),
+        selection: Selection = ...,
     ) -> str:
         """Return whole lines."""
         ...

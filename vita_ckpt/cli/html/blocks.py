@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt import __version__
 from vita_ckpt.cli import render
 from vita_ckpt.cli.html.markup import Child, Markup, joined, page, tag
 from vita_ckpt.cli.html.style import STYLE
+from vita_ckpt.core.dataclass import dataclass
 
 # A table takes at most so many bytes of the page: rows that do not fit are counted.
 TABLE: Final = 150_000

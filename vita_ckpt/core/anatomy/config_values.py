@@ -6,12 +6,12 @@ The checks report what breaks a bound, and the loader refuses it before anything
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.language_tensors import LANGUAGE_MODELS
 from vita_ckpt.core.anatomy.towers.families import family_of_config, inner_config
+from vita_ckpt.core.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

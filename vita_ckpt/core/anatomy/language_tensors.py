@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.dataclass import dataclass
 
 _Values = Mapping[str, Any]
 _Shapes = dict[str, Shape]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any, Final, TypeGuard
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.spelling import did_you_mean
 
 Shape = tuple[int, ...]

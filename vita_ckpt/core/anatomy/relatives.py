@@ -7,12 +7,13 @@ its projector can be taken out of it; nothing is put into it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import family_of
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
+from vita_ckpt.core.dataclass import dataclass
 
 _Prefixes = tuple[tuple[str, str], ...]
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from typing import Any, Final
+
+from vita_ckpt.core.dataclass import dataclass
 
 Size = tuple[int, int]
 

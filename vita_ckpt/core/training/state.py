@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 
 if TYPE_CHECKING:

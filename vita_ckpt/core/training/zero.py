@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 
 from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import MalformedFileError
 
 

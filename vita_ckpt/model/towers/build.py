@@ -29,7 +29,15 @@ def tower_of(
     :func:`build_tower`.
     """
     check_tower_values(tower_config)
-    tower = towers.family_of_config(tower_config) or _LONE_FILE
+    tower = towers.family_of_config(tower_config)
+    if tower is None and tower_config.get("model_type") is not None:
+        raise InputError(
+            "unsupported-tower-config",
+            "model_type",
+            expected="a vision tower that is known",
+            got=repr(tower_config["model_type"]),
+        )
+    tower = tower or _LONE_FILE
     scales = family.s2_scales(config)
     if scales is None:
         raise InputError(

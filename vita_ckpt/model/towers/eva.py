@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from vita_ckpt.core.anatomy.towers.families.eva import EVA
 from vita_ckpt.core.anatomy.towers.tower import Tower
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.model.towers.base import (
     VisionTower,
     attend,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import isqrt
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 
 from vita_ckpt.core.anatomy.towers.families.internvit import INTERNVIT
 from vita_ckpt.core.anatomy.towers.tower import Tower
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import InputError
 from vita_ckpt.model.towers.base import (
     VisionTower,

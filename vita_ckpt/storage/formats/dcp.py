@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.pickled import Record
 from vita_ckpt.core.training.filenames import METADATA

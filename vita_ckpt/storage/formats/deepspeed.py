@@ -7,10 +7,11 @@ keys that are needed, and may have overwritten them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.pickled import Record
 from vita_ckpt.core.training.filenames import MODEL_STATES, OF_PARALLEL, OPTIMIZER_STATES
 from vita_ckpt.errors import InputError, MalformedFileError

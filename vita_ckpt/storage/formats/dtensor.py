@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.pickled import Record, state_dicts
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.torch_reader import read_objects

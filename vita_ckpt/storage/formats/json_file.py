@@ -43,7 +43,7 @@ def read_json_object(source: Source) -> tuple[dict[str, Any], File]:
             "duplicate-key",
             f"{path}: {error}",
             expected="each key once",
-            got="it stands there twice",
+            got="it twice",
         ) from error
     except UnicodeDecodeError as error:
         raise MalformedFileError(

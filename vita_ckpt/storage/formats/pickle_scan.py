@@ -18,36 +18,52 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
 from typing import IO, Any, Final
 
 from vita_ckpt.core.checkpoint import File, RemoteFile
+from vita_ckpt.core.dataclass import dataclass
+from vita_ckpt.core.effort import Effort
+from vita_ckpt.core.pickle_globals import judge
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.formats.source_stream import SourceStream
+from vita_ckpt.storage.formats.torch_zip import read_ends
 from vita_ckpt.storage.stores.base import Source
 
 Global = tuple[str, str]
 
-# What is looked through of one file, and at most kept of one text.
+# What is looked through of one file.
 _MOST_BYTES: Final = 256 << 20
 _LARGEST_READ: Final = 64 << 20
 _MOST_REMOTE_BYTES: Final = 1 << 20
 _REMOTE_READ: Final = 1 << 18
 _MOST_OPCODES: Final = 1 << 20
-_LONGEST_TEXT: Final = 1 << 20
+_LONGEST_HEADER: Final = 1 << 20  # of an array
+_LONGEST_NAME: Final = 1 << 12  # of a module, or in it; longer texts are not kept
 _MOST_GLOBALS: Final = 1 << 14
 _MOST_RECORDS: Final = 1 << 16
 _LARGEST_DIRECTORY: Final = 16 << 20
 _DEEPEST: Final = 4
 
 _PICKLED: Final = re.compile(
-    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl|npy|pt|pth|ckpt|bin)", re.I | re.ASCII
+    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl|npy|pt|pth|ckpt|bin)",
+    re.IGNORECASE | re.ASCII | re.DOTALL,
 )
 _LEGACY: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLES_OF_LEGACY: Final = 5
 _NPY: Final = b"\x93NUMPY"
-_HAS_OBJECTS: Final = re.compile(rb"['\"][|<>=]?O")
+# The header of an array of numbers or texts, which are no objects, or of a structure of these.
+_DTYPE: Final = rb"'[|<>=]?[?bBhHiIlLqQuefdgFDGcSaUVmM][0-9]*(\[[0-9a-zA-Z]+\])?'"
+_FIELD: Final = rb"\('[^'\\]*', " + _DTYPE + rb"(, \([0-9, ]*\))?\)"
+_NO_OBJECTS: Final = re.compile(
+    rb"\{'descr': (" + _DTYPE + rb"|\[(" + _FIELD + rb"(, )?)+\])"
+    rb", 'fortran_order': (True|False), 'shape': \([0-9, L]*\),? *\} *\n?"
+)
+# What protocol 0 writes for an object: a module, a name, and what comes next.
+_OLD_GLOBAL: Final = re.compile(
+    rb"c([A-Za-z_][\w.]*)\n([A-Za-z_][\w.]*)\n(p[0-9]+\n|q.|r....)?[(){}\]SUVXI]", re.DOTALL
+)
+# Its argument is a pickle, which it loads.
+_LOADER: Final = ("torch.storage", "_load_from_bytes")
 
 _TEXTS: Final = frozenset(
     (
@@ -88,9 +104,28 @@ class _TooMuchError(Exception):
     """More of a file than is looked through."""
 
 
-def scan_pickles(source: Source) -> Scan:
+def starts_like_pickle(source: Source) -> bool:
+    """Return whether a file starts as a pickle does, or as an archive that may hold some."""
+    try:
+        with io.BufferedReader(SourceStream(source)) as handle:
+            start = handle.read(512)
+            if (unpack := _unpacker(start)) is not None:
+                handle.seek(0)
+                with unpack(handle) as inner:
+                    start = inner.read(512)
+    except _MALFORMED:
+        return False
+    if len(start) > 2 and start[0] == 0x80 and start[1] in range(2, 6) and start[2] > 0x20:
+        return True
+    old = _OLD_GLOBAL.match(start)
+    is_old = old is not None and judge(old[1].decode("ascii", "replace"), "") == "runs-code"
+    return is_old or start.startswith((b"PK\x03\x04", _NPY))
+
+
+def scan_pickles(source: Source, effort: Effort | None = None) -> Scan:
     """Return what the pickles in a file name. Raises no InputError for what the file contains."""
-    scanner = _Scanner(source.file)
+    effort = effort or Effort()
+    scanner = _Scanner(source.file, effort)
     try:
         # On the hub every read is a request.
         size = _REMOTE_READ if isinstance(source.file, RemoteFile) else io.DEFAULT_BUFFER_SIZE
@@ -101,19 +136,32 @@ def scan_pickles(source: Source) -> Scan:
         failure = f"more than is looked through ({error})"
     except _MALFORMED as error:
         failure = str(error) or type(error).__name__
+    except MemoryError:
+        failure = "more than memory holds"
     except INCONCLUSIVE:
         raise
     except InputError as error:
         failure = f"{error.code}: {error.got}"
-    return Scan(frozenset(scanner.found), scanner.computed, failure)
+    effort.bytes_left -= scanner.bytes_taken
+    effort.opcodes_left -= scanner.opcodes_taken
+    return Scan(scanner.names(), scanner.computed, failure)
 
 
 class _Scanner:
-    def __init__(self, file: File) -> None:
-        self.found: set[Global] = set()
+    def __init__(self, file: File, effort: Effort) -> None:
         self.computed = False
-        self._bytes_left = _MOST_REMOTE_BYTES if isinstance(file, RemoteFile) else _MOST_BYTES
-        self._opcodes_left = _MOST_OPCODES
+        self.bytes_taken = self.opcodes_taken = 0
+        self._found: set[Global] = set()
+        # What texts would name if they were pickles of protocol 0.
+        self._in_texts: set[Global] = set()
+        self._is_remote = isinstance(file, RemoteFile)
+        most = _MOST_REMOTE_BYTES if self._is_remote else _MOST_BYTES
+        self._most_bytes = min(most, effort.bytes_left)
+        self._most_opcodes = min(_MOST_OPCODES, effort.opcodes_left)
+
+    def names(self) -> frozenset[Global]:
+        """Return every global that has been found, those in texts where a loader may take them."""
+        return frozenset(self._found | (self._in_texts if _LOADER in self._found else set()))
 
     def scan(self, handle: IO[bytes], depth: int = 0) -> None:
         """Look through one file, or one part of one."""
@@ -132,24 +180,31 @@ class _Scanner:
             self._pickles(handle, _PICKLES_OF_LEGACY if start.startswith(_LEGACY) else None, depth)
 
     def _zip(self, handle: IO[bytes], depth: int) -> None:
-        with zipfile.ZipFile(_SmallReads(handle)) as archive:
+        small = _SmallReads(handle)
+        with zipfile.ZipFile(small) as archive:
             records = archive.infolist()
             if len(records) > _MOST_RECORDS:
                 raise _TooMuchError(f"{len(records)} records")
             for record in records:
-                if not _PICKLED.fullmatch(record.filename):
+                is_named = _PICKLED.fullmatch(record.filename) is not None
+                if self._is_remote and not is_named:  # every look is a request
                     continue
                 with archive.open(record) as inner:
-                    self.scan(io.BufferedReader(_Rewound(inner)), depth + 1)
+                    part = io.BufferedReader(_Rewound(inner))
+                    # numpy.load takes any record for an array that starts like one.
+                    if is_named or part.peek(len(_NPY)).startswith(_NPY):
+                        self.scan(part, depth + 1)
+        # Other readers may take another directory of records than zipfile does.
+        read_ends(handle.seek(0, io.SEEK_END), small.read_at)
 
     def _npy(self, handle: IO[bytes], depth: int) -> None:
         start = handle.read(12)
         wide = start[6] > 1
         length = struct.unpack_from("<I" if wide else "<H", start, 8)[0]
-        if length > _LONGEST_TEXT:
+        if length > _LONGEST_HEADER:
             raise _TooMuchError(f"a header of {length} bytes")
         handle.seek(12 if wide else 10)
-        if _HAS_OBJECTS.search(handle.read(length)):
+        if not _NO_OBJECTS.fullmatch(handle.read(length)):
             self._pickles(handle, 1, depth)
 
     def _pickles(self, handle: IO[bytes], count: int | None, depth: int) -> None:
@@ -163,19 +218,16 @@ class _Scanner:
             count = None if count is None else count - 1
 
     def _take(self, size: int) -> None:
-        self._bytes_left -= size
-        if self._bytes_left < 0:
+        self.bytes_taken += size
+        if self.bytes_taken > self._most_bytes:
             raise _TooMuchError("bytes")
 
     def _pickle(self, stream: _Counted, depth: int) -> None:
         stack: list[Any] = []
         memo: dict[int, Any] = {}
-        for opcode, argument, _ in islice(
-            pickletools.genops(stream),  # type: ignore[arg-type]
-            self._opcodes_left + 1,
-        ):
-            self._opcodes_left -= 1
-            if self._opcodes_left < 0:
+        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+            self.opcodes_taken += 1
+            if self.opcodes_taken > self._most_opcodes:
                 raise _TooMuchError("opcodes")
             name = opcode.name
             if name == "STOP":
@@ -194,7 +246,7 @@ class _Scanner:
     ) -> None:
         name = opcode.name
         if name in _TEXTS:
-            stack.append(argument)
+            stack.append(argument if len(argument) <= _LONGEST_NAME else None)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -221,24 +273,33 @@ class _Scanner:
         if not (isinstance(module, str) and isinstance(name, str)):
             self.computed = True
             return
-        if len(self.found) >= _MOST_GLOBALS:
+        if len(self._found) >= _MOST_GLOBALS:
             raise _TooMuchError("globals")
-        self.found.add((module[:200], name[:200]))
+        self._found.add((module[:200], name[:200]))
 
     def _inner(self, data: bytes | bytearray | str, depth: int) -> None:
         """Look through bytes in a pickle that are one themselves, such as those of a tensor."""
         if isinstance(data, str):
-            if data[0] not in "\x80P":
-                return
             try:
                 data = data.encode("latin-1")
             except UnicodeEncodeError:
                 return
         is_pickle = data[0] == 0x80 and data[1] in range(2, 6)
-        if not is_pickle and not data.startswith(b"PK\x03\x04"):
-            return
-        with suppress(*_MALFORMED):  # it only looked like one
-            self.scan(io.BytesIO(bytes(data)), depth + 1)
+        if is_pickle or data.startswith(b"PK\x03\x04"):
+            with suppress(*_MALFORMED):  # it only looked like one
+                self.scan(io.BytesIO(data), depth + 1)
+        elif depth < _DEEPEST:
+            self._text(data)
+
+    def _text(self, data: bytes | bytearray) -> None:
+        """Note what a text names if it is a pickle of protocol 0, which most are not."""
+        kept = self._found, self.computed
+        self._found = self._in_texts
+        try:
+            with suppress(*_MALFORMED):
+                self._pickle(_Counted(io.BytesIO(data), self._take), _DEEPEST)
+        finally:
+            self._found, self.computed = kept
 
 
 def _effect(opcode: pickletools.OpcodeInfo, stack: list[Any]) -> None:
@@ -326,6 +387,10 @@ class _SmallReads:
 
     def seekable(self) -> bool:
         return True
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        self.seek(offset)
+        return self.read(size)
 
     def read(self, size: int = -1, /) -> bytes:
         if size > _LARGEST_DIRECTORY:

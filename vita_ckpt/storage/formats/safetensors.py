@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite, prod
 from typing import Any
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.errors import InputError, MalformedFileError
@@ -25,9 +26,9 @@ _DEEPEST_IGNORED = 64
 _METADATA = "__metadata__"
 _U64 = 1 << 64
 _FIELDS = ("dtype", "shape", "data_offsets")
-_INTEGERS = {int}
-# A negative number, or something like it in a text. To the format -0 is no integer.
-_SIGNED = re.compile(rb"[\[:,\s]-")
+# A negative number or a truth value, or something like it in a text. To the format -0 is no
+# integer, and to Python true is one.
+_UNLIKE_SIZES = re.compile(rb"[\[:,\s](-|true|false)")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -124,30 +125,34 @@ def _read_plain(raw: bytes, file: File) -> SafetensorsFile | None:
     """
     if not raw.startswith(b"{") or not raw.isascii() or b"\\" in raw:
         return None
-    if b"-" in raw and _SIGNED.search(raw):
+    if any(word in raw for word in (b"-", b"true", b"false")) and _UNLIKE_SIZES.search(raw):
         return None
     try:
         # An object is a tuple of its pairs, which an array never is: no pair is lost.
-        header = json.loads(raw.decode("ascii"), object_pairs_hook=tuple)
+        header = json.loads(raw.decode("ascii"), object_pairs_hook=tuple, parse_float=_no_size)
         metadata: tuple[tuple[str, Any], ...] = ()
         if header and header[0][0] == _METADATA:
             metadata, header = header[0][1], header[1:]
         refs: dict[str, TensorRef] = {}
+        # A model has few dtypes and shapes. Those that are equal are the same object here.
+        known: dict[tuple[Any, ...], tuple[str, Shape, int]] = {}
         start = position = 8 + len(raw)
         for name, entry in header:
             (first, dtype), (second, shape), (third, (begin, end)) = entry
+            form = (dtype, *shape)
+            if form not in known:
+                known[form] = _known(dtype, shape)
+            dtype, sizes, size = known[form]
             if (
                 type(entry) is not tuple
-                or (first, second, third) != _FIELDS
                 or type(shape) is not list
-                or {type(begin), type(end), *map(type, shape)} != _INTEGERS
+                or (first, second, third) != _FIELDS
                 or start + begin != position
-                or not 0 < (bits := prod(shape) * BITS[dtype]) < _U64
-                or bits != (end - begin) * 8
+                or end - begin != size
             ):
                 return None
-            refs[name] = TensorRef(file, position, dtype, tuple(shape))
-            position = start + end
+            refs[name] = TensorRef(file, position, dtype, sizes)
+            position += size
         is_plain = (
             position == file.size
             and len(refs) == len(header)
@@ -159,6 +164,18 @@ def _read_plain(raw: bytes, file: File) -> SafetensorsFile | None:
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return None
     return SafetensorsFile(file, refs, dict(metadata)) if is_plain else None
+
+
+def _known(dtype: str, shape: list[int]) -> tuple[str, Shape, int]:
+    """Return the dtype, the shape and the bytes of a tensor. Raises ValueError for unusual ones."""
+    bits = prod(shape) * BITS[dtype]
+    if not 0 < bits < _U64 or bits % 8 or {*map(type, shape)} - {int}:
+        raise ValueError(shape)
+    return dtype, tuple(shape), bits // 8
+
+
+def _no_size(number: str) -> int:
+    raise ValueError(number)
 
 
 class _BadHeaderError(ValueError):

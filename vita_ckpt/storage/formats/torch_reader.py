@@ -5,21 +5,22 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any, Final
 
 from vita_ckpt.core.checkpoint import File, Shape, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.dtype import BITS, nbytes
 from vita_ckpt.core.pickled import (
     Record,
     StateDict,
     is_of_training,
-    listed,
     state_dicts,
     without_data,
 )
+from vita_ckpt.core.reading_notes import listed
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.formats.json_file import hint_of_answer, raise_lfs_pointer

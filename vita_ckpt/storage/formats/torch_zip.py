@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NoReturn
 from zlib import crc32
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import MalformedFileError
 from vita_ckpt.storage.stores.base import Range, Source
 
@@ -145,7 +145,10 @@ class Archive:
         return start
 
     def _read_directory(self) -> dict[str, Record]:
-        count, size, start = self._read_ends()
+        try:
+            count, size, start = read_ends(self._source.file.size, self._source.read)
+        except ValueError as error:
+            self._fail(str(error))
         if size > _LARGEST_DIRECTORY:
             self._fail(f"a directory of {size} bytes, more than tensors need")
         if not count:
@@ -163,44 +166,6 @@ class Archive:
         if position != size:
             self._fail(f"more than {count} records")
         return self._by_name(found, start)
-
-    def _read_ends(self) -> tuple[int, int, int]:
-        """Return the number of records, and the size and offset of the central directory."""
-        size = self._source.file.size
-        if size < _END.size:
-            self._fail("no end of a zip")
-        tail_size = min(size, _END64.size + _LOCATOR.size + _END.size)
-        tail = self._source.read(tail_size, size - tail_size)
-        magic, disk, first, here, count, length, start, comment = _END.unpack_from(
-            tail, tail_size - _END.size
-        )
-        if magic != b"PK\x05\x06" or comment:
-            self._fail("no end of a zip")
-        if disk or first or here != count:
-            self._fail("a part of a zip on several disks")
-        end = size - _END.size
-        if tail_size >= _END64.size + _LOCATOR.size + _END.size:
-            magic, disk, where, disks = _LOCATOR.unpack_from(tail, _END64.size)
-            if magic == b"PK\x06\x07":
-                end -= _LOCATOR.size + _END64.size
-                if (disk, where, disks) != (0, end, 1):
-                    self._fail("a locator that does not lead to the end record")
-                count, length, start = self._end64(tail, (count, length, start))
-        if start + length != end:
-            self._fail("a directory that does not end where its end record starts")
-        return count, length, start
-
-    def _end64(self, tail: bytes, said: tuple[int, int, int]) -> tuple[int, int, int]:
-        magic, rest, _, needed, disk, first, here, count, length, start = _END64.unpack_from(tail)
-        if magic != b"PK\x06\x06" or rest != _END64.size - 12 or needed > _HIGHEST_VERSION:
-            self._fail("no end record of a zip64")
-        if disk or first or here != count:
-            self._fail("a part of a zip on several disks")
-        found = (count, length, start)
-        for small, number, most in zip(said, found, (_MAX16, _MAX32, _MAX32), strict=True):
-            if small not in (number, most):
-                self._fail("two end records that differ")
-        return found
 
     def _central(self, data: bytes, position: int, directory: int) -> tuple[Record, int]:
         """Return the record whose central header is at ``position``, and where the next is."""
@@ -300,3 +265,46 @@ class Archive:
             got=got,
             hint="the file is cut off or damaged: copy or download it again",
         )
+
+
+def read_ends(size: int, read: Callable[[int, int], bytes]) -> tuple[int, int, int]:
+    """Return the number of records of a zip, and the size and offset of its central directory.
+
+    ``size`` is that of the file, ``read`` returns so many bytes at an offset. Raises ValueError
+    where readers disagree about where the directory is.
+    """
+    if size < _END.size:
+        raise ValueError("no end of a zip")
+    tail_size = min(size, _END64.size + _LOCATOR.size + _END.size)
+    tail = read(tail_size, size - tail_size)
+    magic, disk, first, here, count, length, start, comment = _END.unpack_from(
+        tail, tail_size - _END.size
+    )
+    if magic != b"PK\x05\x06" or comment:
+        raise ValueError("no end of a zip")
+    if disk or first or here != count:
+        raise ValueError("a part of a zip on several disks")
+    end = size - _END.size
+    if tail_size >= _END64.size + _LOCATOR.size + _END.size:
+        magic, disk, where, disks = _LOCATOR.unpack_from(tail, _END64.size)
+        if magic == b"PK\x06\x07":
+            end -= _LOCATOR.size + _END64.size
+            if (disk, where, disks) != (0, end, 1):
+                raise ValueError("a locator that does not lead to the end record")
+            count, length, start = _end64(tail, (count, length, start))
+    if start + length != end:
+        raise ValueError("a directory that does not end where its end record starts")
+    return count, length, start
+
+
+def _end64(tail: bytes, said: tuple[int, int, int]) -> tuple[int, int, int]:
+    magic, rest, _, needed, disk, first, here, count, length, start = _END64.unpack_from(tail)
+    if magic != b"PK\x06\x06" or rest != _END64.size - 12 or needed > _HIGHEST_VERSION:
+        raise ValueError("no end record of a zip64")
+    if disk or first or here != count:
+        raise ValueError("a part of a zip on several disks")
+    found = (count, length, start)
+    for small, number, most in zip(said, found, (_MAX16, _MAX32, _MAX32), strict=True):
+        if small not in (number, most):
+            raise ValueError("two end records that differ")
+    return found

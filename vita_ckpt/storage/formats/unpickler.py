@@ -11,11 +11,12 @@ from __future__ import annotations
 import pickletools
 import re
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from typing import Any, Final, NoReturn, Protocol
 
 from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.pickle_globals import is_admitted, judge
 from vita_ckpt.core.pickled import Global, Record

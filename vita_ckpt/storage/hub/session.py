@@ -14,13 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import islice
 from threading import BoundedSemaphore, Lock
 from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from vita_ckpt import __version__
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import HubError, OutputError, printable
 from vita_ckpt.storage.hub.concurrency import MANY
 from vita_ckpt.storage.hub.errors import offline, refusal, unreachable, unusable_token

@@ -5,12 +5,13 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 
 from vita_ckpt.core.address import Address, is_inside, parse_address
 from vita_ckpt.core.checkpoint import RemoteFile
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import HubError, InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.hub.concurrency import MANY, at_once
 from vita_ckpt.storage.hub.errors import offline

@@ -6,8 +6,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import HOME
 from vita_ckpt.storage.in_place import journal
 from vita_ckpt.storage.system.os_errors import unreadable_directory

@@ -11,8 +11,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from shlex import quote
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.filenames import HOME
 from vita_ckpt.core.journal import Journal, PatchedFile, SavedRange
 from vita_ckpt.core.manifest import FileDigest
@@ -74,12 +75,12 @@ def undo(root: str, *, force: bool = False, on_progress: OnProgress = unwatched)
         raise InputError(
             "nothing-to-undo",
             root,
-            expected="what an in-place surgery leaves",
+            expected="the undo data of a surgery in place",
             hint="undo data is dropped by the next surgery in place, by undo, and by clean --undo",
         )
     _check_may_take(kept, root, force=force)
     sweep(root)
-    hint = f"vita-ckpt undo --force {root}"
+    hint = f"vita-ckpt undo --force {quote(root)}"
     with _claimed(kept, root, hint, force=force):
         journal = _read(kept, root, force=force)
         if not force:
@@ -106,7 +107,7 @@ def recover(
     path = active(root)
     _check_may_take(path, root, force=force)
     sweep(root)
-    with _claimed(path, root, f"vita-ckpt recover --force {root}", force=force):
+    with _claimed(path, root, f"vita-ckpt recover --force {quote(root)}", force=force):
         journal = _read(path, root, force=force)
         if not force:
             _check_saved(path, root, journal, on_progress)
@@ -129,7 +130,7 @@ def roll_back(root: str, error: BaseException) -> None:
             root,
             expected="to put back what was there",
             got=reason,
-            hint=f"once the disk works: vita-ckpt recover {root}",
+            hint=f"once the disk works: vita-ckpt recover {quote(root)}",
         ) from error
 
 
@@ -519,5 +520,5 @@ def _claimed(path: str, root: str, hint: str, *, force: bool = False) -> Iterato
         for place in (path, active(root)):  # it may have become active meanwhile
             journals.disown(place)
         if isinstance(error, OSError):
-            raise io_error(error, root, f"then: vita-ckpt recover {root}") from error
+            raise io_error(error, root, f"then: vita-ckpt recover {quote(root)}") from error
         raise

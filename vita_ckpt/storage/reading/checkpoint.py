@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -364,9 +365,9 @@ def _step_or_lone_file(store: Store, root: str, names: list[str]) -> str:
         root,
         expected="model.safetensors, pytorch_model.bin, an index of either, or an adapter",
         got=what_it_looks_like(names),
-        hint=_WEIGHTS_LEFT_BEHIND
-        if foreign is None and CONFIG in names
-        else remedy or _hint_of_folders(store, root, names),
+        hint=remedy
+        or _hint_of_folders(store, root, names)
+        or (_WEIGHTS_LEFT_BEHIND if foreign is None and CONFIG in names else ""),
     )
 
 
@@ -379,8 +380,18 @@ def _hint_of_folders(store: Store, root: str, names: list[str]) -> str:
         if os.path.basename(folder) == _SNAPSHOTS and is_directory(store, folder)
         for name in store.listing(folder)[:_MOST_FOLDERS]
     ]
-    found = [f for f in folders if is_directory(store, f) and weight_files_of(store.listing(f))]
-    return f"weights lie in {found[-1]}: name that" if found else ""
+    found = [f for f in folders if is_directory(store, f) and _holds_weights(store.listing(f))]
+    last = max(found, key=_natural, default=None)
+    return "" if last is None else f"weights lie in {last}: name that"
+
+
+def _holds_weights(names: list[str]) -> bool:
+    return bool(weight_files_of(names)) or any(n in names for n in (*LORA_FILES, *RUN_FILES))
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """Return a key by which checkpoint-1000 comes after checkpoint-500."""
+    return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d{1,9})", path)]
 
 
 def _read_provenance(store: Store, root: str, files: dict[str, File]) -> dict[str, Any] | None:

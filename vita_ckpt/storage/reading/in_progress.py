@@ -6,6 +6,7 @@ Every reader asks, so this imports little.
 from __future__ import annotations
 
 import os
+from shlex import quote
 from typing import Final
 
 from vita_ckpt.core.filenames import HOME
@@ -47,7 +48,7 @@ def check_whole(store: Store, root: str) -> None:
         return
     got, hint = who(root), "recover it where it was uploaded from, and push it again"
     if store.is_local:
-        hint = f"vita-ckpt recover {root}"
+        hint = f"vita-ckpt recover {quote(root)}"
         if fate_of(active(root)) != "alive":
             got, hint = _foreign(root) or (got, hint)
     raise InputError("mid-surgery", root, expected="a checkpoint that is whole", got=got, hint=hint)

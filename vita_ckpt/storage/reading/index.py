@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vita_ckpt.core.filenames import SAFETENSORS, SAFETENSORS_INDEX, TORCH
+from vita_ckpt.core.remedies import validate
 from vita_ckpt.errors import InputError, MalformedFileError
 from vita_ckpt.storage.stores.base import Store
 
@@ -16,19 +18,19 @@ def weight_map_of(index: Mapping[str, Any], path: str) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedFileError("invalid-index", path, expected="a weight_map of tensors to files")
-    for tensor, shard in weight_map.items():
-        if not isinstance(shard, str):
-            raise MalformedFileError(
-                "invalid-index", f"{path}: {tensor}", expected="a file name", got=repr(shard)
-            )
+    if {*map(type, weight_map.values())} != {str}:
+        tensor, shard = next(pair for pair in weight_map.items() if not isinstance(pair[1], str))
+        raise MalformedFileError(
+            "invalid-index", f"{path}: {tensor}", expected="a file name", got=repr(shard)
+        )
     return weight_map
 
 
 def tensors_by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the files that an index names, sorted, with the tensors that it lists for each."""
-    shards: dict[str, list[str]] = {}
+    shards: defaultdict[str, list[str]] = defaultdict(list)
     for tensor, shard in weight_map.items():
-        shards.setdefault(shard, []).append(tensor)
+        shards[shard].append(tensor)
     return dict(sorted(shards.items()))
 
 
@@ -67,6 +69,8 @@ def index_mismatches(
     """
     folder, index_name = os.path.split(index_path)
     present = dict.fromkeys(found)
+    if present.keys() == {*promised}:  # as is mostly so
+        return
     for tensor in present:
         if weight_map.get(tensor) != shard:
             yield MalformedFileError(
@@ -92,7 +96,8 @@ def missing_shard(path: str, index_name: str, got: str = "nothing there") -> Inp
         path,
         expected=f"the file that {index_name} names",
         got=got,
-        hint="copy or download it; vita-ckpt validate says whether other files hold its tensors",
+        hint=f"copy or download it; {validate(os.path.dirname(path))} says whether other files "
+        "hold its tensors",
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.checkpoint import Checkpoint
-from vita_ckpt.core.filenames import may_be_pickle
+from vita_ckpt.core.dataclass import dataclass
+from vita_ckpt.core.effort import Effort
+from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX, may_be_pickle
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.pickle_globals import judge
 from vita_ckpt.errors import INCONCLUSIVE, InputError
@@ -19,10 +19,10 @@ from vita_ckpt.storage.stores.base import Kind, Store
 _MOST_OF_STEPS: Final = 512
 _DEEPEST: Final = 3
 
-# Files of these names are texts or tensors: what they start with is not looked at.
-_OTHERS: Final = re.compile(
-    r".*\.(json|jsonl|txt|md|py|yaml|yml|safetensors|png|jpg|jpeg|gif|svg|html|gitattributes|log)",
-    re.ASCII | re.IGNORECASE,
+# How pickles start, arrays, and what they are packed in: zip, gzip, bz2, xz, lzma, zlib.
+_STARTS: Final = (
+    *(b"\x80", b"c", b"\x93NUMPY"),
+    *(b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x5d\x00\x00", b"x"),
 )
 
 
@@ -51,20 +51,21 @@ def is_pickle(store: Store, path: str) -> bool:
 
     Of what lies on the hub only the name is looked at.
     """
-    name = os.path.basename(path)
-    if may_be_pickle(name):
+    if may_be_pickle(os.path.basename(path)):
         return True
-    if not store.is_local or _OTHERS.fullmatch(name):
+    if not store.is_local or path.endswith(SAFETENSORS_SUFFIX):
         return False
     try:
         with store.open(path) as source:
-            start = source.read(min(3, source.file.size), 0)
+            if not source.read(min(6, source.file.size), 0).startswith(_STARTS):
+                return False
+            from vita_ckpt.storage.formats import pickle_scan  # noqa: PLC0415 - few have any
+
+            return pickle_scan.starts_like_pickle(source)
     except INCONCLUSIVE:
         raise
     except InputError:
         return False
-    # The protocol, and an opcode.
-    return len(start) == 3 and start[0] == 0x80 and start[1] in range(2, 6) and start[2] > 0x20
 
 
 def scan_beside(
@@ -75,12 +76,13 @@ def scan_beside(
     Weights themselves are read as tensors, and refused where they are more than that. In the steps
     of a training below, which are checkpoints of their own, it is only told what runs code.
     """
+    effort = Effort()
     beside = (
-        _scan(store, checkpoint.root, name)
+        _scan(store, checkpoint.root, name, effort)
         for name in _beside(store, checkpoint)
         if os.path.join(checkpoint.root, name) not in known
     )
-    steps = (_scan(store, checkpoint.root, name) for name in _of_steps(store, checkpoint))
+    steps = (_scan(store, checkpoint.root, name, effort) for name in _of_steps(store, checkpoint))
     return (*beside, *(found for found in steps if found.runs_code))
 
 
@@ -119,13 +121,13 @@ def _of_steps(store: Store, checkpoint: Checkpoint) -> Iterator[str]:
                 yield relative
 
 
-def _scan(store: Store, root: str, name: str) -> ScannedPickle:
+def _scan(store: Store, root: str, name: str, effort: Effort) -> ScannedPickle:
     from vita_ckpt.storage.formats.pickle_scan import scan_pickles  # noqa: PLC0415 - few have any
 
     path = os.path.join(root, name)
     try:
         with store.open(path) as source:
-            found = scan_pickles(source)
+            found = scan_pickles(source, effort)
     except INCONCLUSIVE:
         raise
     except InputError as error:

@@ -26,7 +26,8 @@ def rival(
     differs = _difference(own, shared) if is_local else None
     times = [s.file.mtime_ns for s in shards if isinstance(s.file, LocalFile)]
     newer = file.mtime_ns > max(times) if isinstance(file, LocalFile) and times else None
-    comparable = ours and not any(part_of(name) == LORA for name in theirs)
+    both = {any(part_of(name) == LORA for name in names) for names in (ours, theirs)}
+    comparable = ours and len(both) == 1
     return Rival(len(shared) if comparable else None, differs, newer)
 
 

@@ -67,7 +67,7 @@ def duplicate(
         "duplicate-tensor",
         f"{shard.file.path}: {tensor}",
         expected="each tensor in one file",
-        got=f"it also stands in {other.source.path}{values}",
+        got=f"another one in {other.source.path}{values}",
     )
 
 
@@ -133,11 +133,12 @@ class Weights:
     def read(self, store: Store, root: str, name: str) -> Mapping[str, TensorRef]:
         """Read one more shard and return its tensors."""
         shard, tensors = read_shard(store, root, name, self.key)
-        for tensor in sorted(tensors.keys() & self.tensors.keys()):
+        twice = tensors.keys() & self.tensors.keys()
+        for tensor in sorted(twice):
             if not (self.is_lora and is_same(store, tensors[tensor], self.tensors[tensor])):
                 raise duplicate(tensor, shard, self.tensors[tensor], differs=self.is_lora)
         self.shards.append(shard)
-        self.tensors.update({n: t for n, t in tensors.items() if n not in self.tensors})
+        self.tensors |= {n: t for n, t in tensors.items() if n not in twice} if twice else tensors
         return tensors
 
     def check(self, path: str) -> None:

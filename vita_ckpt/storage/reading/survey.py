@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeVar
 
 from vita_ckpt.core.checkpoint import Checkpoint, File, Layout, Shard, TensorRef
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.file_listing import other_total_size
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
@@ -313,12 +314,13 @@ class _Surveyor:
         if read is None:
             return None
         shard, tensors = read
-        for tensor in sorted(tensors.keys() & self.tensors.keys()):
+        twice = tensors.keys() & self.tensors.keys()
+        for tensor in sorted(twice):
             if not (is_lora and is_same(self.store, tensors[tensor], self.tensors[tensor])):
                 error = duplicate(tensor, shard, self.tensors[tensor], differs=is_lora)
                 self._note(shard.file.path, error)
         self.shards.append(shard)
-        self.tensors |= {n: t for n, t in tensors.items() if n not in self.tensors}
+        self.tensors |= {n: t for n, t in tensors.items() if n not in twice} if twice else tensors
         return tensors
 
     def _unindexed(self, names: list[str]) -> Layout:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 from vita_ckpt.core.checkpoint import File
+from vita_ckpt.core.dataclass import dataclass
 
 Range = tuple[int, int]  # offset and size, in bytes
 

@@ -6,11 +6,11 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.address import is_inside
 from vita_ckpt.core.checkpoint import LocalFile
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.stores.base import Entry, Kind, Range, Source
 from vita_ckpt.storage.system.os_errors import (

@@ -6,8 +6,10 @@ import functools
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
+
+from vita_ckpt.core.dataclass import dataclass
 
 _DIRECTORY_OF_OWNER: Final = 0o700
 

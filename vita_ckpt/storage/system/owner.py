@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import os
 import re
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from vita_ckpt.core.dataclass import dataclass
 
 Fate = Literal["alive", "dead", "elsewhere"]
 

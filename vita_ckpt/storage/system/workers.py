@@ -185,8 +185,8 @@ class _Worker:
             raise InputError(
                 "worker-killed",
                 f"process {self._process.pid}",
-                expected="it to come to its end",
-                got="it was killed, perhaps since memory ran out",
+                expected="it to finish",
+                got="a kill, perhaps because memory ran out",
             ) from error
         if found:
             return value

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from mmap import mmap
 from typing import TYPE_CHECKING, Final, TypeGuard
 
 from vita_ckpt.core.checkpoint import File, LocalFile, Tensor, TensorRef, on_disk, parameters
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.team import ALONE, PORTION, Team, portions

@@ -14,7 +14,7 @@ from vita_ckpt.core.distance import Distance
 Array = npt.NDArray[Any]
 
 # Elements processed at once: few enough for numpy's intermediate arrays to stay in the cache.
-BLOCK: Final = 1 << 16
+BLOCK: Final = 1 << 17
 _ROW: Final = 1 << 13
 _FEW: Final = 1 << 8
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from mmap import mmap
 from threading import local
 from typing import Final, Generic, Protocol, TypeVar
 
 from vita_ckpt.core.checkpoint import LocalFile, TensorRef, on_disk
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.team import ALONE, Team, portions
 from vita_ckpt.storage.stores.local import PAGE, check_same, identify, opened, read_into

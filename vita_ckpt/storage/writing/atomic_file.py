@@ -48,7 +48,7 @@ def _exists(path: str) -> UsageError:
         "output-exists",
         path,
         expected="a path that does not exist yet",
-        hint="remove it, or name another file",
+        hint="name another file",
     )
 
 

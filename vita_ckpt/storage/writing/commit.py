@@ -59,7 +59,7 @@ def check_output(out: str, inputs: Iterable[Checkpoint]) -> str:
             "output-exists",
             out,
             expected="a path that does not exist yet",
-            hint="remove it, or name another output",
+            hint="name another output",
         )
     if not os.path.isdir(parent):
         raise UsageError(

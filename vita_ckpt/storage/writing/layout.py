@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from vita_ckpt.core.checkpoint import (
     TensorRef,
     refs_of,
 )
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import BITS
 from vita_ckpt.core.filenames import (
     CONFIG,

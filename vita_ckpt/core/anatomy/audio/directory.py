@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from vita_ckpt.core.anatomy.audio.cmvn import Cmvn
 from vita_ckpt.core.anatomy.audio.settings import AudioEncoder
+from vita_ckpt.core.dataclass import dataclass
 
 TRAIN: Final = "train.yaml"
 GLOBAL_CMVN: Final = "global_cmvn"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import InputError
 
 # The sections of train.yaml that say how the encoder is built; others may be large.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts
@@ -20,6 +19,7 @@ from vita_ckpt.core.anatomy.families.family import (
 from vita_ckpt.core.anatomy.families.llava import LLAVA
 from vita_ckpt.core.anatomy.families.llava_next import LLAVA_NEXT
 from vita_ckpt.core.anatomy.families.vita import VITA
+from vita_ckpt.core.dataclass import dataclass
 
 __all__ = [
     "BUNNY",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.projectors import ProjectorType
 from vita_ckpt.core.anatomy.tiles import Tiling
 from vita_ckpt.core.anatomy.towers.dispatch import Dispatch
+from vita_ckpt.core.dataclass import dataclass
 
 Config = Mapping[str, Any]
 Exists = Callable[[str], bool]

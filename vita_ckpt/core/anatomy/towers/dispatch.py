@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from vita_ckpt.core.anatomy.towers.families import FAMILIES
+from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import InputError
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from vita_ckpt.core.anatomy.towers.shapes import Shapes
 from vita_ckpt.core.checkpoint import Shape
+from vita_ckpt.core.dataclass import dataclass
 
 
 def _no_options(shapes: Shapes) -> Mapping[str, Any]:

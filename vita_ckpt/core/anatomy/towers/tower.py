@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from vita_ckpt.core.anatomy.towers.families import FAMILIES
 from vita_ckpt.core.anatomy.towers.family import Family
+from vita_ckpt.core.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
-from vita_ckpt.core.filenames import STEP
+from vita_ckpt.core.dataclass import dataclass
+from vita_ckpt.core.filenames import LORA_FILES, STEP
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.core.training.filenames import (
     DISTCP,
@@ -174,6 +174,9 @@ def _below(store: Store, root: str, tag: str | None, levels: int) -> Place:
         root,
         expected="a training state: global_stepN, .metadata, shards of ranks, or a run with one",
         got=", ".join(names[:8]) or "an empty directory",
+        hint="a LoRA run is taken as it is: merge-lora --adapter"
+        if any(name in names for name in LORA_FILES)
+        else "",
     )
 
 

@@ -1,10 +1,13 @@
-"""``vita-ckpt verify`` in two processes: the report of one, once."""
+"""Commands in two processes: the report of one, once, to the last digit."""
 
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from fixtures.builder import write_tokenizer
+from fixtures.builder import write_safetensors, write_tokenizer
 from tests.conftest import GOLDEN, Cli, assert_one_error
-from tests.launched import ENVIRONMENT, alone, free_port, launched
+from tests.launched import ENVIRONMENT, Ranks, free_port
 
 pytestmark = pytest.mark.torch
 
@@ -28,13 +31,20 @@ LAUNCHED = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "1",
 }
+SHAPES = {f"model.layers.{n}.w": ("BF16", (900, 11_000)) for n in range(4)}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks() as ranks:
+        yield ranks
 
 
 def told(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key not in (*COSTS, "ranks")}
 
 
-def test_two_ranks_report_as_one_process(tmp_path: Path) -> None:
+def test_two_ranks_report_as_one_process(ranks: Ranks, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     for file in (GOLDEN / "A1" / "base").iterdir():
@@ -43,8 +53,8 @@ def test_two_ranks_report_as_one_process(tmp_path: Path) -> None:
     options = [base, "--tower", GOLDEN / "A1" / "tower-internvit", "--device", "cpu", "--json"]
     options += ["--prompt", "w3 w4", "--max-new-tokens", 4]
     goldens = [tmp_path / "alone", tmp_path / "ranks"]
-    one = alone(*options, "--save-golden", goldens[0])
-    first, second = launched(2, *options, "--save-golden", goldens[1])
+    one = ranks.alone(*options, "--save-golden", goldens[0])
+    first, second = ranks.launched(2, *options, "--save-golden", goldens[1])
     assert (one.code, one.err) == (first.code, first.err) == (0, ""), first
     assert (second.code, second.out, second.err) == (0, "", "")
     expected, report = json.loads(one.out), json.loads(first.out)
@@ -86,3 +96,44 @@ def test_what_cannot_be_launched(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     assert_one_error(cli("verify", base, "--rank-timeout", "0"), 2, "invalid-rank-timeout")
     monkeypatch.setenv("RANK", "2")
     assert_one_error(cli("verify", base), 2, "invalid-launch: RANK", "0 to 1", "got 2", "--single")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints, of several portions each, with a NaN; and a file that is none."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed, name in enumerate(("one", "two")):
+        shutil.copytree(GOLDEN / "A1" / "base", root / name)
+        index = root / name / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        content["weight_map"] |= dict.fromkeys(SHAPES, "more.safetensors")
+        index.write_text(json.dumps(content))
+        pool = bytearray(random.Random(seed).randbytes(1 << 20))
+        pool[1::2] = bytes(byte & 0xBF for byte in pool[1::2])
+
+        def fill(_name: str, nbytes: int, pool: bytes = bytes(pool)) -> Iterator[bytes]:
+            yield (pool * (nbytes // len(pool) + 1))[: nbytes - 2] + b"\xc0\x7f"
+
+        write_safetensors(root / name / "more.safetensors", SHAPES, fill)
+    (root / "three").mkdir()
+    (root / "three" / "config.json").write_text("{")
+    return root
+
+
+def test_values_and_digests(ranks: Ranks, runs: Path) -> None:
+    paths = [runs / "one", runs / "three", runs / "none", runs / "two"]
+    out = ranks.assert_alike(2, "validate", *paths, "--values", "--deep", "--json")
+    assert out.count("value-nan") >= 2
+
+
+def test_distances(ranks: Ranks, runs: Path) -> None:
+    out = ranks.assert_alike(
+        2, "diff", runs / "one", runs / "two", "--values", "--json", "--exit-code"
+    )
+    changed = [tensor for tensor in json.loads(out)["tensors"] if tensor["name"] in SHAPES]
+    assert len(changed) == len(SHAPES)
+    assert all(tensor["values"]["relative_l2"] for tensor in changed)
+
+
+def test_an_error_is_said_once(ranks: Ranks, runs: Path) -> None:
+    ranks.assert_alike(2, "diff", runs / "one", runs / "none")
