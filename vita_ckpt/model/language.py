@@ -294,7 +294,10 @@ def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of transformers' config that a checkpoint's own class would have used."""
     model = LANGUAGE_MODELS[name]
     keys = model.keys(config)
-    keys.pop("initializer_range", None)  # nothing is drawn, and 5.x has bounds for it
+    for key in ("initializer_range", "attention_dropout"):  # of training alone
+        keys.pop(key, None)
+    if not keys.get("use_sliding_window"):  # which is what reads it
+        keys.pop("max_window_layers", None)
     for key, default in model.defaults.items():
         if type(default) is float and type(keys.get(key)) is int:  # which 5.x refuses
             keys[key] = float(keys[key])
