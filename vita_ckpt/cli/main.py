@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -150,6 +149,8 @@ class _LazyGroup(click.Group):
         if args and args[0] not in _SUMMARIES and not args[0].startswith("-"):
             hint = did_you_mean(args[0], _SUMMARIES).replace("did", "Did", 1)
             if os.path.exists(args[0]):
+                import shlex  # noqa: PLC0415 - start-up
+
                 hint = f"It is a path: vita-ckpt inspect {shlex.quote(args[0])}"
             ctx.fail(f"No such command {args[0]!r}. {hint}".rstrip())
         return super().resolve_command(ctx, args)
