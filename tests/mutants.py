@@ -299,6 +299,12 @@ AROUND: dict[str, tuple[Change, bool]] = {
         lambda base, _: (base / "model.safetensors").rename(base / "weights.safetensors"),
         False,
     ),
+    "values that this model does not read": (
+        put(attention_dropout="x", max_window_layers=None),
+        True,
+    ),
+    "a head that is tied to nothing": (put(tie_word_embeddings=None), True),
+    "a padding token that has no row": (put(pad_token_id=192), False),
     "a tokenizer that is no JSON": (
         lambda base, _: (base / "tokenizer.json").write_text("{"),
         False,

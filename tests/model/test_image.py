@@ -124,6 +124,8 @@ def test_where_the_processor_is_found(tmp_path: Path) -> None:
     assert processor_of(open_checkpoint(root)).resize == 11
     assert processor_of(open_checkpoint(root)).pad
     write_config(root, 12)
+    assert processor_of(open_checkpoint(root)).resize == 11  # where loaders look
+    (tower / "preprocessor_config.json").rename(tmp_path / "preprocessor_config.json")
     assert processor_of(open_checkpoint(root)).resize == 12
     put = {"preprocessor_config.json": '{"size": 14}'}  # of a plan's target
     assert processor_of(replace(open_checkpoint(root), texts=put)).resize == 14

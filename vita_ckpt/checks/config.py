@@ -14,6 +14,7 @@ from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.config_values import (
     wrong_language_values,
     wrong_tower_values,
+    wrong_training_values,
     wrong_vision_values,
 )
 from vita_ckpt.core.anatomy.families import REQUIRED
@@ -164,6 +165,9 @@ def _values(subject: Subject) -> Iterator[Finding]:
         if line is None or line.problem is None:  # which has been said
             message = f"expected {wrong.expected}, got {wrong.got}"
             yield _of(subject, "config-type", wrong.key, message)
+    for wrong in wrong_training_values(subject.config):
+        message = f"expected {wrong.expected}, got {wrong.got}"
+        yield _of(subject, "config-type-unread", wrong.key, message)
     for key, value in subject.family.keys.items():
         if value.default is REQUIRED and key not in subject.config and subject.kind in kinds.WHOLE:
             message = "expected a value: the loader has no default, and raises AttributeError"

@@ -101,9 +101,7 @@ _LANGUAGE_MODEL: Final[dict[str, Bound]] = {
     "rms_norm_eps": _EPS,
     "layer_norm_eps": _EPS,
     "norm_eps": _EPS,
-    "initializer_range": _number(0, 1e6),
-    "attention_dropout": _number(0, 1),
-    "tie_word_embeddings": _BOOLEAN,
+    "tie_word_embeddings": _optional(_BOOLEAN),
     "max_position_embeddings": _LENGTH,
     "use_sliding_window": _BOOLEAN,
     "sliding_window": _optional(_LENGTH),
@@ -119,6 +117,12 @@ _LANGUAGE_MODEL: Final[dict[str, Bound]] = {
     "scale_emb": _number(1e-6, 1e6),
     "dim_model_base": _number(1e-6, 1e6),
     "scale_depth": _number(1e-6, 1e6),
+}
+
+# Those that only training reads.
+_TRAINING: Final[dict[str, Bound]] = {
+    "initializer_range": _number(0, 1e6),
+    "attention_dropout": _number(0, 1),
 }
 
 # Keys of a VITA config beside those of its language model, where they are set.
@@ -216,8 +220,14 @@ def wrong_language_values(family: str, config: Mapping[str, Any]) -> tuple[Wrong
     return (
         *_wrong_language_values(family, config, _LANGUAGE_MODEL),
         *_beyond(config, bounds),
+        *_wrong_padding(family, config),
         *_wrong_rope(family, config),
     )
+
+
+def wrong_training_values(config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
+    """Return what no language model can be trained with, and what stops no loader."""
+    return tuple(_beyond(config, _TRAINING))
 
 
 def wrong_vision_values(family: ModelFamily, config: Mapping[str, Any]) -> tuple[WrongValue, ...]:
@@ -266,6 +276,8 @@ def _wrong_language_values(
     model = LANGUAGE_MODELS[family]
     keys = model.keys(config)
     own = {name: keys[name] for name in names if name in model.defaults}
+    if not keys.get("use_sliding_window"):  # which is what reads it
+        own.pop("max_window_layers", None)
     wrong = tuple(_beyond(own, {name: _LANGUAGE_MODEL[name] for name in own}))
     if any(one.key in model.sizes for one in wrong):
         return wrong
@@ -291,6 +303,15 @@ def _wrong_relations(keys: Mapping[str, Any]) -> Iterator[WrongValue]:
     if keys.get("num_experts_per_tok", 1) > experts:
         got = repr(keys["num_experts_per_tok"])
         yield WrongValue("num_experts_per_tok", f"at most {experts}", got)
+
+
+def _wrong_padding(family: str, config: Mapping[str, Any]) -> Iterator[WrongValue]:
+    """Check the token whose row is zero, which the table of embeddings must have."""
+    given, rows = config.get("pad_token_id"), LANGUAGE_MODELS[family].keys(config)["vocab_size"]
+    if given is None or type(rows) is not int:
+        return
+    if type(given) is not int or not -rows <= given < rows:
+        yield WrongValue("pad_token_id", f"a token below {rows}, or null", repr(given))
 
 
 def _wrong_rope(family: str, config: Mapping[str, Any]) -> Iterator[WrongValue]:
@@ -320,6 +341,9 @@ def _wrong_rope_relations(
     if kind == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
         expected = f"more than {values['low_freq_factor']:g}, the low_freq_factor"
         yield WrongValue(f"{key}.high_freq_factor", expected, repr(values["high_freq_factor"]))
+    if kind == "longrope" and values["original_max_position_embeddings"] < 2:  # its logarithm is 0
+        name = f"{key}.original_max_position_embeddings"
+        yield WrongValue(name, "2 or more", repr(values["original_max_position_embeddings"]))
     if kind == "longrope" and head is not None:
         for name in ("short_factor", "long_factor"):
             if len(values[name]) != head // 2:

@@ -44,6 +44,8 @@ class LanguageModel:
         keys = {key: config.get(key, default) for key, default in self.defaults.items()}
         if keys["num_key_value_heads"] is None is self.defaults["num_key_value_heads"]:
             keys["num_key_value_heads"] = keys["num_attention_heads"]
+        if keys["tie_word_embeddings"] is None:
+            keys["tie_word_embeddings"] = False
         return keys
 
     def is_tied(self, config: Mapping[str, Any]) -> bool:
