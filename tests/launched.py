@@ -14,6 +14,8 @@ from tests.forker import ROOT, Fork, Forker
 
 # One thread each: the number of threads changes the last digits of logits.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+# What a rank sets before it imports torch.
+_SILENT = {"TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
 def free_port() -> int:
@@ -38,7 +40,7 @@ class Ranks(Forker):
     """A process that has imported torch, of which ranks are forks."""
 
     def __init__(self) -> None:
-        super().__init__("warm_for_torch", environment=ENVIRONMENT)
+        super().__init__("warm_for_torch", environment={**ENVIRONMENT, **_SILENT})
 
     @contextmanager
     def started(
