@@ -80,7 +80,7 @@ def test_numbers_do_not_run_out_in_silence(base: Path, adapter: Path) -> None:
 
 def test_names_that_lines_cannot_hold(tmp_path: Path, base: Path) -> None:
     """What can be written into a journal can be read from it."""
-    name = b"a\nb\\c\xff.json"
+    name = b"a\nb\\c\xff.bin.index.json"
     path = os.fsencode(base) + b"/" + name
     with open(path, "wb") as file:
         file.write(b"x")
