@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final, TypeVar
 
 _E = TypeVar("_E", bound="VitaCkptError")
@@ -23,19 +24,26 @@ _UNPRINTABLE = {
     *range(0xD800, 0xE000),
     *range(0xE0000, 0xE0080),  # letters that no terminal shows and programs read
 }
-_ESCAPES = {
-    code: f"\\x{code:02x}"
-    if code < 1 << 8
-    else f"\\u{code:04x}"
-    if code < 1 << 16
-    else f"\\U{code:08x}"
-    for code in _UNPRINTABLE
-}
+
+
+@cache
+def _escapes() -> dict[int, str]:
+    return {
+        code: f"\\x{code:02x}"
+        if code < 1 << 8
+        else f"\\u{code:04x}"
+        if code < 1 << 16
+        else f"\\U{code:08x}"
+        for code in _UNPRINTABLE
+    }
 
 
 # What nobody else may read: user and password of a URL, its query, and tokens.
 # Compiled when the first text needs them: most commands print none that does.
-_USER_OF_URL = r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3})[^\s/?#'\"<>]*@(?=[^\s/])"
+_USER_OF_URL = (
+    r"(?i)(\b[a-z][a-z0-9+.-]{0,20}:/{1,3}|(?<![\w:/])//(?=[^\s/?#'\"<>@:]*:))"
+    r"[^\s/?#'\"<>]*@(?=[^\s/])"
+)
 _QUERY_OF_URL = r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3}[^\s?'\"<>]{0,2000})\?[^\s'\"<>)]+"
 _CREDENTIAL_OF_QUERY = (
     r"(?i)([?&](?:x-(?:amz|goog|ms)-[a-z-]+|sig|signature|[a-z_-]*(?:token|key|secret)|pass(?:word)?"
@@ -57,7 +65,7 @@ _LOG_COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
 
 def redacted(text: str) -> str:
     """Return ``text`` without credentials: of URLs, of their queries, and tokens."""
-    if "://" in text or ":/" in text:
+    if "//" in text or ":/" in text:
         text = re.sub(_USER_OF_URL, r"\1…@", text)
         text = re.sub(_QUERY_OF_URL, r"\1?…", text)
     if "=" in text:
@@ -73,7 +81,10 @@ def escaped(text: str) -> str:
 
     Control characters and the beginnings of log commands are escaped, credentials left out.
     """
-    return _LOG_COMMAND.sub(r"#\\x23", redacted(text).translate(_ESCAPES))
+    line = redacted(text)
+    if not line.isprintable():  # as none of those is
+        line = line.translate(_escapes())
+    return _LOG_COMMAND.sub(r"#\\x23", line)
 
 
 def printable(text: object) -> str:

@@ -13,7 +13,7 @@ import pytest
 from click.shell_completion import get_completion_class
 
 from fixtures.builder import Spec, write_checkpoint
-from vita_ckpt.cli import completion
+from vita_ckpt.cli import shells
 from vita_ckpt.cli.main import cli, main
 
 RUN = [sys.executable, "-m", "vita_ckpt"]
@@ -84,11 +84,11 @@ def test_names_of_tensors(completed: Completed, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_has_what_click_leaves_out(shell: str) -> None:
     """Each text of click's script that is replaced is there, in every click."""
-    script = completion.script(shell, cli, "_X")
+    script = shells.script(shell, cli, "_X")
     plain = get_completion_class(shell)
     assert plain is not None
     source = plain(cli, {}, "vita-ckpt", "_X").source()
-    for old, new in completion._LACKS[shell]:
+    for old, new in shells._LACKS[shell]:
         assert old in source
         assert new in script
 

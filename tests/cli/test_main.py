@@ -59,7 +59,7 @@ def test_a_mistyped_command_is_guessed(cli: Cli) -> None:
         (("set", "use_s2=true", "BASE", "--dry-run"), 2, "CHECKPOINT comes first"),
         (("explain", "BASE", "--loader", "vita1.5"), 2, "Did you mean 'vita-1.5'?"),
         (("explain", "BASE", "--only", "x"), 2, "It is an option of diff."),
-        (("inspect", "BASE", "--jsn"), 2, "'--json'"),
+        (("inspect", "BASE", "--jsn"), 2, "Did you mean"),
         (("inspect", "--tensors", "BASE"), 2, "name CHECKPOINT first"),
         (("BASE",), 2, "It is a path: vita-ckpt inspect "),
         (("inspect", "BASEE"), 3, "did you mean 'base'? check the path"),

@@ -79,7 +79,7 @@ def test_values(plain: Any, inherits: Any, empty: Any) -> None:
     assert empty() != empty()
     with pytest.raises(ValueError, match="wrong"):
         inherits(1, d="wrong")
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"Plain\.__init__\(\) missing 1"):
         plain()
     with pytest.raises(dataclasses.FrozenInstanceError):
         plain(1).a = 2

@@ -30,6 +30,11 @@ def test_what_json_has_a_word_for_is_what_it_was() -> None:
     assert json.loads(json_text({"a": [float("inf"), float("nan")]})) == {"a": ["inf", "nan"]}
 
 
+def test_credentials_are_left_out_of_keys_too() -> None:
+    said = json_text({"https://me:geheim@host/x": ["hf_" + "a" * 34]})
+    assert json.loads(said) == {"https://…@host/x": ["hf_…"]}
+
+
 @pytest.mark.parametrize("said", ["1e999", "-Infinity", "NaN"])
 def test_a_config_with_numbers_that_are_none(cli: Cli, tmp_path: Path, said: str) -> None:
     base = shutil.copytree(GOLDEN / "A7" / "base", tmp_path / "base")

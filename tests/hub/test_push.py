@@ -8,8 +8,10 @@ import shutil
 import threading
 import time
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from fixtures.builder import Spec, snapshot, write_checkpoint
@@ -70,7 +72,12 @@ def test_what_goes_up_and_what_does_not(machine: Machine, checkpoint: Path) -> N
 
 
 def test_what_was_pushed_is_the_checkpoint(machine: Machine, checkpoint: Path) -> None:
-    assert push(machine, "mine", "org/new").code == 0
+    pushed = push(machine, "mine", "org/new", "--json")
+    assert pushed.code == 0
+    told = json.loads(pushed.out)
+    schema = resources.files("vita_ckpt.schemas").joinpath("push-v1.json")
+    jsonschema.validate(told, json.loads(schema.read_text()))
+    assert told["url"].startswith(f"{machine.hub.url}/org/new/commit/")
     done = machine.run("diff", "org/new", BASE, "--json")
     report = json.loads(done.out)
     assert (report["tensors"], report["config"], report["unread"]) == ([], [], [])
@@ -96,6 +103,9 @@ def test_what_is_broken_stays_here(machine: Machine, checkpoint: Path) -> None:
     assert "truncated-file" in done.out
     assert "error: not-sound: nothing was uploaded" in done.err
     assert machine.hub.seen == []
+    refused = push(machine, "mine", "org/new", "--json")
+    assert (refused.code, json.loads(refused.out)["url"]) == (1, None)
+    assert "error: not-sound: nothing was uploaded" in refused.err
     done = push(machine, "mine", "org/new", "--force")
     assert done.code == 0, done.err
     assert files_of(machine, "org/new")[shard.name] == shard.read_bytes()

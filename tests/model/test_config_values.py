@@ -162,6 +162,23 @@ def test_scalings_that_there_are(place: Path, scaling: dict[str, Any]) -> None:
     assert outcome(place, "c-Qwen2", "c-Qwen2", {"rope_scaling": scaling}) == ([], [])
 
 
+def test_integers_are_numbers(place: Path) -> None:
+    """Newer versions of the library take only floats for these, the pinned loader any number."""
+    numbers = {"rms_norm_eps": 1, "initializer_range": 5, "attention_dropout": 0}
+    rotary = {"rope_theta": 10000, "rope_scaling": {"type": "linear", "factor": 2}}
+    for changes in (numbers, rotary):
+        assert outcome(place, "c-Qwen2", "c-Qwen2", changes) == ([], [])
+
+
+def test_a_longrope_of_one_position(place: Path) -> None:
+    """The library divides by the logarithm of it."""
+    factors = {"short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
+    scaling = {"rope_type": "longrope", "original_max_position_embeddings": 1, **factors}
+    found, ran = outcome(place, "c-Qwen2", "c-Qwen2", {"rope_scaling": scaling})
+    assert found
+    assert ran == "unsupported-config"
+
+
 @pytest.mark.parametrize("case", BASES)
 def test_the_tables_are_the_model(case: str) -> None:
     """What is compared before anything is built is what is built."""

@@ -150,19 +150,32 @@ def test_scans_as_one_process(ranks: Ranks, tmp_path: Path, size: int) -> None:
 
 
 def test_a_rank_that_is_killed_in_a_scan(ranks: Ranks, tmp_path: Path) -> None:
-    base = tmp_path / "large.safetensors"
-    size = 64 << 30  # of which nothing is on the disk
-    entry = {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}
-    header = json.dumps({"w": entry}).encode()
+    base = tmp_path / "mm_projector.safetensors"
+    out, wide = 1 << 21, 1 << 11
+    size = 2 * out * wide  # 8 GiB, of which nothing is on the disk
+    entries = {
+        "model.mm_projector.weight": {
+            "dtype": "BF16",
+            "shape": [out, wide],
+            "data_offsets": [0, size],
+        },
+        "model.mm_projector.bias": {
+            "dtype": "BF16",
+            "shape": [out],
+            "data_offsets": [size, size + 2 * out],
+        },
+    }
+    header = json.dumps(entries).encode()
     base.write_bytes(len(header).to_bytes(8, "little") + header)
-    os.truncate(base, 8 + len(header) + size)
+    os.truncate(base, 8 + len(header) + size + 2 * out)
     with ranks.started(3, base, "--values", command="validate") as processes:
         deadline = time.monotonic() + 180
         while str(base) not in open_files(processes[1]):
             assert time.monotonic() < deadline
+            assert processes[1].poll() is None
             time.sleep(0.001)
         processes[1].kill()
-        done = results(processes, 20)
+        done = results(processes, 90)  # the others notice when they have read their shares
     assert [result.code for result in done] == [3, -signal.SIGKILL, 3]
     assert done[0].err == "error: rank-lost: rank 1: got it ended\n"
     assert (done[0].out, done[2].out, done[2].err) == ("", "", "")

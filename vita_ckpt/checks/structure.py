@@ -24,6 +24,7 @@ from vita_ckpt.core.binding import (
 )
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, source_of
 from vita_ckpt.core.diagnosis import diagnose
+from vita_ckpt.core.dtype import is_real
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.core.report import Finding, has_errors
 from vita_ckpt.core.tensor_match import compare
@@ -322,9 +323,11 @@ def _integers(subject: Subject, part: str, bound: PartBinding) -> Iterator[Findi
 
 def _not_floating(subject: Subject) -> Iterator[Finding]:
     """Tensors of a projector whose values are no real numbers."""
+    if all(map(is_real, _dtypes_of(subject.checkpoint))):
+        return
     for name, tensor in subject.checkpoint.tensors.items():
         is_projector = subject.kind == kinds.PROJECTOR or "mm_projector" in name
-        if is_projector and not tensor.dtype.startswith(("F", "BF")):
+        if is_projector and not is_real(tensor.dtype):
             yield finding(
                 "projector-dtype",
                 name,
@@ -338,6 +341,8 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     by_part: defaultdict[str, Counter[str]] = defaultdict(Counter)
     example: dict[tuple[str, str], str] = {}
     if checkpoint.training is not None:  # float32 masters beside frozen copies
+        return
+    if len(_dtypes_of(checkpoint).intersection(_FLOATS)) < 2:
         return
     for name, tensor in checkpoint.tensors.items():
         if tensor.dtype in _FLOATS and name not in _STATISTICS:
@@ -357,6 +362,10 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
                 f"expected one dtype in the {parts.LABELS[part]}, got {found}; this is {least}",
                 file=_file(checkpoint, name),
             )
+
+
+def _dtypes_of(checkpoint: Checkpoint) -> set[str]:
+    return {tensor.dtype for tensor in checkpoint.tensors.values()}
 
 
 def _report(subject: Subject, bound: PartBinding, what: str) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from vita_ckpt import __version__
 from vita_ckpt.cli import console
 from vita_ckpt.cli.examples import EXAMPLES, epilog
 from vita_ckpt.cli.fitting import terminal_width
+from vita_ckpt.cli.shells import script
 from vita_ckpt.core.spelling import did_you_mean
 from vita_ckpt.errors import VitaCkptError, escaped, printable
 
@@ -149,6 +149,8 @@ class _LazyGroup(click.Group):
         if args and args[0] not in _SUMMARIES and not args[0].startswith("-"):
             hint = did_you_mean(args[0], _SUMMARIES).replace("did", "Did", 1)
             if os.path.exists(args[0]):
+                import shlex  # noqa: PLC0415 - start-up
+
                 hint = f"It is a path: vita-ckpt inspect {shlex.quote(args[0])}"
             ctx.fail(f"No such command {args[0]!r}. {hint}".rstrip())
         return super().resolve_command(ctx, args)
@@ -184,8 +186,6 @@ class _LazyGroup(click.Group):
 def _show_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
     if shell is None or ctx.resilient_parsing:
         return
-    from vita_ckpt.cli.completion import script  # noqa: PLC0415 - seldom needed
-
     click.echo(script(shell, cli, _COMPLETE_VARIABLE))
     ctx.exit()
 

@@ -225,7 +225,7 @@ def run_plan(
     if plan_out is not None:
         api.save_plan(plan, plan_out)
     # Said last: where something fails, the error is the only line.
-    notes = (*summary.notes, *_notes_on_zeros(flushed))
+    notes = (*summary.notes, *_notes_on_zeros(flushed, summary.operation))
     for note in (*notes, *_notes_on_undo(summary, earlier, dry_run=dry_run)):
         settings.note(note)
     if plan_out is not None:
@@ -273,13 +273,14 @@ def _adding_to(flushed: Counter[str]) -> Callable[[str, int], None]:
     return add
 
 
-def _notes_on_zeros(flushed: Counter[str]) -> Iterator[str]:
+def _notes_on_zeros(flushed: Counter[str], operation: str) -> Iterator[str]:
     if flushed:
         name, count = flushed.most_common(1)[0]
         tensors = render.counted(len(flushed), "tensor")
+        keep = "; --keep GLOB leaves a tensor as it is" if operation == "convert" else ""
         yield (
             f"{flushed.total():,} values of {tensors} are too small for the new dtype and are zero "
-            f"now, {count:,} of them in {name}; --keep GLOB leaves a tensor as it is"
+            f"now, {count:,} of them in {name}{keep}"
         )
 
 

@@ -10,9 +10,10 @@ from vita_ckpt.cli.outputs import deliver
 from vita_ckpt.core.outcomes import Push
 
 
-def say_refused(done: Push, hint: str) -> None:
+def say_refused(done: Push, hint: str, *, in_json: bool = False) -> None:
     """Print the report on what is not sound, and that nothing was uploaded."""
-    deliver((done.report,), RULES, "text", ())
+    if not in_json:
+        deliver((done.report,), RULES, "text", ())
     console.warn(f"error: not-sound: nothing was uploaded ({hint})")
 
 

@@ -91,6 +91,7 @@ def _init(cls: type, fields: tuple[dataclasses.Field[Any], ...]) -> Any:
     exec(source, scope)  # noqa: S102 - of names of fields
     made = scope["__init__"]
     made.__annotations__ = {field.name: field.type for field in fields} | {"return": None}
+    made.__module__, made.__qualname__ = cls.__module__, f"{cls.__qualname__}.__init__"
     return made
 
 

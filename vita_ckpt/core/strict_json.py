@@ -31,7 +31,7 @@ def _spelt(value: Any, spell: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return spell(value)
     if isinstance(value, dict):
-        return {key: _spelt(item, spell) for key, item in value.items()}
+        return {_spelt(key, spell): _spelt(item, spell) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_spelt(item, spell) for item in value]
     return str(value) if isinstance(value, float) and not isfinite(value) else value

@@ -60,9 +60,18 @@ def build_language_model(config: Mapping[str, Any], attn: str | None = None) -> 
     if name == "Phi3" and _IS_OLD:  # it warns of every attention but one, on every pass
         logging.getLogger(kind.__module__).setLevel(logging.ERROR)
     usual = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
-    library_config = getattr(transformers, f"{name}Config")(
-        **_library_keys(name, config), attn_implementation=attn or usual
-    )
+    keys = _library_keys(name, config)
+    try:
+        library_config = getattr(transformers, f"{name}Config")(
+            **keys, attn_implementation=attn or usual
+        )
+    except Exception as error:  # whatever a version of the library raises of a value
+        raise InputError(
+            "unsupported-config",
+            name,
+            expected="a config that this version of transformers takes",
+            got=str(error),
+        ) from error
     try:
         model: Any = kind(library_config)
     except (ImportError, ValueError) as error:
@@ -283,12 +292,13 @@ _REBUILT: Final[Mapping[str, Callable[[Any], None]]] = {
 
 def _library_keys(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of transformers' config that a checkpoint's own class would have used."""
-    keys, defaults = LANGUAGE_MODELS[name].keys(config), LANGUAGE_MODELS[name].defaults
+    model = LANGUAGE_MODELS[name]
+    keys = model.keys(config)
     for key in ("initializer_range", "attention_dropout"):  # of training alone
         keys.pop(key, None)
     if not keys.get("use_sliding_window"):  # which is what reads it
         keys.pop("max_window_layers", None)
-    for key, default in defaults.items():
+    for key, default in model.defaults.items():
         if type(default) is float and type(keys.get(key)) is int:  # which 5.x refuses
             keys[key] = float(keys[key])
     if name not in _WITHOUT_TABLES:

@@ -36,6 +36,7 @@ from vita_ckpt.model.towers.build import check_tower_values
 from vita_ckpt.model.vita import VitaModel, build
 from vita_ckpt.model.weights import TORCH_DTYPES, Observer, Weights, load_resident
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
+from vita_ckpt.storage.reading.fetch import download
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.surroundings import look_around
 from vita_ckpt.storage.reading.tower import tower_config_of
@@ -235,8 +236,6 @@ def _downloaded(tower: Checkpoint, stores: Stores) -> Checkpoint:
     far = {source for source in sources if isinstance(source, RemoteFile)}
     if not far:
         return tower
-    from vita_ckpt.storage.reading.fetch import download  # noqa: PLC0415 - only for what is remote
-
     return Relocation(download(stores.hub, far)).checkpoint(tower)
 
 

@@ -173,3 +173,14 @@ def test_lora_notes_are_said(cli: Cli, base: Path, tmp_path: Path) -> None:
     )
     result = cli("merge-projector", "--base", base, "--adapter", lora, "--dry-run")
     assert "the 1 LoRA deltas are not merged" in result.err
+
+
+def test_values_that_became_zero_are_said_without_an_option_of_another_command(
+    cli: Cli, base: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "small.bin"
+    torch.save({f"mm_projector.{n}": torch.full(s, 1e-9) for n, s in MLP.items()}, file)
+    given = ("--base", base, "--adapter", file, "--dtype", "f16")
+    merged = cli("merge-projector", *given, "--out", tmp_path / "out")
+    assert "are zero now" in merged.err
+    assert "--keep" not in merged.err

@@ -56,11 +56,11 @@ def command(
     if as_json:
         report = {"format": "vita-ckpt-push", "version": 1, **done.to_dict()}
         console.say_done(json_text(report))
-        return 0 if done.url is not None else 1
     if done.url is None:
-        say_refused(done, "--force uploads it")
+        say_refused(done, "--force uploads it", in_json=as_json)
         return 1
     for note in notes_on(done):
         settings.note(note)
-    console.say_done(escaped(pushed_line(done)))
+    if not as_json:
+        console.say_done(escaped(pushed_line(done)))
     return 0

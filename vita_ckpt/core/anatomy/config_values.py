@@ -341,6 +341,9 @@ def _wrong_rope_relations(
     if kind == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
         expected = f"more than {values['low_freq_factor']:g}, the low_freq_factor"
         yield WrongValue(f"{key}.high_freq_factor", expected, repr(values["high_freq_factor"]))
+    if kind == "longrope" and values["original_max_position_embeddings"] < 2:  # its logarithm is 0
+        name = f"{key}.original_max_position_embeddings"
+        yield WrongValue(name, "2 or more", repr(values["original_max_position_embeddings"]))
     if kind == "longrope" and head is not None:
         for name in ("short_factor", "long_factor"):
             if len(values[name]) != head // 2:

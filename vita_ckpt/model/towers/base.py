@@ -120,12 +120,14 @@ def unsupported(key: str, expected: str, got: object) -> InputError:
 def checked(key: str, value: Any, kind: type) -> Any:
     """Return a config key's ``value`` if it is of type ``kind``.
 
-    An int must be positive, and is accepted as a float. Raises InputError
+    An int must be positive; where a float is wanted it becomes one. Raises InputError
     ``unsupported-tower-config`` for any other value.
     """
+    if kind is float and type(value) is int:
+        return float(value)
     if kind is int and (type(value) is not int or value <= 0):
         raise unsupported(key, "a positive integer", value)
-    if type(value) is not kind and not (kind is float and type(value) is int):
+    if type(value) is not kind:
         raise unsupported(key, kind.__name__, value)
     return value
 
