@@ -18,12 +18,14 @@ from tests.mutants import (
     MUTATIONS,
     edit_json,
     edit_tower,
+    errors,
     holds,
     in_shards,
     judge,
     mutant,
     put_in_tower,
 )
+from vita_ckpt import open_checkpoint, verify
 
 
 @pytest.mark.parametrize("seed", range(len(MUTATIONS)))
@@ -145,6 +147,23 @@ def test_all_three_judge_what_lies_around_alike(
     change(base, tower)
     judged = judge(base)
     assert [not rules for rules in judged.values()] == [is_sound] * 3, judged
+
+
+def test_verify_looks_around_what_is_opened_and_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = mutant("A2", 0, tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    (tower,) = (tmp_path / "case").glob("tower-*")
+    change, _ = AROUND["an index with another total_size"]
+    change(base, tower)
+    opened = open_checkpoint(base)
+    assert errors(lambda: verify(opened, device="cpu")) == {"index-total-size"}
+    shutil.copytree(tower, tmp_path / "given-siglip")
+    change, _ = AROUND["cut weights of the tower"]
+    change(base, tmp_path / "given-siglip")
+    found = errors(lambda: verify(base, device="cpu", tower=tmp_path / "given-siglip"))
+    assert "tower-directory-unreadable" in found
 
 
 @pytest.mark.parametrize("what", ["cut weights of the tower", "no weights of the tower"])
