@@ -12,14 +12,10 @@ import pytest
 
 from tests.in_place import files_of, merge, other_type, owner_file, set_key
 from vita_ckpt import (
-    DropFile,
     MalformedFileError,
     Options,
-    Plan,
-    Record,
     apply_in_place,
     history,
-    open_checkpoint,
     recover,
     undo,
     validate,
@@ -78,17 +74,18 @@ def test_numbers_do_not_run_out_in_silence(base: Path, adapter: Path) -> None:
     assert undo(base).operation == "merge-projector"
 
 
-def test_names_that_lines_cannot_hold(tmp_path: Path, base: Path) -> None:
+def test_names_that_lines_cannot_hold(base: Path, adapter: Path) -> None:
     """What can be written into a journal can be read from it."""
-    name = b"a\nb\\c\xff.bin.index.json"
-    path = os.fsencode(base) + b"/" + name
-    with open(path, "wb") as file:
-        file.write(b"x")
-    opened = open_checkpoint(base)
-    plan = Plan("set", opened, (DropFile(os.fsdecode(name), "odd"),), record=Record())
+    index = base / "model.safetensors.index.json"
+    text = index.read_text()
+    for number in range(1, 4):
+        old, new = f"model-0000{number}-of-00003.safetensors", f"a\n{number} é.safetensors"
+        (base / old).rename(base / new)
+        text = text.replace(json.dumps(old), json.dumps(new))
+    index.write_text(text)
     before = files_of(base)
-    apply_in_place(plan)
-    assert not os.path.exists(path)
+    apply_in_place(merge(base, adapter))
+    assert files_of(base) != before
     undo(base)
     assert files_of(base) == before
 
