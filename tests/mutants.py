@@ -264,6 +264,10 @@ AROUND: dict[str, tuple[Change, bool]] = {
     "cut weights of the tower": (cut_tower, False),
     "weights of the tower without their format": (say_no_format, False),
     "no weights of the tower": (lambda _, tower: (tower / "model.safetensors").unlink(), False),
+    "no image processor of the tower": (
+        lambda _, tower: (tower / "preprocessor_config.json").unlink(),
+        False,
+    ),
     "a list of channels": (put_in_tower(num_channels=[3]), False),
     "an epsilon that is a text": (put_in_tower(layer_norm_eps="1e-5"), False),
     "an unread key of the tower": (put_in_tower(attention_dropout="x"), True),

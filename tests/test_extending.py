@@ -472,6 +472,7 @@ def write_inputs(root: Path) -> None:
     tensors = {name: ("F32", shape) for name, shape in shapes.items()}
     write_safetensors(tower / "model.safetensors", tensors, random_fill("F32"))
     (tower / "config.json").write_text('{"model_type": "toy_vision_model"}\n')
+    (tower / "preprocessor_config.json").write_text('{"size": 8, "crop_size": 8}\n')
 
 
 def write_run(root: Path) -> None:

@@ -427,11 +427,17 @@ CONFIG: list[tuple[str, Change]] = [
     ("tower-path-absolute", config(mm_audio_encoder="/models/audio")),
     ("invalid-provenance", write("vita_ckpt.json", '{"needs_alignment": "yes"}')),
     ("invalid-json", write("vita_ckpt.json", "[]")),
-    ("invalid-json", write("preprocessor_config.json", "nothing")),
-    ("processor-size-mismatch", write("preprocessor_config.json", '{"size": 16}')),
+    ("invalid-json", write("../tower-internvit/preprocessor_config.json", "nothing")),
     (
         "processor-size-mismatch",
-        write("preprocessor_config.json", '{"crop_size": {"height": 16, "width": 16}}'),
+        write("../tower-internvit/preprocessor_config.json", '{"size": 16}'),
+    ),
+    (
+        "processor-size-mismatch",
+        write(
+            "../tower-internvit/preprocessor_config.json",
+            '{"crop_size": {"height": 16, "width": 16}}',
+        ),
     ),
     (
         "fewer-embeddings-than-tokens",
@@ -471,8 +477,8 @@ def test_config(base: Path, rule: str, change: Change) -> None:
     "change",
     [
         config(mm_vision_tower="InternViT-300M", mm_projector_lr=2e-5, extra={"a": 1}),
-        write("preprocessor_config.json", '{"size": 8, "crop_size": 8}'),
-        write("preprocessor_config.json", '{"size": {"shortest_edge": 8}}'),
+        write("../tower-internvit/preprocessor_config.json", '{"size": 8, "crop_size": 8}'),
+        write("../tower-internvit/preprocessor_config.json", '{"size": {"shortest_edge": 8}}'),
         write("tokenizer.json", json.dumps({"model": {"vocab": {"a": 0}}})),
         write("tokenizer.json", json.dumps({"model": {"vocab": [["a", -1.0], [["b"], 0], [{}]]}})),
         write("README.md", "hello"),

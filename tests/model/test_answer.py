@@ -181,7 +181,8 @@ def write_processor(root: Path) -> None:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    (root / "preprocessor_config.json").write_text(json.dumps(config))
+    tower = root.parent / "tower-internvit"
+    (tower / "preprocessor_config.json").write_text(json.dumps(config))
 
 
 def test_the_image_feeds_the_checks(root: Path, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def write_config(directory: Path, side: int) -> None:
 
 def test_where_the_processor_is_found(tmp_path: Path) -> None:
     tower = write_tower(tmp_path / "tower-internvit", TowerSpec())
+    (tower / "preprocessor_config.json").unlink()
     root = write_checkpoint(tmp_path / "c", Spec(config={"image_aspect_ratio": "pad"}))
     with pytest.raises(InputError, match=r"processor-config-unknown.*--tower"):
         processor_of(open_checkpoint(root))

@@ -19,6 +19,7 @@ from fixtures.builder import (
     read_tensors,
     vision_tower,
     write_checkpoint,
+    write_processor,
     write_safetensors,
     write_tower,
 )
@@ -83,6 +84,9 @@ class TestForms:
         full.save_pretrained(tmp_path / f"full-{family}")
         alone = getattr(transformers, f"{name}VisionModel")(config.vision_config)
         alone.save_pretrained(tmp_path / f"alone-{family}")
+        for form in ("full", "alone"):
+            spec = TowerSpec(family, image_size=16)
+            write_processor(tmp_path / f"{form}-{family}", spec)
         one = self.swapped(base, tmp_path / f"full-{family}", tmp_path)
         (tmp_path / "swapped").rename(tmp_path / "first")
         two = self.swapped(base, tmp_path / f"alone-{family}", tmp_path)
@@ -102,6 +106,7 @@ class TestForms:
         vision = json.loads((write_tower(tmp_path / "t", spec) / "config.json").read_text())
         parent = {"model_type": "internvl_chat", "vision_config": vision, "llm_config": {}}
         (root / "config.json").write_text(json.dumps(parent))
+        write_processor(root, spec)
         found = self.swapped(base, root, tmp_path)
         assert found.keys() == vision_tower(spec).keys()
 

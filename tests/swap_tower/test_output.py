@@ -49,6 +49,16 @@ def test_what_is_drawn_anew_is_the_same_every_time(tmp_path: Path, base: Path) -
     assert str(tmp_path) not in json.dumps(mark)
 
 
+def test_a_tower_without_an_image_processor_is_noted(tmp_path: Path, base: Path) -> None:
+    """Loaders read the one in the tower's directory; EVA-CLIP's is code."""
+    for family, expected in (("clip", True), ("eva", False)):
+        tower = tower_at(tmp_path, family)
+        directory = tower if tower.is_dir() else tower.parent
+        (directory / "preprocessor_config.json").unlink(missing_ok=True)
+        notes = plan_swap_tower(base, tower, projector="reinit").notes
+        assert any("no preprocessor_config.json" in note for note in notes) is expected
+
+
 def files_without_times(root: Path) -> dict[str, bytes]:
     """The files of a directory; the two runs may not have ended in the same second."""
     files = {name: content for name, (_, _, content) in snapshot(root).items()}

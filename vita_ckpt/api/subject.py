@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from vita_ckpt.checks.explain.tower_files import why_unreadable
+from vita_ckpt.checks.explain.tower_files import why_unprepared, why_unreadable
 from vita_ckpt.checks.files import check_kind, finding_of_error, intended_kind
 from vita_ckpt.checks.inspect import inspect_checkpoint
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
-from vita_ckpt.core.anatomy.families import VITA, family_of
+from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding import (
     Surroundings,
@@ -97,7 +97,8 @@ def gather(
     if taken_for in kinds.WHOLE:
         whole = takes_directory(config, checkpoint.tensors, around, loader)
         built = tower_family(config, around, family)
-        directory = _as_it_loads(built, around, stores, is_given=given is not None, whole=whole)
+        is_given = given is not None
+        directory = _as_it_loads(built, around, stores, family, is_given=is_given, whole=whole)
         around = replace(around, tower=directory)
     bound = None
     if taken_for in (*kinds.WHOLE, kinds.LANGUAGE_MODEL) and checkpoint.tensors:
@@ -121,6 +122,7 @@ def _as_it_loads(
     built: str | None,
     around: Surroundings,
     stores: Stores,
+    family: ModelFamily,
     *,
     is_given: bool,
     whole: bool,
@@ -138,7 +140,8 @@ def _as_it_loads(
     files = read_weight_files(directory.path, stores)
     if is_given and not files.files:
         return directory
-    problem = why_unreadable(files, built, directory.config, whole=whole)
+    problem = None if is_given else why_unprepared(files, built, family)
+    problem = problem or why_unreadable(files, built, directory.config, whole=whole)
     return replace(directory, problem=problem)
 
 

@@ -159,7 +159,10 @@ def vision_edits(
         *_config_edits(base, config),
         *_files(base, tower, args.processor),
     ]
-    return edits, config, tower.notes(config)
+    notes = tower.notes(config)
+    if args.processor is None and family.reads_processor(tower.described.family):
+        notes.append(f"no {PROCESSOR} is with the tower: loaders stop where its path has none")
+    return edits, config, notes
 
 
 def _family(base: Checkpoint, args: VisionModelArgs) -> ModelFamily:

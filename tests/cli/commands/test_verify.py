@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -186,6 +187,8 @@ def test_an_answer_is_safe_on_a_terminal(cli: Cli, base: Path) -> None:
 def test_wrong_prompts_and_images_are_one_line(cli: Cli, base: Path, tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     Image.new("RGB", (3, 3)).save(image)
+    tower = (tmp_path / "tower-internvit").rename(tmp_path / "elsewhere")
+    shutil.copy(tower / "config.json", base / "vision_tower_config.json")
     for arguments, code, word in (
         (["--prompt", "w3"], 3, "tokenizer-unreadable"),
         (["--image", image], 3, "processor-config-unknown"),

@@ -57,6 +57,9 @@ def build_tower(
 def _read_processor(tracer: Tracer, lookup: Lookup, family: ModelFamily, built: str) -> None:
     """Record an image processor that cannot be read: the loader raises, of its own directory's."""
     trouble, tower = lookup.processor_trouble, lookup.tower
+    absent = None if lookup.files is None else why_unprepared(lookup.files, built, family)
+    if absent is not None:
+        tracer.stop("tower-directory-unreadable", absent)
     if trouble is None:
         return
     is_read = tower is not None and tower.path is not None and tower.path in trouble.message
@@ -97,6 +100,16 @@ def read_tower_directory(tracer: Tracer, lookup: Lookup, family: str) -> bool:
         lacking += f": its names lack the {level} level of transformers before 5.6" * without
     tracer.step("draws", f"{lacking}: at random, and says so only in a warning")
     return False
+
+
+def why_unprepared(files: WeightFiles, built: str, family: ModelFamily) -> str | None:
+    """Return why a loader has no image processor for a tower's directory; None if it has one.
+
+    It takes the tower's own before its weights, except where its code holds the constants.
+    """
+    if PROCESSOR in files.names or not family.reads_processor(built):
+        return None
+    return f"OSError: {files.root} has no {PROCESSOR}, which the loader reads with the tower"
 
 
 def why_unreadable(

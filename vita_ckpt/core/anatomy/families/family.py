@@ -208,6 +208,10 @@ class ModelFamily:
         """Return the number of S2 scales that a config asks for: 1 without S2."""
         return len(self.s2_scales(config) or ()) or 1
 
+    def reads_processor(self, tower: str) -> bool:
+        """Return whether its loader reads the image processor in the directory of such a tower."""
+        return tower not in self.own_sizes and not towers.FAMILIES[tower].lone_file
+
     def whole_tower(self, shapes: towers.Shapes) -> Config | None:
         """Return the config of a published tower of which these tensors are what is stored.
 
