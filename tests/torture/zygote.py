@@ -21,6 +21,7 @@ import time
 from importlib import import_module
 from typing import Any, Final
 
+from tests.forked import end
 from tests.torture.faults import Fault, install
 
 _PAGE: Final = 1 << 18
@@ -150,4 +151,7 @@ if __name__ == "__main__":
             fault = Fault(**faults["fault"]) if faults["fault"] else None
             save = install(faults["root"], fault, faults["record"])
             atexit.register(save)
-        main(run["argv"])
+        try:
+            main(run["argv"])
+        except SystemExit as ended:
+            end(ended.code)
