@@ -23,13 +23,14 @@ def base(tmp_path: Path) -> Path:
     for name in ("vocab.pkl", "sub/rng_state_0.pth", "a/b/scaler.joblib"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(pickle.dumps({"a": 1}))
+    (root / "notes.dat").write_bytes(pickle.dumps({"a": 1}))  # only its content tells
     (root / "tokenizer.model").write_bytes(b"\nbytes")
     return root
 
 
 def pickles(root: Path) -> set[str]:
     found = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return {name for name in found if name.endswith((".pkl", ".pth", ".joblib"))}
+    return {name for name in found if name.endswith((".pkl", ".pth", ".joblib", ".dat"))}
 
 
 def test_pickles_are_left_out_and_said(cli: Cli, base: Path, tmp_path: Path) -> None:
@@ -46,8 +47,9 @@ def test_pickles_are_left_out_and_said(cli: Cli, base: Path, tmp_path: Path) -> 
     ("globs", "carried"),
     [
         (["vocab.pkl"], {"vocab.pkl"}),
+        (["*.dat"], {"notes.dat"}),
         (["*.pth", "a/*"], {"sub/rng_state_0.pth", "a/b/scaler.joblib"}),
-        (["*"], {"vocab.pkl", "sub/rng_state_0.pth", "a/b/scaler.joblib"}),
+        (["*"], {"vocab.pkl", "notes.dat", "sub/rng_state_0.pth", "a/b/scaler.joblib"}),
         (["nothing"], set()),
     ],
 )

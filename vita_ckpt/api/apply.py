@@ -55,6 +55,7 @@ from vita_ckpt.storage.in_place.apply import shared_shards, write_in_place
 from vita_ckpt.storage.in_place.rollback import sweep
 from vita_ckpt.storage.reading.model_card import read_model_card
 from vita_ckpt.storage.reading.paths import Stores, read_json
+from vita_ckpt.storage.reading.pickles import disguised_pickles
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.compare import are_equal
 from vita_ckpt.storage.tensors.stream import not_said
@@ -262,7 +263,8 @@ def _is_text_there(edit: PutFile, base: Checkpoint) -> bool:
 
 def lay_out(plan: Plan, options: Options) -> DirectoryLayout:
     """Lay out every file of the output but the lineage, the model card and the manifest."""
-    layout = plan_layout(plan, options.carry)
+    hidden = disguised_pickles(plan.target().files)
+    layout = plan_layout(plan, options.carry, hidden)
     written = _lineage_files(plan, options)
     carried = tuple(file for file in layout.carried if file.name not in written)
     return replace(layout, carried=carried)
@@ -521,10 +523,12 @@ def summarize(
             bytes_to_write=changes.bytes_written,
         )
     layout = lay_out(plan, options)
-    pickles = dict.fromkeys(pickles_left_out(target, options.carry), LeftOut.PICKLE)
+    hidden = disguised_pickles(target.files)
+    pickles = dict.fromkeys(pickles_left_out(target, options.carry, hidden), LeftOut.PICKLE)
+    unused = _carries_nothing(options.carry, pickles_left_out(target, (), hidden))
     return replace(
         summary,
-        notes=(*plan.notes, *map(_pickle_note, pickles), *_carries_nothing(target, options.carry)),
+        notes=(*plan.notes, *map(_pickle_note, pickles), *unused),
         rewritten=_sizes(layout.shards) + _text_sizes(layout.texts),
         carried=tuple(FileSize(file.name, file.source.size) for file in layout.carried),
         left_out={**plan.base.left_out, **pickles},
@@ -537,9 +541,8 @@ def _pickle_note(name: str) -> str:
     return f"{left}; --carry {shlex.quote(name)} takes it along"
 
 
-def _carries_nothing(target: Checkpoint, carry: Collection[str]) -> Iterator[str]:
-    """Say which globs of --carry match no pickle that would have been left out."""
-    pickles = pickles_left_out(target, ())
+def _carries_nothing(carry: Collection[str], pickles: Collection[str]) -> Iterator[str]:
+    """Say which globs of --carry match none of the pickles that would have been left out."""
     names = {part for name in pickles for part in (name, os.path.basename(name))}
     for glob in carry:
         if not any(fnmatchcase(name, glob) for name in names):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
-from vita_ckpt.core.checkpoint import Checkpoint
+from vita_ckpt.core.checkpoint import Checkpoint, File, LocalFile
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.effort import Effort
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX, may_be_pickle
@@ -14,6 +14,7 @@ from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.pickle_globals import judge
 from vita_ckpt.errors import INCONCLUSIVE, InputError
 from vita_ckpt.storage.stores.base import Kind, Store
+from vita_ckpt.storage.stores.local import LOCAL
 
 # In all steps together so many files are looked at, and in a step so many levels.
 _MOST_OF_STEPS: Final = 512
@@ -66,6 +67,17 @@ def is_pickle(store: Store, path: str) -> bool:
         raise
     except InputError:
         return False
+
+
+def disguised_pickles(files: Mapping[str, File]) -> tuple[str, ...]:
+    """Return the files on this disk that start like a pickle, under another file's name."""
+    return tuple(
+        name
+        for name, file in files.items()
+        if isinstance(file, LocalFile)
+        and not may_be_pickle(os.path.basename(name))
+        and is_pickle(LOCAL, file.path)
+    )
 
 
 def scan_beside(

@@ -179,10 +179,13 @@ def storage_order(
     )
 
 
-def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
+def plan_layout(
+    plan: Plan, carry: Collection[str] = (), disguised: Collection[str] = ()
+) -> DirectoryLayout:
     """Return the files of the target of ``plan``, whose base is a directory, or empty.
 
-    Pickles that are not weight files are left out, except those that match a glob of ``carry``.
+    Pickles that are not weight files are left out, except those that match a glob of ``carry``;
+    ``disguised`` are those whose names do not tell.
 
     If no tensor changes, every file is carried. Otherwise a safetensors shard without changed
     tensors is carried, and any other shard is rewritten; ``.bin`` shards become safetensors. A new
@@ -211,7 +214,7 @@ def plan_layout(plan: Plan, carry: Collection[str] = ()) -> DirectoryLayout:
     gone = {text.name for text in texts} | obsolete
     if plan.record is not None:  # written last, from what was written
         gone |= {PROVENANCE, MANIFEST}
-    gone |= {*pickles_left_out(target, carry)}
+    gone |= {*pickles_left_out(target, carry, disguised)}
     carried += [CarriedFile(name, file) for name, file in target.files.items() if name not in gone]
     return DirectoryLayout(tuple(carried), tuple(written), texts)
 
@@ -251,12 +254,17 @@ def _new_files(
     return shards, (WrittenText(SAFETENSORS_INDEX, _json(index)),)
 
 
-def pickles_left_out(checkpoint: Checkpoint, carry: Collection[str]) -> list[str]:
-    """List the pickles that are not weight files and match no pattern of ``carry``."""
+def pickles_left_out(
+    checkpoint: Checkpoint, carry: Collection[str], disguised: Collection[str] = ()
+) -> list[str]:
+    """List the pickles that are not weight files and match no pattern of ``carry``.
+
+    They are told by their names; ``disguised`` are those that only their content tells.
+    """
     return [
         name
         for name in checkpoint.files
-        if is_no_weight_file(name.rpartition("/")[2])
+        if (name in disguised or is_no_weight_file(name.rpartition("/")[2]))
         and not any(fnmatchcase(part, p) for p in carry for part in (name, name.rpartition("/")[2]))
     ]
 
