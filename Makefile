@@ -9,8 +9,10 @@ SITE := .venv-site
 TEST_TOOLS := hatchling hypothesis jsonschema pytest-xdist junitparser markdown-it-py pytest PyYAML \
 	sarif-pydantic
 BROWSER := apt-get install -qy chromium-headless-shell fonts-dejavu-core
-# One process more than there are processors: some tests wait for what is slow on purpose.
+# More processes than there are processors: some tests wait for what is slow on purpose, and those
+# of the torture for a tracer.
 PROCESSES := $(shell expr $$(nproc) + 1)
+TORTURERS := $(shell expr $$(nproc) \* 2)
 
 # Hundreds of processes import the same modules: they are compiled once.
 export PYTHONDONTWRITEBYTECODE :=
@@ -42,7 +44,7 @@ lock: $(STAMP)
 # browser: minutes.
 torture: $(STAMP) browser
 	command -v strace >/dev/null || apt-get install -y strace || sudo apt-get install -y strace
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist load -m torture tests/torture tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TORTURERS) --dist load -m torture tests/torture tests/fuzz
 
 # The pages of reports in a browser: contrast, keyboard, small screens, hostile names.
 pages: $(STAMP) browser
