@@ -11,7 +11,7 @@ TEST_TOOLS := hatchling hypothesis jsonschema pytest-xdist junitparser markdown-
 BROWSER := apt-get install -qy chromium-headless-shell fonts-dejavu-core
 # More processes than there are processors: some tests wait for what is slow on purpose, and those
 # of the torture for a tracer.
-PROCESSES := $(shell expr $$(nproc) + 1)
+PROCESSES := $(shell expr $$(nproc) + 2)
 TORTURERS := $(shell expr $$(nproc) \* 2)
 
 # Hundreds of processes import the same modules: they are compiled once.
