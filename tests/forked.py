@@ -64,7 +64,7 @@ def _become(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    tempfile.tempdir = None  # somebody may have asked while it was warmed
+    tempfile.tempdir = None  # an import may have set it
     for path, descriptor in ((os.devnull, 0), (out, 1), (err, 2)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(opened, descriptor)

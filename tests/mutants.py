@@ -299,7 +299,7 @@ AROUND: dict[str, tuple[Change, bool]] = {
     "a flag of the loader that is a text": (put(unfreeze_vision_tower="false"), False),
     "a path that is a number": (put(mm_audio_encoder=7), False),
     "the type of a plain language model": (put(model_type="qwen2"), False),
-    "a name of the weights that is none": (
+    "weights under a name that no loader looks for": (
         lambda base, _: (base / "model.safetensors").rename(base / "weights.safetensors"),
         False,
     ),

@@ -100,7 +100,7 @@ DIRECTORIES: dict[str, tuple[str, Callable[[Path, Path], object], bool]] = {
         lambda _base, tower: edit_json(tower / "config.json", lambda c: c.pop("model_type")),
         True,
     ),
-    "a tower whose config says a model_type that is none": (
+    "a tower whose model_type is unknown": (
         "A2",
         lambda _base, tower: edit_json(tower / "config.json", lambda c: c.update(model_type="x")),
         True,
@@ -140,10 +140,19 @@ def test_all_three_judge_what_lies_around_alike(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One change to the config, to the tower's directory, or to the files beside the weights."""
-    change, is_sound = AROUND[what]
-    base = mutant("A2", 0, tmp_path / "case")
-    monkeypatch.chdir(tmp_path / "case")
-    (tower,) = (tmp_path / "case").glob("tower-*")
+    assert_judged_alike("A2", *AROUND[what], tmp_path / "case", monkeypatch)
+
+
+def assert_judged_alike(
+    case: str,
+    change: Callable[[Path, Path], object],
+    is_sound: bool,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = mutant(case, 0, root)
+    monkeypatch.chdir(root)
+    (tower,) = root.glob("tower-*")
     change(base, tower)
     judged = judge(base)
     assert [not rules for rules in judged.values()] == [is_sound] * 3, judged
@@ -198,12 +207,7 @@ def test_the_tower_of_a_relatives_directory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is the model's: what is stored is not read."""
-    base = mutant("F12", 0, tmp_path / "case")
-    monkeypatch.chdir(tmp_path / "case")
-    (tower,) = (tmp_path / "case").glob("tower-*")
-    change(base, tower)
-    judged = judge(base)
-    assert [not rules for rules in judged.values()] == [is_sound] * 3, judged
+    assert_judged_alike("F12", change, is_sound, tmp_path / "case", monkeypatch)
 
 
 def empty_in_tower(base: Path) -> None:

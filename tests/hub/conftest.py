@@ -99,7 +99,7 @@ def _forker(warm: str, home: Path, ports: tuple[int, int]) -> Forker:
 
 
 def _hub(ports: tuple[int, int]) -> HubServer:
-    """Return a hub, elsewhere if somebody else has got a port meanwhile."""
+    """Return a hub, on another port if another process has taken its own."""
     try:
         return HubServer(ports)
     except OSError:

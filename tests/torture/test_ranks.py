@@ -152,7 +152,7 @@ def test_scans_as_one_process(ranks: Ranks, tmp_path: Path, size: int) -> None:
 def test_a_rank_that_is_killed_in_a_scan(ranks: Ranks, tmp_path: Path) -> None:
     base = tmp_path / "mm_projector.safetensors"
     out, wide = 1 << 21, 1 << 11
-    size = 2 * out * wide  # 8 GiB, of which nothing is on the disk
+    size = 2 * out * wide  # 8 GiB, all of it a hole
     entries = {
         "model.mm_projector.weight": {
             "dtype": "BF16",

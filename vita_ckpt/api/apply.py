@@ -261,10 +261,16 @@ def _is_text_there(edit: PutFile, base: Checkpoint) -> bool:
         return source.file.size == len(data) and source.read(len(data), 0) == data
 
 
-def lay_out(plan: Plan, options: Options) -> DirectoryLayout:
-    """Lay out every file of the output but the lineage, the model card and the manifest."""
-    hidden = disguised_pickles(plan.target().files)
-    layout = plan_layout(plan, options.carry, hidden)
+def lay_out(
+    plan: Plan, options: Options, disguised: Collection[str] | None = None
+) -> DirectoryLayout:
+    """Lay out every file of the output but the lineage, the model card and the manifest.
+
+    ``disguised`` are the pickles that only their content tells, where the caller knows them.
+    """
+    if disguised is None:
+        disguised = disguised_pickles(plan.target().files)
+    layout = plan_layout(plan, options.carry, disguised)
     written = _lineage_files(plan, options)
     carried = tuple(file for file in layout.carried if file.name not in written)
     return replace(layout, carried=carried)
@@ -522,8 +528,8 @@ def summarize(
             rewritten=_sizes(changes.shards) + _text_sizes(changes.texts),
             bytes_to_write=changes.bytes_written,
         )
-    layout = lay_out(plan, options)
     hidden = disguised_pickles(target.files)
+    layout = lay_out(plan, options, hidden)
     pickles = dict.fromkeys(pickles_left_out(target, options.carry, hidden), LeftOut.PICKLE)
     unused = _carries_nothing(options.carry, pickles_left_out(target, (), hidden))
     return replace(

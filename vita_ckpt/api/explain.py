@@ -36,7 +36,7 @@ from vita_ckpt.storage.reading.file_listing import read_weight_files
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.references import find_base
 from vita_ckpt.storage.reading.tokenizer import count_tokens
-from vita_ckpt.storage.reading.tower import find_tower, read_carried_config, read_processor
+from vita_ckpt.storage.reading.tower import find_tower, processor_around, read_carried_config
 
 _LOOKED_INTO: Final = (TOKENIZER, VOCABULARY, ADDED_TOKENS, CARRIED_CONFIG, PROCESSOR)
 _T = TypeVar("_T")
@@ -91,7 +91,7 @@ def _look_up(files: WeightFiles, stores: Stores) -> Lookup:
         return found
     tower = find_tower(beside, stores)
     path = tower.path if tower is not None else None
-    processor, trouble = _attempt(lambda: read_processor(beside, stores))
+    processor, trouble = _attempt(lambda: processor_around(beside, tower, stores))
     found = replace(found, tower=tower, processor=processor, processor_trouble=trouble)
     if path is None:
         return found

@@ -51,7 +51,7 @@ def recover(
 
 
 def history(path: StrPath, *, stores: Stores | None = None) -> History:
-    """Return what was done to a checkpoint, and whether the last operation can be undone.
+    """List the operations on a checkpoint, and say whether the last one can be undone.
 
     Raises InputError if the checkpoint cannot be read.
     """

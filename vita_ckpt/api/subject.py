@@ -36,8 +36,8 @@ from vita_ckpt.storage.reading.survey import Survey
 from vita_ckpt.storage.reading.tokenizer import count_tokens
 from vita_ckpt.storage.reading.tower import (
     find_tower,
+    processor_around,
     read_carried_config,
-    read_processor,
 )
 
 
@@ -85,6 +85,7 @@ def gather(
         carried = attempt(lambda: read_carried_config(checkpoint, stores))
     config = checkpoint.config or {}
     family = family_of(config, checkpoint.tensors) or VITA
+    own = directory if given is None else find_tower(checkpoint, stores)
     around = Surroundings(
         directory,
         carried,
@@ -92,7 +93,7 @@ def gather(
         path_exists=given.path_exists if given is not None else None,
         safetensors=all(shard.format == "safetensors" for shard in checkpoint.shards),
         name=model_name(checkpoint.root),
-        processor=attempt(lambda: read_processor(checkpoint, stores)),
+        processor=attempt(lambda: processor_around(checkpoint, own, stores)),
     )
     if taken_for in kinds.WHOLE:
         whole = takes_directory(config, checkpoint.tensors, around, loader)

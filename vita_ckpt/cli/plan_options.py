@@ -75,6 +75,18 @@ def verify_option(result: str) -> Callable[[_Command], _Command]:
     )
 
 
+def seed_option(command: _Command) -> _Command:
+    """Add ``--seed``, of every command that can draw a new part."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(0),
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="What reinit draws from.",
+    )(command)
+
+
 def bad_values_option(command: _Command) -> _Command:
     """Add ``--allow-bad-values``, of every command that takes an adapter."""
     return click.option(

@@ -599,7 +599,7 @@ SECTIONS: Final = (
             ),
             ErrorCodes(
                 ("branch-moved",),
-                "another user pushed to the branch meanwhile: look at it, then run the command"
+                "the branch has new commits since it was read: look at them, then run the command"
                 " again",
             ),
             ErrorCodes(

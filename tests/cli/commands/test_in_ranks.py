@@ -100,7 +100,7 @@ def test_what_cannot_be_launched(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints, of several portions each, with a NaN; and a file that is none."""
+    """Two checkpoints of several portions each, with a NaN, and a file that is no checkpoint."""
     root = tmp_path_factory.mktemp("runs")
     for seed, name in enumerate(("one", "two")):
         shutil.copytree(GOLDEN / "A1" / "base", root / name)

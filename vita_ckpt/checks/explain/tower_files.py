@@ -56,13 +56,13 @@ def build_tower(
 
 def _read_processor(tracer: Tracer, lookup: Lookup, family: ModelFamily, built: str) -> None:
     """Record an image processor that cannot be read: the loader raises, of its own directory's."""
-    trouble, tower = lookup.processor_trouble, lookup.tower
+    trouble = lookup.processor_trouble
     absent = None if lookup.files is None else why_unprepared(lookup.files, built, family)
     if absent is not None:
         tracer.stop("tower-directory-unreadable", absent)
     if trouble is None:
         return
-    is_read = tower is not None and tower.path is not None and tower.path in trouble.message
+    is_read = lookup.files is not None and PROCESSOR in lookup.files.names
     if is_read and built not in family.own_sizes:
         tracer.stop(trouble.code, f"its image processor: {trouble.message}")
     tracer.flaws.append(PROCESSOR)

@@ -9,7 +9,7 @@ import click
 from vita_ckpt.api.plans.audio import plan_swap_audio_encoder
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.paths import ANYWHERE
-from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options, verify_option
+from vita_ckpt.cli.plan_options import begin, run_plan, seed_option, surgery_options, verify_option
 
 
 @click.command("swap-audio-encoder")
@@ -35,14 +35,7 @@ from vita_ckpt.cli.plan_options import begin, run_plan, surgery_options, verify_
     help="Keep it, draw it anew, or take a trained one.  [default: keep, if it still fits, else "
     "that of final.pt]",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="What reinit draws from.",
-)
+@seed_option
 @verify_option("swapped")
 @surgery_options
 @click.pass_obj

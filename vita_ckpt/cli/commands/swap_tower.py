@@ -14,6 +14,7 @@ from vita_ckpt.cli.plan_options import (
     bad_values_option,
     begin,
     run_plan,
+    seed_option,
     surgery_options,
     verify_option,
 )
@@ -58,14 +59,7 @@ from vita_ckpt.core.anatomy import projectors
     shell_complete=completion.one_of(projectors.spellings(layers="2")),
     help="mlp2x_gelu, linear, …  [default: the base's]",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="What reinit draws from.",
-)
+@seed_option
 @click.option(
     "--use-s2/--no-s2", default=None, help="Run SigLIP at several scales.  [default: as it is]"
 )

@@ -173,12 +173,20 @@ def read_processor(
 ) -> Mapping[str, Any] | None:
     """Read the ``preprocessor_config.json`` of a checkpoint or tower; None if there is none.
 
-    It is looked up beside ``tower``, then in the checkpoint's tower, where loaders look, then in
-    the checkpoint.
+    It is looked up beside ``tower``, then where :func:`processor_around` looks.
     """
     if tower is not None and (given := _processor_at(os.fspath(tower), stores)) is not None:
         return given
-    directory = find_tower(checkpoint, stores)
+    return processor_around(checkpoint, find_tower(checkpoint, stores), stores)
+
+
+def processor_around(
+    checkpoint: Checkpoint, directory: TowerDirectory | None, stores: Stores
+) -> Mapping[str, Any] | None:
+    """Read the image processor in the tower's directory, where loaders look, or the checkpoint's.
+
+    ``directory`` is the result of :func:`find_tower`. None if neither has one.
+    """
     place = None if directory is None else directory.path
     if place is not None and (own := _processor_at(place, stores)) is not None:
         return own
