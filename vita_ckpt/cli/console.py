@@ -146,7 +146,9 @@ def _with_nearest_path(error: VitaCkptError) -> VitaCkptError:
     if error.code != "not-found" or not name:
         return error
     with contextlib.suppress(OSError, ValueError):
-        there = [entry.name for entry in islice(os.scandir(folder or os.curdir), _MOST_NAMES)]
+        entries = islice(os.scandir(folder or os.curdir), _MOST_NAMES)
+        # The name itself is there if it is a link that leads nowhere.
+        there = [entry.name for entry in entries if entry.name != name]
         return error.replaced(hint=did_you_mean(name, there, error.hint))
     return error
 

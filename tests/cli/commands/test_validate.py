@@ -144,6 +144,28 @@ def test_every_path_is_in_every_format(cli: Cli, base: Path) -> None:
         assert "::error title=not-found::nowhere" in Path("github.txt").read_text()
 
 
+def test_warnings_that_fail_fail_in_every_format(cli: Cli, base: Path) -> None:
+    edit(base, mm_vision_tower="/models/InternViT")
+    for options, fails in ((("--strict",), True), ((), False)):
+        outputs = [f"--output={name}={name}.txt" for name in FORMATS]
+        assert cli("validate", "base", *options, *outputs).code == int(fails)
+        report = reported(Path("json.txt").read_text())
+        (one,) = report["reports"]
+        assert (report["ok"], one["ok"]) == (not fails, not fails)
+        assert (report["errors"], report["warnings"]) == (0, 2)
+        (suite,) = junitparser.JUnitXml.fromfile("junit.txt")
+        assert (suite.failures, suite.skipped) == ((2, 0) if fails else (0, 2))
+        for name in ("junit", "sarif", "github", "markdown", "html"):
+            assert ("warnings fail too" in Path(f"{name}.txt").read_text()) is fails
+
+
+def test_a_link_to_nowhere_is_not_what_was_meant(cli: Cli, base: Path) -> None:
+    Path("latest").symlink_to("nowhere")
+    result = cli("validate", "latest")
+    assert_one_error(result, 3, "not-found", "a link to nowhere")
+    assert "did you mean" not in result.err
+
+
 def test_wrong_calls(cli: Cli, base: Path) -> None:
     assert_one_error(cli("validate"), 2, "usage")
     assert_one_error(cli("validate", base, "--kind", "cat"), 2, "usage")
