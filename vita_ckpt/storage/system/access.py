@@ -129,7 +129,8 @@ def _access(status: os.stat_result, control_list: bytes) -> Access:
 
 def _of_owning_group(control_list: bytes) -> int:
     """Return what a list leaves to the owning group: ``acl(5)`` and the kernel's encoding of it."""
-    entries = {tag: rights for tag, rights, _ in struct.iter_unpack("<HHI", control_list[4:])}
+    unpacked = struct.iter_unpack("<HHI", control_list[4:])
+    entries: dict[int, int] = {tag: rights for tag, rights, _ in unpacked}
     return entries.get(_OWNING_GROUP, 0) & entries.get(_MASK, 7)
 
 
