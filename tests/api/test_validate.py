@@ -661,8 +661,13 @@ class TestLora:
         file = run / "adapter_model.safetensors"
         good = load_file(file)
         module = next(iter(good)).partition(".lora_")[0]
-        save_file({**good, f"{module}.lora_magnitude_vector": torch.ones(16)}, file)
-        assert rules(run) == []
+        for shape, found in (((16,), []), ((15,), ["dora-magnitude-missing"])):
+            save_file({**good, f"{module}.lora_magnitude_vector": torch.ones(shape)}, file)
+            assert rules(run) == found
+        shutil.rmtree(base)  # what the run alone shows is said without its base
+        assert "dora-magnitude-missing" in rules(run)
+        edit_json(run / "adapter_config.json", use_dora=False)
+        assert "lora-unsupported" in rules(run)
 
     def test_ranks_of_single_modules(self, tmp_path: Path, base: Path) -> None:
         run = self.run_at(tmp_path / "run", base, r=8, rank_pattern={"q_proj": 4})
