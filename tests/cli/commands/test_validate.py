@@ -206,6 +206,29 @@ def test_globs_and_directories(cli: Cli, base: Path, tmp_path: Path) -> None:
     assert_one_error(cli("validate", "nothing*"), 3, "not-found")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["-c", RUN, "validate", ".", "../tower-internvit", "--jobs", "2"],
+        ["-m", "vita_ckpt", "validate", "."],
+    ],
+)
+def test_files_of_the_working_directory_are_no_modules(
+    base: Path, tmp_path: Path, line: list[str]
+) -> None:
+    for name in ("click", "html", "json", "multiprocessing", "pickle", "safetensors", "tabulate"):
+        (base / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'x')\n")
+    root = str(Path(vita_ckpt.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root}
+    if line[0] == "-c":  # as an entry point, which has the working directory nowhere in its path
+        line = ["-c", f"import sys; del sys.path[0]; {RUN}", *line[2:]]
+    done = subprocess.run(
+        [sys.executable, *line], cwd=base, env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_stray_adapter_hides_no_checkpoint(cli: Cli, base: Path, tmp_path: Path) -> None:
     broken = write_checkpoint(tmp_path / "many" / "broken")
     edit(broken, mm_hidden_size=8)
