@@ -27,6 +27,7 @@ def test_credentials_are_left_out() -> None:
         ("from //user:pass@host/a", "from //…@host/a"),
         ("a//b@c and hf://org/name@main", "a//b@c and hf://org/name@main"),
         ("https://host/a?X-Amz-Signature=b&c=d e", "https://host/a?… e"),
+        ("(https://host/a?b) https://host/a)b?c?d", "(https://host/a?…) https://host/a)b?…"),
         ("url: /a?b=c&X-Amz-Signature=d (timed out)", "url: /a?b=c&X-Amz-Signature=… (timed out)"),
         ("runs/hf_AbCdEfGhIjKlMnOpQrSt/x", "runs/hf_…/x"),
         ("Authorization: Bearer abcdefgh12345", "Authorization: Bearer …"),
@@ -41,10 +42,10 @@ def test_credentials_are_left_out() -> None:
 
 def test_long_texts_are_redacted_quickly() -> None:
     """In a time that grows with the text, not with its square: that would be tens of seconds."""
-    for part in ("a://", "a.a", "a:/", "?a&", "hf_", "x:/@", "//a:", " //a"):
+    for part in ("a://", "a.a", "a:/", "?a&", "hf_", "x:/@", "//a:", " //a", "a:/?b)"):
         before = time.process_time()
-        redacted(part * 10_000)
-        assert time.process_time() - before < 4
+        redacted(part * 50_000 + "?")
+        assert time.process_time() - before < 1
 
 
 def test_no_log_command() -> None:

@@ -44,7 +44,7 @@ _USER_OF_URL = (
     r"(?i)(\b[a-z][a-z0-9+.-]{0,20}:/{1,3}|(?<![\w:/])//(?=[^\s/?#'\"<>@:]*:))"
     r"[^\s/?#'\"<>]*@(?=[^\s/])"
 )
-_QUERY_OF_URL = r"(?i)\b([a-z][a-z0-9+.-]{0,20}:/{1,3}[^\s?'\"<>]{0,2000})\?[^\s'\"<>)]+"
+_SCHEME = r"(?i)\b[a-z][a-z0-9+.-]{0,20}:/{1,3}"
 _CREDENTIAL_OF_QUERY = (
     r"(?i)([?&](?:x-(?:amz|goog|ms)-[a-z-]+|sig|signature|[a-z_-]*(?:token|key|secret)|pass(?:word)?"
     r"|policy|key-pair-id)=)[^\s&'\"<>)]+"
@@ -67,13 +67,29 @@ def redacted(text: str) -> str:
     """Return ``text`` without credentials: of URLs, of their queries, and tokens."""
     if "//" in text or ":/" in text:
         text = re.sub(_USER_OF_URL, r"\1…@", text)
-        text = re.sub(_QUERY_OF_URL, r"\1?…", text)
+    if ":/" in text and "?" in text:
+        text = re.sub(r"[^\s'\"<>]+", _without_queries, text)
     if "=" in text:
         text = re.sub(_CREDENTIAL_OF_QUERY, r"\1…", text)
     lowered = text.lower()
     if any(mark in lowered for mark in _MARKS):
         text = re.sub(_CREDENTIAL, lambda match: f"{match[1] or match['long'] or ''}…", text)
     return text
+
+
+def _without_queries(word: re.Match[str]) -> str:
+    """Return a word without the queries of the URLs in it, in a time that grows as it does."""
+    text, done = word[0], 0
+    kept: list[str] = []
+    while (scheme := re.compile(_SCHEME).search(text, done)) is not None:
+        start = text.find("?", scheme.end()) + 1
+        if not start:
+            break
+        end = text.find(")", start)
+        end = len(text) if end < 0 else end
+        kept.append(text[done:start] + ("…" if end > start else ""))
+        done = end
+    return "".join((*kept, text[done:]))
 
 
 def escaped(text: str) -> str:
