@@ -784,6 +784,18 @@ class TestSeveral:
         assert found == [str(base), str(tmp_path / "latest"), str(tmp_path / "tower-internvit")]
         assert isinstance(list(validate_all(found))[1], InputError)
 
+    def test_a_link_in_a_checkpoint_leads_to_no_other_one(
+        self, base: Path, sharded: Path, tmp_path: Path
+    ) -> None:
+        for name, target in (("itself", "."), ("above", ".."), ("other", sharded)):
+            (base / name).symlink_to(target)
+        assert holds_checkpoints(str(base)) == []
+        parent = tmp_path / "parent"
+        parent.mkdir()
+        for name, target in (("itself", "."), ("above", ".."), ("other", sharded)):
+            (parent / name).symlink_to(target)
+        assert holds_checkpoints(str(parent)) == [str(parent / "other")]
+
     def test_loose_shards_beside_checkpoints_are_not_passed_over(
         self, base: Path, tmp_path: Path
     ) -> None:

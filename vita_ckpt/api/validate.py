@@ -265,7 +265,7 @@ def holds_checkpoints(path: str) -> list[str]:
     found = [
         entry
         for entry in below
-        if (os.path.isdir(entry) and not _is_none(entry, with_weights=own))
+        if (_is_below(entry, path, links=lies_loose) and not _is_none(entry, with_weights=own))
         or (lies_loose and _leads_nowhere(entry))
     ]
     return [path, *found] if found and not lies_loose else found
@@ -283,6 +283,14 @@ def _is_none(path: str, *, with_weights: bool = False) -> bool:
     names = LOCAL.listing(path)
     is_left = not _CONFIGS.isdisjoint(names) or any(shards_in_all(name) > 1 for name in names)
     return with_weights or not is_left
+
+
+def _is_below(entry: str, path: str, *, links: bool) -> bool:
+    """Return whether an entry of ``path`` is another directory, or with ``links`` leads to one."""
+    if not os.path.isdir(entry) or not os.path.islink(entry):
+        return os.path.isdir(entry)
+    place = os.path.join(os.path.realpath(entry), "")
+    return links and not os.path.join(os.path.realpath(path), "").startswith(place)
 
 
 def _leads_nowhere(path: str) -> bool:
