@@ -164,3 +164,17 @@ def test_what_cannot_be_read_is_left_to_those_who_say_why(native: Native, tmp_pa
             assert native.extent(folder, 0, 8, 8) is None
         finally:
             os.close(folder)
+
+
+@pytest.mark.parametrize("place", [0, 1, 65535, 65536, 200_000, (3 << 20) - 1, None])
+def test_where_bytes_differ_first(native: Native, place: int | None) -> None:
+    data = np.random.default_rng(0).bytes(3 << 20)
+    other = bytearray(data)
+    for at in {place, (3 << 20) - 1} if place is not None else ():
+        other[at] ^= 1
+    with files(b"?" + data, b"????" + other) as (old, new):
+        found = native.same(Range(old, 1, "U8"), Range(new, 4, "U8"), 3 << 20)
+        assert found == (3 << 20 if place is None else place)
+        assert native.same(Range(old, 1, "U8"), Range(new, 4, "U8"), 0) == 0
+        if place is None:
+            assert native.same(Range(old, 1, "U8"), Range(new, 4, "U8"), (3 << 20) + 1) is None

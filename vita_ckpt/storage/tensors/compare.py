@@ -9,7 +9,15 @@ from dataclasses import replace
 from mmap import mmap
 from typing import Final, TypeGuard
 
-from vita_ckpt.core.checkpoint import File, LocalFile, Tensor, TensorRef, on_disk, parameters
+from vita_ckpt.core.checkpoint import (
+    File,
+    LocalFile,
+    Tensor,
+    TensorRef,
+    on_disk,
+    parameters,
+    source_of,
+)
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import BITS
@@ -185,22 +193,23 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
 
     Of a range nothing is read behind the block in which it is known to differ.
     """
-    sides: list[tuple[int, int, str]] = []
+    sides: list[Range] = []
     for tensor in (run[0].before, run[0].after):
         assert isinstance(tensor, TensorRef)  # noqa: S101 - plain
-        descriptor = inputs.descriptor(tensor.source)
-        sides.append((descriptor, tensor.offset + run[0].start, tensor.source.path))
+        place = tensor.offset + run[0].start
+        sides.append(Range(inputs.descriptor(tensor.source), place, tensor.dtype))
+    paths = [source_of(tensor) for tensor in (run[0].before, run[0].after)]
     stops: list[int] = []
     for span in run:
         stops.append((stops[-1] if stops else 0) + span.stop - span.start)
     position, step = 0, _FIRST_STEP
     buffers = [bytearray(), bytearray()]
-    while position < stops[-1]:
+    while (position := position + _same(sides, position, stops[-1])) < stops[-1]:
         size = min(step, stops[-1] - position)
         if size != len(buffers[0]):
             buffers = [bytearray(size) for _ in sides]
-        for (descriptor, offset, path), buffer in zip(sides, buffers, strict=True):
-            read_into(descriptor, memoryview(buffer), offset + position, path)
+        for side, path, buffer in zip(sides, paths, buffers, strict=True):
+            read_into(side.descriptor, memoryview(buffer), side.offset + position, path)
         end, step = position + size, min(2 * step, _STEP)
         if buffers[0] != buffers[1]:
             index, last = bisect_right(stops, position), len(run) - 1
@@ -215,6 +224,15 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
             if index <= last and run[index].name in found:
                 end, step = stops[index], _FIRST_STEP
         position = end
+
+
+def _same(sides: Sequence[Range], start: int, stop: int) -> int:
+    """Return how many bytes from ``start`` on are known to be the same: 0 without compiled loops."""
+    native = compiled()
+    if native is None:
+        return 0
+    before, after = (side._replace(offset=side.offset + start) for side in sides)
+    return native.same(before, after, stop - start) or 0
 
 
 def _measured(spans: Sequence[_Span]) -> list[Distance]:

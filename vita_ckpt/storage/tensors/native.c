@@ -46,12 +46,36 @@ static int fill(char *memory, int file, size_t size, uint64_t offset)
     return 1;
 }
 
-enum dtype { BF16, F16, F32 };
-
-struct side {
+struct range {
     uint64_t offset;
     int32_t file, dtype;
 };
+
+/* How many bytes of two ranges are the same up to the first that differs. What differs mostly does
+   so at its beginning, so the steps grow. */
+int vita_ckpt_same(const struct range *old, const struct range *new, size_t size, uint64_t *same)
+{
+    size_t step = STEP / 16;
+    int ok = 1, differs = 0;
+    char *memory = malloc(2 * (STEP + PAGE));
+    if (!memory)
+        return 0;
+    for (*same = 0; ok && !differs && *same < size; step = step < STEP ? 2 * step : STEP) {
+        uint64_t from = old->offset + *same, to = new->offset + *same;
+        size_t here = size - *same < step ? size - *same : step, equal = here;
+        char *before = memory + from % PAGE, *after = memory + STEP + PAGE + to % PAGE;
+        ok = fill(before, old->file, here, from) && fill(after, new->file, here, to);
+        differs = ok && memcmp(before, after, here);
+        if (differs)
+            for (equal = 0; before[equal] == after[equal];)
+                equal++;
+        *same += ok ? equal : 0;
+    }
+    free(memory);
+    return ok;
+}
+
+enum dtype { BF16, F16, F32 };
 
 INLINE size_t width(int dtype)
 {
@@ -159,7 +183,7 @@ static int add_block(const char *before, const char *after, size_t count, int ol
     return 1;
 }
 
-int vita_ckpt_distance(const struct side *old, const struct side *new, size_t count,
+int vita_ckpt_distance(const struct range *old, const struct range *new, size_t count,
                        struct distance *found)
 {
     size_t old_width = width(old->dtype), new_width = width(new->dtype);

@@ -43,7 +43,7 @@ class Range(NamedTuple):
     dtype: str
 
 
-class _Side(Structure):
+class _Range(Structure):
     _fields_: ClassVar[Sequence[Any]] = [
         ("offset", c_uint64),
         ("file", c_int32),
@@ -67,10 +67,20 @@ class Native:
 
     def __init__(self, library: CDLL) -> None:
         """Take them from a library; raises AttributeError if it has others."""
+        sides: list[Any] = [POINTER(_Range), POINTER(_Range), c_size_t]
+        self._same = library.vita_ckpt_same
+        self._same.argtypes = [*sides, POINTER(c_uint64)]
         self._distance = library.vita_ckpt_distance
-        self._distance.argtypes = [POINTER(_Side), POINTER(_Side), c_size_t, POINTER(_Distance)]
+        self._distance.argtypes = [*sides, POINTER(_Distance)]
         self._extent = library.vita_ckpt_extent
         self._extent.argtypes = [c_int, c_uint64, c_size_t, c_size_t, POINTER(_Extent)]
+
+    def same(self, before: Range, after: Range, nbytes: int) -> int | None:
+        """Return how many bytes are the same up to the first that differs; None if unreadable."""
+        found = c_uint64()
+        if not self._same(_range(before), _range(after), nbytes, byref(found)):
+            return None
+        return found.value
 
     @staticmethod
     def measures(*dtypes: str) -> bool:
@@ -83,7 +93,7 @@ class Native:
         None if not all of them are finite, or if they could not be read.
         """
         found = _Distance()
-        if not self._distance(_side(before), _side(after), count, found):
+        if not self._distance(_range(before), _range(after), count, found):
             return None
         return Distance(
             elements=count,
@@ -120,5 +130,5 @@ def compiled() -> Native | None:
         return None
 
 
-def _side(of: Range) -> _Side:
-    return _Side(of.offset, of.descriptor, _DTYPES[of.dtype])
+def _range(of: Range) -> _Range:
+    return _Range(of.offset, of.descriptor, _DTYPES.get(of.dtype, 0))
