@@ -227,7 +227,7 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
 
 
 def _same(sides: Sequence[Range], start: int, stop: int) -> int:
-    """Return how many bytes from ``start`` on are known to be the same: 0 without compiled loops."""
+    """Return how many bytes from ``start`` on are surely the same; without compiled loops 0."""
     native = compiled()
     if native is None:
         return 0
