@@ -66,6 +66,7 @@ FOLDERS = (
     "core/anatomy/families",
     "core/anatomy/towers",
     "core/anatomy/towers/families",
+    "core/binding",
     "core/training",
 )
 # The commands of the demo that the README shows.

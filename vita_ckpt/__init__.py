@@ -142,7 +142,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         Tower as Tower,
         TowerDirectory as TowerDirectory,
     )
-    from vita_ckpt.core.binding import PartSource as PartSource
+    from vita_ckpt.core.binding.result import PartSource as PartSource
     from vita_ckpt.core.checkpoint import (
         Cast as Cast,
         Checkpoint as Checkpoint,
@@ -351,7 +351,7 @@ _HOMES = {
         "Tower",
         "TowerDirectory",
     ),
-    "vita_ckpt.core.binding": ("PartSource",),
+    "vita_ckpt.core.binding.result": ("PartSource",),
     "vita_ckpt.core.checkpoint": (
         "Cast",
         "Checkpoint",

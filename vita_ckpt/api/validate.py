@@ -40,7 +40,7 @@ from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import VITA
-from vita_ckpt.core.binding import LOADER_NAMES
+from vita_ckpt.core.binding.loaders import LOADER_NAMES
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor, TensorRef, refs_of, source_of
 from vita_ckpt.core.filenames import (
     CONFIG,

@@ -24,7 +24,8 @@ from vita_ckpt.core.anatomy.families import (
 )
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
-from vita_ckpt.core.binding import Surroundings, bind, features_of, is_tied, tower_class
+from vita_ckpt.core.binding.bind import bind
+from vita_ckpt.core.binding.model import Surroundings, features_of, is_tied, tower_class
 from vita_ckpt.core.checkpoint import (
     Checkpoint,
     File,

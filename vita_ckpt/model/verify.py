@@ -24,7 +24,7 @@ from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.structure import check_structure, unsaid
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.anatomy import parts, projectors
-from vita_ckpt.core.binding import Binding
+from vita_ckpt.core.binding.result import Binding
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import needs_alignment

@@ -14,7 +14,7 @@ from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.projectors import Projector
 from vita_ckpt.core.anatomy.towers import Tower
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.binding import (
+from vita_ckpt.core.binding.model import (
     Surroundings,
     builds_audio,
     features_of,
