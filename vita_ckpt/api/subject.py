@@ -9,7 +9,7 @@ from typing import Any
 
 from vita_ckpt.checks.explain.tower_files import why_unprepared, why_unreadable
 from vita_ckpt.checks.files import check_kind, finding_of_error, intended_kind
-from vita_ckpt.checks.inspect import inspect_checkpoint
+from vita_ckpt.checks.inspection.inspect import inspect_checkpoint
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from vita_ckpt.checks.inspect import Inspection
+from vita_ckpt.checks.inspection.summary import Inspection
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily

@@ -38,12 +38,9 @@ from vita_ckpt.core.requirements import (
 )
 from vita_ckpt.errors import AdapterError, InputError, printable
 from vita_ckpt.surgery.preconditions import require_binding
-from vita_ckpt.surgery.vision_modules import (
-    VisionModelArgs,
-    check_rows,
-    check_run_value,
-    vision_edits,
-)
+from vita_ckpt.surgery.vision.arguments import VisionModelArgs
+from vita_ckpt.surgery.vision.keys import check_rows, check_run_value
+from vita_ckpt.surgery.vision.vision_modules import vision_edits
 
 OPERATION: Final = "merge-lora"
 
