@@ -223,7 +223,9 @@ def test_two_models_are_never_held_at_once(
 
 def test_goldens_of_our_own(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "golden.json"
+    (root / "config.json").chmod(0o600)
     assert rules(root, save_golden=file) == set()
+    assert file.stat().st_mode & 0o077 == 0
     assert rules(root, golden=file) == set()
     assert rules(root, golden=file, max_memory=STREAM) == set()
     change(root, lambda t: t["model.mm_projector.0.weight"].mul_(1.5))
