@@ -213,7 +213,7 @@ def _verify(
         ranks.agree([_identity(one) for one in (checkpoint, base) if one], checkpoint.root)
     on_progress("starting torch", 0, 0)
     with _tokenizer_process(prompt) as tokenizer, _memory_errors(checkpoint.root):
-        from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
+        from vita_ckpt.model.verification import verify as forward  # noqa: PLC0415 - torch
 
         verification = forward.verify_checkpoint(
             subject,

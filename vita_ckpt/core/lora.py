@@ -13,7 +13,8 @@ from dataclasses import field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, wrappers
-from vita_ckpt.core.binding import is_harmless, is_tied
+from vita_ckpt.core.binding.match import is_harmless
+from vita_ckpt.core.binding.model import is_tied
 from vita_ckpt.core.checkpoint import (
     Checkpoint,
     LoraMerge,

@@ -17,7 +17,7 @@ from tests.builders import Tensors, change, lively
 from tests.conftest import BASES, GOLDEN, golden_cases
 from vita_ckpt import InputError, UsageError, verify
 from vita_ckpt.model import load as load_module
-from vita_ckpt.model import verify as verify_module
+from vita_ckpt.model.verification import loads as loads_module
 from vita_ckpt.model.vita import VitaModel
 
 STREAM: Any = {"cpu": 0}
@@ -214,7 +214,7 @@ def test_two_models_are_never_held_at_once(
         return load(*arguments, **options)
 
     gc.collect()
-    for module in (load_module, verify_module):
+    for module in (load_module, loads_module):
         monkeypatch.setattr(module, "load_bound", counted)
     assert rules(root, against=root, max_memory=memory) == set()
     assert len(held) == 2
