@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 COMPAT := .venv-compat
 BARE := .venv-bare
 SITE := .venv-site
+# Compiled when the package is installed.
+NATIVE := hatch_build.py vita_ckpt/storage/tensors/native.c
 TEST_TOOLS := hatchling hypothesis jsonschema pytest-xdist junitparser markdown-it-py pytest PyYAML \
 	sarif-pydantic
 BROWSER := apt-get install -qy chromium-headless-shell fonts-dejavu-core
@@ -85,18 +87,18 @@ clean:
 	rm -rf $(VENV) $(COMPAT) $(BARE) $(SITE) build demo-out
 
 # Every version is pinned by constraints.txt, the build's too: pip passes it on to its build environment.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(NATIVE) constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install -q -e '.[dev]'
 	@touch $@
 
-$(COMPAT)/.installed: pyproject.toml constraints-compat.txt
+$(COMPAT)/.installed: pyproject.toml $(NATIVE) constraints-compat.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 		$(COMPAT)/bin/pip install -q -e '.[model]' peft $(TEST_TOOLS)
 	@touch $@
 
-$(BARE)/.installed: pyproject.toml constraints-compat.txt
+$(BARE)/.installed: pyproject.toml $(NATIVE) constraints-compat.txt
 	test -x $(BARE)/bin/python || $(PYTHON) -m venv $(BARE)
 	PIP_CONSTRAINT=constraints-compat.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 		$(BARE)/bin/pip install -q -e . $(TEST_TOOLS)

@@ -68,6 +68,18 @@ def test_the_wheel_holds_the_package_and_its_licence(wheel: Files) -> None:
     assert wheel[f"{INFO}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
 
 
+def test_the_wheel_is_for_a_platform_only_with_compiled_loops(
+    wheel: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert b"Tag: py3-none-any" not in wheel[f"{INFO}/WHEEL"]
+    for name, value in (("CC", "false"), ("CC", "no-compiler"), ("VITA_CKPT_PURE", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            pure = built(ROOT, tmp_path / value)
+        assert wheel.keys() - pure.keys() == {"vita_ckpt/storage/tensors/_native.so"}
+        assert b"Tag: py3-none-any" in pure[f"{INFO}/WHEEL"]
+
+
 def test_schemas_and_types_are_in_the_package() -> None:
     own = package()
     assert own["vita_ckpt/py.typed"] == b""
@@ -92,6 +104,7 @@ def test_the_sdist_holds_the_pages_and_builds_the_same_wheel(
         assert (sdist / page.relative_to(ROOT)).read_bytes() == page.read_bytes()
     tops = {path.name for path in sdist.iterdir() if path.is_dir()}
     assert tops == {"benchmarks", "docs", "examples", "vita_ckpt"}
+    assert (sdist / "hatch_build.py").exists()
     assert built(sdist, tmp_path) == wheel
 
 

@@ -33,13 +33,15 @@ from vita_ckpt.checks.values import (
     check_tensor,
     values_of,
     values_of_pieces,
+    values_up_to,
+    width_of,
 )
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.binding import LOADER_NAMES
-from vita_ckpt.core.checkpoint import Checkpoint, Tensor, refs_of, source_of
+from vita_ckpt.core.checkpoint import Checkpoint, Tensor, TensorRef, refs_of, source_of
 from vita_ckpt.core.filenames import (
     CONFIG,
     SINGLE_FILES,
@@ -60,6 +62,7 @@ from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.survey import Survey, survey
 from vita_ckpt.storage.reading.unused_tower import difference_from_directory
 from vita_ckpt.storage.stores.local import LOCAL
+from vita_ckpt.storage.tensors.native import compiled
 from vita_ckpt.storage.tensors.scan import scan
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
 
@@ -225,12 +228,20 @@ def check_values(
     """
     tensors = {n: t for n, t in checkpoint.stored.items() if names is None or n in names}
     seen = {part: Values() for tensor in tensors.values() for part in refs_of(tensor)}
-    seen |= scan(seen, values_of, team=team, progress=progress)
+    glance = _glance if compiled() else None
+    seen |= scan(seen, values_of, glance=glance, team=team, progress=progress)
     return [
         found
         for name, tensor in tensors.items()
         for found in check_tensor(name, as_one(tensor), values_of_pieces(tensor, seen))
     ]
+
+
+def _glance(tensor: TensorRef, descriptor: int, offset: int, nbytes: int) -> Values | None:
+    """Summarise a range of a contiguous tensor by its largest pattern alone, if that is enough."""
+    native, width = compiled(), width_of(tensor.dtype)
+    found = native.extent(descriptor, offset, nbytes, width) if native and width else None
+    return found and values_up_to(tensor.dtype, nbytes // (width or 1), *found)
 
 
 def holds_checkpoints(path: str) -> list[str]:

@@ -155,6 +155,21 @@ def values_of(tensor: TensorRef, data: memoryview, position: int) -> Values:
     )
 
 
+def width_of(dtype: str) -> int | None:
+    """Return the bytes of a number whose largest pattern tells whether it is valid, else None."""
+    return _FORMATS[dtype].width if dtype in _FORMATS and dtype != "C64" else None
+
+
+def values_up_to(dtype: str, count: int, largest: int, same: int | None) -> Values | None:
+    """Summarise elements by their largest pattern, without the sign, and the one all of them share.
+
+    None if they must be looked at one by one. ``dtype`` has a :func:`width_of` a number.
+    """
+    if largest >= _FORMATS[dtype].large:
+        return None
+    return Values(count, zero=not largest, constant=same)
+
+
 def values_of_pieces(tensor: Stored, seen: Mapping[TensorRef, Values]) -> Values:
     """Combine the values of a tensor's pieces; positions become those in the whole tensor."""
     if isinstance(tensor, TensorRef):

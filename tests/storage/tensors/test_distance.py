@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vita_ckpt.core.distance import Distance
-from vita_ckpt.storage.tensors.distance import BLOCK, Meter
+from vita_ckpt.storage.tensors.distance import Meter
+from vita_ckpt.storage.tensors.native import BLOCK
 
 FLOATS = {
     "F64": torch.float64,

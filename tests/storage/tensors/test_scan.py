@@ -187,3 +187,28 @@ def test_a_disk_that_fails_is_said_in_one_line() -> None:
     assert str(caught.value) == (
         f"unreadable-file: {file.path}: got input/output error (check the path and its permissions)"
     )
+
+
+def test_large_contiguous_tensors_are_offered_to_a_glance(tmp_path: Path) -> None:
+    """What it does not know is read, in order, as without it."""
+    data = random.Random(0).randbytes(5 * BLOCK)
+    file = file_of(tmp_path / "a", data)
+    known = TensorRef(file, 5, "U8", (2 * BLOCK + 3,))
+    unknown = TensorRef(file, known.offset + known.nbytes, "U8", (BLOCK + 9,))
+    small = TensorRef(file, unknown.offset + unknown.nbytes, "U8", (BLOCK,))
+    strided = TensorRef(file, 1, "U8", (2 * BLOCK, 1), (2, 1))
+    offered = []
+
+    def glance(
+        tensor: TensorRef, descriptor: int, offset: int, nbytes: int
+    ) -> list[tuple[int, bytes]] | None:
+        offered.append((tensor, offset, nbytes))
+        return [(0, os.pread(descriptor, nbytes, offset))] if tensor == known else None
+
+    found = scan([small, known, strided, unknown], content, glance=glance, threads=1)
+    assert offered == [(t, t.offset, t.nbytes) for t in (known, unknown)]
+    assert found[known] == [(0, data[known.offset : unknown.offset])]
+    for tensor in (unknown, small):
+        whole = b"".join(piece for _, piece in found[tensor])
+        assert whole == data[tensor.offset : tensor.offset + tensor.nbytes]
+    assert [position for position, _ in found[unknown]] == [0, BLOCK]

@@ -24,9 +24,9 @@ Progress = Callable[[int], None]
 
 # A process is worth its start, a tenth of a second and 30 MB, for so many bytes.
 _WORTH: Final = 256 << 20
-_MOST: Final = 8
+MOST: Final = 8
 # Two keep a disk or a page cache busy.
-_THREADS: Final = 2
+_READERS: Final = 2
 # The search path is this interpreter's: with -I nothing else adds to it.
 _PROGRAM: Final = (
     "import sys; sys.path[:] = sys.argv[1:]; "
@@ -45,16 +45,17 @@ def evaluate(
     *,
     team: Team = ALONE,
     threads: int | None = None,
+    most: int = _READERS,
     progress: Progress = no_progress,
 ) -> list[R]:
     """Return what ``work`` makes of each portion, in their order, on every process of ``team``.
 
     ``sizes`` are the bytes of the portions. Each process of the team takes an equal share of them,
-    and works with ``threads``, by default two if there are two CPUs for it. That serves work that
+    and works with ``threads``, by default one for each CPU, at ``most`` two. That serves work that
     waits for reads, or for functions that let other threads run. ``progress`` is called with the
     bytes of each portion that is done. Raises the error of a portion.
     """
-    count = threads or min(_cpus(team), _THREADS)
+    count = threads or min(_cpus(team), most)
     return _evaluate(work, portions, sizes, team, progress, lambda _: count, False)
 
 
@@ -75,7 +76,7 @@ def evaluate_apart(
     """
 
     def count(nbytes: int) -> int:
-        return workers or min(_cpus(team), _MOST, nbytes // _WORTH + 1)
+        return workers or min(_cpus(team), MOST, nbytes // _WORTH + 1)
 
     return _evaluate(work, portions, sizes, team, progress, count, True)
 

@@ -7,9 +7,17 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from mmap import mmap
-from typing import TYPE_CHECKING, Final, TypeGuard
+from typing import Final, TypeGuard
 
-from vita_ckpt.core.checkpoint import File, LocalFile, Tensor, TensorRef, on_disk, parameters
+from vita_ckpt.core.checkpoint import (
+    File,
+    LocalFile,
+    Tensor,
+    TensorRef,
+    on_disk,
+    parameters,
+    source_of,
+)
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.distance import Distance
 from vita_ckpt.core.dtype import BITS
@@ -17,14 +25,14 @@ from vita_ckpt.core.team import ALONE, PORTION, Team, portions
 from vita_ckpt.errors import MalformedFileError
 from vita_ckpt.storage.stores.local import PAGE, check_same, opened, read_into
 from vita_ckpt.storage.system.collection import paused_collection
-from vita_ckpt.storage.system.workers import evaluate, evaluate_apart
+from vita_ckpt.storage.system.workers import MOST, evaluate, evaluate_apart
+from vita_ckpt.storage.tensors.native import BLOCK, Native, Range, compiled
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
-
-if TYPE_CHECKING:
-    from vita_ckpt.storage.tensors.distance import Meter
 
 Pair = tuple[Tensor, Tensor]
 
+# Bytes that are compared at once. What differs mostly does so at its beginning.
+_FIRST_STEP: Final = 1 << 16
 _STEP: Final = 1 << 20
 
 
@@ -86,9 +94,11 @@ def distances(
 ) -> dict[str, Distance]:
     """Return the distance of the values of each pair, of one shape and not in a packed dtype.
 
-    ``team`` shares what is read, and ``workers`` processes measure it; ``progress`` is called with
-    the bytes of the larger side. The sums are the same to the last digit whoever makes them.
+    ``team`` shares what is read, and ``workers`` measure it: threads where compiled loops do the
+    work, else processes. ``progress`` is called with the bytes of the larger side. The sums are the
+    same to the last digit whoever makes them.
     """
+    native = compiled()
     repeats: dict[str, int] = {}
     spans: list[_Span] = []
     with team.agreement():
@@ -101,7 +111,16 @@ def distances(
     cut = portions(spans, _nbytes)
     sizes = [sum(map(_nbytes, portion)) for portion in cut]
     totals = dict.fromkeys(pairs, Distance())
-    measured = evaluate_apart(_measured, cut, sizes, team=team, workers=workers, progress=progress)
+    if native is not None and all(
+        _is_plain(side) and native.measures(side.dtype) for pair in pairs.values() for side in pair
+    ):
+        measured = evaluate(
+            _measured, cut, sizes, team=team, threads=workers, most=MOST, progress=progress
+        )
+    else:
+        measured = evaluate_apart(
+            _measured, cut, sizes, team=team, workers=workers, progress=progress
+        )
     for portion, found in zip(cut, measured, strict=True):
         for span, distance in zip(portion, found, strict=True):
             totals[span.name] += distance
@@ -174,22 +193,24 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
 
     Of a range nothing is read behind the block in which it is known to differ.
     """
-    sides: list[tuple[int, int, str]] = []
+    sides: list[Range] = []
     for tensor in (run[0].before, run[0].after):
         assert isinstance(tensor, TensorRef)  # noqa: S101 - plain
-        descriptor = inputs.descriptor(tensor.source)
-        sides.append((descriptor, tensor.offset + run[0].start, tensor.source.path))
+        place = tensor.offset + run[0].start
+        sides.append(Range(inputs.descriptor(tensor.source), place, tensor.dtype))
+    paths = [source_of(tensor) for tensor in (run[0].before, run[0].after)]
     stops: list[int] = []
     for span in run:
         stops.append((stops[-1] if stops else 0) + span.stop - span.start)
-    position, buffers = 0, [bytearray(min(_STEP, stops[-1])) for _ in sides]
-    while position < stops[-1]:
-        size = min(_STEP, stops[-1] - position)
-        if size < len(buffers[0]):
+    position, step = 0, _FIRST_STEP
+    buffers = [bytearray(), bytearray()]
+    while (position := position + _same(sides, position, stops[-1])) < stops[-1]:
+        size = min(step, stops[-1] - position)
+        if size != len(buffers[0]):
             buffers = [bytearray(size) for _ in sides]
-        for (descriptor, offset, path), buffer in zip(sides, buffers, strict=True):
-            read_into(descriptor, memoryview(buffer), offset + position, path)
-        end = position + size
+        for side, path, buffer in zip(sides, paths, buffers, strict=True):
+            read_into(side.descriptor, memoryview(buffer), side.offset + position, path)
+        end, step = position + size, min(2 * step, _STEP)
         if buffers[0] != buffers[1]:
             index, last = bisect_right(stops, position), len(run) - 1
             start = position
@@ -201,26 +222,53 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
                 start, index = stop, min(index + 1, last)
             index = bisect_right(stops, end)
             if index <= last and run[index].name in found:
-                end = stops[index]
+                end, step = stops[index], _FIRST_STEP
         position = end
+
+
+def _same(sides: Sequence[Range], start: int, stop: int) -> int:
+    """Return how many bytes from ``start`` on are surely the same; without compiled loops 0."""
+    native = compiled()
+    if native is None:
+        return 0
+    before, after = (side._replace(offset=side.offset + start) for side in sides)
+    return native.same(before, after, stop - start) or 0
 
 
 def _measured(spans: Sequence[_Span]) -> list[Distance]:
     """Return the distance of each of some ranges of elements."""
-    from vita_ckpt.storage.tensors.distance import BLOCK, Meter  # noqa: PLC0415 - numpy
+    native = compiled()
+    with Inputs() as inputs:
+        return [_natively(span, native, inputs) or _distance(span, inputs) for span in spans]
+
+
+def _natively(span: _Span, native: Native | None, inputs: Inputs) -> Distance | None:
+    """Return the distance of a range of elements, None if compiled loops do not have it."""
+    sides = span.before, span.after
+    if native is None or not all(_is_plain(side) and native.measures(side.dtype) for side in sides):
+        return None
+    before, after = (
+        Range(
+            inputs.descriptor(side.source),
+            side.offset + span.start * BITS[side.dtype] // 8,
+            side.dtype,
+        )
+        for side in sides
+        if _is_plain(side)
+    )
+    return native.distance(before, after, span.stop - span.start)
+
+
+def _distance(span: _Span, inputs: Inputs) -> Distance:
+    """Return the distance of a range of elements, ``BLOCK`` of them at a time."""
+    from vita_ckpt.storage.tensors.distance import Meter  # noqa: PLC0415 - numpy
 
     meter = Meter()
-    with Inputs() as inputs:
-        return [_distance(span, meter, BLOCK, inputs) for span in spans]
-
-
-def _distance(span: _Span, meter: Meter, step: int, inputs: Inputs) -> Distance:
-    """Return the distance of a range of elements, ``step`` of them at a time."""
     dtypes = span.before.dtype, span.after.dtype
     widths = [BITS[dtype] // 8 for dtype in dtypes]
     total = Distance()
     before, after = (
-        _blocks(tensor, inputs, span.name, span.start * width, span.stop * width, step * width)
+        _blocks(tensor, inputs, span.name, span.start * width, span.stop * width, BLOCK * width)
         for tensor, width in zip((span.before, span.after), widths, strict=True)
     )
     if span.before == span.after:
@@ -253,7 +301,7 @@ def _blocks(
         start += len(block)
 
 
-def _cut(pieces: Iterable[bytes], step: int) -> Iterator[bytes | bytearray]:
+def _cut(pieces: Iterable[bytes], step: int) -> Iterator[bytearray]:
     """Yield the same bytes in pieces of ``step``."""
     rest = bytearray()
     for piece in pieces:

@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vita_ckpt.core.distance import Distance
+from vita_ckpt.storage.tensors.native import BLOCK, LANES
 
 Array = npt.NDArray[Any]
 
-# Elements processed at once: few enough for numpy's intermediate arrays to stay in the cache.
-BLOCK: Final = 1 << 17
-_ROW: Final = 1 << 13
 _FEW: Final = 1 << 8
 
 _NUMPY: Final = {
@@ -49,20 +47,22 @@ class Meter:
         self._before = np.empty(BLOCK)
         self._after = np.empty(BLOCK)
         self._delta = np.empty(BLOCK)
+        self._products = np.empty(BLOCK)
         self._bits = np.empty(BLOCK, "<u4")
 
     def distance(
         self, before: memoryview | bytes, after: memoryview | bytes, dtypes: tuple[str, str]
     ) -> Distance:
         """Return the distance of ``after`` from ``before``, elements of ``dtypes`` in C order."""
-        if dtypes[0] == dtypes[1] and _are_equal(before, after):
-            return self._same(before, dtypes[0])
         with np.errstate(all="ignore"):
+            if dtypes[0] == dtypes[1] and _are_equal(before, after):
+                return self._same(before, dtypes[0])
             integers = [_integers(data, d) for data, d in zip((before, after), dtypes, strict=True)]
             if integers[0] is not None and integers[1] is not None:
                 common = np.result_type(*integers)
                 if common.kind in "ui":  # no integer dtype holds both U64 and a signed one
-                    return _integer_distance(*(i.astype(common) for i in integers if i is not None))
+                    sides = (i.astype(common) for i in integers if i is not None)
+                    return self._integer_distance(*sides)
             old = self._values(before, dtypes[0], self._before)
             new = self._values(after, dtypes[1], self._after)
             if np.iscomplexobj(old) or np.iscomplexobj(new):
@@ -70,26 +70,87 @@ class Meter:
                 delta = new - old
             else:
                 delta = np.subtract(new, old, out=self._delta[: len(old)])
-            return _distance(old, new, delta)
+            return self._float_distance(old, new, delta)
 
     def _same(self, data: memoryview | bytes, dtype: str) -> Distance:
         """Return the distance of a block from itself."""
-        with np.errstate(all="ignore"):
-            values = self._values(data, dtype, self._before)
-            square, nonfinite = _dot(values, values), 0
-            if not isfinite(square):
-                finite = np.isfinite(values)
-                nonfinite = len(values) - int(np.count_nonzero(finite))
-                values = values[finite]
-                square = _dot(values, values)
-            return Distance(
-                elements=len(values) + nonfinite,
-                nonfinite_before=nonfinite,
-                nonfinite_after=nonfinite,
-                before=square,
-                after=square,
-                dot=square,
-            )
+        values = self._values(data, dtype, self._before)
+        square, nonfinite = self._dot(values, values), 0
+        if not isfinite(square):
+            finite = np.isfinite(values)
+            nonfinite = len(values) - int(np.count_nonzero(finite))
+            values = values[finite]
+            square = self._dot(values, values)
+        return Distance(
+            elements=len(values) + nonfinite,
+            nonfinite_before=nonfinite,
+            nonfinite_after=nonfinite,
+            before=square,
+            after=square,
+            dot=square,
+        )
+
+    def _integer_distance(self, before: Array, after: Array) -> Distance:
+        """Return the distance of integers.
+
+        Differences are taken in integers, since float64 could not hold them, before they are
+        squared.
+        """
+        unsigned = f"<u{before.itemsize}"
+        larger, smaller = np.maximum(before, after), np.minimum(before, after)
+        delta = larger.view(unsigned) - smaller.view(unsigned)
+        old, new, wide = before.astype("<f8"), after.astype("<f8"), delta.astype("<f8")
+        return Distance(
+            elements=len(delta),
+            changed=int(np.count_nonzero(delta)),
+            max_abs=float(delta.max()),
+            delta=self._dot(wide, wide),
+            before=self._dot(old, old),
+            after=self._dot(new, new),
+            dot=self._dot(old, new),
+        )
+
+    def _float_distance(self, before: Array, after: Array, delta: Array) -> Distance:
+        elements = len(delta)
+        squares = self._dot(before, before), self._dot(after, after)
+        old = new = changed = 0
+        if not (isfinite(squares[0]) and isfinite(squares[1])):
+            finite = np.isfinite(before), np.isfinite(after)
+            both = finite[0] & finite[1]
+            old, new = (elements - int(np.count_nonzero(side)) for side in finite)
+            other = (before != after) & ~(np.isnan(before) & np.isnan(after)) & ~both
+            changed = int(np.count_nonzero(other))
+            before, after, delta = before[both], after[both], delta[both]
+            squares = self._dot(before, before), self._dot(after, after)
+        square = self._dot(delta, delta)
+        if delta.dtype.kind != "c" and squares[0] / 4 < squares[1] < squares[0] * 4:
+            # Nothing is lost that the sums themselves do not lose.
+            dot = (squares[0] + squares[1] - square) / 2
+        else:
+            dot = self._dot(before, after)
+        return Distance(
+            elements=elements,
+            changed=changed + int(np.count_nonzero(delta != 0)),
+            nonfinite_before=old,
+            nonfinite_after=new,
+            max_abs=_largest(delta),
+            delta=square,
+            before=squares[0],
+            after=squares[1],
+            dot=dot,
+        )
+
+    def _dot(self, one: Array, other: Array) -> float:
+        """Return the real part of the inner product, in the order of native.c."""
+        one, other = one.view("<f8"), other.view("<f8")  # a complex number as two real ones
+        products = self._products[: len(one)] if len(one) <= BLOCK else None
+        products = np.multiply(one, other, out=products)
+        whole = len(one) // LANES * LANES
+        lanes = np.add.reduce(products[:whole].reshape(-1, LANES), axis=0)  # row by row
+        lanes[: len(one) - whole] += products[whole:]
+        while len(lanes) > 1:
+            lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+        return float(lanes[0])
 
     def _values(self, data: memoryview | bytes, dtype: str, out: Array) -> Array:
         """Return the elements as float64 in ``out``, or as a new array of complex128."""
@@ -120,74 +181,6 @@ def _are_equal(before: memoryview | bytes, after: memoryview | bytes) -> bool:
 def _integers(data: memoryview | bytes, dtype: str) -> Array | None:
     kind = np.dtype(_NUMPY.get(dtype, "f4"))
     return np.frombuffer(data, kind) if kind.kind in "ui" else None
-
-
-def _integer_distance(before: Array, after: Array) -> Distance:
-    """Return the distance of integers.
-
-    Differences are taken in integers, since float64 could not hold them, before they are squared.
-    """
-    unsigned = f"<u{before.itemsize}"
-    larger, smaller = np.maximum(before, after), np.minimum(before, after)
-    delta = larger.view(unsigned) - smaller.view(unsigned)
-    old, new, wide = before.astype("<f8"), after.astype("<f8"), delta.astype("<f8")
-    return Distance(
-        elements=len(delta),
-        changed=int(np.count_nonzero(delta)),
-        max_abs=float(delta.max()),
-        delta=_dot(wide, wide),
-        before=_dot(old, old),
-        after=_dot(new, new),
-        dot=_dot(old, new),
-    )
-
-
-def _distance(before: Array, after: Array, delta: Array) -> Distance:
-    elements = len(delta)
-    squares = _dot(before, before), _dot(after, after)
-    old = new = changed = 0
-    if not (isfinite(squares[0]) and isfinite(squares[1])):
-        finite = np.isfinite(before), np.isfinite(after)
-        both = finite[0] & finite[1]
-        old, new = (elements - int(np.count_nonzero(side)) for side in finite)
-        other = (before != after) & ~(np.isnan(before) & np.isnan(after)) & ~both
-        changed = int(np.count_nonzero(other))
-        before, after, delta = before[both], after[both], delta[both]
-        squares = _dot(before, before), _dot(after, after)
-    square = _dot(delta, delta)
-    if delta.dtype.kind != "c" and squares[0] / 4 < squares[1] < squares[0] * 4:
-        # Nothing is lost that the sums themselves do not lose.
-        dot = (squares[0] + squares[1] - square) / 2
-    else:
-        dot = _dot(before, after)
-    return Distance(
-        elements=elements,
-        changed=changed + int(np.count_nonzero(delta != 0)),
-        nonfinite_before=old,
-        nonfinite_after=new,
-        max_abs=_largest(delta),
-        delta=square,
-        before=squares[0],
-        after=squares[1],
-        dot=dot,
-    )
-
-
-def _dot(one: Array, other: Array) -> float:
-    """Return the real part of the inner product.
-
-    It is summed over rows too short for BLAS to start threads of its own.
-    """
-    if other.dtype.kind == "c":
-        other = other.conj()
-    whole = len(one) // _ROW * _ROW
-    total = 0.0
-    if whole:
-        rows = np.matmul(one[:whole].reshape(-1, 1, _ROW), other[:whole].reshape(-1, _ROW, 1))
-        total = rows.sum()
-    if whole < len(one):
-        total += np.dot(one[whole:], other[whole:])
-    return float(total.real)
 
 
 def _largest(delta: Array) -> float:

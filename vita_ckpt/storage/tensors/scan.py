@@ -11,7 +11,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from vita_ckpt.core.checkpoint import LocalFile, TensorRef, on_disk
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import BITS
-from vita_ckpt.core.team import ALONE, Team, portions
+from vita_ckpt.core.team import ALONE, PORTION, Team, portions
 from vita_ckpt.storage.stores.local import PAGE, check_same, identify, opened, read_into
 from vita_ckpt.storage.system.workers import evaluate
 from vita_ckpt.storage.tensors.stream import Progress, no_progress
@@ -28,6 +28,9 @@ S = TypeVar("S", bound=Summary)
 # A function of a tensor, the bytes of some of its elements in file order, and the index of the
 # first of them, counted from the tensor's element 0. The bytes are valid only during the call.
 Summarise = Callable[[TensorRef, memoryview, int], S]
+# What reads by itself: a function of a tensor, a descriptor of its file, an offset and a number of
+# bytes, which are whole elements. None where the bytes must be looked at.
+Glance = Callable[[TensorRef, int, int, int], "S | None"]
 
 # Bytes of a block, small enough to stay in the processor's cache while it is visited. Blocks of
 # strided tensors are smaller, because a visitor needs memory for the indices of their elements.
@@ -43,6 +46,7 @@ def scan(
     tensors: Iterable[TensorRef],
     summarise: Summarise[S],
     *,
+    glance: Glance[S] | None = None,
     team: Team = ALONE,
     threads: int | None = None,
     progress: Progress = no_progress,
@@ -51,14 +55,14 @@ def scan(
 
     Tensors without bytes are left out. The bytes are cut into portions, which ``team`` shares and
     ``threads`` read: see :func:`~vita_ckpt.storage.system.workers.evaluate`. Summaries are
-    combined in the order of the bytes, whoever makes them. Raises StaleInputError if a file is not
-    the one that was opened or changes meanwhile, InputError if it cannot be read, and whatever
-    ``summarise`` raises.
+    combined in the order of the bytes, whoever makes them. Tensors that are large and contiguous
+    are first offered to ``glance``. Raises StaleInputError if a file is not the one that was opened
+    or changes meanwhile, InputError if it cannot be read, and whatever ``summarise`` raises.
     """
     by_place = sorted(tensors, key=lambda tensor: (tensor.source.path, tensor.offset))
-    cut = portions(_blocks(_pieces(by_place)), lambda block: block.size)
+    cut = portions(_blocks(_pieces(by_place, glance is not None)), lambda block: block.size)
     sizes = [sum(block.size for block in portion) for portion in cut]
-    work = _Summary(summarise)
+    work = _Summary(summarise, glance)
     totals: dict[TensorRef, S] = {}
     for found in evaluate(work, cut, sizes, team=team, threads=threads, progress=progress):
         for tensor, summary in found:
@@ -71,7 +75,7 @@ def scan(
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A range of bytes that is read by one call, and the pieces of tensors in it."""
+    """A range of bytes, and the pieces of tensors in it: one, or all that one call reads."""
 
     file: LocalFile
     offset: int
@@ -79,10 +83,11 @@ class _Block:
     pieces: list[_Piece]
 
 
-def _pieces(tensors: Iterable[TensorRef]) -> Iterator[_Piece]:
+def _pieces(tensors: Iterable[TensorRef], at_a_glance: bool) -> Iterator[_Piece]:
     for tensor in tensors:
         end = tensor.offset + tensor.span
-        step = _BLOCK if tensor.strides is None else _STRIDED
+        contiguous = PORTION if at_a_glance else _BLOCK
+        step = contiguous if tensor.strides is None else _STRIDED
         for offset in range(tensor.offset, end, step):
             yield tensor, offset, min(step, end - offset)
 
@@ -120,26 +125,44 @@ class _Summary(Generic[S]):
     """The work of a scan: the summaries of the pieces in some blocks."""
 
     summarise: Summarise[S]
+    glance: Glance[S] | None
 
     def __call__(self, blocks: Sequence[_Block]) -> list[tuple[TensorRef, S]]:
         """Return each tensor with its summary, in the order of the bytes."""
         found: list[tuple[TensorRef, S]] = []
-        buffer = _buffer()
         for file, group in groupby(blocks, lambda block: block.file):
             # Opened only while it is read: a checkpoint may have more files than a process may
             # open.
             with opened(file.path) as (descriptor, seen):
                 check_same(file, seen)
                 for block in group:
-                    start = block.offset % PAGE
-                    data = buffer[start : start + block.size]
-                    read_into(descriptor, data, block.offset, file.path)
-                    for tensor, offset, size in block.pieces:
-                        start = offset - block.offset
-                        position = (offset - tensor.offset) * 8 // BITS[tensor.dtype]
-                        summary = self.summarise(tensor, data[start : start + size], position)
+                    for tensor, summary in self._summaries(block, descriptor):
                         if found and found[-1][0] is tensor:
                             found[-1] = tensor, found[-1][1] + summary
                         else:
                             found.append((tensor, summary))
         return found
+
+    def _summaries(self, block: _Block, descriptor: int) -> Iterator[tuple[TensorRef, S]]:
+        if block.size <= _BLOCK:
+            yield from self._read(block, descriptor)
+            return
+        ((tensor, offset, size),) = block.pieces
+        assert self.glance is not None  # noqa: S101 - else no block is larger
+        summary = self.glance(tensor, descriptor, offset, size)
+        if summary is not None:
+            yield tensor, summary
+            return
+        for start in range(offset, offset + size, _BLOCK):
+            length = min(_BLOCK, offset + size - start)
+            piece = tensor, start, length
+            yield from self._read(_Block(block.file, start, length, [piece]), descriptor)
+
+    def _read(self, block: _Block, descriptor: int) -> Iterator[tuple[TensorRef, S]]:
+        start = block.offset % PAGE
+        data = _buffer()[start : start + block.size]
+        read_into(descriptor, data, block.offset, block.file.path)
+        for tensor, offset, size in block.pieces:
+            start = offset - block.offset
+            position = (offset - tensor.offset) * 8 // BITS[tensor.dtype]
+            yield tensor, self.summarise(tensor, data[start : start + size], position)
