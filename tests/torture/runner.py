@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from fixtures.builder import Spec, write_checkpoint
 from tests.torture.faults import Fault
 from tests.torture.injector import Injection
 from tests.torture.operations import Traced
@@ -55,8 +56,9 @@ class Runner(AbstractContextManager["Runner"]):
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
+        rehearsed = write_checkpoint(scratch / "rehearsed", Spec())
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.torture.zygote"],
+            [sys.executable, "-W", "ignore", "-m", "tests.torture.zygote", str(rehearsed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=_ROOT,

@@ -91,7 +91,7 @@ def test_killed_while_it_cleans_up(
                 root, run = injected(prepared, runner, tmp_path, failure, kill)
                 if not run.killed:
                     break
-                assert run.failed == 1, run
+                assert run.failed, run
                 tally["runs killed"] += 1
                 tally[f"came to the {after_kill(prepared, root)} state"] += 1
     assert tally["runs killed"]

@@ -20,8 +20,10 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Any, Final
 
@@ -166,9 +168,9 @@ def _become_quiet(nothing: int, pages: tuple[Page, Page]) -> None:
 
 
 def _import_below(package: str) -> None:
-    """A package and all in it, but for what needs torch."""
+    """A package and all in it, but for what needs torch and what is no module, though named so."""
     for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
-        if module.name == "vita_ckpt.model":
+        if module.name == "vita_ckpt.model" or module.name.endswith("._native"):
             continue
         if module.ispkg:
             _import_below(module.name)
@@ -176,15 +178,30 @@ def _import_below(package: str) -> None:
             import_module(module.name)
 
 
+def _rehearse(checkpoint: str) -> None:
+    """Do what Python does once in a process before any run: patterns are compiled, and the like."""
+    for argv in (["inspect", checkpoint], ["set", checkpoint, "mm_hidden_size=64", "--dry-run"]):
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            try:
+                main(argv)
+            except SystemExit as ended:
+                assert ended.code == 0, said.getvalue()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert threading.active_count() == 1  # a fork would be without the others
+
+
 if __name__ == "__main__":
     _import_below("vita_ckpt")
     for also in ("fcntl", "numpy.random", "tabulate", "traceback"):
         import_module(also)
+    from vita_ckpt.cli.main import main
+
+    _rehearse(sys.argv[1])
+    gc.collect()
     gc.freeze()
     run = Zygote().serve()
     if run is not None:
-        from vita_ckpt.cli.main import main
-
         os.chdir(run["cwd"])
         if "faults" in run:
             faults = run["faults"]
