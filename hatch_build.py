@@ -14,7 +14,7 @@ from typing import Any, Final
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _FOLDER: Final = "vita_ckpt/storage/tensors"
-_LIBRARY: Final = f"{_FOLDER}/_native.so"
+_LIBRARY: Final = f"{_FOLDER}/native.so.1"
 # Contracted operations would round otherwise than numpy's.
 _FLAGS: Final = ("-O3", "-ffp-contract=off", "-fPIC", "-shared")
 
@@ -25,7 +25,7 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and say which wheel it is then; an editable one takes what lies in the tree."""
         self._scratch = Path(tempfile.mkdtemp())
-        library = self._scratch / "_native.so"
+        library = self._scratch / "native.so.1"
         if os.environ.get("VITA_CKPT_PURE") == "1" or not self._compile(library):
             return
         build_data["pure_python"] = False

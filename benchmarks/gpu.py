@@ -172,7 +172,7 @@ def loading(base: Path, runs: int, device: str) -> list[bool]:
     print(f"load to the GPU, {size / 1e9:.2f} GB")
     ways = {"load_model": OURS, "two threads, pinned": PEER}
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(runs + 1):  # the first is a warm-up
+    for turn in range(device == "cpu", runs + 1):  # the first warms a GPU up
         for name, code in ways.items():
             command = [sys.executable, "-c", code, str(base), device]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)

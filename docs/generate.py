@@ -47,9 +47,12 @@ FOLDERS = (
     "model",
     "model/audio",
     "model/towers",
+    "model/verification",
     "surgery",
+    "surgery/vision",
     "checks",
     "checks/explain",
+    "checks/inspection",
     "storage",
     "storage/in_place",
     "storage/writing",
@@ -66,6 +69,7 @@ FOLDERS = (
     "core/anatomy/families",
     "core/anatomy/towers",
     "core/anatomy/towers/families",
+    "core/binding",
     "core/training",
 )
 # The commands of the demo that the README shows.

@@ -134,7 +134,7 @@ def warm_for_the_hub() -> None:
 def warm_for_torch() -> None:
     """Import what verify imports too, and what lets several processes talk."""
     warm()
-    for module in ("vita_ckpt.model.verify", "torch.distributed"):
+    for module in ("vita_ckpt.model.verification.verify", "torch.distributed"):
         import_module(module)
 
 

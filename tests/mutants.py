@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import golden_cases
 from vita_ckpt import Report, Verification, VitaCkptError, explain, validate, verify
-from vita_ckpt.core.binding import judge_of
+from vita_ckpt.core.binding.loaders import judge_of
 
 # Every tower family, both backbones, one file and shards; their towers are reachable.
 CASES = ("A1", "A2", "A3", "A4", "A5", "A6", "U1", "U2")

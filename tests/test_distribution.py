@@ -76,7 +76,7 @@ def test_the_wheel_is_for_a_platform_only_with_compiled_loops(
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             pure = built(ROOT, tmp_path / value)
-        assert wheel.keys() - pure.keys() == {"vita_ckpt/storage/tensors/_native.so"}
+        assert wheel.keys() - pure.keys() == {"vita_ckpt/storage/tensors/native.so.1"}
         assert b"Tag: py3-none-any" in pure[f"{INFO}/WHEEL"]
 
 

@@ -6,7 +6,7 @@ from enum import Enum
 
 import pytest
 
-from vita_ckpt.core.binding import PartSource
+from vita_ckpt.core.binding.result import PartSource
 from vita_ckpt.core.left_out import LeftOut
 
 

@@ -112,15 +112,14 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         LoaderTrace as LoaderTrace,
         Step as Step,
     )
-    from vita_ckpt.checks.inspect import (
+    from vita_ckpt.checks.inspection.rows import ModuleRow as ModuleRow, TensorRow as TensorRow
+    from vita_ckpt.checks.inspection.summary import (
         ConfigLine as ConfigLine,
         Inspection as Inspection,
         LoraSummary as LoraSummary,
-        ModuleRow as ModuleRow,
         PartSummary as PartSummary,
         ProjectorSummary as ProjectorSummary,
         ShardSummary as ShardSummary,
-        TensorRow as TensorRow,
     )
     from vita_ckpt.core.anatomy.audio.cmvn import (
         Cmvn as Cmvn,
@@ -142,7 +141,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
         Tower as Tower,
         TowerDirectory as TowerDirectory,
     )
-    from vita_ckpt.core.binding import PartSource as PartSource
+    from vita_ckpt.core.binding.result import PartSource as PartSource
     from vita_ckpt.core.checkpoint import (
         Cast as Cast,
         Checkpoint as Checkpoint,
@@ -242,8 +241,8 @@ if TYPE_CHECKING:  # for type checkers: the same names as in the table below, wh
     from vita_ckpt.surgery.donors import (
         get_w as get_w,
     )
-    from vita_ckpt.surgery.vision_modules import (
-        VisionModelArgs as VisionModelArgs,
+    from vita_ckpt.surgery.vision.arguments import VisionModelArgs as VisionModelArgs
+    from vita_ckpt.surgery.vision.vision_modules import (
         initialize_vision_modules as initialize_vision_modules,
     )
 
@@ -325,15 +324,14 @@ _HOMES = {
         "LoaderTrace",
         "Step",
     ),
-    "vita_ckpt.checks.inspect": (
+    "vita_ckpt.checks.inspection.rows": ("ModuleRow", "TensorRow"),
+    "vita_ckpt.checks.inspection.summary": (
         "ConfigLine",
         "Inspection",
         "LoraSummary",
-        "ModuleRow",
         "PartSummary",
         "ProjectorSummary",
         "ShardSummary",
-        "TensorRow",
     ),
     "vita_ckpt.core.anatomy.audio.cmvn": ("Cmvn",),
     "vita_ckpt.core.anatomy.audio.directory": ("AudioDirectory",),
@@ -351,7 +349,7 @@ _HOMES = {
         "Tower",
         "TowerDirectory",
     ),
-    "vita_ckpt.core.binding": ("PartSource",),
+    "vita_ckpt.core.binding.result": ("PartSource",),
     "vita_ckpt.core.checkpoint": (
         "Cast",
         "Checkpoint",
@@ -434,10 +432,8 @@ _HOMES = {
     "vita_ckpt.storage.in_place.leftovers": ("Leftover",),
     "vita_ckpt.storage.reading.paths": ("Stores",),
     "vita_ckpt.surgery.donors": ("get_w",),
-    "vita_ckpt.surgery.vision_modules": (
-        "VisionModelArgs",
-        "initialize_vision_modules",
-    ),
+    "vita_ckpt.surgery.vision.arguments": ("VisionModelArgs",),
+    "vita_ckpt.surgery.vision.vision_modules": ("initialize_vision_modules",),
 }
 # Types that can be imported only where the extra ``model`` is installed.
 _MODEL_HOMES = {

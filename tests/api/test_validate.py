@@ -661,8 +661,13 @@ class TestLora:
         file = run / "adapter_model.safetensors"
         good = load_file(file)
         module = next(iter(good)).partition(".lora_")[0]
-        save_file({**good, f"{module}.lora_magnitude_vector": torch.ones(16)}, file)
-        assert rules(run) == []
+        for shape, found in (((16,), []), ((15,), ["dora-magnitude-missing"])):
+            save_file({**good, f"{module}.lora_magnitude_vector": torch.ones(shape)}, file)
+            assert rules(run) == found
+        shutil.rmtree(base)  # what the run alone shows is said without its base
+        assert "dora-magnitude-missing" in rules(run)
+        edit_json(run / "adapter_config.json", use_dora=False)
+        assert "lora-unsupported" in rules(run)
 
     def test_ranks_of_single_modules(self, tmp_path: Path, base: Path) -> None:
         run = self.run_at(tmp_path / "run", base, r=8, rank_pattern={"q_proj": 4})
@@ -748,6 +753,43 @@ class TestSeveral:
         assert found == [str(base), str(sharded), str(tmp_path / "tower-internvit")]
         assert holds_checkpoints(str(base)) == []
         assert holds_checkpoints(str(tmp_path / "nowhere")) == []
+
+    @pytest.mark.parametrize(
+        "remains",
+        [
+            ("config.json",),
+            ("config.json", "model.safetensors.incomplete"),
+            ("adapter_config.json",),
+            ("config.json", "a.safetensors", "b.safetensors"),
+            ("model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"),
+        ],
+    )
+    def test_what_is_left_of_a_checkpoint_is_one(
+        self, base: Path, tmp_path: Path, remains: tuple[str, ...]
+    ) -> None:
+        left = tmp_path / "left"
+        left.mkdir()
+        for name in remains:
+            (left / name).write_text("{}")
+        (tmp_path / "stray.bin").write_bytes(b"")
+        for found in (holds_checkpoints(str(tmp_path)), holds_checkpoints(str(tmp_path))):
+            assert str(left) in found
+            (tmp_path / "more.bin").write_bytes(b"")
+        (tmp_path / "left").rename(base / "left")
+        assert holds_checkpoints(str(base)) == []
+
+    def test_a_link_that_leads_nowhere_is_not_passed_over(self, base: Path, tmp_path: Path) -> None:
+        (tmp_path / "latest").symlink_to("removed")
+        found = holds_checkpoints(str(tmp_path))
+        assert found == [str(base), str(tmp_path / "latest"), str(tmp_path / "tower-internvit")]
+        assert isinstance(list(validate_all(found))[1], InputError)
+
+    def test_loose_shards_beside_checkpoints_are_not_passed_over(
+        self, base: Path, tmp_path: Path
+    ) -> None:
+        for number in (1, 2):
+            (tmp_path / f"model-0000{number}-of-00003.safetensors").write_bytes(b"")
+        assert holds_checkpoints(str(tmp_path))[0] == str(tmp_path)
 
     def test_with_a_forward_pass(self, base: Path) -> None:
         (report,) = validate_all([base], verify=True)

@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fixtures.builder import write_checkpoint
@@ -41,6 +42,24 @@ def test_pickles_are_left_out_and_said(cli: Cli, base: Path, tmp_path: Path) -> 
     assert "vocab.pkl is a pickle that is no weight file" in done.err
     assert "--carry vocab.pkl" in done.err
     assert "not carried: a/b/scaler.joblib: a pickle that is no weight file" in done.out
+
+
+def test_the_content_tells_too(cli: Cli, base: Path, tmp_path: Path) -> None:
+    numbers, objects = np.arange(3), np.array([{"a": 1}], dtype=object)
+    np.save(base / "numbers.npy", numbers)
+    np.savez_compressed(base / "numbers.npz", numbers)
+    np.save(base / "objects.npy", objects, allow_pickle=True)
+    np.savez(base / "objects.npz", objects)
+    (base / "more.pkl.tar").write_bytes(b"")
+    (base / "sub" / "weights.pt").write_bytes(pickle.dumps({"a": 1}))
+    (base / "sub" / "code.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    done = cli("set", base, SET, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    carried = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert {"numbers.npy", "numbers.npz", "weights.pt"} <= carried
+    for name in ("objects.npy", "objects.npz", "more.pkl.tar", "code.pt"):
+        assert name not in carried
+        assert f"{name} is a pickle that is no weight file" in done.err
 
 
 @pytest.mark.parametrize(

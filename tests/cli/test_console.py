@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 from fixtures.builder import write_checkpoint
 from tests.conftest import Cli
 from tests.forker import Forker
+from vita_ckpt.cli import console
 
 LOCALES = (
     {"PYTHONIOENCODING": "latin-1"},
@@ -75,6 +77,16 @@ def test_output_never_fails_after_the_work(base: Path, locale: dict[str, str]) -
             assert done.code == code, (arguments, done)
             assert "internal-error" not in done.err
             assert "?" not in done.out
+
+
+@pytest.mark.parametrize("encoding", ["idna", "undefined"])
+def test_an_encoding_that_is_none_for_text(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    written = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr("sys." + name, io.TextIOWrapper(written, encoding=encoding))
+    console.prepare()
+    console.say("→ a line\n\udcff" + "x" * 200)
+    assert written.getvalue().decode() == "→ a line\n\\udcff" + "x" * 200 + "\n"
 
 
 @pytest.mark.usefixtures("base")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shlex
 import subprocess
@@ -123,6 +125,18 @@ def test_to_list_commands_imports_none(arguments: str) -> None:
     )
     assert "merge-projector" in done.stdout
     assert done.stderr == "\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--completion", "bash"], ["rules"]])
+def test_a_help_that_nobody_reads_on_has_found_nothing(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert cli(*words).code == 0
 
 
 def test_a_full_stdout_is_no_bug_of_ours(base: Path) -> None:

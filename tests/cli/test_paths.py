@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from vita_ckpt.api import lifecycle
 from vita_ckpt.cli.main import cli as group
 from vita_ckpt.errors import UsageError
 
+RUN = "from vita_ckpt.cli.main import main; main()"
 ADDRESS = "hf://org/name"
 _CAPBSET_DROP, _DAC_OVERRIDE, _DAC_READ_SEARCH = 24, 1, 2  # of Linux: prctl.h, capability.h
 
@@ -163,7 +165,7 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path, command: list[str]) -> 
     """It is bad input, not wrong usage, and nobody says that it is whole."""
     base = tmp_path / "base"
     base.mkdir(mode=0)
-    line = [sys.executable, "-c", "from vita_ckpt.cli.main import main; main()", *command]
+    line = [sys.executable, "-c", RUN, *command]
     done = subprocess.run(
         [*line, "base"],
         cwd=tmp_path,
@@ -177,6 +179,40 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path, command: list[str]) -> 
     said = "permission denied (check its permissions)"
     assert done.stderr == f"error: unreadable-directory: {base}: got {said}\n"
     base.chmod(0o700)
+
+
+def test_what_is_not_known_is_not_denied(tmp_path: Path) -> None:
+    """A directory that cannot be read hides no other one, and is neither empty nor whole."""
+    for name in ("many/closed", "many/sound", "torn/.vita-ckpt/active"):
+        (tmp_path / name).mkdir(parents=True)
+    for root in ("many/sound", "torn"):
+        shutil.copytree(GOLDEN / "A1" / "base", tmp_path / root, dirs_exist_ok=True)
+    (tmp_path / "many" / "closed").chmod(0)
+    (tmp_path / "torn" / ".vita-ckpt").chmod(0)
+    (tmp_path / "shut").mkdir(mode=0)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "validate", "many", "torn", "shut/in", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=_be_nobody_special,
+    )
+    for name in ("many/closed", "torn/.vita-ckpt", "shut"):
+        (tmp_path / name).chmod(0o700)
+    assert done.returncode == 3, done.stderr
+    reports = {report["path"]: report for report in json.loads(done.stdout)["reports"]}
+    assert [*reports] == ["many/closed", "many/sound", "torn", "shut/in"]
+    assert reports["many/sound"]["read"]
+    for name, rule in (
+        ("many/closed", "unreadable-directory"),
+        ("torn", "unreadable-directory"),
+        ("shut/in", "not-found"),
+    ):
+        (found,) = (one for one in reports[name]["findings"] if one["severity"] == "error")
+        assert found["rule"] == rule
+        assert "permission denied" in found["message"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.docs.blocks import DOCS, ROOT
 from vita_ckpt.api.validate import KINDS
 from vita_ckpt.checks.rules import RULES
 from vita_ckpt.cli.main import cli
-from vita_ckpt.core.binding import LOADER_NAMES
+from vita_ckpt.core.binding.loaders import LOADER_NAMES
 from vita_ckpt.core.error_codes import ERRORS
 
 # The changelog names what was.

@@ -19,7 +19,7 @@ from tests.conftest import BASES, GOLDEN
 from vita_ckpt import InputError, open_checkpoint, validate, verify
 from vita_ckpt.core.anatomy import config_values
 from vita_ckpt.core.anatomy.backbones import BACKBONES
-from vita_ckpt.core.binding import bind
+from vita_ckpt.core.binding.bind import bind
 from vita_ckpt.model.vita import build
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.surroundings import look_around

@@ -14,7 +14,7 @@ from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Shard, TensorRef
 from vita_ckpt.errors import AdapterError
 from vita_ckpt.surgery.donors import projector_of
 from vita_ckpt.surgery.projector import plan_extract_projector, plan_merge_projector
-from vita_ckpt.surgery.vision_modules import plan_extract_tower
+from vita_ckpt.surgery.vision.vision_modules import plan_extract_tower
 
 Shapes = dict[str, tuple[int, ...]]
 MLP: Shapes = {"0.weight": (4, 6), "0.bias": (4,), "2.weight": (4, 4), "2.bias": (4,)}

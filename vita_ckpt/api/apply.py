@@ -71,6 +71,7 @@ from vita_ckpt.storage.writing.layout import (
     plan_in_place,
     plan_layout,
 )
+from vita_ckpt.storage.writing.limits import access_of_text
 from vita_ckpt.storage.writing.manifest import current_manifest, manifest_of
 from vita_ckpt.storage.writing.outputs import Finish
 
@@ -427,7 +428,8 @@ def check_plan_path(plan: Plan, path: StrPath) -> None:
 def save_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON to a new file outside its inputs; :func:`load_plan` reads it.
 
-    Raises UsageError for a plan that no function ``plan_…`` of this package computed.
+    It is no more open than every file of the inputs. Raises UsageError for a plan that no function
+    ``plan_…`` of this package computed.
     """
     check_plan_path(plan, path)
     if plan.request is None:
@@ -437,7 +439,8 @@ def save_plan(plan: Plan, path: StrPath) -> None:
             expected="a plan of a function such as plan_swap_tower, which can be computed again",
             hint="apply it without saving it",
         )
-    write_new(os.fspath(path), json.dumps(plan.to_dict(), indent=2) + "\n")
+    access = access_of_text([plan.base, *plan.donors])
+    write_new(os.fspath(path), json.dumps(plan.to_dict(), indent=2) + "\n", access)
 
 
 def base_of(path: StrPath) -> str:

@@ -14,7 +14,7 @@ from vita_ckpt.checks.explain.loaders import explain_loaders
 from vita_ckpt.checks.explain.matching import Lookup
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy.families import VITA, recognise
-from vita_ckpt.core.binding import model_name
+from vita_ckpt.core.binding.loaders import model_name
 from vita_ckpt.core.checkpoint import Checkpoint, Layout
 from vita_ckpt.core.file_listing import Trouble, WeightFiles
 from vita_ckpt.core.filenames import (

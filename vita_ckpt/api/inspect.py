@@ -5,14 +5,9 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from vita_ckpt.api.locate import StrPath, open_checkpoint
-from vita_ckpt.checks.inspect import (
-    Inspection,
-    ModuleRow,
-    TensorRow,
-    inspect_checkpoint,
-    module_rows,
-    tensor_rows,
-)
+from vita_ckpt.checks.inspection.inspect import inspect_checkpoint
+from vita_ckpt.checks.inspection.rows import ModuleRow, TensorRow, module_rows, tensor_rows
+from vita_ckpt.checks.inspection.summary import Inspection
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.errors import UsageError

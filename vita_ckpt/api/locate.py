@@ -16,6 +16,7 @@ from vita_ckpt.core.checkpoint import EMPTY, Checkpoint
 from vita_ckpt.errors import HubError, InputError, StaleInputError, UsageError
 from vita_ckpt.storage.reading import checkpoint as directory
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.system.os_errors import os_reason
 
 StrPath = str | os.PathLike[str]
 
@@ -143,9 +144,20 @@ def _address(path: StrPath) -> Address | None:
         "not-found",
         text,
         expected="a checkpoint directory or file",
-        got=got,
+        got=_refusal(text) or got,
         hint=f"check the path; {meant} looks on the hub",
     )
+
+
+def _refusal(path: str) -> str:
+    """Return why the system does not tell what is at ``path``; empty where nothing is."""
+    try:
+        os.lstat(path)
+    except PermissionError as error:
+        return os_reason(error)
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _pinned(address: Address, path: StrPath, stores: Stores) -> str:

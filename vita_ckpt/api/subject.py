@@ -9,20 +9,15 @@ from typing import Any
 
 from vita_ckpt.checks.explain.tower_files import why_unprepared, why_unreadable
 from vita_ckpt.checks.files import check_kind, finding_of_error, intended_kind
-from vita_ckpt.checks.inspect import inspect_checkpoint
+from vita_ckpt.checks.inspection.inspect import inspect_checkpoint
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
-from vita_ckpt.core.binding import (
-    Surroundings,
-    bind,
-    builds_audio,
-    model_name,
-    takes_directory,
-    tower_family,
-)
+from vita_ckpt.core.binding.bind import bind, takes_directory
+from vita_ckpt.core.binding.loaders import model_name
+from vita_ckpt.core.binding.model import Surroundings, builds_audio, tower_family
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import part_as
 from vita_ckpt.core.report import Finding

@@ -40,14 +40,17 @@ from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import VITA
-from vita_ckpt.core.binding import LOADER_NAMES
+from vita_ckpt.core.binding.loaders import LOADER_NAMES
 from vita_ckpt.core.checkpoint import Checkpoint, Tensor, TensorRef, refs_of, source_of
 from vita_ckpt.core.filenames import (
+    ADAPTER_CONFIG,
     CONFIG,
+    ORIGIN_CONFIG,
     SINGLE_FILES,
     STEP,
     STEPS,
     index_of,
+    shards_in_all,
 )
 from vita_ckpt.core.progress import OnProgress, Tally, unwatched
 from vita_ckpt.core.provenance import last_written
@@ -257,10 +260,8 @@ def holds_checkpoints(path: str) -> list[str]:
         return []  # said by whoever opens it
     names = LOCAL.listing(path)
     with_config = CONFIG in names
-    lies_loose = why_not in _NO_CHECKPOINT
+    lies_loose = _is_none(path)
     is_model = index_of(names) is not None or any(single in names for single, _ in SINGLE_FILES)
-    if lies_loose and with_config and not is_model:
-        return []
     below = [
         os.path.join(path, name)
         for name in names
@@ -270,14 +271,33 @@ def holds_checkpoints(path: str) -> list[str]:
         and (lies_loose or name != STEPS)
         and not (with_config and not is_model and STEP.fullmatch(name))
     ]
+    # Below a model or a run, a config alone may be that of its tower.
+    own = is_model or with_config
     found = [
-        entry for entry in below if os.path.isdir(entry) and _why_not(entry) not in _NO_CHECKPOINT
+        entry
+        for entry in below
+        if (os.path.isdir(entry) and not _is_none(entry, with_weights=own))
+        or (lies_loose and _leads_nowhere(entry))
     ]
     return [path, *found] if found and not lies_loose else found
 
 
-# Loose weight files without an index and a config make no checkpoint either.
+# Loose weight files without an index make no checkpoint, unless a config or their names say so.
 _NO_CHECKPOINT: Final = ("not-a-checkpoint", "missing-index")
+_CONFIGS: Final = frozenset({CONFIG, ORIGIN_CONFIG, ADAPTER_CONFIG})
+
+
+def _is_none(path: str, *, with_weights: bool = False) -> bool:
+    """Return whether a directory is no checkpoint, nor (without weights) what is left of one."""
+    if _why_not(path) not in _NO_CHECKPOINT:
+        return False
+    names = LOCAL.listing(path)
+    is_left = not _CONFIGS.isdisjoint(names) or any(shards_in_all(name) > 1 for name in names)
+    return with_weights or not is_left
+
+
+def _leads_nowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _why_not(path: str) -> str | None:

@@ -16,6 +16,7 @@ from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.core.team import ALONE
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.system.workers import evaluate_each
 
 if TYPE_CHECKING:
     from vita_ckpt.model.ranks import Ranks
@@ -83,44 +84,19 @@ def _by_processes(
 ) -> Iterator[tuple[Report | VitaCkptError, int]]:
     """Call ``one`` with each path in several processes: threads would take turns at parsing."""
     import logging  # noqa: PLC0415 - slow, seldom needed
-    import multiprocessing  # noqa: PLC0415
-    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
-    from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
 
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(jobs, len(paths)),
-        multiprocessing.get_context("spawn"),
-        _set_level,
-        (logging.getLogger("vita_ckpt").level,),
-    )
+    level = logging.getLogger("vita_ckpt").level
     try:
-        yield from pool.map(partial(_counted, one), paths)
-        pool.shutdown()
-    except BaseException as error:
-        # Nobody waits for what they do: the hub may have left them hanging.
-        for child in {*multiprocessing.active_children()} - others:
-            child.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise InputError(
-                "worker-killed",
-                f"one of {jobs} processes",
-                expected="it to finish",
-                got="a kill, perhaps because memory ran out",
-                hint="ask for fewer at once",
-            ) from error
-        raise
+        yield from evaluate_each(partial(_counted, one, level), paths, workers=jobs)
+    except InputError as error:  # of a process: what is wrong with a path is returned
+        raise error.replaced(hint="ask for fewer at once") from error
 
 
-def _set_level(level: int) -> None:
+def _counted(one: _One, level: int, path: str) -> tuple[Report | VitaCkptError, int]:
+    """Return the result for a path, and the number of bytes that came from the hub for it."""
     import logging  # noqa: PLC0415 - slow, seldom needed
 
     logging.getLogger("vita_ckpt").setLevel(level)
-
-
-def _counted(one: _One, path: str) -> tuple[Report | VitaCkptError, int]:
-    """Return the result for a path, and the number of bytes that came from the hub for it."""
     stores = Stores()
     return one(path, stores=stores), stores.bytes_downloaded
 

@@ -30,6 +30,7 @@ from vita_ckpt.storage.reading.paths import Stores, read_json
 from vita_ckpt.storage.reading.survey import Survey, survey
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.writing.atomic_file import check_new, write_new
+from vita_ckpt.storage.writing.limits import access_of_text
 
 if TYPE_CHECKING:
     import torch
@@ -212,7 +213,7 @@ def _verify(
         ranks.agree([_identity(one) for one in (checkpoint, base) if one], checkpoint.root)
     on_progress("starting torch", 0, 0)
     with _tokenizer_process(prompt) as tokenizer, _memory_errors(checkpoint.root):
-        from vita_ckpt.model import verify as forward  # noqa: PLC0415 - torch
+        from vita_ckpt.model.verification import verify as forward  # noqa: PLC0415 - torch
 
         verification = forward.verify_checkpoint(
             subject,
@@ -233,7 +234,8 @@ def _verify(
             known=[*_problems(surveyed), *known],
         )
     if save_golden is not None and verification is not None and verification.golden is not None:
-        write_new(os.fspath(save_golden), json.dumps(verification.golden) + "\n")
+        text = json.dumps(verification.golden) + "\n"
+        write_new(os.fspath(save_golden), text, access_of_text([checkpoint]))
     if ranks is not None:
         verification = ranks.share(verification)
     assert verification is not None  # noqa: S101 - only other ranks than 0 have none

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
-from vita_ckpt.checks.inspect import ConfigLine
+from vita_ckpt.checks.inspection.summary import ConfigLine
 from vita_ckpt.checks.rules import finding
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core import kinds
@@ -20,12 +20,12 @@ from vita_ckpt.core.anatomy.config_values import (
 from vita_ckpt.core.anatomy.families import REQUIRED
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers.tower import Tower
-from vita_ckpt.core.binding import (
+from vita_ckpt.core.binding.faults import unfit_image_size
+from vita_ckpt.core.binding.model import (
     contradiction_of,
     features_of,
     language_model_of,
     tower_class,
-    unfit_image_size,
 )
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR, PROVENANCE
 from vita_ckpt.core.provenance import needs_alignment

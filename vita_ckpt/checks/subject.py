@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from vita_ckpt.checks.inspect import Inspection
+from vita_ckpt.checks.inspection.summary import Inspection
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
-from vita_ckpt.core.binding import Binding, PartSource, Surroundings
+from vita_ckpt.core.binding.model import Surroundings
+from vita_ckpt.core.binding.result import Binding, PartSource
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.rivals import Rival

@@ -36,6 +36,7 @@ _shown = False
 _terminal: Final = Lock()
 _MOST_NAMES: Final = 1000  # of a directory in which a mistyped path is looked for
 _FALLBACK: Final = "vita-ckpt-fallback"
+_SAMPLE: Final = f"{''.join(map(chr, range(32, 127))):→<200}\n"  # what an encoding for text takes
 # What is coloured, with the number of its colour: verdicts at the beginning and the end of a line.
 _COLOURS: Final = (
     (re.compile(r"(?m)^error\b"), 31),
@@ -54,6 +55,10 @@ def prepare() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors=_FALLBACK)
+            try:
+                _SAMPLE.encode(stream.encoding, _FALLBACK)
+            except UnicodeError:  # idna, say: one for names alone
+                reconfigure(encoding="utf-8", errors=_FALLBACK)
 
 
 def choose_colour(choice: str) -> None:
@@ -146,7 +151,9 @@ def _with_nearest_path(error: VitaCkptError) -> VitaCkptError:
     if error.code != "not-found" or not name:
         return error
     with contextlib.suppress(OSError, ValueError):
-        there = [entry.name for entry in islice(os.scandir(folder or os.curdir), _MOST_NAMES)]
+        entries = islice(os.scandir(folder or os.curdir), _MOST_NAMES)
+        # The name itself is there if it is a link that leads nowhere.
+        there = [entry.name for entry in entries if entry.name != name]
         return error.replaced(hint=did_you_mean(name, there, error.hint))
     return error
 

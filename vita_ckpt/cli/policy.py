@@ -33,17 +33,11 @@ _LARGEST: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Policy(Selection):
-    """Rules to look at (all if none is named), rules to leave out, and what an error is."""
+    """Rules to look at (all if none is named), rules to leave out, and what fails."""
 
     def applied(self, report: Report) -> Report:
         """``report`` with the findings that count."""
         return replace(report, findings=tuple(f for f in report.findings if self._counts(f.rule)))
-
-    def fails(self, reports: Iterable[Report]) -> bool:
-        """Return whether there is an error, or with ``strict`` a warning."""
-        return any(
-            report.count("error") or (self.strict and report.count("warning")) for report in reports
-        )
 
     def _counts(self, rule: str) -> bool:
         selected = not self.select or _matches(rule, self.select)

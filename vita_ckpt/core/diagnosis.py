@@ -9,7 +9,7 @@ from typing import Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.wrappers import BASE_LAYER, PEFT_MODEL, WRAPPERS
-from vita_ckpt.core.binding import Binding
+from vita_ckpt.core.binding.result import Binding
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.remedies import merge_unmerged
 

@@ -91,7 +91,7 @@ _PICKLES: Final = (
 )
 # Pickles that are no weights by their names; an audio encoder's final.pt may be some.
 _NO_WEIGHTS: Final = (
-    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl)(\.(gz|bz2|xz|lzma|z|lz4|zst))?"
+    r".*\.(pkl|pickle|pck|pk|p|dill|cloudpickle|joblib|jbl)(\.(gz|bz2|xz|lzma|z|lz4|zst|tar))?"
     r"|(training_args|optimizer|scheduler|scaler|rng_state|random_states).*\.(bin|pt|pth|ckpt)"
 )
 _ARRAYS: Final = r".*\.np[yz]"  # pickles if of objects
@@ -101,6 +101,11 @@ STALE_DIRECTORIES: Final = re.compile(r"\..*|checkpoint-[0-9]+|global_step[0-9]+
 def may_be_pickle(name: str) -> bool:
     """Return whether a program could unpickle a file of this name; arrays may hold objects."""
     return re.fullmatch(f"{_PICKLES}|{_ARRAYS}", name, _NAME | re.IGNORECASE) is not None
+
+
+def may_be_array(name: str) -> bool:
+    """Return whether a file of this name may hold arrays of numpy."""
+    return re.fullmatch(_ARRAYS, name, _NAME | re.IGNORECASE) is not None
 
 
 def is_no_weight_file(name: str) -> bool:

@@ -13,7 +13,8 @@ from dataclasses import field
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, wrappers
-from vita_ckpt.core.binding import is_harmless, is_tied
+from vita_ckpt.core.binding.match import is_harmless
+from vita_ckpt.core.binding.model import is_tied
 from vita_ckpt.core.checkpoint import (
     Checkpoint,
     LoraMerge,
@@ -457,12 +458,14 @@ class _Merger:
             )
             return False
         a, b = refs[delta.a], refs[delta.b]
+        if not self._is_product(module, delta, a, b):
+            return False
+        magnitude = self._magnitude(module, delta, b.shape[0])
         weight_name = f"{module}.weight"
         weight = self._base_ref(weight_name)
         if not self._fits(module, delta, a, b, weight):
             return False
         assert weight is not None  # noqa: S101 - one that fits is there
-        magnitude = self._magnitude(module, delta, weight)
         dtype = self._dtype_of(weight_name, weight.dtype)
         pieces = [weight, a, b, *([] if magnitude is None else [magnitude])]
         if not self._can_cast(weight_name, pieces, dtype):
@@ -482,16 +485,8 @@ class _Merger:
             )
         return True
 
-    def _fits(self, module: str, delta: Delta, a: Stored, b: Stored, weight: Stored | None) -> bool:
-        if module in self._packed:
-            self._problem(
-                "lora-unsupported",
-                delta.a or "",
-                "a base in a floating dtype, since a sum of codes and a delta is another model",
-                f"{self._method}, in {self._root}",
-                "give the checkpoint before it was quantised as the base, and quantise the result",
-            )
-            return False
+    def _is_product(self, module: str, delta: Delta, a: Stored, b: Stored) -> bool:
+        """Return whether the halves make a delta of the rank that the config says."""
         if 0 in (*a.shape, *b.shape):
             self._problem(
                 "lora-pair-incomplete",
@@ -519,6 +514,19 @@ class _Merger:
                 f"{list(a.shape)} and {list(b.shape)}",
             )
             return False
+        return True
+
+    def _fits(self, module: str, delta: Delta, a: Stored, b: Stored, weight: Stored | None) -> bool:
+        """Return whether the base has a weight that the delta is added to."""
+        if module in self._packed:
+            self._problem(
+                "lora-unsupported",
+                delta.a or "",
+                "a base in a floating dtype, since a sum of codes and a delta is another model",
+                f"{self._method}, in {self._root}",
+                "give the checkpoint before it was quantised as the base, and quantise the result",
+            )
+            return False
         product = (b.shape[0], a.shape[1])
         wanted: Shape = product[::-1] if delta.is_embedding else product
         if weight is None or weight.shape != wanted:
@@ -532,7 +540,8 @@ class _Merger:
             return False
         return True
 
-    def _magnitude(self, module: str, delta: Delta, weight: Stored) -> Stored | None:
+    def _magnitude(self, module: str, delta: Delta, rows: int) -> Stored | None:
+        """Return the magnitudes of a delta for so many rows; None of LoRA, and of wrong ones."""
         if not self._config.use_dora:
             if delta.magnitude is not None:
                 self._problem(
@@ -553,11 +562,11 @@ class _Merger:
             return None
         assert delta.magnitude is not None  # noqa: S101 - one that is not there was said
         magnitude = self._refs[delta.magnitude]
-        if magnitude.shape != weight.shape[:1]:
+        if magnitude.shape != (rows,):
             self._problem(
                 "dora-magnitude-missing",
                 delta.magnitude,
-                f"[{weight.shape[0]}], one for each row",
+                f"[{rows}], one for each row",
                 f"{list(magnitude.shape)}",
             )
             return None

@@ -114,6 +114,12 @@ class Selection:
             "disregarded": [_unicode(path) for path in self.disregarded],
         }
 
+    def fails(self, reports: Iterable[Report]) -> bool:
+        """Return whether there is an error, or with ``strict`` a warning."""
+        return any(
+            report.count("error") or (self.strict and report.count("warning")) for report in reports
+        )
+
     def sentences(self) -> list[str]:
         """Say in one sentence each what was obeyed, left out and disregarded."""
         said = []
@@ -122,7 +128,7 @@ class Selection:
         choice += ["warnings fail too"] if self.strict else []
         if self.file:
             said.append(f"configuration {self.file}: {', '.join(choice) or 'every rule counts'}")
-        elif self.select or self.ignore:
+        elif choice:
             said.append(f"options: {', '.join(choice)}")
         said += [
             f"configuration {path} is not obeyed: it lies in what is validated"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import ModelFamily
-from vita_ckpt.core.binding import Stop
+from vita_ckpt.core.binding.result import Stop
 
 _TABLES: Final = (parts.EMBED_TOKENS, parts.LM_HEAD)
 

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vita_ckpt.core.anatomy import tiles, towers
-from vita_ckpt.core.binding import bind
+from vita_ckpt.core.binding.bind import bind
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.filenames import PROCESSOR
 from vita_ckpt.core.requirements import family_of_model

@@ -10,7 +10,9 @@ from typing import Final
 
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.binding import Binding, bind, bind_to, is_tied
+from vita_ckpt.core.binding.bind import bind, bind_to
+from vita_ckpt.core.binding.model import is_tied
+from vita_ckpt.core.binding.result import Binding
 from vita_ckpt.core.checkpoint import Checkpoint, Pieces, Shape, Tensor, TensorRef, cast
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.dtype import BITS, can_cast

@@ -10,7 +10,7 @@ from typing import Any, Final
 from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import VITA, family_of
-from vita_ckpt.core.binding import builds_audio, is_audio
+from vita_ckpt.core.binding.model import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, cast, uncast
 from vita_ckpt.core.dtype import can_cast
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA
@@ -38,12 +38,9 @@ from vita_ckpt.core.requirements import (
 )
 from vita_ckpt.errors import AdapterError, InputError, printable
 from vita_ckpt.surgery.preconditions import require_binding
-from vita_ckpt.surgery.vision_modules import (
-    VisionModelArgs,
-    check_rows,
-    check_run_value,
-    vision_edits,
-)
+from vita_ckpt.surgery.vision.arguments import VisionModelArgs
+from vita_ckpt.surgery.vision.keys import check_rows, check_run_value
+from vita_ckpt.surgery.vision.vision_modules import vision_edits
 
 OPERATION: Final = "merge-lora"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.binding import Binding, bind
+from vita_ckpt.core.binding.bind import bind
+from vita_ckpt.core.binding.result import Binding
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.diagnosis import diagnose
 from vita_ckpt.core.plan import Plan

@@ -27,7 +27,7 @@ from vita_ckpt.checks.explain.loaders import loaders_of
 from vita_ckpt.checks.explain.trace import LoaderTrace
 from vita_ckpt.checks.loader_metadata import check_loaders
 from vita_ckpt.checks.rules import RULES
-from vita_ckpt.core.binding import PartSource
+from vita_ckpt.core.binding.result import PartSource
 from vita_ckpt.errors import InputError
 
 INDEX = "model.safetensors.index.json"

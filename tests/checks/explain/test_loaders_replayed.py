@@ -19,7 +19,7 @@ from transformers import CLIPVisionModel, MixtralForCausalLM, Qwen2Config, Qwen2
 from tests.conftest import GOLDEN
 from vita_ckpt.api.explain import explain
 from vita_ckpt.checks.explain.trace import LoaderTrace
-from vita_ckpt.core.binding import PartSource
+from vita_ckpt.core.binding.result import PartSource
 
 OLD = int(transformers.__version__.partition(".")[0]) < 5
 PLAIN = "transformers-4.41" if OLD else "transformers-5.6"

@@ -144,6 +144,28 @@ def test_every_path_is_in_every_format(cli: Cli, base: Path) -> None:
         assert "::error title=not-found::nowhere" in Path("github.txt").read_text()
 
 
+def test_warnings_that_fail_fail_in_every_format(cli: Cli, base: Path) -> None:
+    edit(base, mm_vision_tower="/models/InternViT")
+    for options, fails in ((("--strict",), True), ((), False)):
+        outputs = [f"--output={name}={name}.txt" for name in FORMATS]
+        assert cli("validate", "base", *options, *outputs).code == int(fails)
+        report = reported(Path("json.txt").read_text())
+        (one,) = report["reports"]
+        assert (report["ok"], one["ok"]) == (not fails, not fails)
+        assert (report["errors"], report["warnings"]) == (0, 2)
+        (suite,) = junitparser.JUnitXml.fromfile("junit.txt")
+        assert (suite.failures, suite.skipped) == ((2, 0) if fails else (0, 2))
+        for name in ("junit", "sarif", "github", "markdown", "html"):
+            assert ("warnings fail too" in Path(f"{name}.txt").read_text()) is fails
+
+
+def test_a_link_to_nowhere_is_not_what_was_meant(cli: Cli, base: Path) -> None:
+    Path("latest").symlink_to("nowhere")
+    result = cli("validate", "latest")
+    assert_one_error(result, 3, "not-found", "a link to nowhere")
+    assert "did you mean" not in result.err
+
+
 def test_wrong_calls(cli: Cli, base: Path) -> None:
     assert_one_error(cli("validate"), 2, "usage")
     assert_one_error(cli("validate", base, "--kind", "cat"), 2, "usage")
@@ -182,6 +204,29 @@ def test_globs_and_directories(cli: Cli, base: Path, tmp_path: Path) -> None:
         report = json.loads(cli("validate", *paths, "--format", "json", "--jobs", "2").out)
         assert len(report["reports"]) == count
     assert_one_error(cli("validate", "nothing*"), 3, "not-found")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["-c", RUN, "validate", ".", "../tower-internvit", "--jobs", "2"],
+        ["-m", "vita_ckpt", "validate", "."],
+    ],
+)
+def test_files_of_the_working_directory_are_no_modules(
+    base: Path, tmp_path: Path, line: list[str]
+) -> None:
+    for name in ("click", "html", "json", "multiprocessing", "pickle", "safetensors", "tabulate"):
+        (base / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'x')\n")
+    root = str(Path(vita_ckpt.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root}
+    if line[0] == "-c":  # as an entry point, which has the working directory nowhere in its path
+        line = ["-c", f"import sys; del sys.path[0]; {RUN}", *line[2:]]
+    done = subprocess.run(
+        [sys.executable, *line], cwd=base, env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stray_adapter_hides_no_checkpoint(cli: Cli, base: Path, tmp_path: Path) -> None:

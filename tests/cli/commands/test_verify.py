@@ -240,7 +240,7 @@ def test_without_the_extra_it_says_how_to_get_it(base: Path, package: str) -> No
 LIMITED = """
 import resource, sys
 import torch, transformers
-import vita_ckpt.model.verify
+import vita_ckpt.model.verification.verify
 from vita_ckpt.cli.main import main
 with open("/proc/self/statm") as statm:
     pages = int(statm.read().split()[5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,8 +30,10 @@ from vita_ckpt import (
     plan_merge_projector,
     plan_set,
     plan_swap_tower,
+    save_plan,
     undo,
 )
+from vita_ckpt.api.reports import write_report
 from vita_ckpt.storage.system import access
 
 SPEC = Spec()
@@ -86,6 +89,7 @@ def set_key(base: Path, adapter: Path) -> Plan:
 
 PLANS = (merge, other_type, swap, set_key)
 Planned = Callable[[Path, Path], Plan]
+LIST = "system.posix_acl_access"
 EVERYTHING = Options(check=True, digest=True, model_card=True)
 
 
@@ -256,6 +260,87 @@ def test_an_owner_that_cannot_be_kept(
     with pytest.raises(OutputError, match=r"owner-not-kept.*config\.json.*--out"):
         apply_in_place(plan)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+
+
+def test_a_saved_plan_is_as_closed_as_its_inputs(tmp_path: Path, base: Path, adapter: Path) -> None:
+    saved = tmp_path / "plan.json"
+    for path, file in ((base / "tokenizer.json", 0o600), (adapter, 0o640)):
+        save_plan(merge(base, adapter), saved)
+        assert mode(saved) == 0o644
+        saved.unlink()
+        path.chmod(file)
+        save_plan(merge(base, adapter), saved)
+        assert mode(saved) == file
+        saved.unlink()
+        path.chmod(0o644)
+
+
+def test_a_report_over_an_older_one_is_as_open_as_that(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    write_report(str(report), "first")
+    assert mode(report) == 0o644
+    for file in (0o600, 0o664):
+        report.chmod(file)
+        write_report(str(report), "second")
+        assert mode(report) == file
+    assert report.read_text() == "second"
+
+
+@as_root
+def test_a_report_over_an_older_one_keeps_its_owner(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("first")
+    os.chown(report, 12345, 23456)
+    write_report(str(report), "second")
+    assert (report.stat().st_uid, report.stat().st_gid) == (12345, 23456)
+
+
+def control_list(mask: int, *, group: int = 0, named: int = 4) -> bytes:
+    """A list as the kernel encodes it, with rights for the user 12345."""
+    nobody = 0xFFFFFFFF
+    entries = [(1, 6, nobody), (2, named, 12345), (4, group, nobody), (16, mask, nobody)]
+    packed = (struct.pack("<HHI", *entry) for entry in (*entries, (32, 0, nobody)))
+    return struct.pack("<I", 2) + b"".join(packed)
+
+
+def takes_lists(root: Path) -> bool:
+    probe = root / "probe"
+    probe.write_bytes(b"")
+    try:
+        os.setxattr(probe, LIST, control_list(4))
+    except (OSError, AttributeError):
+        return False
+    finally:
+        probe.unlink()
+    return True
+
+
+@pytest.mark.parametrize("plan", [merge, set_key], ids=lambda p: p.__name__)
+def test_rights_that_a_list_gives_to_others_are_not_the_groups(
+    tmp_path: Path, base: Path, adapter: Path, plan: Planned
+) -> None:
+    """Where there is a list, stat shows what it gives to anybody as the rights of the group."""
+    if not takes_lists(tmp_path):
+        pytest.skip("the file system has no access control lists")
+    before = {path.name for path in base.iterdir()}
+    for name in before:
+        os.setxattr(base / name, LIST, control_list(4))
+    os.setxattr(base, LIST, control_list(5, named=5))
+    assert mode(base / "config.json") == 0o640
+    # The directory of the output would pass its own list on.
+    for kind in (LIST, "system.posix_acl_default"):
+        os.setxattr(tmp_path, kind, control_list(7, group=7, named=7))
+    out = Path(apply(plan(base, adapter), tmp_path / "out"))
+    for path in (out, *out.iterdir()):
+        assert mode(path) & 0o077 == 0
+        assert not os.listxattr(path)
+    apply_in_place(plan(base, adapter), options=EVERYTHING)
+    for path in base.iterdir():
+        if path.name in before:
+            assert os.getxattr(path, LIST) == control_list(4), path
+        else:
+            assert mode(path) & 0o077 == 0, path
+    assert mode(base / ".vita-ckpt" / "undo-1" / "journal.json") == 0o600
 
 
 def test_what_is_common_to_several() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from vita_ckpt.core.team import Alone
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.system.workers import evaluate, evaluate_apart
+from vita_ckpt.storage.system.workers import evaluate, evaluate_apart, evaluate_each
 
 
 def square(number: int) -> tuple[int, int]:
@@ -76,6 +76,27 @@ def test_a_process_that_is_killed(others: set[str]) -> None:
     with pytest.raises(InputError, match="worker-killed"):
         evaluate_apart(die, [os.getpid()] * 200, [1] * 200, workers=2)
     assert children() <= others
+
+
+def test_each_is_done_by_other_processes(others: set[str]) -> None:
+    found = list(evaluate_each(square, range(20), workers=2))
+    assert [result for result, _ in found] == [number * number for number in range(20)]
+    assert os.getpid() not in {process for _, process in found}
+    left = evaluate_each(square, range(1000), workers=2)
+    assert next(left)[0] == 0
+    left.close()
+    assert children() <= others
+    with pytest.raises(InputError, match="truncated-file: a"):
+        list(evaluate_each(fail, [os.getpid()] * 4, workers=1))
+    with pytest.raises(InputError, match="worker-killed"):
+        list(evaluate_each(die, [os.getpid()] * 4, workers=2))
+    assert children() <= others
+
+
+def test_each_is_done_here_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    for executable in ("", "/nowhere/python"):
+        monkeypatch.setattr(sys, "executable", executable)
+        assert {process for _, process in evaluate_each(square, [1, 2], workers=2)} == {os.getpid()}
 
 
 def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

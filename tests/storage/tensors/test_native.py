@@ -80,7 +80,7 @@ def is_finite(data: bytes, dtype: str) -> bool:
 def test_the_loops_are_compiled_where_a_compiler_is() -> None:
     """It is the build that says whether there are loops; a processor may have none for them."""
     if shutil.which("cc"):
-        assert Path(__file__).parents[3].joinpath("vita_ckpt/storage/tensors/_native.so").exists()
+        assert Path(__file__).parents[3].joinpath("vita_ckpt/storage/tensors/native.so.1").exists()
 
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids="-".join)

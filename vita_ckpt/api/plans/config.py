@@ -9,7 +9,7 @@ from typing import Any
 from vita_ckpt.api.inspect import as_checkpoint
 from vita_ckpt.api.locate import StrPath
 from vita_ckpt.api.plans.inputs import have_same_bytes, noted
-from vita_ckpt.checks.inspect import inspect_checkpoint
+from vita_ckpt.checks.inspection.inspect import inspect_checkpoint
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.plan import (

@@ -23,7 +23,7 @@ from vita_ckpt.core.remedies import merge_projector
 from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.surgery import projector as projector_surgery
-from vita_ckpt.surgery import vision_modules
+from vita_ckpt.surgery.vision import vision_modules
 
 
 def plan_extract_projector(

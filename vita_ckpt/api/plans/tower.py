@@ -23,8 +23,9 @@ from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import (
     read_processor,
 )
-from vita_ckpt.surgery import vision_modules
-from vita_ckpt.surgery.vision_modules import VisionModelArgs
+from vita_ckpt.surgery.vision import vision_modules
+from vita_ckpt.surgery.vision.arguments import VisionModelArgs
+from vita_ckpt.surgery.vision.donor import refuse_quantised_tower
 
 
 def plan_swap_tower(
@@ -107,7 +108,7 @@ def plan_extract_tower(
     """
     stores = Stores() if stores is None else stores
     opened = as_checkpoint(checkpoint, stores)
-    vision_modules.refuse_quantised_tower(opened)
+    refuse_quantised_tower(opened)
     given = None if tower_config is None else whole(tower_config, stores)
     plan = vision_modules.plan_extract_tower(
         opened, tower_config_of(opened, given, stores), read_processor(opened, stores)

@@ -15,7 +15,8 @@ from vita_ckpt.core.requirements import plain_language_model
 from vita_ckpt.errors import InputError, UsageError
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower, read_processor
-from vita_ckpt.surgery.vision_modules import VisionModelArgs, check_rows
+from vita_ckpt.surgery.vision.arguments import VisionModelArgs
+from vita_ckpt.surgery.vision.keys import check_rows
 
 
 def is_plain(base: Checkpoint) -> bool:

@@ -10,7 +10,7 @@ from vita_ckpt.checks.explain.trace import (
     by_part,
     some_files,
 )
-from vita_ckpt.core.binding import PartSource
+from vita_ckpt.core.binding.result import PartSource
 from vita_ckpt.core.dataclass import dataclass
 
 

@@ -32,14 +32,10 @@ from vita_ckpt.core.anatomy.families import (
     ModelFamily,
     TowerSource,
 )
-from vita_ckpt.core.binding import (
-    Binding,
-    PartSource,
-    bind,
-    built_projector,
-    stop_of_model,
-    stop_of_projector,
-)
+from vita_ckpt.core.binding.bind import bind
+from vita_ckpt.core.binding.model import built_projector
+from vita_ckpt.core.binding.result import Binding, PartSource
+from vita_ckpt.core.binding.stops import stop_of_model, stop_of_projector
 from vita_ckpt.core.filenames import PROJECTOR_RUN
 from vita_ckpt.core.runs import stop_of_run, unfilled_by_run
 

@@ -8,7 +8,9 @@ from vita_ckpt.checks.explain.trace import Tracer
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.backbones import BACKBONES
 from vita_ckpt.core.anatomy.config_values import wrong_sizes
-from vita_ckpt.core.binding import HUB_MODEL, PartSource, bind
+from vita_ckpt.core.binding.bind import bind
+from vita_ckpt.core.binding.loaders import HUB_MODEL
+from vita_ckpt.core.binding.result import PartSource
 
 
 def hub_model(tracer: Tracer, lookup: Lookup) -> None:

@@ -20,7 +20,7 @@ from vita_ckpt.core.anatomy.families import (
     VITA,
     family_of,
 )
-from vita_ckpt.core.binding import (
+from vita_ckpt.core.binding.loaders import (
     HUB_METADATA,
     HUB_MODEL,
     TRANSFORMERS_4_41,

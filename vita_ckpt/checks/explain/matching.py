@@ -12,18 +12,16 @@ from vita_ckpt.core.anatomy.backbones import Backbone
 from vita_ckpt.core.anatomy.language_tensors import LanguageModel
 from vita_ckpt.core.anatomy.relatives import relative_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
-from vita_ckpt.core.binding import (
-    Binding,
-    Stop,
+from vita_ckpt.core.binding.match import is_harmless
+from vita_ckpt.core.binding.model import (
     Surroundings,
     backbone_of,
     builds_audio,
     is_audio,
-    is_harmless,
     language_model_of,
-    stop_of_audio,
-    stop_of_model,
 )
+from vita_ckpt.core.binding.result import Binding, Stop
+from vita_ckpt.core.binding.stops import stop_of_audio, stop_of_model
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.diagnosis import diagnose

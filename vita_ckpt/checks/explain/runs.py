@@ -5,7 +5,7 @@ from __future__ import annotations
 from vita_ckpt.checks.explain.file_resolution import FROM_PRETRAINED_ORDER
 from vita_ckpt.checks.explain.trace import Tracer
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.binding import PartSource
+from vita_ckpt.core.binding.result import PartSource
 from vita_ckpt.core.filenames import ADAPTER_CONFIG, LORA_FILES, NON_LORA, PROJECTOR_RUN
 
 

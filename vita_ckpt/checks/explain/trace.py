@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Literal, NoReturn
 
 from vita_ckpt.core.anatomy import parts
-from vita_ckpt.core.binding import PartSource
+from vita_ckpt.core.binding.result import PartSource
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.display import Displayed
 from vita_ckpt.core.file_listing import Trouble, WeightFile, WeightFiles

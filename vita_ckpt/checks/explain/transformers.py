@@ -21,13 +21,9 @@ from vita_ckpt.checks.explain.matching import (
 from vita_ckpt.checks.explain.trace import Tracer
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.binding import (
-    TRANSFORMERS_4_41,
-    TRANSFORMERS_5_6,
-    PartSource,
-    bind,
-    bind_to,
-)
+from vita_ckpt.core.binding.bind import bind, bind_to
+from vita_ckpt.core.binding.loaders import TRANSFORMERS_4_41, TRANSFORMERS_5_6
+from vita_ckpt.core.binding.result import PartSource
 from vita_ckpt.core.filenames import CONFIG
 from vita_ckpt.errors import InputError
 

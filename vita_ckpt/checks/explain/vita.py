@@ -29,16 +29,11 @@ from vita_ckpt.checks.explain.trace import Tracer, by_part
 from vita_ckpt.core.address import looks_like_repository
 from vita_ckpt.core.anatomy import parts, towers, wrappers
 from vita_ckpt.core.anatomy.families import VITA
-from vita_ckpt.core.binding import (
-    VITA_1_0,
-    VITA_1_5,
-    Binding,
-    PartSource,
-    bind,
-    built_projector,
-    stop_of_model,
-    stop_of_projector,
-)
+from vita_ckpt.core.binding.bind import bind
+from vita_ckpt.core.binding.loaders import VITA_1_0, VITA_1_5
+from vita_ckpt.core.binding.model import built_projector
+from vita_ckpt.core.binding.result import Binding, PartSource
+from vita_ckpt.core.binding.stops import stop_of_model, stop_of_projector
 from vita_ckpt.core.filenames import (
     ADAPTER_CONFIG,
     LORA_FILES,

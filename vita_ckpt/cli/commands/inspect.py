@@ -9,7 +9,8 @@ import click
 
 from vita_ckpt.api.inspect import as_checkpoint, check_key, inspect, list_tensors, module_tree
 from vita_ckpt.checks.audio_summary import AudioSummary
-from vita_ckpt.checks.inspect import ConfigLine, Inspection, ModuleRow, TensorRow
+from vita_ckpt.checks.inspection.rows import ModuleRow, TensorRow
+from vita_ckpt.checks.inspection.summary import ConfigLine, Inspection
 from vita_ckpt.cli import completion, console, render
 from vita_ckpt.cli.main import Settings
 from vita_ckpt.cli.outputs import Output, check_outputs, html_option, write_output

@@ -21,7 +21,7 @@ from vita_ckpt.cli.outputs import Output, check_outputs, deliver, report_options
 from vita_ckpt.cli.paths import ANYWHERE, LOCAL, key_option
 from vita_ckpt.cli.policy import read_policy
 from vita_ckpt.cli.progress import shown_progress
-from vita_ckpt.core.binding import LOADER_NAMES
+from vita_ckpt.core.binding.loaders import LOADER_NAMES
 from vita_ckpt.core.kinds import UNKNOWN
 from vita_ckpt.core.report import Report
 from vita_ckpt.errors import VitaCkptError

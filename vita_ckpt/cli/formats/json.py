@@ -23,7 +23,10 @@ def render(
         "version": REPORT_VERSION,
         "tool": {"name": "vita-ckpt", "version": __version__},
         **outcome(findings),
+        "ok": not selection.fails(reports),
         "policy": selection.to_dict(),
-        "reports": [report.to_dict() for report in reports],
+        "reports": [
+            {**report.to_dict(), "ok": not selection.fails([report])} for report in reports
+        ],
     }
     return json_text(value) + "\n"

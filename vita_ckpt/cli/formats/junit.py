@@ -20,9 +20,11 @@ def render(
 ) -> str:
     """Render errors as failures and warnings as skipped tests, whose text CI pages show too.
 
-    Notes pass, with their text as output; a checkpoint without findings is one test that passes.
+    Warnings that fail are failures. Notes pass, with their text as output; a checkpoint without
+    findings is one test that passes.
     """
-    suites = [_suite(report, rules) for report in reports]
+    failing = ("error", "warning") if selection.strict else ("error",)
+    suites = [_suite(report, rules, failing) for report in reports]
     root = ET.Element("testsuites", {"name": "vita-ckpt", **_totals(suites)})
     if said := selection.sentences():
         properties = ET.SubElement(root, "properties")
@@ -34,12 +36,12 @@ def render(
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
 
-def _suite(report: Report, rules: Mapping[str, Rule]) -> ET.Element:
+def _suite(report: Report, rules: Mapping[str, Rule], failing: Sequence[str]) -> ET.Element:
     name = _xml(wording.title(report))
     groups: dict[str, list[Finding]] = {}
     for finding in worst_first(report.findings):
         groups.setdefault(finding.rule, []).append(finding)
-    cases = [_case(report, rules.get(rule), found) for rule, found in groups.items()]
+    cases = [_case(report, rules.get(rule), found, failing) for rule, found in groups.items()]
     suite = ET.Element("testsuite", {"name": name})
     properties = ET.SubElement(suite, "properties")
     ET.SubElement(properties, "property", {"name": "kind", "value": _xml(printable(report.kind))})
@@ -50,14 +52,16 @@ def _suite(report: Report, rules: Mapping[str, Rule]) -> ET.Element:
     return suite
 
 
-def _case(report: Report, rule: Rule | None, findings: Sequence[Finding]) -> ET.Element:
+def _case(
+    report: Report, rule: Rule | None, findings: Sequence[Finding], failing: Sequence[str]
+) -> ET.Element:
     worst = findings[0]
     name = _xml(printable(worst.rule))
     case = ET.Element("testcase", {"name": name})
     message = rule.title if rule is not None else wording.counts(findings)
     if not report.read:
         body = ET.SubElement(case, "error", {"type": name, "message": "it could not be read"})
-    elif worst.severity == "error":
+    elif worst.severity in failing:
         body = ET.SubElement(case, "failure", {"type": name, "message": message})
     elif worst.severity == "warning":
         body = ET.SubElement(case, "skipped", {"type": name, "message": message})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vita_ckpt.checks.distribution import Distribution
-from vita_ckpt.checks.inspect import Inspection, PartSummary
+from vita_ckpt.checks.inspection.summary import Inspection, PartSummary
 from vita_ckpt.cli import render
 from vita_ckpt.cli.html.areas import Part, areas
 from vita_ckpt.cli.html.blocks import (

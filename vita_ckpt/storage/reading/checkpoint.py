@@ -377,12 +377,22 @@ def _hint_of_folders(store: Store, root: str, names: list[str]) -> str:
     folders += [
         os.path.join(folder, name)
         for folder in folders
-        if os.path.basename(folder) == _SNAPSHOTS and is_directory(store, folder)
-        for name in store.listing(folder)[:_MOST_FOLDERS]
+        if os.path.basename(folder) == _SNAPSHOTS
+        for name in _listing(store, folder)[:_MOST_FOLDERS]
     ]
-    found = [f for f in folders if is_directory(store, f) and _holds_weights(store.listing(f))]
+    found = [folder for folder in folders if _holds_weights(_listing(store, folder))]
     last = max(found, key=_natural, default=None)
     return "" if last is None else f"weights lie in {last}: name that"
+
+
+def _listing(store: Store, path: str) -> list[str]:
+    """Return the names in a directory; none where there is no directory, or one of others."""
+    try:
+        return store.listing(path) if is_directory(store, path) else []
+    except INCONCLUSIVE:
+        raise
+    except InputError:
+        return []
 
 
 def _holds_weights(names: list[str]) -> bool:

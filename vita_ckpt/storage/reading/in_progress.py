@@ -34,16 +34,26 @@ def active(root: str) -> str:
 def is_mid_surgery(store: Store, root: str) -> bool:
     """Return whether an in-place surgery of this directory is under way, or died.
 
-    On the hub that is a directory which was uploaded in the middle of one.
+    On the hub that is a directory which was uploaded in the middle of one. Raises InputError where
+    the system does not let it be known.
     """
     entry = store.look(home(root))
-    return (
-        entry is not None and entry.kind is Kind.DIRECTORY and store.look(active(root)) is not None
-    )
+    if entry is None or entry.kind is not Kind.DIRECTORY:
+        return False
+    if store.look(active(root)) is not None:
+        return True
+    if store.is_local:
+        try:
+            os.lstat(active(root))
+        except PermissionError as error:
+            raise unreadable_directory(home(root), error) from error
+        except OSError:
+            pass
+    return False
 
 
 def check_whole(store: Store, root: str) -> None:
-    """Raise InputError if the directory is in the middle of an in-place surgery."""
+    """Raise InputError if the directory is in the middle of an in-place surgery, or may be."""
     if not is_mid_surgery(store, root):
         return
     got, hint = who(root), "recover it where it was uploaded from, and push it again"

@@ -9,7 +9,12 @@ from typing import Final
 from vita_ckpt.core.checkpoint import Checkpoint, File, LocalFile
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.effort import Effort
-from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX, may_be_pickle
+from vita_ckpt.core.filenames import (
+    SAFETENSORS_SUFFIX,
+    is_no_weight_file,
+    may_be_array,
+    may_be_pickle,
+)
 from vita_ckpt.core.left_out import LeftOut
 from vita_ckpt.core.pickle_globals import judge
 from vita_ckpt.errors import INCONCLUSIVE, InputError
@@ -70,14 +75,28 @@ def is_pickle(store: Store, path: str) -> bool:
 
 
 def disguised_pickles(files: Mapping[str, File]) -> tuple[str, ...]:
-    """Return the files on this disk that start like a pickle, under another file's name."""
+    """Return the files on this disk that are pickles without weights, as only their content tells.
+
+    Those are pickles under the names of other files, arrays of objects, and pickles under the names
+    of weights that run code.
+    """
+    effort = Effort()
     return tuple(
         name
         for name, file in files.items()
-        if isinstance(file, LocalFile)
-        and not may_be_pickle(os.path.basename(name))
-        and is_pickle(LOCAL, file.path)
+        if isinstance(file, LocalFile) and _is_disguised(file.path, effort)
     )
+
+
+def _is_disguised(path: str, effort: Effort) -> bool:
+    folder, name = os.path.split(path)
+    if not may_be_pickle(name):
+        return is_pickle(LOCAL, path)
+    if is_no_weight_file(name):
+        return False
+    found = _scan(LOCAL, folder, name, effort)
+    is_more_than_numbers = bool(found.globals or found.failure)
+    return found.runs_code or (may_be_array(name) and is_more_than_numbers)
 
 
 def scan_beside(

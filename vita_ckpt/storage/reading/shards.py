@@ -17,7 +17,7 @@ from vita_ckpt.core.checkpoint import (
 )
 from vita_ckpt.core.digest import digest
 from vita_ckpt.core.filenames import SAFETENSORS_SUFFIX
-from vita_ckpt.core.training.filenames import METADATA
+from vita_ckpt.core.training.filenames import DISTCP, METADATA
 from vita_ckpt.errors import InputError, MalformedFileError, StaleInputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.reading.paths import read_json
@@ -86,7 +86,8 @@ def is_same(store: Store, one: TensorRef, other: TensorRef) -> bool:
 def check_unchanged(files: Iterable[File]) -> None:
     """Raise StaleInputError unless every file has the same size, time, and header or config.
 
-    Remote files are pinned to a commit and not checked.
+    Raises InputError for a file that may not be read. Remote files are pinned to a commit and not
+    checked.
     """
     for file in files:
         if isinstance(file, RemoteFile):
@@ -94,6 +95,8 @@ def check_unchanged(files: Iterable[File]) -> None:
         try:
             seen = _identify(file)
         except InputError as error:
+            if isinstance(error.__cause__, PermissionError):  # it may never have been readable
+                raise
             raise StaleInputError(
                 "input-changed", file.path, expected="the file as it was", got=error.got
             ) from error
@@ -106,9 +109,12 @@ def _identify(file: LocalFile) -> LocalFile:
         return identify(file.path)
     if file.path.endswith(".json"):
         return on_disk(read_json(LOCAL, file.path)[1])
-    if file.path.endswith(SAFETENSORS_SUFFIX):
-        return on_disk(read_shard(LOCAL, file.path, "")[0].file)
-    if os.path.basename(file.path) == METADATA:
+    name = os.path.basename(file.path)
+    # Of the files of chunks only those have a digest that are safetensors files.
+    if name.endswith(SAFETENSORS_SUFFIX) or DISTCP.fullmatch(name):
+        with LOCAL.open(file.path) as source:
+            return on_disk(read_safetensors(source).file)
+    if name == METADATA:
         with LOCAL.open(file.path) as source:
             return replace(identify(file.path), digest=digest(source.read(source.file.size, 0)))
     from vita_ckpt.storage.formats.torch_reader import identify_torch  # noqa: PLC0415 - zipfile, pickletools

@@ -6,7 +6,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from functools import partial
 from queue import SimpleQueue
@@ -81,6 +83,52 @@ def evaluate_apart(
     return _evaluate(work, portions, sizes, team, progress, count, True)
 
 
+def evaluate_each(
+    work: Callable[[P], R], portions: Sequence[P], *, workers: int
+) -> Generator[R, None, None]:
+    """Yield what ``work`` makes of each portion, in their order, in so many other processes.
+
+    They are as those of :func:`evaluate_apart`, but for their stderr, which is this one's. An error
+    of any is raised at once, and if the caller stops, or is interrupted, nobody waits for what they
+    do: a server may leave them hanging. Where none can be started this process does the work.
+    """
+    waiting = deque((portion, Future[R]()) for portion in portions)
+    futures = [future for _, future in waiting]
+    free: SimpleQueue[Callable[[P], R]] = SimpleQueue()
+    ended: SimpleQueue[Future[R]] = SimpleQueue()
+
+    def serve() -> None:
+        evaluator = free.get()
+        while True:
+            try:
+                portion, future = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                future.set_result(evaluator(portion))
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                future.set_exception(error)
+            ended.put(future)
+
+    with ExitStack() as processes:
+        started = 0
+        for _ in range(min(workers, len(portions)) if _may_start() else 0):
+            with suppress(OSError):  # no more processes available: continue with fewer
+                processes.enter_context(_Worker(work, free, stderr=None, alone=True))
+                started += 1
+        if not started:
+            free.put(work)
+        try:
+            for _ in range(started or 1):
+                Thread(target=serve, daemon=True).start()
+            for future in futures:
+                while not future.done():
+                    ended.get().result()
+                yield future.result()
+        finally:
+            waiting.clear()
+
+
 def _evaluate(
     work: Callable[[P], R],
     portions: Sequence[P],
@@ -150,15 +198,24 @@ class _Worker:
     """A process that evaluates portions; it puts itself into ``free`` once it is ready.
 
     It is not in the terminal's group of processes: an interrupt is this process's to handle, at
-    whose end, whatever it is, the worker ends.
+    whose end, whatever it is, the worker ends. One that is ``alone``, since this process does not
+    evaluate, is free too if it never gets ready, and says so.
     """
 
-    def __init__(self, work: Callable[[Any], Any], free: SimpleQueue[Any]) -> None:
+    def __init__(
+        self,
+        work: Callable[[Any], Any],
+        free: SimpleQueue[Any],
+        *,
+        stderr: int | None = subprocess.DEVNULL,
+        alone: bool = False,
+    ) -> None:
+        self._alone = alone
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and no shell
             [sys.executable, "-I", "-c", _PROGRAM, *map(os.path.abspath, sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             start_new_session=True,
         )
         assert self._process.stdin is not None  # noqa: S101 - both are pipes
@@ -194,10 +251,12 @@ class _Worker:
         raise value
 
     def _start(self, work: Callable[[Any], Any], free: SimpleQueue[Any]) -> None:
+        is_ready = False
         with suppress(OSError):
             self._send(work)
-            if self._answers.read(len(READY)) == READY:
-                free.put(self)
+            is_ready = self._answers.read(len(READY)) == READY
+        if is_ready or self._alone:
+            free.put(self)
 
     def _send(self, value: Any) -> None:
         pickle.dump(value, self._requests, pickle.HIGHEST_PROTOCOL)

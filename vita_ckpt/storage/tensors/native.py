@@ -123,7 +123,7 @@ class Native:
 def compiled() -> Native | None:
     """Return the loops; None where they were not compiled, or not for this processor."""
     try:
-        library = CDLL(os.path.join(os.path.dirname(__file__), "_native.so"))
+        library = CDLL(os.path.join(os.path.dirname(__file__), "native.so.1"))
         runs = sys.byteorder == "little" and library.vita_ckpt_runs_here()
         return Native(library) if runs else None
     except (OSError, AttributeError):

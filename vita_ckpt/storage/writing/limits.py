@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from vita_ckpt.core.address import is_remote
 from vita_ckpt.core.checkpoint import Checkpoint, LocalFile, Tensor, refs_of
@@ -70,8 +71,9 @@ def access_in_place(base: Checkpoint, name: str) -> Access:
     path = os.path.join(base.root, name)
     if os.path.lexists(path):
         link = os.lstat(path)
-        mode = access_of(path).mode if os.path.exists(path) else 0o600
-        return Access(mode, link.st_uid, link.st_gid)
+        if not os.path.exists(path):
+            return Access(0o600, link.st_uid, link.st_gid)
+        return replace(access_of(path), owner=link.st_uid, group=link.st_gid)
     there = _files(base)
     shards = [there[shard.name] for shard in base.shards if shard.name in there]
     if name.endswith((".safetensors", ".bin")) and shards:
@@ -85,6 +87,11 @@ def narrowest_of_files(base: Checkpoint) -> Access:
     """Return what is allowed with every file of a checkpoint on this disk."""
     found = narrowest(map(access_of, (base.root, *_files(base).values())))
     return (found or access_of(base.root)).for_file()
+
+
+def access_of_text(about: Iterable[Checkpoint]) -> Access | None:
+    """Return the limit for a text about checkpoints: what is allowed with every file of them."""
+    return narrowest(narrowest_of_files(one) for one in about if _is_local(one))
 
 
 def _is_local(checkpoint: Checkpoint) -> bool:

@@ -15,6 +15,7 @@ from vita_ckpt.errors import InputError
 from vita_ckpt.storage.formats.safetensors import read_safetensors
 from vita_ckpt.storage.reading.checkpoint import open_checkpoint
 from vita_ckpt.storage.reading.paths import Stores
+from vita_ckpt.storage.reading.shards import check_unchanged
 from vita_ckpt.storage.reading.training.state import open_training_state
 from vita_ckpt.storage.stores.local import LOCAL
 from vita_ckpt.storage.tensors.stream import Inputs, tensor_bytes
@@ -60,6 +61,7 @@ def _expected() -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 def test_every_division_of_one_state_dict(name: str) -> None:
     checkpoint = _open(_TRAINING / name)
     assert _content(checkpoint) == _expected()
+    check_unchanged(checkpoint.fingerprint)
     assert checkpoint.training is not None
     assert checkpoint.training.ranks == 4
 

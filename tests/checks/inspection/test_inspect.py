@@ -28,7 +28,7 @@ from fixtures.builder import (
 )
 from tests.conftest import BASES, GOLDEN
 from vita_ckpt import inspect
-from vita_ckpt.checks.inspect import config_keys
+from vita_ckpt.checks.inspection.facts import config_keys
 from vita_ckpt.core.anatomy.families import VITA
 
 SCHEMA = json.loads((files("vita_ckpt") / "schemas" / "inspect-v1.json").read_text())

@@ -17,7 +17,7 @@ from tests.builders import Tensors, change, lively
 from tests.conftest import BASES, GOLDEN, golden_cases
 from vita_ckpt import InputError, UsageError, verify
 from vita_ckpt.model import load as load_module
-from vita_ckpt.model import verify as verify_module
+from vita_ckpt.model.verification import loads as loads_module
 from vita_ckpt.model.vita import VitaModel
 
 STREAM: Any = {"cpu": 0}
@@ -214,7 +214,7 @@ def test_two_models_are_never_held_at_once(
         return load(*arguments, **options)
 
     gc.collect()
-    for module in (load_module, verify_module):
+    for module in (load_module, loads_module):
         monkeypatch.setattr(module, "load_bound", counted)
     assert rules(root, against=root, max_memory=memory) == set()
     assert len(held) == 2
@@ -223,7 +223,9 @@ def test_two_models_are_never_held_at_once(
 
 def test_goldens_of_our_own(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "golden.json"
+    (root / "config.json").chmod(0o600)
     assert rules(root, save_golden=file) == set()
+    assert file.stat().st_mode & 0o077 == 0
     assert rules(root, golden=file) == set()
     assert rules(root, golden=file, max_memory=STREAM) == set()
     change(root, lambda t: t["model.mm_projector.0.weight"].mul_(1.5))

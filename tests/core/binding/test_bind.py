@@ -24,7 +24,8 @@ from vita_ckpt import (
     validate,
 )
 from vita_ckpt.checks.explain.loaders import loaders_of
-from vita_ckpt.core.binding import PartSource, bind
+from vita_ckpt.core.binding.bind import bind
+from vita_ckpt.core.binding.result import PartSource
 
 Tensors = dict[str, np.ndarray]
 TOWER = "model.vision_tower.vision_tower."

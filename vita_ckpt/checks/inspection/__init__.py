@@ -1,0 +1,1 @@
+"""Describe a checkpoint: its parts, its config against its weights, what upstream would build."""

@@ -1,0 +1,1 @@
+"""Run one forward pass and report what it shows as findings."""

@@ -1,0 +1,1 @@
+"""Plan the counterpart of upstream's ``initialize_vision_modules``."""
