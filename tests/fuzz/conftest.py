@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from fixtures.builder import (
     write_tower,
 )
 from tests.fuzz.sandbox import Sandbox
+from tests.torture.memory import in_memory
 
 # Examples of one long run; --hypothesis-seed=N makes it another one.
 LONG = int(os.environ.get("FUZZ_EXAMPLES", "1000"))
@@ -126,6 +127,12 @@ def bins(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (root / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     return Sandbox(root)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    with in_memory(request, tmp_path) as place:
+        yield place
 
 
 @pytest.fixture(autouse=True)

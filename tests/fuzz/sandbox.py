@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from tests.fuzz.files import rewrite
 from vita_ckpt import Stores, VitaCkptError, diff, explain, inspect, open_checkpoint, validate
 from vita_ckpt.core.report import has_errors
 from vita_ckpt.storage.reading.file_listing import read_weight_files
@@ -32,12 +33,12 @@ class Sandbox:
     def holding(self, name: str, data: bytes) -> Iterator[Path]:
         """The directory with other bytes in one of its files."""
         path = self.root / name
-        path.write_bytes(data)
+        rewrite(path, data)
         try:
             yield self.root
         finally:
             if name in self.sound:
-                path.write_bytes(self.sound[name])
+                rewrite(path, self.sound[name])
             else:
                 path.unlink()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fixtures.builder import TowerSpec, mm_projector, write_adapter, write_tower
 from tests.fuzz.conftest import Explore
 from tests.fuzz.damage import Change, Step, changed, changes, damage, damaged
+from tests.fuzz.files import rewrite
 from tests.fuzz.sandbox import (
     Sandbox,
     believes_no_more_than_the_library,
@@ -102,7 +103,7 @@ def test_a_saved_plan(explore: Explore, vita: Sandbox, tmp_path: Path, operation
     outputs = iter(range(1 << 30))
 
     def check(how: list[Change]) -> None:
-        path.write_bytes(changed(sound, how))
+        rewrite(path, changed(sound, how))
         out = tmp_path / f"out{next(outputs)}"
         try:
             loaded = load_plan(path)

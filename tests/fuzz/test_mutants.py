@@ -25,6 +25,7 @@ from safetensors.torch import save
 
 from tests.fuzz import canary
 from tests.fuzz.damage import NUMBERS
+from tests.fuzz.files import rewrite, stored
 from tests.fuzz.sandbox import is_one_line
 from tests.fuzz.torch_files import NOT_ADMITTED, saved, why_not
 from tests.sources import read_objects, read_safetensors, read_torch
@@ -78,7 +79,7 @@ def refused_elsewhere(
     wrong: dict[bytes, str] = {}
     for _ in range(count):
         data = mutant(sound, places, draw)
-        path.write_bytes(data)
+        rewrite(path, data)
         try:
             read(path)
         except InputError:
@@ -127,6 +128,7 @@ def test_pickles_with_objects(tmp_path: Path, count: int) -> None:
     # A trap in every place where a global is named.
     named = [i for i in range(len(sound)) if sound[i : i + 1] == b"c" and sound[i - 1 : i] != b"s"]
     traps = [f"c{canary.__name__}\nspring\n".encode(), b"cos\nsystem\n", b"cbuiltins\neval\n"]
+    rest = {"x/version": b"3\n", **{f"x/data/{storage}": bytes(64) for storage in range(8)}}
     slowest, memory, outcomes = 0.0, peak(), Counter[str]()
     with canary.nothing_runs():
         for number in range(count):
@@ -134,11 +136,7 @@ def test_pickles_with_objects(tmp_path: Path, count: int) -> None:
             if draw.random() < 0.3:
                 at = draw.choice(named)
                 data[at : data.find(b"\n", data.find(b"\n", at) + 1) + 1] = draw.choice(traps)
-            with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
-                file.writestr("x/data.pkl", bytes(data))
-                file.writestr("x/version", "3\n")
-                for storage in range(8):
-                    file.writestr(f"x/data/{storage}", bytes(64))
+            rewrite(path, stored({"x/data.pkl": bytes(data), **rest}))
             start = time.monotonic()
             try:
                 (read_torch, read_objects)[number % 2](path)
@@ -166,7 +164,7 @@ def test_safetensors(tmp_path: Path, count: int) -> None:
     other = tmp_path / "other.safetensors"
 
     def why(data: bytes) -> str:
-        other.write_bytes(data)
+        rewrite(other, data)
         try:
             with safe_open(other, "pt"):
                 return ""

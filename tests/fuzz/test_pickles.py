@@ -19,6 +19,7 @@ from tests.fuzz import canary
 from tests.fuzz.canary import nothing_runs
 from tests.fuzz.conftest import Explore
 from tests.fuzz.damage import NUMBERS, Step, damage, damaged
+from tests.fuzz.files import rewrite, stored
 from tests.fuzz.pickles import TRAPS, Edit, edited, edits, programs, state_dicts
 from tests.fuzz.sandbox import Sandbox, is_one_line, survives
 from tests.fuzz.torch_files import NOT_ADMITTED
@@ -87,17 +88,14 @@ def plain(value: torch.Tensor) -> bytes:
 
 
 def zipped(path: Path, program: bytes) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
-        file.writestr("x/data.pkl", program)
-        file.writestr("x/version", "3\n")
-        file.writestr("x/data/0", bytes(range(16)))
-        file.writestr("x/data/1", bytes(4))
+    rest = {"x/version": b"3\n", "x/data/0": bytes(range(16)), "x/data/1": bytes(4)}
+    rewrite(path, stored({"x/data.pkl": program, **rest}))
     return path
 
 
 def legacy(path: Path, program: bytes) -> Path:
     keys = pickle.dumps(["0"], 2)
-    path.write_bytes(_LEGACY_START + program + keys + (4).to_bytes(8, "little") + bytes(16))
+    rewrite(path, _LEGACY_START + program + keys + (4).to_bytes(8, "little") + bytes(16))
     return path
 
 
@@ -116,7 +114,7 @@ def test_every_trap_is_a_trap(trap: bytes) -> None:
 @pytest.mark.parametrize("start", [b"\x80\x02", b"\x80\x04}X\x01\x00\x00\x00a"])
 def test_no_trap_springs(tmp_path: Path, trap: bytes, start: bytes) -> None:
     path = tmp_path / "x.bin"
-    for write in (zipped, legacy, Path.write_bytes):
+    for write in (zipped, legacy, rewrite):
         write(path, start + trap + b"s.")
         with nothing_runs():
             try:
@@ -171,9 +169,7 @@ def test_opcodes_of_a_real_pickle(explore: Explore, tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
 
     def check(how: list[Edit]) -> None:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
-            for name, data in entries.items():
-                file.writestr(name, edited(data, how) if name == program else data)
+        rewrite(path, stored({**entries, program: edited(entries[program], how)}))
         read(path)
 
     explore(check, sample=30, how=edits)
@@ -184,7 +180,7 @@ def test_damaged_files(explore: Explore, tmp_path: Path, is_zip: bool) -> None:
     sound, path = saved(is_zip), tmp_path / "x.bin"
 
     def check(how: list[Step]) -> None:
-        path.write_bytes(damaged(sound, how))
+        rewrite(path, damaged(sound, how))
         read(path)
 
     explore(check, sample=30, how=damage)
@@ -215,7 +211,7 @@ def test_records_of_a_zip_that_lie(explore: Explore, tmp_path: Path) -> None:
                 place = starts[which % len(starts)] + at
                 new = (value % (1 << 8 * width)).to_bytes(width, "little")
                 content[place : place + width] = new
-        path.write_bytes(damaged(bytes(content), how))
+        rewrite(path, damaged(bytes(content), how))
         read(path)
 
     lie = st.tuples(

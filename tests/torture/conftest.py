@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.torture.memory import in_memory
 from tests.torture.runner import Runner
 from tests.torture.scenarios import Prepared, Scenario, prepare
 
 _COUNTED = "torture"
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    with in_memory(request, tmp_path) as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

@@ -265,6 +265,31 @@ class Nodes:
             del entries[name]
 
 
+def identity(path: str) -> dict[str, tuple[object, ...]]:
+    """All by which a directory that was left alone can be told from one that was not.
+
+    Inodes, modes, links, contents, and times of change but those of directories: an entry that came
+    and went again changes these.
+    """
+    found: dict[str, tuple[object, ...]] = {}
+
+    def add(place: str) -> None:
+        status = os.lstat(place)
+        content: object = None
+        if stat.S_ISDIR(status.st_mode):
+            for name in sorted(os.listdir(place)):
+                add(os.path.join(place, name))
+        elif stat.S_ISLNK(status.st_mode):
+            content = status.st_mtime_ns, os.readlink(place)
+        else:
+            with open(place, "rb") as file:
+                content = status.st_mtime_ns, file.read()
+        found[place] = status.st_ino, status.st_mode, status.st_nlink, content
+
+    add(path)
+    return found
+
+
 @dataclass(slots=True)
 class _Opened:
     """An open file description: descriptors that are duplicates share it."""

@@ -13,11 +13,15 @@ from tests.torture.scenarios import Prepared, call, mid_surgery, move_in, normal
 
 def after_kill(prepared: Prepared, root: Path) -> str:
     """Guarantees 1, 2, 4 and 5, for a run that died; "old" or "new", what it came to."""
-    _check_surroundings(prepared, root)
-    assert len(leftovers(prepared, root)) <= 1
-    outcome = settled(prepared, root)
-    clean(prepared, root)
-    return outcome
+
+    def judge() -> str:
+        _check_surroundings(prepared, root)
+        assert len(leftovers(prepared, root)) <= 1
+        outcome = settled(prepared, root)
+        clean(prepared, root)
+        return outcome
+
+    return prepared.judged("killed", root, judge)
 
 
 def after_success(prepared: Prepared, root: Path) -> str:
@@ -50,6 +54,10 @@ def after_error(prepared: Prepared, root: Path, run: Run, *, persistent: bool) -
     if persistent and leftovers(prepared, root):
         after_kill(prepared, root)
         return "could not clean up"
+    return prepared.judged("failed", root, lambda: _left_by_error(prepared, root, run))
+
+
+def _left_by_error(prepared: Prepared, root: Path, run: Run) -> str:
     _check_surroundings(prepared, root)
     assert leftovers(prepared, root) == []
     if prepared.scenario.interrupted or (prepared.scenario.in_place and mid_surgery(root / "base")):
@@ -58,7 +66,7 @@ def after_error(prepared: Prepared, root: Path, run: Run, *, persistent: bool) -
     if prepared.scenario.undoes and state(root, prepared.scenario) == prepared.new:
         # All is put back; what failed is only to make it last that the journal has gone. A power
         # cut could bring that back, and recover would do the same again: it is what is advised.
-        assert "vita-ckpt recover" in lines[0], run
+        assert "vita-ckpt recover" in run.err, run
         assert call("recover", root / "base").code == 0
         assert state(root, prepared.scenario) == prepared.new
         return "undone, and not sure to last"
@@ -71,15 +79,7 @@ def after_interrupt(prepared: Prepared, root: Path, run: Run) -> str:
     assert run.code == 130, run
     lines = run.err.strip().splitlines()  # click ends the line of a ^C first
     assert len(lines) == 1 and lines[0].startswith("error: interrupted"), run
-    _check_surroundings(prepared, root)
-    assert leftovers(prepared, root) == [], run
-    if prepared.scenario.interrupted:
-        settled(prepared, root)
-    elif prepared.scenario.in_place:
-        assert not mid_surgery(root / "base"), run
-    now = state(root, prepared.scenario)
-    assert now in (prepared.old, prepared.new), differences(prepared, root)
-    outcome = "old" if now == prepared.old else "new"
+    outcome = prepared.judged("interrupted", root, lambda: _left_by_interrupt(prepared, root, run))
     claims = {"nothing was written": "old", "as it was": "old", "complete": "new"}
     if not prepared.scenario.interrupted:
         assert all(claims[words] == outcome for words in claims if words in lines[0]), (
@@ -88,6 +88,18 @@ def after_interrupt(prepared: Prepared, root: Path, run: Run) -> str:
         )
     said = lines[0].removeprefix("error: interrupted").removeprefix(": ")
     return f"{outcome}, as it said: {said.replace(str(root), '')!r}"
+
+
+def _left_by_interrupt(prepared: Prepared, root: Path, run: Run) -> str:
+    _check_surroundings(prepared, root)
+    assert leftovers(prepared, root) == [], run
+    if prepared.scenario.interrupted:
+        settled(prepared, root)
+    elif prepared.scenario.in_place:
+        assert not mid_surgery(root / "base"), run
+    now = state(root, prepared.scenario)
+    assert now in (prepared.old, prepared.new), differences(prepared, root)
+    return "old" if now == prepared.old else "new"
 
 
 def after_crash(prepared: Prepared, crash: Crash, directory: Path) -> str:

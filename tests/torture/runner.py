@@ -1,4 +1,4 @@
-"""Runs of the command line: forked from a zygote, traced by strace, killed when they never end."""
+"""Runs of the command line: forked from a zygote, traced or disturbed, killed if they never end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from fixtures.builder import Spec, write_checkpoint
 from tests.torture.faults import Fault
+from tests.torture.injector import Injection
 from tests.torture.operations import Traced
 
 _ROOT = Path(__file__).parents[2]
@@ -22,13 +24,19 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Run:
-    """How a run ended: its exit code, or minus the signal; what it said; its trace."""
+    """How a run ended: its exit code, or minus the signal; what it said; its trace.
+
+    Of the calls that faults were put into: ``calls``, the most of each name that a thread made, and
+    how many ``failed``.
+    """
 
     code: int
     out: str
     err: str
-    trace: list[str] = field(default_factory=list)
     timed_out: bool = False
+    calls: dict[str, int] = field(default_factory=dict)
+    failed: int = 0
+    trace: list[str] = field(default_factory=list)
 
     @property
     def killed(self) -> bool:
@@ -48,8 +56,9 @@ class Runner(AbstractContextManager["Runner"]):
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
+        rehearsed = write_checkpoint(scratch / "rehearsed", Spec())
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.torture.zygote"],
+            [sys.executable, "-W", "ignore", "-m", "tests.torture.zygote", str(rehearsed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=_ROOT,
@@ -67,10 +76,10 @@ class Runner(AbstractContextManager["Runner"]):
         cwd: Path,
         *,
         strace: Sequence[str] | None = None,
-        most: int = 0,
+        injections: Sequence[Injection] = (),
     ) -> Run:
-        """A run to its end, under strace with these options; ``most`` bytes of trace are enough."""
-        pid = self.start(argv, cwd)
+        """A run to its end, under strace with these options, or with faults in its calls."""
+        pid = self.start(argv, cwd, injections=[asdict(one) for one in injections])
         if strace is None:
             self.go([pid])
             return self.wait(pid)
@@ -84,10 +93,10 @@ class Runner(AbstractContextManager["Runner"]):
             said = tracer.stderr.readline()
             assert "attached" in said, said + tracer.stderr.read()
             self.go([pid])
-            run = self.wait(pid, trace, most)
+            run = self.wait(pid)
         lines = trace.read_text().splitlines()
         trace.unlink()
-        return Run(run.code, run.out, run.err, lines, run.timed_out)
+        return replace(run, trace=lines)
 
     def run_faulty(self, argv: Sequence[str], cwd: Path, fault: Fault) -> Run:
         """A run with a fault that comes from wrappers in it."""
@@ -118,14 +127,9 @@ class Runner(AbstractContextManager["Runner"]):
         """Let runs begin, all at once."""
         self._ask(go=list(pids))
 
-    def wait(self, pid: int, trace: Path = Path(), most: int = 0) -> Run:
-        """How a run ended; after half a minute, or with ``most`` bytes of trace, it is killed."""
-        ended = self._ask(wait=pid, seconds=30, trace=(str(trace), most))
-        timed_out = ended["code"] is None
-        if timed_out:
-            os.kill(pid, signal.SIGKILL)
-            ended = self._ask(wait=pid, seconds=30, trace=("", 0))
-        return Run(ended["code"], ended["out"], ended["err"], timed_out=timed_out)
+    def wait(self, pid: int) -> Run:
+        """How a run ended; after half a minute, or when it seems to be endless, it is killed."""
+        return Run(**self._ask(wait=pid, seconds=30))
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         self._input.write(json.dumps(request).encode() + b"\n")

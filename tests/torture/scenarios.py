@@ -8,9 +8,9 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,7 +23,7 @@ from fixtures.builder import (
     write_checkpoint,
     write_tower,
 )
-from tests.torture.disk import Nodes, Tree
+from tests.torture.disk import Nodes, Tree, identity
 from tests.torture.faults import Fault
 from tests.torture.runner import Run, Runner
 from vita_ckpt.cli.main import main
@@ -122,6 +122,8 @@ class Prepared:
     template: Nodes
     old: Tree
     new: Tree
+    _begun: dict[Path, object] = field(default_factory=dict)
+    _judged: dict[str, str] = field(default_factory=dict)
 
     def fresh(self, directory: Path) -> Path:
         """``directory``, made or emptied, as the scenario starts from."""
@@ -129,7 +131,19 @@ class Prepared:
         directory.mkdir()
         self.template.write(str(directory))
         move_in(directory)
+        self._begun[directory] = identity(str(directory))
         return directory
+
+    def judged(self, what: str, directory: Path, judge: Callable[[], str]) -> str:
+        """What a judge says of a directory in which a run was.
+
+        Where that left all as it found it, which is often, the judge is asked the first time only.
+        """
+        if identity(str(directory)) != self._begun[directory]:
+            return judge()
+        if what not in self._judged:
+            self._judged[what] = judge()
+        return self._judged[what]
 
 
 def prepare(scenario: Scenario, runner: Runner, directory: Path) -> Prepared:

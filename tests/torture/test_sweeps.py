@@ -1,18 +1,20 @@
-"""Every changing system call of every scenario: killed before it, and failed, by strace."""
+"""Every changing system call of every scenario: killed before it, and failed, by the kernel."""
 
 from __future__ import annotations
 
-import re
+import errno
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 
 import pytest
 
 from tests.torture import strace
 from tests.torture.disk import Disk, Nodes
 from tests.torture.guarantees import after_error, after_interrupt, after_kill, after_success, undone
+from tests.torture.injector import Injection
 from tests.torture.runner import Run, Runner
 from tests.torture.scenarios import SCENARIOS, Prepared, state
 
@@ -27,9 +29,6 @@ _ATTEMPTS = 6
 _RECORDINGS = 3
 _ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EINTR")
 
-# A run makes tens of calls of a name, of a hundred bytes each in a trace of these calls alone.
-_ENDLESS = 1 << 17
-
 # Calls that only ask for speed, and those that take something back.
 _MAY_FAIL = frozenset({"sync_file_range", "ioctl", "unlink", "unlinkat", "rmdir"})
 _TAKE_BACK = frozenset(
@@ -37,14 +36,34 @@ _TAKE_BACK = frozenset(
 )
 
 
+Least = dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def recordings() -> dict[str, Least]:
+    return {}
+
+
+@pytest.fixture
+def least(
+    prepared: Prepared, runner: Runner, tmp_path: Path, recordings: dict[str, Least]
+) -> Least:
+    """The calls that change what is below, and how many of each some thread makes in every run."""
+    name = prepared.scenario.name
+    if name not in recordings:
+        recordings[name] = recorded(prepared, runner, tmp_path)
+    return recordings[name]
+
+
 def test_killed_before_every_call(
-    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str]
+    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str], least: Least
 ) -> None:
-    for name, least in sorted(recorded(prepared, runner, tmp_path).items()):
+    for name in sorted(least):
         reached = 0
         for number in range(1, 10_000):
             for _ in range(_ATTEMPTS):
-                root, run = injected(prepared, runner, tmp_path, f"{name}:signal=KILL", number)
+                kill = Injection(name, number, signal=SIGKILL)
+                root, run = injected(prepared, runner, tmp_path, kill)
                 if run.killed:
                     break
                 tally["that were not reached"] += 1
@@ -52,43 +71,41 @@ def test_killed_before_every_call(
                 after_success(prepared, root)
             if not run.killed:
                 break
-            assert calls_of(run, name) == number, run.trace
+            assert run.calls[name] == number, run
             reached = number
             tally["runs killed"] += 1
             tally[f"came to the {after_kill(prepared, root)} state"] += 1
-            go_on(prepared, runner, root)
-        assert reached >= least, (name, reached, least)
+            prepared.judged("go on", root, partial(go_on, prepared, runner, root))
+        assert reached >= least[name], (name, reached, least)
 
 
 def test_killed_while_it_cleans_up(
-    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str]
+    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str], least: Least
 ) -> None:
     """A call fails late, so that what was done must be taken back, and then a kill hits that."""
-    least = recorded(prepared, runner, tmp_path)
     for failing in sorted(least.keys() - {"openat", *_MAY_FAIL}):
+        failure = Injection(failing, least[failing], error=errno.ENOSPC)
         for name in sorted(_TAKE_BACK - {failing}):
             for number in range(1, 10_000):
-                killing = (f"{name}:signal=KILL", number)
-                fault = f"{failing}:error=ENOSPC"
-                root, run = injected(
-                    prepared, runner, tmp_path, fault, least[failing], also=killing
-                )
+                kill = Injection(name, number, signal=SIGKILL, after_failure=True)
+                root, run = injected(prepared, runner, tmp_path, failure, kill)
                 if not run.killed:
                     break
-                if "(INJECTED)" in "".join(run.trace):
-                    tally["runs killed"] += 1
-                    tally[f"came to the {after_kill(prepared, root)} state"] += 1
+                assert run.failed, run
+                tally["runs killed"] += 1
+                tally[f"came to the {after_kill(prepared, root)} state"] += 1
     assert tally["runs killed"]
 
 
 def test_asked_to_end_before_every_call(
-    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str]
+    prepared: Prepared, runner: Runner, tmp_path: Path, tally: Counter[str], least: Least
 ) -> None:
     """SIGTERM: it cleans up and says what it left, which is the old state or the new one."""
-    for name in sorted(recorded(prepared, runner, tmp_path)):
+    for name in sorted(least):
         for number in range(1, 10_000):
-            root, run = injected(prepared, runner, tmp_path, f"{name}:signal=TERM", number)
-            if calls_of(run, name) < number:
+            term = Injection(name, number, signal=SIGTERM)
+            root, run = injected(prepared, runner, tmp_path, term)
+            if run.calls.get(name, 0) < number:
                 break
             tally["runs asked to end"] += 1
             tally[after_interrupt(prepared, root, run)] += 1
@@ -101,15 +118,15 @@ def test_failed_at_every_call(
     runner: Runner,
     tmp_path: Path,
     tally: Counter[str],
+    least: Least,
     error: str,
     persistent: bool,
 ) -> None:
-    for name in sorted(recorded(prepared, runner, tmp_path)):
+    for name in sorted(least):
         for number in range(1, 10_000):
-            root, run = injected(
-                prepared, runner, tmp_path, f"{name}:error={error}", number, persistent=persistent
-            )
-            if "(INJECTED)" not in "".join(run.trace):
+            failure = Injection(name, number, error=getattr(errno, error), persistent=persistent)
+            root, run = injected(prepared, runner, tmp_path, failure)
+            if not run.failed:
                 break
             tally["runs failed"] += 1
             if run.timed_out:
@@ -141,9 +158,9 @@ def test_a_whole_process_does_the_same(
     tally["calls compared"] += len(disk.concerned)
 
 
-def recorded(prepared: Prepared, runner: Runner, tmp_path: Path) -> dict[str, int]:
+def recorded(prepared: Prepared, runner: Runner, tmp_path: Path) -> Least:
     """The calls that change what is below, and how many of each some thread makes in every run."""
-    least: dict[str, int] = {}
+    least: Least = {}
     for _ in range(_RECORDINGS):
         disk = record(prepared, runner, tmp_path)
         most: Counter[str] = Counter()
@@ -171,41 +188,14 @@ def names(disk: Disk) -> Counter[str]:
 
 
 def injected(
-    prepared: Prepared,
-    runner: Runner,
-    tmp_path: Path,
-    what: str,
-    number: int,
-    *,
-    persistent: bool = False,
-    also: tuple[str, int] | None = None,
+    prepared: Prepared, runner: Runner, tmp_path: Path, *injections: Injection
 ) -> tuple[Path, Run]:
-    """A run with a fault in the ``number``-th call of a name in a thread, or in all from there."""
+    """A run with faults in its calls, and where it was."""
     root = prepared.fresh(tmp_path / "run")
-    injections = [(what, f"{number}{'+' if persistent else ''}")]
-    if also is not None:
-        injections.append((also[0], str(also[1])))
-    traced = ",".join(injection.partition(":")[0] for injection, _ in injections)
-    options = ["-f", "-e", f"trace={traced}", "-e", "signal=none"]
-    for injection, when in injections:
-        options += ["-e", f"inject={injection}:when={when}"]
-    return root, runner.run(prepared.scenario.argv, root, strace=options, most=_ENDLESS)
+    return root, runner.run(prepared.scenario.argv, root, injections=injections)
 
 
-def calls_of(run: Run, name: str) -> int:
-    """The most calls of a name that one thread entered."""
-    threads = Counter(found.group(1) for found in _entered(run, name))
-    return max(threads.values(), default=0)
-
-
-def _entered(run: Run, name: str) -> Iterator[re.Match[str]]:
-    for line in run.trace:
-        match = re.match(rf"(\d+) +{name}\(", line)
-        if match is not None:
-            yield match
-
-
-def go_on(prepared: Prepared, runner: Runner, root: Path) -> None:
+def go_on(prepared: Prepared, runner: Runner, root: Path) -> str:
     """After a run that was killed the next one succeeds, and undo takes it back."""
     scenario = prepared.scenario
     if state(root, scenario) == prepared.old and not scenario.interrupted:
@@ -214,3 +204,4 @@ def go_on(prepared: Prepared, runner: Runner, root: Path) -> None:
         after_success(prepared, root)
     if scenario.can_be_undone:
         undone(prepared, root)
+    return "gone on"

@@ -16,13 +16,20 @@ import json
 import mmap
 import os
 import pkgutil
+import select
+import signal
+import socket
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Any, Final
 
 from tests.forked import end
 from tests.torture.faults import Fault, install
+from tests.torture.injector import Held, Injection, hold
 
 _PAGE: Final = 1 << 18
 _PR_SET_PTRACER: Final = 0x59616D61
@@ -60,13 +67,14 @@ class Zygote:
         self._nothing = os.open(os.devnull, os.O_RDWR)
         self._gates: dict[int, int] = {}
         self._pages: dict[int, tuple[Page, Page]] = {}
+        self._held: dict[int, Held] = {}
 
     def serve(self) -> dict[str, Any] | None:
         """Answer requests until there are none; in a forked child the run to be, once it may go."""
         for line in iter(sys.stdin.buffer.readline, b""):
             request = json.loads(line)
             if "argv" in request:
-                pid = self._start()
+                pid = self._start([Injection(**one) for one in request.get("injections", ())])
                 if pid == 0:
                     return dict(request)
                 answer: dict[str, Any] = {"pid": pid}
@@ -75,42 +83,76 @@ class Zygote:
                     os.close(self._gates.pop(pid))
                 answer = {}
             else:
-                answer = self._wait(request["wait"], request["seconds"], request["trace"])
+                answer = self._wait(request["wait"], request["seconds"])
             sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
             sys.stdout.buffer.flush()
         return None
 
-    def _start(self) -> int:
+    def _start(self, injections: Sequence[Injection]) -> int:
         gate, opens = os.pipe()
-        ready, is_ready = os.pipe()
+        ready, is_ready = socket.socketpair()
         pages = Page(mmap.mmap(-1, _PAGE)), Page(mmap.mmap(-1, _PAGE))
         pid = os.fork()
         if pid:
             os.close(gate)
-            os.close(is_ready)
-            os.read(ready, 1)  # what the child does to become a run is not to be traced
-            os.close(ready)
+            is_ready.close()
+            # What the child does to become a run is not to be traced.
+            _, listeners, _, _ = socket.recv_fds(ready, 1, 1)
+            ready.close()
             self._gates[pid], self._pages[pid] = opens, pages
+            if listeners:
+                self._held[pid] = Held(pid, listeners[0], injections)
             return pid
-        for other in (opens, ready, *self._gates.values()):
+        ready.close()
+        for other in (opens, *self._gates.values()):
             os.close(other)
         _become_quiet(self._nothing, pages)
-        os.close(is_ready)
+        listeners = (
+            [hold(sorted({injection.name for injection in injections}))] if injections else []
+        )
+        socket.send_fds(is_ready, [b"."], listeners)
+        is_ready.close()
+        for other in listeners:
+            os.close(other)
         os.read(gate, 1)  # returns when every writer has closed it
         os.close(gate)
         return 0
 
-    def _wait(self, pid: int, seconds: float, trace: tuple[str, int]) -> dict[str, Any]:
-        """How a run ended; no code after ``seconds``, or once its trace is longer than that."""
-        end = time.monotonic() + seconds
-        path, most = trace
-        while time.monotonic() < end and not (most and os.stat(path).st_size > most):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                out, err = (page.text() for page in self._pages.pop(pid))
-                return {"code": os.waitstatus_to_exitcode(status), "out": out, "err": err}
-            time.sleep(0.0005)
-        return {"code": None}
+    def _wait(self, pid: int, seconds: float) -> dict[str, Any]:
+        """How a run ended; after ``seconds``, or when it seems to be endless, it is killed."""
+        held = self._held.pop(pid, None)
+        timed_out = not ends(pid, seconds, held)
+        if timed_out:
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        out, err = (page.text() for page in self._pages.pop(pid))
+        ended = {"code": os.waitstatus_to_exitcode(status), "out": out, "err": err}
+        if held is not None:
+            os.close(held.listener)
+            most = {name: max(counts.values()) for name, counts in held.calls.items()}
+            ended |= {"calls": most, "failed": held.failed}
+        return ended | {"timed_out": timed_out}
+
+
+def ends(pid: int, seconds: float, held: Held | None) -> bool:
+    """Whether a run ends in time, while its calls are answered."""
+    end = time.monotonic() + seconds
+    process = os.pidfd_open(pid)
+    events = select.poll()
+    events.register(process, select.POLLIN)
+    if held is not None:
+        events.register(held.listener, select.POLLIN)
+    try:
+        while True:
+            found = dict(events.poll(max(0, 1000 * (end - time.monotonic()))))
+            if process in found or not found:
+                return process in found
+            if held is not None and found[held.listener] & select.POLLIN:
+                held.answer()
+                if held.is_endless:
+                    return False
+    finally:
+        os.close(process)
 
 
 def _become_quiet(nothing: int, pages: tuple[Page, Page]) -> None:
@@ -126,9 +168,9 @@ def _become_quiet(nothing: int, pages: tuple[Page, Page]) -> None:
 
 
 def _import_below(package: str) -> None:
-    """A package and all in it, but for what needs torch."""
+    """A package and all in it, but for what needs torch and what is no module, though named so."""
     for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
-        if module.name == "vita_ckpt.model":
+        if module.name == "vita_ckpt.model" or module.name.endswith("._native"):
             continue
         if module.ispkg:
             _import_below(module.name)
@@ -136,15 +178,30 @@ def _import_below(package: str) -> None:
             import_module(module.name)
 
 
+def _rehearse(checkpoint: str) -> None:
+    """Do what Python does once in a process before any run: patterns are compiled, and the like."""
+    for argv in (["inspect", checkpoint], ["set", checkpoint, "mm_hidden_size=64", "--dry-run"]):
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            try:
+                main(argv)
+            except SystemExit as ended:
+                assert ended.code == 0, said.getvalue()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert threading.active_count() == 1  # a fork would be without the others
+
+
 if __name__ == "__main__":
     _import_below("vita_ckpt")
     for also in ("fcntl", "numpy.random", "tabulate", "traceback"):
         import_module(also)
+    from vita_ckpt.cli.main import main
+
+    _rehearse(sys.argv[1])
+    gc.collect()
     gc.freeze()
     run = Zygote().serve()
     if run is not None:
-        from vita_ckpt.cli.main import main
-
         os.chdir(run["cwd"])
         if "faults" in run:
             faults = run["faults"]
