@@ -11,8 +11,7 @@ NATIVE := hatch_build.py vita_ckpt/storage/tensors/native.c
 TEST_TOOLS := hatchling hypothesis jsonschema pytest-xdist junitparser markdown-it-py pytest PyYAML \
 	sarif-pydantic
 BROWSER := apt-get install -qy chromium-headless-shell fonts-dejavu-core
-# More processes than there are processors: some tests wait for what is slow on purpose, and those
-# of the torture for a tracer.
+# More processes than there are processors: some tests wait for what is slow on purpose.
 PROCESSES := $(shell expr $$(nproc) + 2)
 TORTURERS := $(shell expr $$(nproc) \* 2)
 

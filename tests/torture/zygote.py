@@ -168,9 +168,9 @@ def _become_quiet(nothing: int, pages: tuple[Page, Page]) -> None:
 
 
 def _import_below(package: str) -> None:
-    """A package and all in it, but for what needs torch and what is no module, though named so."""
+    """A package and all in it, but for what needs torch."""
     for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
-        if module.name == "vita_ckpt.model" or module.name.endswith("._native"):
+        if module.name == "vita_ckpt.model":
             continue
         if module.ispkg:
             _import_below(module.name)

@@ -97,8 +97,8 @@ class Monitor:
         """Wait for a moment, and return a rank that shows no sign of life, if there is one."""
         before = dict(self._heard)
         time.sleep(4 * _BEAT)
-        others = (rank for rank in before if rank != self._rank)
-        return next((rank for rank in others if self._heard[rank] == before[rank]), None)
+        others = (rank for rank in range(self._size) if rank != self._rank)
+        return next((r for r in others if self._heard.get(r) == before.get(r)), None)
 
     def fail(self, error: VitaCkptError, *, gone: int | None = None) -> Failure:
         """End the other ranks with an error; return the failure that came first."""
