@@ -83,7 +83,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/foundation.py
 
 clean:
-	rm -rf $(VENV) $(COMPAT) $(BARE) $(SITE) build demo-out
+	rm -rf $(VENV) $(COMPAT) $(BARE) $(SITE) build demo-out vita_ckpt/storage/tensors/native.so.1
 
 # Every version is pinned by constraints.txt, the build's too: pip passes it on to its build environment.
 $(STAMP): pyproject.toml $(NATIVE) constraints.txt

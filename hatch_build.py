@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import sysconfig
 import tempfile
@@ -24,35 +25,48 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and say which wheel it is then; an editable one takes what lies in the tree."""
-        self._scratch = Path(tempfile.mkdtemp())
-        library = self._scratch / "native.so.1"
-        if os.environ.get("VITA_CKPT_PURE") == "1" or not self._compile(library):
-            return
-        build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"
+        self._scratch = tempfile.TemporaryDirectory()
+        library = Path(self._scratch.name, "native.so.1")
+        compiled = os.environ.get("VITA_CKPT_PURE") != "1" and self._compile(library)
         if version == "editable":
-            beside = Path(self.root, f"{_LIBRARY}.{os.getpid()}")
-            shutil.copy(library, beside)
-            beside.replace(
-                Path(self.root, _LIBRARY)
-            )  # others may have loaded the one that is there
-        else:
+            compiled = self._put(library if compiled else None)
+        elif compiled:
             build_data["force_include"][str(library)] = _LIBRARY
+        if compiled:
+            build_data["pure_python"] = False
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{platform}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what was compiled."""
-        shutil.rmtree(self._scratch)
+        self._scratch.cleanup()
 
     def _compile(self, library: Path) -> bool:
-        compiler = shlex.split(os.environ.get("CC") or "cc")
+        if struct.calcsize("P") != 8:
+            return False
         source = Path(self.root, _FOLDER, "native.c")
         try:
+            compiler = shlex.split(os.environ.get("CC") or "cc")
             command = [*compiler, *_FLAGS, "-o", str(library), str(source)]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.app.display_warning(f"native.c is not compiled: {error}")
             return False
         if done.returncode:
             self.app.display_warning(f"native.c is not compiled: {done.stderr.strip()}")
         return not done.returncode
+
+    def _put(self, library: Path | None) -> bool:
+        """Put a library into the tree, or take away the one that is there."""
+        place = Path(self.root, _LIBRARY)
+        try:
+            if library is None:
+                place.unlink(missing_ok=True)
+                return False
+            beside = place.with_name(f"{place.name}.{os.getpid()}")
+            shutil.copy(library, beside)
+            beside.replace(place)  # others may have loaded the one that is there
+        except OSError as error:
+            self.app.display_warning(f"native.c is not compiled: {error}")
+            return False
+        return True

@@ -231,8 +231,7 @@ def check_values(
     """
     tensors = {n: t for n, t in checkpoint.stored.items() if names is None or n in names}
     seen = {part: Values() for tensor in tensors.values() for part in refs_of(tensor)}
-    glance = _glance if compiled() else None
-    seen |= scan(seen, values_of, glance=glance, team=team, progress=progress)
+    seen |= scan(seen, values_of, glance=_glance, team=team, progress=progress)
     return [
         found
         for name, tensor in tensors.items()

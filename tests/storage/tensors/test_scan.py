@@ -212,3 +212,14 @@ def test_large_contiguous_tensors_are_offered_to_a_glance(tmp_path: Path) -> Non
         whole = b"".join(piece for _, piece in found[tensor])
         assert whole == data[tensor.offset : tensor.offset + tensor.nbytes]
     assert [position for position, _ in found[unknown]] == [0, BLOCK]
+
+
+def test_a_small_tensor_within_a_large_one_is_not_part_of_its_block(tmp_path: Path) -> None:
+    """Views of one storage, as in a pickled file: each is read by itself."""
+    data = random.Random(1).randbytes(3 * BLOCK)
+    file = file_of(tmp_path / "a", data)
+    large = TensorRef(file, 0, "U8", (3 * BLOCK,))
+    small = TensorRef(file, 8, "U8", (100,))
+    found = scan([large, small], content, glance=lambda *_: None, threads=1)
+    assert b"".join(piece for _, piece in found[large]) == data
+    assert found[small] == [(0, data[8:108])]

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from mmap import mmap
-from typing import Final, TypeGuard
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from vita_ckpt.core.checkpoint import (
     File,
@@ -28,6 +28,9 @@ from vita_ckpt.storage.system.collection import paused_collection
 from vita_ckpt.storage.system.workers import MOST, evaluate, evaluate_apart
 from vita_ckpt.storage.tensors.native import BLOCK, Native, Range, compiled
 from vita_ckpt.storage.tensors.stream import Inputs, Progress, no_progress, tensor_bytes
+
+if TYPE_CHECKING:
+    from vita_ckpt.storage.tensors.distance import Meter
 
 Pair = tuple[Tensor, Tensor]
 
@@ -204,7 +207,14 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
         stops.append((stops[-1] if stops else 0) + span.stop - span.start)
     position, step = 0, _FIRST_STEP
     buffers = [bytearray(), bytearray()]
-    while (position := position + _same(sides, position, stops[-1])) < stops[-1]:
+    native = compiled()
+    while position < stops[-1]:
+        if native is not None:
+            same = _same(native, sides, position, stops[-1])
+            position += same or 0
+            if position == stops[-1]:
+                break
+            native = None if same is None else native  # whoever reads next says why
         size = min(step, stops[-1] - position)
         if size != len(buffers[0]):
             buffers = [bytearray(size) for _ in sides]
@@ -226,20 +236,28 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
         position = end
 
 
-def _same(sides: Sequence[Range], start: int, stop: int) -> int:
-    """Return how many bytes from ``start`` on are surely the same; without compiled loops 0."""
-    native = compiled()
-    if native is None:
-        return 0
+def _same(native: Native, sides: Sequence[Range], start: int, stop: int) -> int | None:
+    """Return how many bytes from ``start`` on are the same; None if they cannot be read."""
     before, after = (side._replace(offset=side.offset + start) for side in sides)
-    return native.same(before, after, stop - start) or 0
+    return native.same(before, after, stop - start)
 
 
 def _measured(spans: Sequence[_Span]) -> list[Distance]:
     """Return the distance of each of some ranges of elements."""
     native = compiled()
+    meter: Meter | None = None
+    found: list[Distance] = []
     with Inputs() as inputs:
-        return [_natively(span, native, inputs) or _distance(span, inputs) for span in spans]
+        for span in spans:
+            distance = _natively(span, native, inputs)
+            if distance is None:
+                if meter is None:
+                    from vita_ckpt.storage.tensors.distance import Meter  # noqa: PLC0415 - numpy
+
+                    meter = Meter()
+                distance = _distance(span, meter, inputs)
+            found.append(distance)
+    return found
 
 
 def _natively(span: _Span, native: Native | None, inputs: Inputs) -> Distance | None:
@@ -259,11 +277,8 @@ def _natively(span: _Span, native: Native | None, inputs: Inputs) -> Distance | 
     return native.distance(before, after, span.stop - span.start)
 
 
-def _distance(span: _Span, inputs: Inputs) -> Distance:
+def _distance(span: _Span, meter: Meter, inputs: Inputs) -> Distance:
     """Return the distance of a range of elements, ``BLOCK`` of them at a time."""
-    from vita_ckpt.storage.tensors.distance import Meter  # noqa: PLC0415 - numpy
-
-    meter = Meter()
     dtypes = span.before.dtype, span.after.dtype
     widths = [BITS[dtype] // 8 for dtype in dtypes]
     total = Distance()

@@ -1,6 +1,9 @@
 /* Read ranges of files and look at every element: what numpy would do in several passes over memory,
    with a stop of all other threads between them. native.py says what is returned. */
 
+#define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -8,22 +11,32 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-/* On x86-64 the loops are made for AVX2, which native.py asks for before it calls them. A product and
-   a sum are two roundings everywhere, since numpy knows no other way; fma() is only used where the
-   product is exact. */
+/* native.py knows what has this number: it grows with every change of a structure, of a function's
+   parameters, and of the order in which sums are made. */
+enum { VERSION = 1 };
+
+/* On x86-64 the loops are made for AVX2. A product and a sum are two roundings everywhere, since
+   numpy knows no other way; fma() is only used where the product is exact. */
 #if defined(__x86_64__)
 #define FAST __attribute__((target("avx2,fma")))
-int vita_ckpt_runs_here(void)
+static int has_what_it_takes(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 #else
 #define FAST
-int vita_ckpt_runs_here(void)
+static int has_what_it_takes(void)
 {
-    return 1;
+    return sizeof(void *) == 8 && FLT_EVAL_METHOD == 0;
 }
 #endif
+
+/* The version, or 0 where the loops cannot run or would round otherwise. */
+int vita_ckpt_version(void)
+{
+    return has_what_it_takes() ? VERSION : 0;
+}
+
 #define INLINE static inline __attribute__((always_inline))
 
 /* Elements of a block, lanes of its sums, and what is read at once: few calls, and still a cache. */
@@ -99,10 +112,12 @@ INLINE int decode(const char *data, size_t count, int dtype, float *restrict num
         memcpy(&pattern, data + 2 * i, 2);
         magnitude = pattern & 0x7fff;
         largest = magnitude > largest ? magnitude : largest;
-        uint32_t bits = (uint32_t)magnitude << 13;
-        float number; /* whose exponent is 112 too small, also that of a subnormal one */
+        /* The exponent is 112 more in float32, where what is subnormal in float16 is not. */
+        uint32_t bits = ((uint32_t)magnitude << 13) + (112u << 23);
+        float number;
         memcpy(&number, &bits, 4);
-        numbers[i] = pattern & 0x8000 ? number * -0x1p112f : number * 0x1p112f;
+        number = magnitude < 0x400 ? (float)magnitude * 0x1p-24f : number;
+        numbers[i] = pattern & 0x8000 ? -number : number;
     }
     return largest < 0x7c00;
 }

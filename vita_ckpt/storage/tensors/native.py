@@ -31,6 +31,8 @@ from vita_ckpt.core.distance import Distance
 BLOCK: Final = 1 << 17
 # A block's sum is that of so many: the first of every 512th element, added in their order.
 LANES: Final = 512
+# What native.c calls itself, to tell a library that was compiled of an earlier one.
+_VERSION: Final = 1
 # The numbers in native.c of dtypes whose elements are exact in float32.
 _DTYPES: Final = {"BF16": 0, "F16": 1, "F32": 2}
 
@@ -121,11 +123,11 @@ class Native:
 
 @lru_cache
 def compiled() -> Native | None:
-    """Return the loops; None where they were not compiled, or not for this processor."""
+    """Return the loops; None where they were not compiled, or not of this source or processor."""
     try:
         library = CDLL(os.path.join(os.path.dirname(__file__), "native.so.1"))
-        runs = sys.byteorder == "little" and library.vita_ckpt_runs_here()
-        return Native(library) if runs else None
+        known = sys.byteorder == "little" and library.vita_ckpt_version() == _VERSION
+        return Native(library) if known else None
     except (OSError, AttributeError):
         return None
 

@@ -97,7 +97,7 @@ def _blocks(pieces: Iterable[_Piece]) -> Iterator[_Block]:
     path, start, end = "", 0, 0
     for piece in pieces:
         tensor, offset, size = piece
-        joins = start <= offset <= end + _GAP and offset + size <= start + _BLOCK
+        joins = start <= offset <= end + _GAP and max(end, offset + size) <= start + _BLOCK
         if taken and not (joins and tensor.source.path == path):
             yield _Block(on_disk(taken[0][0].source), start, end - start, taken)
             taken = []
