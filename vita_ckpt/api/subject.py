@@ -17,7 +17,7 @@ from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding.bind import bind, takes_directory
 from vita_ckpt.core.binding.loaders import model_name
-from vita_ckpt.core.binding.model import Surroundings, builds_audio, tower_family
+from vita_ckpt.core.binding.modules import Surroundings, builds_audio, tower_family
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.kinds import part_as
 from vita_ckpt.core.report import Finding

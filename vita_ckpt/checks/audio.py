@@ -17,7 +17,7 @@ from vita_ckpt.core.anatomy.audio.tensors import (
     prompt_rows,
     settings_of_shapes,
 )
-from vita_ckpt.core.binding.model import builds_audio, hidden_size, is_audio
+from vita_ckpt.core.binding.modules import builds_audio, hidden_size, is_audio
 from vita_ckpt.core.binding.result import PartBinding
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, TensorRef
 from vita_ckpt.core.report import Finding

@@ -21,7 +21,7 @@ from vita_ckpt.core.anatomy.families import REQUIRED
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers.tower import Tower
 from vita_ckpt.core.binding.faults import unfit_image_size
-from vita_ckpt.core.binding.model import (
+from vita_ckpt.core.binding.modules import (
     contradiction_of,
     features_of,
     language_model_of,

@@ -14,7 +14,7 @@ from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, CMVN
 from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.anatomy.towers import tensors as tower_tensors
-from vita_ckpt.core.binding.model import is_tied, language_model_of, tower_family
+from vita_ckpt.core.binding.modules import is_tied, language_model_of, tower_family
 from vita_ckpt.core.binding.result import Binding, PartBinding, PartSource
 from vita_ckpt.core.checkpoint import Checkpoint, Shape, source_of
 from vita_ckpt.core.diagnosis import diagnose

@@ -11,7 +11,7 @@ from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.directory import AudioDirectory
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
-from vita_ckpt.core.binding.model import Surroundings
+from vita_ckpt.core.binding.modules import Surroundings
 from vita_ckpt.core.binding.result import Binding, PartSource
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dataclass import dataclass

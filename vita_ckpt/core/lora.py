@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from vita_ckpt.core.anatomy import parts, wrappers
 from vita_ckpt.core.binding.match import is_harmless
-from vita_ckpt.core.binding.model import is_tied
+from vita_ckpt.core.binding.modules import is_tied
 from vita_ckpt.core.checkpoint import (
     Checkpoint,
     LoraMerge,

@@ -16,7 +16,7 @@ from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.wrappers import unwrapped
 from vita_ckpt.core.binding.bind import bind
 from vita_ckpt.core.binding.match import is_harmless
-from vita_ckpt.core.binding.model import built_projector, is_audio
+from vita_ckpt.core.binding.modules import built_projector, is_audio
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.errors import InputError

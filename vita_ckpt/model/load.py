@@ -13,7 +13,7 @@ from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.audio.settings import AudioEncoder
 from vita_ckpt.core.anatomy.towers import TowerDirectory
 from vita_ckpt.core.binding.bind import bind
-from vita_ckpt.core.binding.model import Surroundings, builds_audio, is_audio
+from vita_ckpt.core.binding.modules import Surroundings, builds_audio, is_audio
 from vita_ckpt.core.binding.result import Binding, PartSource
 from vita_ckpt.core.checkpoint import Checkpoint, RemoteFile
 from vita_ckpt.core.diagnosis import diagnose

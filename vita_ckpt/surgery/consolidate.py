@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vita_ckpt.core.anatomy.parts import LANGUAGE_MODEL, LM_HEAD, part_of
-from vita_ckpt.core.binding.model import is_tied
+from vita_ckpt.core.binding.modules import is_tied
 from vita_ckpt.core.checkpoint import EMPTY, Cast, Checkpoint, Tensor, cast, uncast
 from vita_ckpt.core.dtype import CAST_SOURCES, CAST_TARGETS, INTEGERS
 from vita_ckpt.core.filenames import (

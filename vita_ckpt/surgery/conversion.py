@@ -11,7 +11,7 @@ from typing import Final
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
 from vita_ckpt.core.binding.bind import bind, bind_to
-from vita_ckpt.core.binding.model import is_tied
+from vita_ckpt.core.binding.modules import is_tied
 from vita_ckpt.core.binding.result import Binding
 from vita_ckpt.core.checkpoint import Checkpoint, Pieces, Shape, Tensor, TensorRef, cast
 from vita_ckpt.core.diagnosis import diagnose

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from vita_ckpt.core.anatomy.language_tensors import DEFAULTS
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD
-from vita_ckpt.core.binding.model import is_tied
+from vita_ckpt.core.binding.modules import is_tied
 from vita_ckpt.core.checkpoint import Checkpoint, Mean, Part, Pieces, RandomInit, Tensor, TensorRef
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.dtype import BITS, CAST_SOURCES

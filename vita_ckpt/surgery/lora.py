@@ -10,7 +10,7 @@ from typing import Any, Final
 from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.families import VITA, family_of
-from vita_ckpt.core.binding.model import builds_audio, is_audio
+from vita_ckpt.core.binding.modules import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import Checkpoint, TensorRef, cast, uncast
 from vita_ckpt.core.dtype import can_cast
 from vita_ckpt.core.filenames import LORA_FILES, NON_LORA

@@ -9,7 +9,7 @@ from typing import Any, Final
 from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.families import ModelFamily
 from vita_ckpt.core.anatomy.projectors import Projector
-from vita_ckpt.core.binding.model import features_of
+from vita_ckpt.core.binding.modules import features_of
 from vita_ckpt.core.checkpoint import (
     EMPTY,
     Checkpoint,

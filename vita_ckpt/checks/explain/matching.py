@@ -13,7 +13,7 @@ from vita_ckpt.core.anatomy.language_tensors import LanguageModel
 from vita_ckpt.core.anatomy.relatives import relative_of
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
 from vita_ckpt.core.binding.match import is_harmless
-from vita_ckpt.core.binding.model import (
+from vita_ckpt.core.binding.modules import (
     Surroundings,
     backbone_of,
     builds_audio,

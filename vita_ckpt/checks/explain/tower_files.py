@@ -17,7 +17,7 @@ from vita_ckpt.checks.explain.trace import LoaderTrace, Tracer, some_files
 from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.config_values import wrong_tower_values
 from vita_ckpt.core.anatomy.families import ModelFamily
-from vita_ckpt.core.binding.model import is_tied, tower_class
+from vita_ckpt.core.binding.modules import is_tied, tower_class
 from vita_ckpt.core.binding.result import PartSource
 from vita_ckpt.core.binding.stops import stop_of_tower
 from vita_ckpt.core.checkpoint import Shape

@@ -31,7 +31,7 @@ from vita_ckpt.core.anatomy import parts, towers, wrappers
 from vita_ckpt.core.anatomy.families import VITA
 from vita_ckpt.core.binding.bind import bind
 from vita_ckpt.core.binding.loaders import VITA_1_0, VITA_1_5
-from vita_ckpt.core.binding.model import built_projector
+from vita_ckpt.core.binding.modules import built_projector
 from vita_ckpt.core.binding.result import Binding, PartSource
 from vita_ckpt.core.binding.stops import stop_of_model, stop_of_projector
 from vita_ckpt.core.filenames import (

@@ -16,7 +16,7 @@ from vita_ckpt.core.anatomy.config_keys import Types
 from vita_ckpt.core.anatomy.families import VITA, Features, Load, ModelFamily, TowerSource
 from vita_ckpt.core.anatomy.language_tensors import of_plain_type
 from vita_ckpt.core.anatomy.towers import Dispatch, Tower, TowerDirectory
-from vita_ckpt.core.binding.model import Surroundings, features_of, is_tied, tower_class
+from vita_ckpt.core.binding.modules import Surroundings, features_of, is_tied, tower_class
 from vita_ckpt.core.checkpoint import Checkpoint, Form, Shape, bytes_by_dtype
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.kinds import MULTIMODAL, TOWER, WHOLE, Kind

@@ -72,7 +72,7 @@ def inspect_checkpoint(
     plain = of_plain_type(config.get("model_type"))
     told = recognise(config, checkpoint.tensors) if found.family not in (None, VITA) else None
     architectures = config.get("architectures")
-    missing = tuple(missing_files(checkpoint, kind, facts.tower))
+    missing = tuple(_missing_files(checkpoint, kind, facts.tower))
     return Inspection(
         path=checkpoint.root,
         kind=kind,
@@ -139,7 +139,7 @@ def _family(kind: Kind) -> str | None:
     return kind.family.label if kind.family is not None and known else None
 
 
-def missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Iterator[str]:
+def _missing_files(checkpoint: Checkpoint, kind: str, tower: Tower | None) -> Iterator[str]:
     """Name the files that a directory of this kind needs beside its weights, and has not."""
     if checkpoint.layout in ("file", "state"):
         return

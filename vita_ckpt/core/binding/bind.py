@@ -13,7 +13,7 @@ from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors
 from vita_ckpt.core.binding.faults import described_tower, fault_of, fault_of_audio
 from vita_ckpt.core.binding.loaders import LOADERS, Loader, judge_of
 from vita_ckpt.core.binding.match import match
-from vita_ckpt.core.binding.model import (
+from vita_ckpt.core.binding.modules import (
     Surroundings,
     builds_audio,
     built_projector,

@@ -9,7 +9,7 @@ from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, settings_of_shapes
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers.tower import Tower
-from vita_ckpt.core.binding.model import (
+from vita_ckpt.core.binding.modules import (
     Surroundings,
     builds_audio,
     features_of,

@@ -1,4 +1,4 @@
-"""Tell loaders apart, and which of them judges a checkpoint."""
+"""Tell loaders apart, and choose the one that judges a checkpoint."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from vita_ckpt.core.anatomy import parts
 from vita_ckpt.core.anatomy.audio.tensors import AUDIO_PREFIX, COUNTER
 from vita_ckpt.core.anatomy.families import TowerSource
 from vita_ckpt.core.binding.loaders import Loader
-from vita_ckpt.core.binding.model import is_tied
+from vita_ckpt.core.binding.modules import is_tied
 from vita_ckpt.core.binding.result import Binding, PartBinding, PartSource, Shapes, Stop, Tensors
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.core.dtype import is_real

@@ -11,7 +11,7 @@ from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.language_tensors import LanguageModel
 from vita_ckpt.core.anatomy.towers.tensors import config_of_tensors, expected_shapes
 from vita_ckpt.core.binding.loaders import Loader
-from vita_ckpt.core.binding.model import Surroundings, is_audio
+from vita_ckpt.core.binding.modules import Surroundings, is_audio
 from vita_ckpt.core.binding.result import Shapes, Tensors
 from vita_ckpt.core.checkpoint import Shape
 from vita_ckpt.errors import InputError

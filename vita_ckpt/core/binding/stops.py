@@ -16,7 +16,7 @@ from vita_ckpt.core.anatomy.config_values import (
 )
 from vita_ckpt.core.anatomy.families import VITA, Load, ModelFamily, TowerSource
 from vita_ckpt.core.anatomy.towers.tower import TowerDirectory
-from vita_ckpt.core.binding.model import (
+from vita_ckpt.core.binding.modules import (
     Surroundings,
     builds_audio,
     built_projector,

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from vita_ckpt.core.anatomy import projectors
 from vita_ckpt.model.image import Picture
+from vita_ckpt.model.verification.memory import trim_heap
 from vita_ckpt.model.vita import VitaModel
-
-if TYPE_CHECKING:
-    pass
-from vita_ckpt.model.verification.loads import trim_heap
 
 _TEXT_LENGTH: Final = 8
 SHOWN: Final = 16  # of the tokens of an image or a recording

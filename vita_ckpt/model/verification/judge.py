@@ -1,9 +1,9 @@
-"""Judge the logits and tokens of a pass."""
+"""Judge the logits and tokens of a pass: by themselves, in float16, and against others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -11,12 +11,9 @@ from torch import Tensor
 from vita_ckpt.checks.audio import check_audio_directory
 from vita_ckpt.checks.subject import Subject
 from vita_ckpt.core.report import Finding
-from vita_ckpt.model.vita import VitaModel
-
-if TYPE_CHECKING:
-    pass
 from vita_ckpt.model.verification.forward import Batch, Pass, text_alone
-from vita_ckpt.model.verification.loads import release_memory
+from vita_ckpt.model.verification.memory import release_memory
+from vita_ckpt.model.vita import VitaModel
 
 # An input matters if it moves the logits this many times more than equal runs differ.
 _MATTERS: Final = 100.0

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import resource
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,13 +16,13 @@ from vita_ckpt.core.progress import OnProgress
 from vita_ckpt.model.load import StrPath, load_bound, load_model
 from vita_ckpt.model.pipeline import load_stage
 from vita_ckpt.model.placement import free_memory, offered
+from vita_ckpt.model.verification.watch import Loading, sizes_of
 from vita_ckpt.model.vita import VitaModel
 from vita_ckpt.model.weights import Observer
 from vita_ckpt.storage.reading.paths import Stores
 
 if TYPE_CHECKING:
     from vita_ckpt.model.ranks import Ranks
-from vita_ckpt.model.verification.watch import Loading, sizes_of
 
 
 @dataclass(frozen=True)
@@ -91,28 +87,3 @@ class Loads:
 
     def _free(self, index: int | None) -> int:
         return free_memory(index) // (1 if self.ranks is None else self.ranks.sharers)
-
-
-def release_memory() -> None:
-    """Give back what a model that nothing refers to any more held; its hooks are cycles."""
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def trim_heap() -> None:
-    """Give the heap's free pages back: glibc keeps those of freed activations, hundreds of MB."""
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def peak_of(devices: str) -> int:
-    """Return the most bytes that were taken on some devices, ``cuda:0, cpu``."""
-    gpus = [device for device in devices.split(", ") if device.startswith("cuda")]
-    if gpus:
-        return sum(torch.cuda.max_memory_allocated(device) for device in gpus)
-    return peak_of_host()
-
-
-def peak_of_host() -> int:
-    """Return the most bytes that this process has had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -27,11 +27,6 @@ from vita_ckpt.model.language import check_language_values
 from vita_ckpt.model.load import StrPath, check_values, dtype_of
 from vita_ckpt.model.pipeline import follow
 from vita_ckpt.model.tokenizer import TokenizerProcess
-from vita_ckpt.model.vita import VitaModel
-from vita_ckpt.storage.reading.paths import Stores
-
-if TYPE_CHECKING:
-    from vita_ckpt.model.ranks import Ranks
 from vita_ckpt.model.verification.forward import Batch, text_alone
 from vita_ckpt.model.verification.judge import (
     check_against,
@@ -41,8 +36,14 @@ from vita_ckpt.model.verification.judge import (
     fingerprint,
     name_of,
 )
-from vita_ckpt.model.verification.loads import Loads, peak_of, peak_of_host, release_memory
+from vita_ckpt.model.verification.loads import Loads
+from vita_ckpt.model.verification.memory import peak_of, peak_of_host, release_memory
 from vita_ckpt.model.verification.watch import Watch, sizes_of
+from vita_ckpt.model.vita import VitaModel
+from vita_ckpt.storage.reading.paths import Stores
+
+if TYPE_CHECKING:
+    from vita_ckpt.model.ranks import Ranks
 
 # What is wrong with the audio encoder, and keeps nothing else from being run.
 _AUDIO: Final = (

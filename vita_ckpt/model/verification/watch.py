@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import isfinite, isnan
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,10 +15,6 @@ from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.progress import OnProgress, Tally
 from vita_ckpt.core.report import Finding
 from vita_ckpt.model.vita import VitaModel
-
-if TYPE_CHECKING:
-    pass
-
 
 # The largest value of float16, into which upstream's loader casts everything.
 FLOAT16_MAX: Final = 65504.0
@@ -31,13 +27,13 @@ class Loading:
         self, sizes: Mapping[str, int], on_progress: OnProgress, purpose: str = ""
     ) -> None:
         self._what = f"{purpose}, loading" if purpose else "loading"
-        layers = [layer for name in sizes if (layer := layer_of(name)) is not None]
+        layers = [layer for name in sizes if (layer := _layer_of(name)) is not None]
         self._layers = max(layers, default=-1) + 1
         self._step = Tally(on_progress, self._what, sum(sizes.values()))
 
     def __call__(self, stored: str, tensor: Tensor) -> None:
         """A weight on its way into its module."""
-        layer = layer_of(stored)
+        layer = _layer_of(stored)
         of = "" if layer is None else f" layer {layer + 1} of {self._layers}"
         self._step.what = self._what + of
         self._step(tensor.nbytes)
@@ -50,7 +46,7 @@ def sizes_of(
     return {renamed.get(name, name): t.nbytes for name, t in checkpoint.tensors.items()}
 
 
-def layer_of(name: str) -> int | None:
+def _layer_of(name: str) -> int | None:
     """Return the number of the layer that a tensor belongs to; None outside of the layers."""
     number = name.removeprefix(parts.LAYERS_PREFIX).partition(".")[0]
     return int(number) if name.startswith(parts.LAYERS_PREFIX) and number.isdecimal() else None
@@ -85,7 +81,7 @@ class Watch:
         self._loading(stored, tensor)
         if self._stopped:
             return
-        largest = largest_of(tensor)
+        largest = _largest_of(tensor)
         if not largest <= FLOAT16_MAX:
             self._weights.setdefault(stored, largest)  # a large matrix comes in parts
 
@@ -135,14 +131,14 @@ class Watch:
         def hook(_module: Any, _arguments: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             if isinstance(tensor, Tensor) and not self._stopped:
-                largest = largest_of(tensor)
+                largest = _largest_of(tensor)
                 if not largest <= FLOAT16_MAX:
                     self._activations.setdefault(name, largest)
 
         return hook
 
 
-def largest_of(tensor: Tensor) -> float:
+def _largest_of(tensor: Tensor) -> float:
     """The largest magnitude, NaN if there is one; one pass without a copy."""
     if not tensor.is_floating_point() or not tensor.numel():
         return 0.0

@@ -8,7 +8,7 @@ from dataclasses import replace
 from vita_ckpt.core.anatomy import towers
 from vita_ckpt.core.anatomy.towers import TowerDirectory
 from vita_ckpt.core.binding.loaders import model_name
-from vita_ckpt.core.binding.model import Surroundings, builds_audio
+from vita_ckpt.core.binding.modules import Surroundings, builds_audio
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.storage.reading.audio import find_audio_encoder, open_audio_directory
 from vita_ckpt.storage.reading.paths import Stores

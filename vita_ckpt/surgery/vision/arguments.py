@@ -1,4 +1,4 @@
-"""Say what is asked for, as upstream's ``model_args`` does."""
+"""Say what is asked for, as upstream's ``model_args`` does, and of which family it is."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from vita_ckpt.core.anatomy import parts, projectors, towers
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily, family_of
 from vita_ckpt.core.anatomy.towers import Tower
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.binding.model import Surroundings, tower_class
+from vita_ckpt.core.binding.modules import Surroundings, tower_class
 from vita_ckpt.core.checkpoint import Checkpoint, Shape
 from vita_ckpt.core.dataclass import dataclass
 from vita_ckpt.core.kinds import kind_of
@@ -33,7 +33,7 @@ class DonorTower:
 
     @classmethod
     def of(cls, args: VisionModelArgs) -> DonorTower:
-        """Look at what was given as a tower. Raises AdapterError for what is none."""
+        """Look at what was given as a tower. Raises InputError for what is none."""
         checkpoint = without_inner_wrappers(args.vision_tower)
         refuse_quantised_tower(checkpoint)
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}

@@ -10,7 +10,7 @@ from vita_ckpt.core.anatomy import parts, towers
 from vita_ckpt.core.anatomy.config_keys import LARGEST_NUMBER
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers import Tower
-from vita_ckpt.core.binding.model import builds_audio, is_audio
+from vita_ckpt.core.binding.modules import builds_audio, is_audio
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.requirements import plain_language_model
 from vita_ckpt.errors import AdapterError, InputError, UsageError
@@ -67,7 +67,7 @@ _INCIDENTAL: Final = frozenset(
 def run_keys(base: Checkpoint, args: VisionModelArgs, family: ModelFamily) -> dict[str, Any]:
     """Return the config keys that the run which trained the projector brings along."""
     if family is not VITA:
-        return family_keys(base, args.run_config, family)
+        return _family_keys(base, args.run_config, family)
     keys = {key: args.run_config[key] for key in _RUN_KEYS if key in args.run_config}
     if builds_audio(args.run_config) and any(map(is_audio, base.tensors)):
         keys["mm_audio_encoder"] = args.run_config["mm_audio_encoder"]
@@ -78,11 +78,10 @@ def run_keys(base: Checkpoint, args: VisionModelArgs, family: ModelFamily) -> di
     return keys
 
 
-def family_keys(base: Checkpoint, run: Mapping[str, Any], family: ModelFamily) -> dict[str, Any]:
+def _family_keys(base: Checkpoint, run: Mapping[str, Any], family: ModelFamily) -> dict[str, Any]:
     """Return the keys of a run's config that the result has: VITA's relatives use it as it is.
 
-    Raises InputError for a value of another type than its key, AdapterError where the config has
-    more rows of embeddings than the base.
+    Raises InputError for a value of another type than its key.
     """
     keys = {key: value for key, value in run.items() if key not in _INCIDENTAL}
     for key in keys.keys() & family.keys.keys():

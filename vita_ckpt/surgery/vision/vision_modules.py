@@ -9,7 +9,7 @@ from typing import Any, Final
 from vita_ckpt.core.anatomy import language_tensors, parts, towers
 from vita_ckpt.core.anatomy.families import VITA, ModelFamily
 from vita_ckpt.core.anatomy.towers.tensors import expected_shapes
-from vita_ckpt.core.binding.model import builds_audio, features_of, is_audio
+from vita_ckpt.core.binding.modules import builds_audio, features_of, is_audio
 from vita_ckpt.core.checkpoint import EMPTY, Checkpoint, Stored
 from vita_ckpt.core.filenames import CARRIED_CONFIG, CONFIG, PROCESSOR
 from vita_ckpt.core.kinds import refuse_unmerged
