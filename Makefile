@@ -25,16 +25,16 @@ demo: $(STAMP)
 
 # A file of tests is one process's: several run at once.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # The same tests with the oldest version of everything that pyproject.toml allows, among them
 # transformers 4.41.1, which VITA itself pins. Torch is the one that 'make test' has.
 test-compat: $(COMPAT)/.installed
-	OMP_NUM_THREADS=1 $(COMPAT)/bin/pytest -n $(PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # What works without the extra 'model', with the oldest versions too: no torch is installed there.
 test-bare: $(BARE)/.installed
-	$(BARE)/bin/pytest -n $(PROCESSES) --dist loadfile -m "not torch and not torture" \
+	$(BARE)/bin/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not torch and not torture" \
 		tests/cli tests/core tests/checks tests/surgery
 
 # What the action installs, with digests: asks PyPI.

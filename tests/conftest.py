@@ -48,6 +48,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if _NEEDS_TORCH.search(collection_path.read_text("utf-8")) else None
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long lies in the last files by name: several processes begin with these."""
+    if config.getoption("dist", "no") == "loadfile":
+        items.sort(key=lambda item: item.path, reverse=True)
+
+
 def pytest_collection_finish() -> None:
     """Spare the collector what is there for good: torch's modules, and thousands of tests.
 
