@@ -14,13 +14,11 @@ _REPOSITORY: Final = re.compile(f"{_NAME}/{_NAME}", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}", re.ASCII)
 # Revisions with a slash that the hub creates itself; in other revisions a slash is written as %2F.
 _REVISION_NAME: Final = "refs/pr/[0-9]+|refs/convert/[^/]+|[^/]+"
-_REVISION: Final = re.compile(f"@({_REVISION_NAME})", re.ASCII)
+_REVISION: Final = f"@({_REVISION_NAME})"
 _HUBS: Final = ("huggingface.co", "hf.co")
 # Pages of a repository, of a directory or a file in it, and the download URL of a file.
-_HALF_SCHEME: Final = re.compile(r"\Ahf:/?(?=[^/])")
-_PAGE: Final = re.compile(
-    f"({_NAME}/{_NAME})(?:/(?:tree|blob|resolve)/({_REVISION_NAME})(?:/(.+))?)?", re.ASCII
-)
+_HALF_SCHEME: Final = r"\Ahf:/?(?=[^/])"
+_PAGE: Final = f"({_NAME}/{_NAME})(?:/(?:tree|blob|resolve)/({_REVISION_NAME})(?:/(.+))?)?"
 _LONGEST_NAME: Final = 4096  # bytes of a path on a disk
 _OTHER_KINDS: Final = ("datasets", "spaces", "kernels", "buckets")
 _FILES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf", ".toml")
@@ -46,7 +44,7 @@ class Address:
     def __str__(self) -> str:
         from urllib.parse import quote  # noqa: PLC0415 - start-up
 
-        special = _REVISION.fullmatch(f"@{self.revision}") is not None
+        special = re.fullmatch(_REVISION, f"@{self.revision}", re.ASCII) is not None
         revision = self.revision if special else quote(self.revision, safe="")
         at = f"@{revision}" if revision else ""
         return f"{SCHEME}{self.repository}{at}" + (f"/{self.below}" if self.below else "")
@@ -66,7 +64,7 @@ def parse_address(text: str) -> Address:
         got = f"one of {kind}" if kind in _OTHER_KINDS else rest or "nothing"
         raise _invalid(text, got)
     rest = rest[found.end() :]
-    revision = _REVISION.match(rest)
+    revision = re.match(_REVISION, rest, re.ASCII)
     if revision is not None:
         rest = rest[revision.end() :]
     below = rest.removeprefix("/")
@@ -84,10 +82,10 @@ def address_meant(text: str, endpoint: str = "") -> Address | None:
     ``text`` is ``org/name``, also after ``hf:``, with a trailing ``/`` or with
     ``@revision[/subfolder]``, or the URL of a page of the hub or of the server at ``endpoint``.
     """
-    text = _HALF_SCHEME.sub("", text)
+    text = re.sub(_HALF_SCHEME, "", text)
     page = _page(text, endpoint)
     if page is not None:
-        found = _PAGE.fullmatch(page)
+        found = re.fullmatch(_PAGE, page, re.ASCII)
         if found is None:
             return None
         below = _unquote(found[3] or "")

@@ -1,7 +1,8 @@
 """Make frozen dataclasses with slots as the standard library does, in a fifth of its time.
 
 A command makes seventy of them before it begins. For each the standard library writes and compiles
-a handful of methods; here that is ``__init__`` alone, and the others are written once for all.
+a handful of methods; here that is ``__init__`` alone, when it is first asked for, and the others are
+written once for all.
 """
 
 from __future__ import annotations
@@ -60,12 +61,25 @@ def _frozen(cls: type, *, repr: bool, eq: bool) -> type:
     body["__slots__"] = tuple(name for name in names if name not in own)
     made = type(cls)(cls.__name__, cls.__bases__, body)
     made.__qualname__ = cls.__qualname__
-    made.__init__ = _init(made, fields)  # type: ignore[misc] # mypy sees a method of all types
+    made.__init__ = _Init(made, fields)  # type: ignore[misc] # mypy sees a method of all types
     return made
 
 
+class _Init:
+    """Stands for ``__init__`` until somebody asks for it: many classes have no object in a run."""
+
+    def __init__(self, cls: type, fields: tuple[dataclasses.Field[Any], ...]) -> None:
+        self._cls = cls
+        self._fields = fields
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        made = _init(self._cls, self._fields)
+        self._cls.__init__ = made  # type: ignore[misc]
+        return made.__get__(instance, owner)
+
+
 def _init(cls: type, fields: tuple[dataclasses.Field[Any], ...]) -> Any:
-    """Write and compile the method that each class needs its own of.
+    """Write and compile ``__init__``, the method that each class needs its own of.
 
     It fills the slots by their descriptors, which is the fastest way around ``__setattr__``.
     """

@@ -40,14 +40,13 @@ def is_default_tag(name: str) -> bool:
 
 
 # Of a run, what belongs to a model beside its config: its tokenizer, its processor, its settings.
-_CARRIED: Final = re.compile(
+_CARRIED: Final = (
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config"
     r"|preprocessor_config|chat_template)\.json|(tokenizer|sentencepiece\.bpe|spiece)\.model"
-    r"|merges\.txt|chat_template\.jinja",
-    re.ASCII,
+    r"|merges\.txt|chat_template\.jinja"
 )
 
 
 def is_carried(name: str) -> bool:
     """Return whether a file of a run belongs to the model, whatever its weights are."""
-    return _CARRIED.fullmatch(name) is not None
+    return re.fullmatch(_CARRIED, name, re.ASCII) is not None

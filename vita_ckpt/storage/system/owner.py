@@ -15,10 +15,9 @@ from vita_ckpt.core.dataclass import dataclass
 
 Fate = Literal["alive", "dead", "elsewhere"]
 
-_TAG: Final = re.compile(
+_TAG: Final = (
     r"(?P<pid>[0-9]{1,20})-(?P<started>[0-9]{1,20})-(?P<boot>[0-9a-f]{0,8})-"
-    r"(?P<namespace>[0-9]{1,20})-(?P<machine>[0-9a-f]{0,8})-(?P<host>[A-Za-z0-9._-]{1,64})",
-    re.ASCII,
+    r"(?P<namespace>[0-9]{1,20})-(?P<machine>[0-9a-f]{0,8})-(?P<host>[A-Za-z0-9._-]{1,64})"
 )
 _HIDDEN: Final = -1
 _STAGE: Final = re.compile(r"\.vita-ckpt-(?P<token>[0-9a-f]{12})(-(?P<tag>.+))?\.tmp", re.ASCII)
@@ -72,7 +71,7 @@ def current() -> Owner:
 
 def parse(tag: str) -> Owner | None:
     """The owner that a tag names; None if it is none."""
-    found = _TAG.fullmatch(tag)
+    found = re.fullmatch(_TAG, tag, re.ASCII)
     if found is None:
         return None
     return Owner(

@@ -27,10 +27,9 @@ from vita_ckpt.storage.stores.base import Store
 _LATEST: Final = ("latest", "latest_universal")
 _LONGEST_TAG: Final = 255
 # DeepSpeed's tags by default, the Trainer's and accelerate's steps, torchtitan's.
-_TAG: Final = re.compile(
+_TAG: Final = (
     r"global_?step_?[0-9]+(_universal)?|checkpoint-[0-9]+|step-[0-9]+|pytorch_model_fsdp_[0-9]+"
-    r"|checkpoint|actor|model|sharded",
-    re.ASCII,
+    r"|checkpoint|actor|model|sharded"
 )
 # The directories through which a path leads from a run to its state.
 _MOST_LEVELS: Final = 4
@@ -82,7 +81,7 @@ def states_below(store: Store, root: str, names: Iterable[str]) -> list[str]:
     return [
         name
         for name in names
-        if _TAG.fullmatch(name)
+        if re.fullmatch(_TAG, name, re.ASCII)
         and is_directory(store, os.path.join(root, name))
         and store.stays_below(root, f"{name}/x")
         and _leads_to_state(store, os.path.join(root, name), _MOST_LEVELS)
@@ -134,7 +133,7 @@ def state_beside(store: Store, root: str) -> str | None:
 
 def is_of_run(name: str) -> bool:
     """Return whether a directory of this name lies in a run, which holds what it does not."""
-    return _TAG.fullmatch(name) is not None
+    return re.fullmatch(_TAG, name, re.ASCII) is not None
 
 
 def is_plain_name(tag: str) -> bool:
@@ -209,7 +208,7 @@ def _leads_to_state(store: Store, root: str, levels: int) -> bool:
     if engine_of(names) is not None:
         return True
     return levels > 0 and any(
-        _TAG.fullmatch(name)
+        re.fullmatch(_TAG, name, re.ASCII)
         and is_directory(store, os.path.join(root, name))
         and _leads_to_state(store, os.path.join(root, name), levels - 1)
         for name in names
