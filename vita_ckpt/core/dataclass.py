@@ -1,7 +1,7 @@
 """Make frozen dataclasses with slots as the standard library does, in a fifth of its time.
 
 A command makes seventy of them before it begins. For each the standard library writes and compiles
-a handful of methods; here that is ``__init__`` alone, when it is first asked for, and the others are
+a handful of methods; here that is ``__init__`` alone, once it is asked for, and the others are
 written once for all.
 """
 
