@@ -664,7 +664,7 @@ class TestLora:
         for shape, found in (((16,), []), ((15,), ["dora-magnitude-missing"])):
             save_file({**good, f"{module}.lora_magnitude_vector": torch.ones(shape)}, file)
             assert rules(run) == found
-        shutil.rmtree(base)  # what the run alone shows is said without its base
+        shutil.rmtree(base)  # without it the run's own files still show what is wrong
         assert "dora-magnitude-missing" in rules(run)
         edit_json(run / "adapter_config.json", use_dora=False)
         assert "lora-unsupported" in rules(run)

@@ -141,6 +141,19 @@ def test_the_library_takes_no_empty_path_either(
             call("")
 
 
+def as_nobody_special(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command line in a folder, of a user whom permissions hold back."""
+    return subprocess.run(
+        [sys.executable, "-c", RUN, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=_be_nobody_special,
+    )
+
+
 def _be_nobody_special() -> None:
     """What keeps others out does not keep root out, unless it drops that right for good."""
     if os.geteuid() == 0:
@@ -165,16 +178,7 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path, command: list[str]) -> 
     """It is bad input, not wrong usage, and nobody says that it is whole."""
     base = tmp_path / "base"
     base.mkdir(mode=0)
-    line = [sys.executable, "-c", RUN, *command]
-    done = subprocess.run(
-        [*line, "base"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=_be_nobody_special,
-    )
+    done = as_nobody_special(tmp_path, *command, "base")
     assert (done.returncode, done.stdout) == (3, "")
     said = "permission denied (check its permissions)"
     assert done.stderr == f"error: unreadable-directory: {base}: got {said}\n"
@@ -190,15 +194,7 @@ def test_what_is_not_known_is_not_denied(tmp_path: Path) -> None:
     (tmp_path / "many" / "closed").chmod(0)
     (tmp_path / "torn" / ".vita-ckpt").chmod(0)
     (tmp_path / "shut").mkdir(mode=0)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, "validate", "many", "torn", "shut/in", "--json"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(vita_ckpt.__file__).parent.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=_be_nobody_special,
-    )
+    done = as_nobody_special(tmp_path, "validate", "many", "torn", "shut/in", "--json")
     for name in ("many/closed", "torn/.vita-ckpt", "shut"):
         (tmp_path / name).chmod(0o700)
     assert done.returncode == 3, done.stderr

@@ -66,7 +66,7 @@ def _frozen(cls: type, *, repr: bool, eq: bool) -> type:
 
 
 class _Init:
-    """Stands for ``__init__`` until somebody asks for it: many classes have no object in a run."""
+    """Compiles ``__init__`` when it is first looked up: of many classes a run makes no object."""
 
     def __init__(self, cls: type, fields: tuple[dataclasses.Field[Any], ...]) -> None:
         self._cls = cls

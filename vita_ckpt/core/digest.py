@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ def digest(data: bytes) -> str:
     return str(_module(names).sha256(data).hexdigest())
 
 
+@lru_cache  # to look for what is not there takes longer than to digest
 def _module(names: tuple[str, ...]) -> Any:
     *others, last = names
     for name in others:

@@ -89,8 +89,8 @@ def evaluate_each(
     """Yield what ``work`` makes of each portion, in their order, in so many other processes.
 
     They are as those of :func:`evaluate_apart`, but for their stderr, which is this one's. An error
-    of any is raised at once, and if the caller stops, or is interrupted, nobody waits for what they
-    do: a server may leave them hanging. Where none can be started this process does the work.
+    of any is raised at once. If the caller stops or is interrupted, the processes are killed: a
+    server may leave them hanging. Where none can be started this process does the work.
     """
     waiting = deque((portion, Future[R]()) for portion in portions)
     futures = [future for _, future in waiting]
