@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vita_ckpt.api.fetch import downloaded, fetched
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath
+from vita_ckpt.api.locate import StrPath, as_checkpoint
 from vita_ckpt.api.ranks import agree_on, told_to_all
 from vita_ckpt.checks.diff import Difference, compare_checkpoints, compared_files
 from vita_ckpt.core.anatomy.parts import part_of

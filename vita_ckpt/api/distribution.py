@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from vita_ckpt.api.fetch import downloaded
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath
+from vita_ckpt.api.locate import StrPath, as_checkpoint
 from vita_ckpt.checks.distribution import Distribution, distribution_of, is_counted
 from vita_ckpt.checks.inspection.inspect import names_by_part
 from vita_ckpt.core.checkpoint import Checkpoint, parameters, refs_of

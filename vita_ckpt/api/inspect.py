@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from vita_ckpt.api.locate import StrPath, open_checkpoint
+from vita_ckpt.api.locate import StrPath, as_checkpoint
 from vita_ckpt.checks.inspection.inspect import inspect_checkpoint
 from vita_ckpt.checks.inspection.rows import ModuleRow, TensorRow, module_rows, tensor_rows
 from vita_ckpt.checks.inspection.summary import Inspection
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import dtype_code
-from vita_ckpt.errors import UsageError
 from vita_ckpt.storage.reading.audio import find_audio_encoder
 from vita_ckpt.storage.reading.paths import Stores
 from vita_ckpt.storage.reading.tower import find_tower
@@ -54,24 +53,3 @@ def module_tree(
 ) -> list[ModuleRow]:
     """List tensors, parameters and bytes of every module, down to ``depth`` parts of a name."""
     return module_rows(as_checkpoint(checkpoint, stores), depth)
-
-
-def as_checkpoint(
-    checkpoint: Checkpoint | StrPath, stores: Stores | None, key: str | None = None
-) -> Checkpoint:
-    """Return a checkpoint as it is; open a path, with a key for its files of ``torch.save``."""
-    if isinstance(checkpoint, Checkpoint):
-        return checkpoint
-    return open_checkpoint(checkpoint, key=key, stores=stores)
-
-
-def check_key(key: str | None, *opened: Checkpoint) -> None:
-    """Raise UsageError if a key was given, and none of these has a file that it could be of."""
-    if key and not any(one.key for one in opened):
-        raise UsageError(
-            "key-without-torch-file",
-            f"--key {key}",
-            expected="a file of torch.save, in which a key leads to a state dict",
-            got=", ".join(one.root for one in opened),
-            hint="leave it out",
-        )

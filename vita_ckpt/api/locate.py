@@ -51,6 +51,27 @@ def open_checkpoint(
     return replace(opened, revision="" if address.is_pinned else address.revision or "main")
 
 
+def as_checkpoint(
+    checkpoint: Checkpoint | StrPath, stores: Stores | None, key: str | None = None
+) -> Checkpoint:
+    """Return a checkpoint as it is; open a path, with a key for its files of ``torch.save``."""
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    return open_checkpoint(checkpoint, key=key, stores=stores)
+
+
+def check_key(key: str | None, *opened: Checkpoint) -> None:
+    """Raise UsageError if a key was given, and none of these has a file that it could be of."""
+    if key and not any(one.key for one in opened):
+        raise UsageError(
+            "key-without-torch-file",
+            f"--key {key}",
+            expected="a file of torch.save, in which a key leads to a state dict",
+            got=", ".join(one.root for one in opened),
+            hint="leave it out",
+        )
+
+
 def locate(path: StrPath, stores: Stores) -> str:
     """Return ``path`` if it is local, or its address on the hub, pinned to a commit.
 

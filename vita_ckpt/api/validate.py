@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vita_ckpt.api.fetch import downloaded, fetched
-from vita_ckpt.api.inspect import check_key
-from vita_ckpt.api.locate import StrPath, locate
+from vita_ckpt.api.locate import StrPath, check_key, locate
 from vita_ckpt.api.ranks import agree_on, told_to_all
 from vita_ckpt.api.subject import file_of, gather
 from vita_ckpt.checks.config import check_config

@@ -16,7 +16,7 @@ from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.core.team import ALONE
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.system.workers import evaluate_each
+from vita_ckpt.storage.system.processes import evaluate_each
 
 if TYPE_CHECKING:
     from vita_ckpt.model.ranks import Ranks

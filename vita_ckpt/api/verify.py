@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vita_ckpt import __version__
 from vita_ckpt.api.extra import need_the_extra
 from vita_ckpt.api.fetch import downloaded
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath, local, locate
+from vita_ckpt.api.locate import StrPath, as_checkpoint, local, locate
 from vita_ckpt.api.ranks import told_to_all
 from vita_ckpt.api.subject import gather
 from vita_ckpt.checks.files import finding_of_error

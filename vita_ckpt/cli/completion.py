@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from vita_ckpt.api.inspect import as_checkpoint
+from vita_ckpt.api.locate import as_checkpoint
 from vita_ckpt.errors import VitaCkptError
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]

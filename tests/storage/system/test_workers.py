@@ -13,7 +13,8 @@ import pytest
 
 from vita_ckpt.core.team import Alone
 from vita_ckpt.errors import InputError
-from vita_ckpt.storage.system.workers import evaluate, evaluate_apart, evaluate_each
+from vita_ckpt.storage.system.processes import evaluate_each
+from vita_ckpt.storage.system.workers import evaluate, evaluate_apart
 
 
 def square(number: int) -> tuple[int, int]:

@@ -166,15 +166,23 @@ def test_what_cannot_be_read_is_left_to_those_who_say_why(native: Native, tmp_pa
             os.close(folder)
 
 
-@pytest.mark.parametrize("place", [0, 1, 65535, 65536, 200_000, (3 << 20) - 1, None])
-def test_where_bytes_differ_first(native: Native, place: int | None) -> None:
+@pytest.mark.parametrize("place", [0, 1, 4095, 4096, 65536, 200_000, (3 << 20) - 1, None])
+def test_which_ranges_differ(native: Native, place: int | None) -> None:
     data = np.random.default_rng(0).bytes(3 << 20)
     other = bytearray(data)
     for at in {place, (3 << 20) - 1} if place is not None else ():
         other[at] ^= 1
+    stops = [0, 1, 4096, 70_000, 70_000, 1 << 20, 3 << 20]
+    firsts = [0, *stops]
+    expected = [
+        index
+        for index, (first, stop) in enumerate(zip(firsts, stops, strict=False))
+        if data[first:stop] != other[first:stop]
+    ]
     with files(b"?" + data, b"????" + other) as (old, new):
-        found = native.same(Range(old, 1, "U8"), Range(new, 4, "U8"), 3 << 20)
-        assert found == (3 << 20 if place is None else place)
-        assert native.same(Range(old, 1, "U8"), Range(new, 4, "U8"), 0) == 0
+        sides = Range(old, 1, "U8"), Range(new, 4, "U8")
+        assert native.differing(*sides, stops) == expected
+        assert native.differing(*sides, []) == []
+        assert native.differing(*sides, [0]) == []
         if place is None:
-            assert native.same(Range(old, 1, "U8"), Range(new, 4, "U8"), (3 << 20) + 1) is None
+            assert native.differing(*sides, [*stops, (3 << 20) + 1]) is None

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath, locate, whole
+from vita_ckpt.api.locate import StrPath, as_checkpoint, locate, whole
 from vita_ckpt.api.plans.inputs import or_a_choice
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.audio.directory import WEIGHTS

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath
+from vita_ckpt.api.locate import StrPath, as_checkpoint
 from vita_ckpt.api.plans.inputs import have_same_bytes, noted
 from vita_ckpt.checks.inspection.inspect import inspect_checkpoint
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS, LM_HEAD

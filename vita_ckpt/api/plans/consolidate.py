@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath, locate, whole
+from vita_ckpt.api.locate import StrPath, as_checkpoint, locate, whole
 from vita_ckpt.core.checkpoint import Checkpoint
 from vita_ckpt.core.dtype import dtype_code
 from vita_ckpt.core.filenames import CONFIG

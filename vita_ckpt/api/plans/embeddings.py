@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath, whole
+from vita_ckpt.api.locate import StrPath, as_checkpoint, whole
 from vita_ckpt.core.anatomy.parts import EMBED_TOKENS
 from vita_ckpt.core.checkpoint import Checkpoint, File
 from vita_ckpt.core.filenames import TOKENIZER_FILES

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath
+from vita_ckpt.api.locate import StrPath, as_checkpoint
 from vita_ckpt.core import kinds
 from vita_ckpt.core.address import is_remote, parse_address
 from vita_ckpt.core.anatomy.parts import LM_HEAD, TOWER_PREFIX

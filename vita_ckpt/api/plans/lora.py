@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath, whole
+from vita_ckpt.api.locate import StrPath, as_checkpoint, whole
 from vita_ckpt.api.plans.inputs import noted, refuse_swapped
 from vita_ckpt.api.plans.values import with_values_checked
 from vita_ckpt.api.plans.vision import is_plain, vision_of_run

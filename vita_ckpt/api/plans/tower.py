@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from vita_ckpt.api.inspect import as_checkpoint, check_key
-from vita_ckpt.api.locate import StrPath, whole
+from vita_ckpt.api.locate import StrPath, as_checkpoint, check_key, whole
 from vita_ckpt.api.plans.inputs import (
     noted,
     open_projector,

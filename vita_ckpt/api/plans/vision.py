@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vita_ckpt.api.inspect import as_checkpoint
-from vita_ckpt.api.locate import StrPath
+from vita_ckpt.api.locate import StrPath, as_checkpoint
 from vita_ckpt.api.plans.inputs import path_for_config, tower_config_of
 from vita_ckpt.core import kinds
 from vita_ckpt.core.anatomy.families import VITA, family_of

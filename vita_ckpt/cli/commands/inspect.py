@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vita_ckpt.api.inspect import as_checkpoint, check_key, inspect, list_tensors, module_tree
+from vita_ckpt.api.inspect import inspect, list_tensors, module_tree
+from vita_ckpt.api.locate import as_checkpoint, check_key
 from vita_ckpt.checks.audio_summary import AudioSummary
 from vita_ckpt.checks.inspection.rows import ModuleRow, TensorRow
 from vita_ckpt.checks.inspection.summary import ConfigLine, Inspection

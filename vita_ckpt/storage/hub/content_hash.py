@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from typing import Final
 
@@ -38,6 +37,8 @@ def _digest(file: LocalFile, kind: int) -> str:
     """
     if kind not in (_SHA256, _GIT):
         return ""
+    import hashlib  # noqa: PLC0415 - only for what is remote
+
     digest = hashlib.sha256()
     if kind == _GIT:
         digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)

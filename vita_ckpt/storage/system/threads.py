@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
@@ -23,28 +22,30 @@ def run_all(
     are waited for, with ``grace`` at most that many seconds, since a server may leave them hanging.
     Such a call continues on its own, so it must own whatever it writes to.
     """
-    waiting = deque((call, Future[_T]()) for call in calls)
+    waiting = deque(enumerate(calls))
     if len(waiting) == 1:
-        return [waiting[0][0]()]
-    futures = [future for _, future in waiting]
-    ended: SimpleQueue[Future[_T]] = SimpleQueue()
+        return [waiting[0][1]()]
+    count = len(waiting)
+    results: dict[int, _T] = {}
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work() -> None:
         while True:
             try:
-                call, future = waiting.popleft()
+                index, call = waiting.popleft()
             except IndexError:
                 return
+            error: BaseException | None = None
             try:
-                future.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-                future.set_exception(error)
+                results[index] = call()
+            except BaseException as caught:  # noqa: BLE001 - raised where it is waited for
+                error = caught
                 waiting.clear()
-            ended.put(future)
+            ended.put(error)
 
     started: list[Thread] = []
     try:
-        for _ in range(min(threads, len(futures))):
+        for _ in range(min(threads, count)):
             thread = Thread(target=work, daemon=True)
             try:
                 thread.start()
@@ -53,14 +54,15 @@ def run_all(
                     raise
                 break
             started.append(thread)
-        for _ in futures:
-            ended.get().result()
+        for _ in range(count):
+            if (error := ended.get()) is not None:
+                raise error
     finally:
         waiting.clear()
         latest = None if grace is None else time.monotonic() + grace
         for thread in started:
             thread.join(None if latest is None else max(0, latest - time.monotonic()))
-    return [future.result() for future in futures]
+    return [results[index] for index in range(count)]
 
 
 def in_order(calls: Iterable[Callable[[], _T]], threads: int) -> Iterator[_T]:

@@ -205,16 +205,15 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
     stops: list[int] = []
     for span in run:
         stops.append((stops[-1] if stops else 0) + span.stop - span.start)
+    native = compiled()
+    differ = None if native is None else native.differing(sides[0], sides[1], stops)
+    if differ is not None:
+        found.update(run[index].name for index in differ)
+        return
+    # There are no loops, or they could not read the files: read_into says why.
     position, step = 0, _FIRST_STEP
     buffers = [bytearray(), bytearray()]
-    native = compiled()
     while position < stops[-1]:
-        if native is not None:
-            same = _same(native, sides, position, stops[-1])
-            position += same or 0
-            if position == stops[-1]:
-                break
-            native = None if same is None else native  # whoever reads next says why
         size = min(step, stops[-1] - position)
         if size != len(buffers[0]):
             buffers = [bytearray(size) for _ in sides]
@@ -234,12 +233,6 @@ def _compare_run(run: Sequence[_Span], inputs: Inputs, found: set[str]) -> None:
             if index <= last and run[index].name in found:
                 end, step = stops[index], _FIRST_STEP
         position = end
-
-
-def _same(native: Native, sides: Sequence[Range], start: int, stop: int) -> int | None:
-    """Return how many bytes from ``start`` on are the same; None if they cannot be read."""
-    before, after = (side._replace(offset=side.offset + start) for side in sides)
-    return native.same(before, after, stop - start)
 
 
 def _measured(spans: Sequence[_Span]) -> list[Distance]:

@@ -13,7 +13,7 @@
 
 /* native.py knows what has this number: it grows with every change of a structure, of a function's
    parameters, and of the order in which sums are made. */
-enum { VERSION = 1 };
+enum { VERSION = 2 };
 
 /* On x86-64 the loops are made for AVX2. A product and a sum are two roundings everywhere, since
    numpy knows no other way; fma() is only used where the product is exact. */
@@ -40,7 +40,7 @@ int vita_ckpt_version(void)
 #define INLINE static inline __attribute__((always_inline))
 
 /* Elements of a block, lanes of its sums, and what is read at once: few calls, and still a cache. */
-enum { BLOCK = 1 << 17, LANES = 512, BLOCKS = 4, STEP = 1 << 20 };
+enum { BLOCK = 1 << 17, LANES = 512, BLOCKS = 4, STEP = 1 << 21 };
 
 /* Memory whose addresses are congruent to offsets in a file is copied to faster. */
 enum { PAGE = 4096 };
@@ -64,25 +64,33 @@ struct range {
     int32_t file, dtype;
 };
 
-/* How many bytes of two ranges are the same up to the first that differs. What differs mostly does
-   so at its beginning, so the steps grow. */
-int vita_ckpt_same(const struct range *old, const struct range *new, size_t size, uint64_t *same)
+/* Mark those of some ranges, which follow each other in both files up to their stops, that differ.
+   What differs mostly does so at its beginning: steps grow from a page on, and what is left of a
+   range that differs is not read. */
+int vita_ckpt_differing(const struct range *old, const struct range *new, const uint64_t *stops,
+                        size_t count, uint8_t *differs)
 {
-    size_t step = STEP / 16;
-    int ok = 1, differs = 0;
+    uint64_t position = 0, end = count ? stops[count - 1] : 0;
+    size_t step = PAGE, index = 0;
     char *memory = malloc(2 * (STEP + PAGE));
-    if (!memory)
-        return 0;
-    for (*same = 0; ok && !differs && *same < size; step = step < STEP ? 2 * step : STEP) {
-        uint64_t from = old->offset + *same, to = new->offset + *same;
-        size_t here = size - *same < step ? size - *same : step, equal = here;
+    int ok = memory != NULL;
+    while (ok && position < end) {
+        size_t here = end - position < step ? end - position : step;
+        uint64_t from = old->offset + position, to = new->offset + position;
         char *before = memory + from % PAGE, *after = memory + STEP + PAGE + to % PAGE;
         ok = fill(before, old->file, here, from) && fill(after, new->file, here, to);
-        differs = ok && memcmp(before, after, here);
-        if (differs)
-            for (equal = 0; before[equal] == after[equal];)
-                equal++;
-        *same += ok ? equal : 0;
+        if (ok && !memcmp(before, after, here)) {
+            position += here;
+            step = step < STEP ? 2 * step : STEP;
+        } else if (ok) {
+            for (; *before == *after; before++, after++)
+                position++;
+            while (stops[index] <= position)
+                index++;
+            differs[index] = 1;
+            position = stops[index];
+            step = PAGE;
+        }
     }
     free(memory);
     return ok;
@@ -101,24 +109,28 @@ INLINE int decode(const char *data, size_t count, int dtype, float *restrict num
     uint16_t largest = 0;
     if (dtype == F32)
         memcpy(numbers, data, 4 * count);
-    for (size_t i = 0; dtype == BF16 && i < count; i++) {
-        uint16_t pattern;
-        memcpy(&pattern, data + 2 * i, 2);
-        uint32_t bits = (uint32_t)pattern << 16;
-        memcpy(&numbers[i], &bits, 4);
-    }
-    for (size_t i = 0; dtype == F16 && i < count; i++) {
-        uint16_t pattern, magnitude;
-        memcpy(&pattern, data + 2 * i, 2);
-        magnitude = pattern & 0x7fff;
-        largest = magnitude > largest ? magnitude : largest;
-        /* The exponent is 112 more in float32, where what is subnormal in float16 is not. */
-        uint32_t bits = ((uint32_t)magnitude << 13) + (112u << 23);
-        float number;
-        memcpy(&number, &bits, 4);
-        number = magnitude < 0x400 ? (float)magnitude * 0x1p-24f : number;
-        numbers[i] = pattern & 0x8000 ? -number : number;
-    }
+    else if (dtype == BF16)
+        for (size_t i = 0; i < count; i++) {
+            uint16_t pattern;
+            memcpy(&pattern, data + 2 * i, 2);
+            uint32_t bits = (uint32_t)pattern << 16;
+            memcpy(&numbers[i], &bits, 4);
+        }
+    else
+        for (size_t i = 0; i < count; i++) {
+            uint16_t pattern, magnitude;
+            memcpy(&pattern, data + 2 * i, 2);
+            magnitude = pattern & 0x7fff;
+            largest = magnitude > largest ? magnitude : largest;
+            /* The exponent is 112 more in float32, where what is subnormal in float16 is not. Both
+               are made of every element: a branch would keep the compiler from making vectors. */
+            uint32_t bits = ((uint32_t)magnitude << 13) + (112u << 23), others;
+            float tiny = (float)magnitude * 0x1p-24f;
+            memcpy(&others, &tiny, 4);
+            uint32_t is_tiny = -(uint32_t)(magnitude < 0x400);
+            bits = (others & is_tiny) | (bits & ~is_tiny) | (uint32_t)(pattern & 0x8000) << 16;
+            memcpy(&numbers[i], &bits, 4);
+        }
     return largest < 0x7c00;
 }
 

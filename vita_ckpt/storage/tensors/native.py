@@ -18,6 +18,7 @@ from ctypes import (
     c_int,
     c_int32,
     c_size_t,
+    c_uint8,
     c_uint64,
 )
 from functools import lru_cache
@@ -32,7 +33,7 @@ BLOCK: Final = 1 << 17
 # A block's sum is that of so many: the first of every 512th element, added in their order.
 LANES: Final = 512
 # What native.c calls itself, to tell a library that was compiled of an earlier one.
-_VERSION: Final = 1
+_VERSION: Final = 2
 # The numbers in native.c of dtypes whose elements are exact in float32.
 _DTYPES: Final = {"BF16": 0, "F16": 1, "F32": 2}
 
@@ -69,20 +70,26 @@ class Native:
 
     def __init__(self, library: CDLL) -> None:
         """Take them from a library; raises AttributeError if it has others."""
-        sides: list[Any] = [POINTER(_Range), POINTER(_Range), c_size_t]
-        self._same = library.vita_ckpt_same
-        self._same.argtypes = [*sides, POINTER(c_uint64)]
+        sides: list[Any] = [POINTER(_Range), POINTER(_Range)]
+        self._differing = library.vita_ckpt_differing
+        self._differing.argtypes = [*sides, POINTER(c_uint64), c_size_t, POINTER(c_uint8)]
         self._distance = library.vita_ckpt_distance
-        self._distance.argtypes = [*sides, POINTER(_Distance)]
+        self._distance.argtypes = [*sides, c_size_t, POINTER(_Distance)]
         self._extent = library.vita_ckpt_extent
         self._extent.argtypes = [c_int, c_uint64, c_size_t, c_size_t, POINTER(_Extent)]
 
-    def same(self, before: Range, after: Range, nbytes: int) -> int | None:
-        """Return how many bytes are the same up to the first that differs; None if unreadable."""
-        found = c_uint64()
-        if not self._same(_range(before), _range(after), nbytes, byref(found)):
+    def differing(self, before: Range, after: Range, stops: Sequence[int]) -> list[int] | None:
+        """Return the indices of the ranges of bytes that differ; None if they cannot be read.
+
+        They follow each other in both files, from the offsets on; ``stops`` are their ends, which
+        rise, counted from there. Nothing is read of a range behind the block in which it is known
+        to differ.
+        """
+        count = len(stops)
+        ends, differs = (c_uint64 * count)(*stops), (c_uint8 * count)()
+        if not self._differing(_range(before), _range(after), ends, count, differs):
             return None
-        return found.value
+        return [index for index, is_other in enumerate(differs) if is_other]
 
     @staticmethod
     def measures(*dtypes: str) -> bool:
