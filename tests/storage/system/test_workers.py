@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -142,6 +143,24 @@ def test_an_interrupt_or_a_kill_leaves_no_process(number: signal.Signals) -> Non
     while Path(f"/proc/{worker}").exists() and _state(worker) != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_process_that_is_asked_for_nothing_says_nothing() -> None:
+    """Whoever started it was interrupted before it could be told what to do."""
+    program = "from vita_ckpt.storage.system.worker_process import main; main()"
+    closed, write = os.pipe()
+    os.close(closed)
+    for stdin, stdout in ((b"", subprocess.PIPE), (pickle.dumps(abs), write)):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            input=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+    os.close(write)
 
 
 def _state(process: str) -> str:
