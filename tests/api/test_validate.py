@@ -33,6 +33,7 @@ from vita_ckpt.api.validate import KINDS, holds_checkpoints, validate
 from vita_ckpt.api.validate_many import validate_all
 from vita_ckpt.checks.rules import GROUPS, RULES
 from vita_ckpt.core.report import Report, condensed
+from vita_ckpt.storage.system.processes import Worker
 
 Change = Callable[[Path], object]
 
@@ -746,6 +747,21 @@ class TestSeveral:
             results = list(validate_all(paths, jobs=jobs))
             assert [type(result) for result in results] == [Report, InputError, Report]
             assert [getattr(r, "path", None) for r in results] == [str(base), None, str(sharded)]
+
+    def test_an_interrupt_while_the_processes_end(
+        self, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ends = Worker.__exit__
+
+        def interrupted(worker: Worker, *exc: object) -> None:
+            ends(worker, *exc)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Worker, "__exit__", interrupted)
+        results = validate_all([base / "nowhere", base, base], jobs=2)
+        assert [type(next(results)) for _ in range(3)] == [InputError, Report, Report]
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
 
     def test_a_directory_of_checkpoints(self, base: Path, sharded: Path, tmp_path: Path) -> None:
         (tmp_path / "notes").mkdir()

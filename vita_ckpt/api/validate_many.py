@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -62,14 +63,15 @@ def validate_all(
     # Whether to say what is looked for on the hub is known in this process only.
     located = [_located(path, stores) for path in paths]
     results = _by_processes(one, [p for p in located if isinstance(p, str)], jobs)
-    for number, place in enumerate(located, 1):
-        on_progress(f"checkpoint {number} of {len(paths)}", 0, 0)
-        if isinstance(place, str):
-            report, nbytes = next(results)
-            stores.count_downloaded(nbytes)
-            yield report
-        else:
-            yield place
+    with closing(results):  # an interrupt is raised then too
+        for number, place in enumerate(located, 1):
+            on_progress(f"checkpoint {number} of {len(paths)}", 0, 0)
+            if isinstance(place, str):
+                report, nbytes = next(results)
+                stores.count_downloaded(nbytes)
+                yield report
+            else:
+                yield place
 
 
 def _of(number: int, count: int, on_progress: OnProgress) -> OnProgress:
@@ -81,7 +83,7 @@ def _of(number: int, count: int, on_progress: OnProgress) -> OnProgress:
 
 def _by_processes(
     one: _One, paths: Sequence[str], jobs: int
-) -> Iterator[tuple[Report | VitaCkptError, int]]:
+) -> Generator[tuple[Report | VitaCkptError, int], None, None]:
     """Call ``one`` with each path in several processes: threads would take turns at parsing."""
     import logging  # noqa: PLC0415 - slow, seldom needed
 
