@@ -17,7 +17,6 @@ from vita_ckpt.core.report import Report, has_errors, worst_first
 from vita_ckpt.core.team import ALONE
 from vita_ckpt.errors import InputError, VitaCkptError
 from vita_ckpt.storage.reading.paths import Stores
-from vita_ckpt.storage.system.processes import evaluate_each
 
 if TYPE_CHECKING:
     from vita_ckpt.model.ranks import Ranks
@@ -86,6 +85,8 @@ def _by_processes(
 ) -> Generator[tuple[Report | VitaCkptError, int], None, None]:
     """Call ``one`` with each path in several processes: threads would take turns at parsing."""
     import logging  # noqa: PLC0415 - slow, seldom needed
+
+    from vita_ckpt.storage.system.processes import evaluate_each  # noqa: PLC0415 - no less so
 
     level = logging.getLogger("vita_ckpt").level
     try:
