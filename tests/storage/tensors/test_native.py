@@ -88,8 +88,8 @@ def test_the_loops_are_compiled_where_a_compiler_is() -> None:
 def test_distances_are_the_same_to_the_last_digit(
     native: Native, dtypes: tuple[str, str], scale: float
 ) -> None:
-    """Counts around a row of lanes, a block, and what is read at once."""
-    for count in (1, 511, 513, BLOCK + 700, 4 * BLOCK + 1):
+    """Counts around one and two rows of lanes, a block, and what is read at once."""
+    for count in (1, 511, 513, 1024, 1537, BLOCK + 700, 4 * BLOCK + 1):
         before, after = drawn(dtypes[0], 1, count, 1.0), drawn(dtypes[1], 2, count, scale)
         assert natively(native, before, after, dtypes) == by_numpy(before, after, dtypes)
 

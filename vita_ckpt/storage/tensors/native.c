@@ -18,6 +18,7 @@ enum { VERSION = 2 };
 /* On x86-64 the loops are made for AVX2. A product and a sum are two roundings everywhere, since
    numpy knows no other way; fma() is only used where the product is exact. */
 #if defined(__x86_64__)
+#include <immintrin.h>
 #define FAST __attribute__((target("avx2,fma")))
 static int has_what_it_takes(void)
 {
@@ -152,6 +153,42 @@ INLINE uint64_t add_row(const float *old, const float *new, size_t count, struct
     return changed;
 }
 
+/* Two rows: each sum is stored once for both. The compiler would convert what it has in registers,
+   which is slower than to convert while loading. */
+#if defined(__x86_64__)
+FAST INLINE uint64_t add_rows(const float *old, const float *new, struct sums *restrict to)
+{
+    __m256i unchanged = _mm256_setzero_si256();
+    uint64_t counts[4];
+    for (size_t i = 0; i < LANES; i += 4) {
+        __m256d deltas = _mm256_loadu_pd(to->delta + i), olds = _mm256_loadu_pd(to->before + i);
+        __m256d news = _mm256_loadu_pd(to->after + i), largest = _mm256_loadu_pd(to->largest + i);
+        for (size_t row = 0; row < 2 * LANES; row += LANES) {
+            __m256d before = _mm256_cvtps_pd(_mm_loadu_ps(old + row + i));
+            __m256d after = _mm256_cvtps_pd(_mm_loadu_ps(new + row + i));
+            __m256d delta = _mm256_sub_pd(after, before), square = _mm256_mul_pd(delta, delta);
+            deltas = _mm256_add_pd(deltas, square);
+            olds = _mm256_fmadd_pd(before, before, olds);
+            news = _mm256_fmadd_pd(after, after, news);
+            largest = _mm256_max_pd(square, largest);
+            __m256i squares = _mm256_castpd_si256(square), zero = _mm256_setzero_si256();
+            unchanged = _mm256_sub_epi64(unchanged, _mm256_cmpeq_epi64(squares, zero));
+        }
+        _mm256_storeu_pd(to->delta + i, deltas);
+        _mm256_storeu_pd(to->before + i, olds);
+        _mm256_storeu_pd(to->after + i, news);
+        _mm256_storeu_pd(to->largest + i, largest);
+    }
+    _mm256_storeu_si256((__m256i *)counts, unchanged);
+    return 2 * LANES - (counts[0] + counts[1] + counts[2] + counts[3]);
+}
+#else
+INLINE uint64_t add_rows(const float *old, const float *new, struct sums *restrict to)
+{
+    return add_row(old, new, LANES, to) + add_row(old + LANES, new + LANES, LANES, to);
+}
+#endif
+
 /* The upper half is added to the lower one until one lane is left. */
 INLINE double total(double *lanes)
 {
@@ -186,14 +223,16 @@ static int add_block(const char *before, const char *after, size_t count, int ol
                      int new_dtype, struct distance *found)
 {
     struct sums sums = {0};
-    float old[LANES], new[LANES];
+    float old[2 * LANES], new[2 * LANES];
     int finite = 1;
-    for (size_t start = 0; start < count; start += LANES) {
-        size_t here = count - start < LANES ? count - start : LANES;
+    for (size_t start = 0; start < count;) {
+        size_t left = count - start, rows = left < 2 * LANES ? LANES : 2 * LANES;
+        size_t here = left < rows ? left : rows;
         finite &= decode(before + start * width(old_dtype), here, old_dtype, old);
         finite &= decode(after + start * width(new_dtype), here, new_dtype, new);
         found->changed +=
-            here == LANES ? add_row(old, new, LANES, &sums) : add_row(old, new, here, &sums);
+            here > LANES ? add_rows(old, new, &sums) : add_row(old, new, here, &sums);
+        start += here;
     }
     double delta = total(sums.delta), squares = total(sums.before), others = total(sums.after);
     if (!finite || !(squares - squares == 0) || !(others - others == 0))
