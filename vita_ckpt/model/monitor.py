@@ -95,6 +95,7 @@ class Monitor:
 
     def missing(self) -> int | None:
         """Wait for a moment, and return a rank that shows no sign of life, if there is one."""
+        time.sleep(2 * _BEAT)  # what it said last is heard by then
         before = dict(self._heard)
         time.sleep(4 * _BEAT)
         others = (rank for rank in range(self._size) if rank != self._rank)
