@@ -86,7 +86,7 @@ def _by_processes(
     """Call ``one`` with each path in several processes: threads would take turns at parsing."""
     import logging  # noqa: PLC0415 - slow, seldom needed
 
-    from vita_ckpt.storage.system.processes import evaluate_each  # noqa: PLC0415 - no less so
+    from vita_ckpt.storage.system.processes import evaluate_each  # noqa: PLC0415 - start-up
 
     level = logging.getLogger("vita_ckpt").level
     try:

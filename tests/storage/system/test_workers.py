@@ -146,7 +146,7 @@ def test_an_interrupt_or_a_kill_leaves_no_process(number: signal.Signals) -> Non
 
 
 def test_a_process_that_is_asked_for_nothing_says_nothing() -> None:
-    """Whoever started it was interrupted before it could be told what to do."""
+    """The process that started it was interrupted, and sent no work."""
     program = "from vita_ckpt.storage.system.worker_process import main; main()"
     closed, write = os.pipe()
     os.close(closed)

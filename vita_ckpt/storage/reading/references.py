@@ -30,11 +30,7 @@ def find_base(run: Checkpoint, stores: Stores) -> Checkpoint | None:
     named = (run.adapter_config or {}).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         return None
-    from vita_ckpt.storage.hub.cache import newest_snapshot  # noqa: PLC0415 - seldom needed
-
-    path = reaches(run, named, stores)
-    if path is None and stores.store_of(run.root).is_local:
-        path = newest_snapshot(named)
+    path = _path_of_base(run, named, stores)
     try:
         return open_checkpoint(path, stores) if path is not None else None
     except INCONCLUSIVE:
@@ -52,12 +48,17 @@ def find_named_base(run: Checkpoint, stores: Stores) -> Checkpoint | None:
     named = (run.adapter_config or {}).get("base_model_name_or_path")
     if not isinstance(named, str) or not named or not _is_plain(named):
         return None
+    path = _path_of_base(run, named, stores)
+    return open_checkpoint(path, stores) if path is not None else None
+
+
+def _path_of_base(run: Checkpoint, named: str, stores: Stores) -> str | None:
     path = reaches(run, named, stores)
     if path is None and stores.store_of(run.root).is_local:
         from vita_ckpt.storage.hub.cache import newest_snapshot  # noqa: PLC0415 - seldom needed
 
-        path = newest_snapshot(named)
-    return open_checkpoint(path, stores) if path is not None else None
+        return newest_snapshot(named)
+    return path
 
 
 def _is_plain(path: str) -> bool:
